@@ -1,0 +1,80 @@
+"""Every error that converter raises on purpose, with the exit code the command line gives it.
+
+    ConverterError                 1   base; never raised itself
+    ├── CheckpointError            3   the input file cannot be used
+    │   ├── NotACheckpointError        it is something else (HTML, LFS pointer, TorchScript, empty, ...)
+    │   ├── CorruptCheckpointError     it is damaged, truncated, or lies about its contents
+    │   ├── UnsupportedCheckpointError it is sound, but holds what this tool does not read
+    │   └── RootError                  the wanted state dict is not in it, or several are
+    ├── TableError                 4   a mapping table or a target spec is wrong
+    ├── PlanError                  5   table and checkpoint do not fit; carries all problems at once
+    ├── DestinationError           6   the output cannot be written there
+    └── ModelError                 7   weights or inputs do not fit the in-house model
+
+2 is click's own code for a wrong command line, 130 and 143 are Ctrl-C and SIGTERM.
+A message says what was found, where, what was expected and what to do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class ConverterError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is part of the command line's interface."""
+
+    exit_code = 1
+
+
+class CheckpointError(ConverterError):
+    """The input file cannot be used."""
+
+    exit_code = 3
+
+
+class NotACheckpointError(CheckpointError):
+    """The file is not a checkpoint at all, but something that was recognised or nothing known."""
+
+
+class CorruptCheckpointError(CheckpointError):
+    """The file is damaged, truncated or contradicts itself."""
+
+
+class UnsupportedCheckpointError(CheckpointError):
+    """The file is sound, but holds something that this tool does not read."""
+
+
+class RootError(CheckpointError):
+    """The wanted state dict is not in the file, or there are several and none can be preferred."""
+
+
+class TableError(ConverterError):
+    """A mapping table or target spec breaks the language. `problems` holds one line each."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__("\n".join([message, *(f"  - {problem}" for problem in problems)]))
+        self.problems = tuple(problems)
+
+
+class PlanError(ConverterError):
+    """A table does not fit a checkpoint. `problems` holds every reason, one line each."""
+
+    exit_code = 5
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__("\n".join([message, *(f"  - {problem}" for problem in problems)]))
+        self.problems = tuple(problems)
+
+
+class DestinationError(ConverterError):
+    """The output cannot be written where it was asked for; what was there is untouched."""
+
+    exit_code = 6
+
+
+class ModelError(ConverterError):
+    """Weights, configuration or inputs do not fit the in-house model."""
+
+    exit_code = 7
