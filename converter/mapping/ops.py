@@ -1,0 +1,255 @@
+"""The closed set of operations between source and target tensors.
+
+An op is a value that knows the shapes it makes (`shapes`), how to make them (`apply`) and the op that undoes it
+(`inverse`). It carries everything that its inverse needs (concat its sizes, reshape both shapes), so that a table
+reads backwards without any checkpoint at hand. Ops work on lists of tensors: concat and split are each other's
+inverse. They only move elements, and that is proved, not believed: see `prove_bijective`. Changing the dtype is the
+one exception; it lives in `cast.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import TableError
+
+Shape: TypeAlias = tuple[int, ...]
+Array: TypeAlias = npt.NDArray[Any]
+_T = TypeVar("_T")
+
+
+class Op(Protocol):
+    """An operation with an inverse. `shapes` raises TableError where the op does not fit."""
+
+    @property
+    def name(self) -> str: ...
+    def shapes(self, inputs: Sequence[Shape]) -> list[Shape]: ...
+    def apply(self, inputs: Sequence[Array]) -> list[Array]: ...
+    def inverse(self) -> Op: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Concat:
+    """n tensors of the given `sizes` along `axis` -> one."""
+
+    name: ClassVar[str] = "concat"
+    axis: int
+    sizes: tuple[int, ...]
+
+    def shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
+        for shape in inputs:
+            _check_axis(self, self.axis, shape)
+        sizes = tuple(shape[self.axis] for shape in inputs)
+        if sizes != self.sizes or len({_replace(shape, self.axis, ()) for shape in inputs}) != 1:
+            raise TableError(f"{describe(self)} does not fit tensors {', '.join(map(str, inputs))}")
+        return [_replace(inputs[0], self.axis, (sum(sizes),))]
+
+    def apply(self, inputs: Sequence[Array]) -> list[Array]:
+        return [np.concatenate(inputs, axis=self.axis)]
+
+    def inverse(self) -> Op:
+        return Split(self.axis, self.sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """One tensor -> n of the given `sizes` along `axis`."""
+
+    name: ClassVar[str] = "split"
+    axis: int
+    sizes: tuple[int, ...]
+
+    def shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
+        shape = _only(self, inputs)
+        _check_axis(self, self.axis, shape)
+        if sum(self.sizes) != shape[self.axis] or min(self.sizes) < 0:
+            raise TableError(f"{describe(self)} does not fit a tensor {shape}")
+        return [_replace(shape, self.axis, (size,)) for size in self.sizes]
+
+    def apply(self, inputs: Sequence[Array]) -> list[Array]:
+        return np.split(_only(self, inputs), np.cumsum(self.sizes)[:-1].tolist(), axis=self.axis)
+
+    def inverse(self) -> Op:
+        return Concat(self.axis, self.sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class Transpose:
+    """Permute the axes of every tensor."""
+
+    name: ClassVar[str] = "transpose"
+    axes: tuple[int, ...]
+
+    def shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
+        for shape in inputs:
+            if sorted(self.axes) != list(range(len(shape))):
+                raise TableError(f"{describe(self)} does not fit a tensor {shape}")
+        return [tuple(shape[axis] for axis in self.axes) for shape in inputs]
+
+    def apply(self, inputs: Sequence[Array]) -> list[Array]:
+        return [np.transpose(array, self.axes) for array in inputs]
+
+    def inverse(self) -> Op:
+        return Transpose(_inverse_permutation(self.axes))
+
+
+@dataclass(frozen=True, slots=True)
+class Reshape:
+    """Every tensor of shape `old` -> shape `new`, in C order."""
+
+    name: ClassVar[str] = "reshape"
+    old: Shape
+    new: Shape
+
+    def shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
+        for shape in inputs:
+            if shape != self.old or math.prod(self.old) != math.prod(self.new):
+                raise TableError(f"{describe(self)} does not fit a tensor {shape}")
+        return [self.new for _ in inputs]
+
+    def apply(self, inputs: Sequence[Array]) -> list[Array]:
+        return [array.reshape(self.new) for array in inputs]
+
+    def inverse(self) -> Op:
+        return Reshape(self.new, self.old)
+
+
+@dataclass(frozen=True, slots=True)
+class PermuteBlocks:
+    """See `axis` as `blocks`, permute these by `order`, flatten again.
+
+    `PermuteBlocks(1, (4, 96), (1, 0))` turns columns sorted by (corner, channel) into (channel, corner).
+    """
+
+    name: ClassVar[str] = "permute_blocks"
+    axis: int
+    blocks: tuple[int, ...]
+    order: tuple[int, ...]
+
+    def shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
+        for shape in inputs:
+            _check_axis(self, self.axis, shape)
+            if math.prod(self.blocks) != shape[self.axis] or sorted(self.order) != list(range(len(self.blocks))):
+                raise TableError(f"{describe(self)} does not fit a tensor {shape}")
+        return list(inputs)
+
+    def apply(self, inputs: Sequence[Array]) -> list[Array]:
+        results = []
+        for array in inputs:
+            blocked = array.reshape(_replace(array.shape, self.axis, self.blocks))
+            axes = list(range(blocked.ndim))
+            axes[self.axis : self.axis + len(self.order)] = [self.axis + i for i in self.order]
+            results.append(blocked.transpose(axes).reshape(array.shape))
+        return results
+
+    def inverse(self) -> Op:
+        blocks = tuple(self.blocks[i] for i in self.order)
+        return PermuteBlocks(self.axis, blocks, _inverse_permutation(self.order))
+
+
+@dataclass(frozen=True, slots=True)
+class Reorder:
+    """Take the slices along `axis` in the order of `index`, a permutation."""
+
+    name: ClassVar[str] = "reorder"
+    axis: int
+    index: tuple[int, ...]
+
+    def shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
+        for shape in inputs:
+            _check_axis(self, self.axis, shape)
+            if sorted(self.index) != list(range(shape[self.axis])):
+                raise TableError(f"{describe(self)} is not a permutation of axis {self.axis} of a tensor {shape}")
+        return list(inputs)
+
+    def apply(self, inputs: Sequence[Array]) -> list[Array]:
+        return [np.take(array, self.index, axis=self.axis) for array in inputs]
+
+    def inverse(self) -> Op:
+        return Reorder(self.axis, _inverse_permutation(self.index))
+
+
+# name in a table -> constructor from the op's JSON object, whose expressions are already evaluated
+_OPS: Mapping[str, Callable[[Mapping[str, Any]], Op]] = {
+    "concat": lambda o: Concat(o["axis"], tuple(o["sizes"])),
+    "split": lambda o: Split(o["axis"], tuple(o["sizes"])),
+    "transpose": lambda o: Transpose(tuple(o["axes"])),
+    "reshape": lambda o: Reshape(tuple(o["from"]), tuple(o["to"])),
+    "permute_blocks": lambda o: PermuteBlocks(o["axis"], tuple(o["blocks"]), tuple(o["order"])),
+    "reorder": lambda o: Reorder(o["axis"], tuple(o["index"])),
+}
+
+
+def make_op(description: Mapping[str, Any]) -> Op:
+    """The op of a table's JSON object, whose numbers are already evaluated."""
+    return _OPS[description["op"]](description)
+
+
+def describe(op: Op) -> str:
+    """`concat(axis=0, sizes=(768, 768, 768))`."""
+    fields: dict[str, Any] = asdict(op)  # type: ignore[call-overload]
+    return f"{op.name}({', '.join(f'{key}={value}' for key, value in fields.items())})"
+
+
+def chain_shapes(ops: Sequence[Op], inputs: Sequence[Shape]) -> list[Shape]:
+    """Shapes after `ops`."""
+    shapes = list(inputs)
+    for op in ops:
+        shapes = op.shapes(shapes)
+    return shapes
+
+
+def apply_ops(ops: Sequence[Op], inputs: Sequence[Array]) -> list[Array]:
+    """Run `ops` over `inputs`."""
+    arrays = list(inputs)
+    for op in ops:
+        arrays = op.apply(arrays)
+    return arrays
+
+
+def invert_ops(ops: Sequence[Op]) -> tuple[Op, ...]:
+    """The chain that undoes `ops`."""
+    return tuple(op.inverse() for op in reversed(ops))
+
+
+def prove_bijective(ops: Sequence[Op], inputs: Sequence[Shape]) -> str | None:
+    """Run `ops` on tensors that number their elements; None if every number is found exactly once and the inverse
+    chain puts each back where it was, else what is wrong."""
+    offsets = np.cumsum([0, *map(math.prod, inputs)])
+    numbered = [
+        np.arange(start, start + math.prod(shape)).reshape(shape)
+        for start, shape in zip(offsets[:-1], inputs, strict=True)
+    ]
+    outputs = apply_ops(ops, numbered)
+    counts = np.bincount(np.concatenate([output.ravel() for output in outputs]), minlength=int(offsets[-1]))
+    if not (counts == 1).all():
+        return f"{np.count_nonzero(counts == 0)} elements are lost and {np.count_nonzero(counts > 1)} doubled"
+    back = apply_ops(invert_ops(ops), outputs)
+    if not all(np.array_equal(a, b) for a, b in zip(back, numbered, strict=True)):
+        return "the inverse does not put the elements back"
+    return None
+
+
+def _check_axis(op: Op, axis: int, shape: Shape) -> None:
+    if not 0 <= axis < len(shape):
+        raise TableError(f"{describe(op)} does not fit a tensor {shape}: it has no axis {axis}")
+
+
+def _only(op: Op, inputs: Sequence[_T]) -> _T:
+    if len(inputs) != 1:
+        raise TableError(f"{describe(op)} takes one tensor, not {len(inputs)}")
+    return inputs[0]
+
+
+def _replace(shape: Shape, axis: int, new: tuple[int, ...]) -> Shape:
+    return shape[:axis] + new + shape[axis + 1 :]
+
+
+def _inverse_permutation(order: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(order.index(i) for i in range(len(order)))

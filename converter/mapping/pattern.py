@@ -1,0 +1,119 @@
+"""Key patterns: whole, anchored names of literal text and named captures, readable in both directions.
+
+`backbone.body.layers.{stage}.blocks.{block}.norm1.{param}` captures. An integer capture may be affine in one
+unknown (`dyhead_tower.{3*block + 1}`), with constants of the table in it. A capture is either an integer (decimal,
+no leading zero) or one of the words that the table lists for its name; there is no wildcard and no regular
+expression, so whatever a pattern matches it can also write.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..errors import TableError
+from .expression import Value, affine
+
+Captures = Mapping[str, int | str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Integer:
+    """`{scale*name + offset}`; a constant where `name` is None."""
+
+    name: str | None
+    scale: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Word:
+    name: str
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """One compiled pattern. `match` and `format` are inverse to each other."""
+
+    text: str
+    _parts: tuple[str | _Integer | _Word, ...]
+    _regex: re.Pattern[str]
+
+    @property
+    def captures(self) -> frozenset[str]:
+        """Names that `match` binds and `format` needs."""
+        return frozenset(p.name for p in self._parts if not isinstance(p, str) and p.name is not None)
+
+    def match(self, key: str) -> dict[str, int | str] | None:
+        """Captures that make this pattern equal `key`, or None. A capture that occurs twice must agree."""
+        found = self._regex.fullmatch(key)
+        if found is None:
+            return None
+        bound: dict[str, int | str] = {}
+        captures = (part for part in self._parts if not isinstance(part, str))
+        for part, text in zip(captures, found.groups(), strict=True):
+            value: int | str = text
+            if isinstance(part, _Integer):
+                number = int(text) - part.offset
+                if part.name is None:
+                    if number:
+                        return None
+                    continue
+                if number % part.scale or number // part.scale < 0:
+                    return None
+                value = number // part.scale
+            assert part.name is not None
+            if bound.setdefault(part.name, value) != value:
+                return None
+        return bound
+
+    def format(self, captures: Captures) -> str:
+        """The key that `captures` make of this pattern; raises KeyError for one that is missing."""
+        text = []
+        for part in self._parts:
+            if isinstance(part, str):
+                text.append(part)
+            elif isinstance(part, _Word):
+                text.append(str(captures[part.name]))
+            elif part.name is None:
+                text.append(str(part.offset))
+            else:
+                number = part.scale * int(captures[part.name]) + part.offset
+                if number < 0:
+                    raise TableError(f"pattern {self.text!r} gives {number} for {part.name}={captures[part.name]}")
+                text.append(str(number))
+        return "".join(text)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def compile_pattern(text: str, words: Mapping[str, Sequence[str]], constants: Mapping[str, Value]) -> Pattern:
+    """Compile `text`. `words` lists the values of word captures; every other capture is an integer."""
+    parts: list[str | _Integer | _Word] = []
+    regex = []
+    for piece in re.split(r"(\{[^{}]*\})", text):
+        if not piece:
+            continue
+        if piece[0] != "{":
+            if "{" in piece or "}" in piece:
+                raise TableError(f"pattern {text!r} has an unpaired brace")
+            parts.append(piece)
+            regex.append(re.escape(piece))
+            continue
+        inside = piece[1:-1].strip()
+        if inside in words:
+            # longest first: an alternation takes the first word that fits
+            options = tuple(sorted(words[inside], key=len, reverse=True))
+            parts.append(_Word(inside, options))
+            regex.append("(" + "|".join(map(re.escape, options)) + ")")
+        else:
+            parts.append(_Integer(*affine(inside, constants)))
+            # 9 digits: far above any layer count, and int() of a long string is never reached
+            regex.append(r"(0|[1-9][0-9]{0,8})")
+    for left, right in zip(parts, parts[1:], strict=False):
+        if not isinstance(left, str) and not isinstance(right, str):
+            raise TableError(f"pattern {text!r} has two captures side by side; put literal text between them")
+    return Pattern(text, tuple(parts), re.compile("".join(regex)))

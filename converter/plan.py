@@ -1,0 +1,297 @@
+"""The plan: everything that a conversion will do, decided and proved before a byte of tensor data is read.
+
+Dry run, `explain`, the conversion itself and its reverse all read this one value.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+from .checkpoint import DTYPES, DType, TensorInfo
+from .errors import PlanError, TableError
+from .mapping.cast import is_float, is_lossless
+from .mapping.ops import Op, Shape, describe, invert_ops, prove_bijective
+from .mapping.spec import Config, Variant
+from .mapping.table import Bound, Table, Transfer
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor on either side: its name there, shape and dtype."""
+
+    name: str
+    shape: Shape
+    dtype: DType
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.shape} {self.dtype.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """`sources`, through `ops`, then cast to the targets' dtype, become `targets`. `pointer` names the rule."""
+
+    pointer: str
+    sources: tuple[Tensor, ...]
+    targets: tuple[Tensor, ...]
+    ops: tuple[Op, ...]
+
+    @property
+    def casts(self) -> bool:
+        """Whether the dtype changes."""
+        return self.sources[0].dtype != self.targets[0].dtype
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether the reverse step gives back every bit."""
+        return is_lossless(self.sources[0].dtype, self.targets[0].dtype)
+
+    def reverse(self) -> Step:
+        """The step from the targets back to the sources."""
+        return Step(self.pointer, self.targets, self.sources, invert_ops(self.ops))
+
+    def describe(self) -> list[str]:
+        """The ops in words, the cast last; ['rename'] if there is neither."""
+        words = [describe(op) for op in self.ops]
+        if self.casts:
+            words.append(f"cast({self.sources[0].dtype.name} -> {self.targets[0].dtype.name})")
+        return words or ["rename"]
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A source tensor that the table leaves out, and why."""
+
+    tensor: Tensor
+    pointer: str
+    reason: str
+    rebuildable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What becomes of every source tensor and where every target tensor comes from.
+
+    `problems` is empty for a plan that can be executed; `make_plan` raises otherwise unless told not to.
+    """
+
+    table: str
+    table_sha256: str
+    target: str
+    variant: Variant
+    config: Config
+    steps: tuple[Step, ...]
+    left_out: tuple[LeftOut, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def targets(self) -> Iterator[Tensor]:
+        """Target tensors, in the order of the steps."""
+        return (target for step in self.steps for target in step.targets)
+
+    def reverse(self) -> Plan:
+        """The plan from the target back to the source. What was left out stays out; a lossy cast stays lost."""
+        return replace(self, steps=tuple(step.reverse() for step in self.steps), left_out=())
+
+    def indistinguishable(self) -> list[tuple[Shape, list[str]]]:
+        """Groups of targets of one shape: had the table exchanged two of them, no shape would tell."""
+        groups: dict[Shape, list[str]] = {}
+        for target in self.targets:
+            groups.setdefault(target.shape, []).append(target.name)
+        return [(shape, names) for shape, names in groups.items() if len(names) > 1]
+
+    def transposable(self) -> list[str]:
+        """Square matrices: were one transposed, no shape would tell."""
+        return [t.name for t in self.targets if len(t.shape) > 1 and t.shape[0] == t.shape[1] > 1]
+
+
+def make_plan(
+    table: Table,
+    tensors: Mapping[str, TensorInfo],
+    *,
+    variant: str | None = None,
+    dtype: str | None = None,
+    refuse: bool = True,
+) -> Plan:
+    """Fit `table` to the index of a checkpoint.
+
+    The variant is inferred from names and shapes unless stated; `dtype` casts every tensor, else each keeps its own.
+    Raises PlanError with every problem at once, unless `refuse` is False: then they are in the plan.
+    """
+    stripped, problems = _strip_prefixes(tensors, table.prefixes)
+    stated = table.spec.variant(variant) if variant else None
+    fits = [_Fit(table, v, stripped) for v in table.spec.variants]
+    best = max(fits, key=lambda fit: fit.score)
+    fit = next(f for f in fits if f.variant == stated) if stated else best
+    steps, found = fit.steps(DTYPES[dtype] if dtype else None)
+    left_out, unmatched = fit.account()
+    problems += fit.static_problems + found + unmatched
+    plan = Plan(
+        table.name, table.sha256, table.spec.name, fit.variant, fit.config, steps, left_out, tuple(problems)
+    )
+    if refuse and problems:
+        raise PlanError(_headline(table, fit, best, stated, len(stripped), len(problems)), problems)
+    return plan
+
+
+def _headline(table: Table, fit: _Fit, best: _Fit, stated: Variant | None, keys: int, problems: int) -> str:
+    found = f"{fit.found} of the {len(fit.needed)} tensors that {fit.variant.name} needs are there"
+    if best.score < 0.1:
+        return f"{table.name}: this is no checkpoint of this family: among its {keys} tensors {found}"
+    if stated and best is not fit and best.score > fit.score:
+        return (
+            f"{table.name}: {stated.name} was stated, but this looks like {best.variant.name} "
+            f"({best.found} of {len(best.needed)} tensors fit it): {found}, {problems} problems"
+        )
+    return f"{table.name}: the checkpoint does not fit {fit.variant.name}: {found}, {problems} problems"
+
+
+class _Fit:
+    """A table under one variant, laid against the tensors of a checkpoint."""
+
+    def __init__(self, table: Table, variant: Variant, tensors: Mapping[str, Tensor]) -> None:
+        self.variant = variant
+        self.tensors = tensors
+        self.config = _with_options(table, variant, tensors)
+        self.bound: Bound = table.bind(self.config)
+        self.transfers, self.static_problems = table.transfers(self.bound, self.config)
+        self.needed = {name: (shape, t) for t in self.transfers for name, shape in t.sources}
+        self.found = sum(name in tensors and tensors[name].shape == shape for name, (shape, _) in self.needed.items())
+        ignored = sum(any(i.source.match(name) is not None for i in self.bound.ignores) for name in tensors)
+        # shared part of what is needed and what is there
+        self.score = self.found / max(1, len(self.needed) + len(tensors) - ignored - self.found)
+
+    def steps(self, dtype: DType | None) -> tuple[tuple[Step, ...], list[str]]:
+        steps, problems = [], []
+        proved: dict[tuple[tuple[Op, ...], tuple[Shape, ...]], str | None] = {}
+        for transfer in self.transfers:
+            wrong = list(self._misfits(transfer))
+            sources = [self.tensors[name] for name, _ in transfer.sources if name in self.tensors]
+            if not wrong:
+                wrong += _wrong_dtypes(transfer, sources)
+            if not wrong and transfer.rule.ops:
+                proof = (transfer.rule.ops, tuple(shape for _, shape in transfer.sources))
+                if proof not in proved:
+                    proved[proof] = prove_bijective(*proof)
+                if said := proved[proof]:
+                    wrong.append(f"{transfer.rule.pointer}: {said}")
+            problems += wrong
+            if not wrong:
+                kept = DTYPES[transfer.rule.cast[1]] if transfer.rule.cast else sources[0].dtype
+                targets = tuple(Tensor(name, shape, dtype or kept) for name, shape in transfer.targets)
+                steps.append(Step(transfer.rule.pointer, tuple(sources), targets, transfer.rule.ops))
+        return tuple(steps), problems
+
+    def _misfits(self, transfer: Transfer) -> Iterator[str]:
+        made = f"{transfer.targets[0][0]!r} {transfer.targets[0][1]}"
+        for name, shape in transfer.sources:
+            there = self.tensors.get(name)
+            if there is None:
+                yield f"{name!r} {shape} is missing; {transfer.rule.pointer} makes {made} of it"
+            elif there.shape != shape:
+                hint = " (it looks transposed)" if there.shape[::-1] == shape else ""
+                yield (
+                    f"{there.name!r} is {there.shape}{hint}; {transfer.rule.pointer} needs {shape} to make {made}"
+                )
+
+    def account(self) -> tuple[tuple[LeftOut, ...], list[str]]:
+        """What becomes of the tensors that no transfer needs; every one must be left out by exactly one entry."""
+        left_out, problems = [], []
+        matched: set[str] = set()
+        for name, tensor in self.tensors.items():
+            claims = [ignore for ignore in self.bound.ignores if ignore.source.match(name) is not None]
+            matched |= {ignore.pointer for ignore in claims}
+            makers = [r for r in self.bound.rules if any(p.match(name) is not None for p in r.sources)]
+            if name in self.needed and len(makers) + len(claims) == 1:
+                continue
+            pointers = ", ".join(entry.pointer for entry in (*makers, *claims))
+            if len(makers) + len(claims) > 1:
+                problems.append(f"{tensor.name!r} {tensor.shape} is matched more than once: {pointers}")
+            elif claims:
+                (claim,) = claims
+                left_out.append(LeftOut(tensor, claim.pointer, claim.reason, claim.rebuildable))
+            elif makers:
+                problems.append(
+                    f"{tensor.name!r} {tensor.shape} matches {pointers}, but {self.variant.name} has nothing "
+                    "that it could make"
+                )
+            else:
+                problems.append(
+                    f"no rule matches {tensor.name!r} {tensor.shape}. {self._nearest(name, tensor.shape)}"
+                    "Add a rule, or an ignore with a reason."
+                )
+        for ignore in self.bound.ignores:
+            if ignore.pointer not in matched and ignore.optional is None:
+                problems.append(
+                    f"{ignore.pointer} matches nothing: {ignore.source.text!r}. If a checkpoint may lack it, say why "
+                    "in 'optional'."
+                )
+        return tuple(left_out), problems
+
+    def _nearest(self, name: str, shape: Shape) -> str:
+        candidates = {key: shape for key, (shape, _) in self.needed.items()}
+        near = nearest(name, candidates, shape)
+        return f"Nearest: {', '.join(f'{key!r} {candidates[key]}' for key in near)}. " if near else ""
+
+
+def nearest(name: str, candidates: Mapping[str, Shape], shape: Shape | None = None) -> list[str]:
+    """Up to three candidates that read like `name` (numbers aside), those of the same shape first."""
+    examples: dict[str, str] = {}
+    for candidate in candidates:
+        examples.setdefault(_without_numbers(candidate), candidate)
+    close = _close_names(_without_numbers(name), tuple(examples))
+    return sorted((examples[c] for c in close), key=lambda key: candidates[key] != shape)
+
+
+@cache
+def _close_names(name: str, names: tuple[str, ...]) -> list[str]:
+    return difflib.get_close_matches(name[:400], names, n=3, cutoff=0.6)
+
+
+def _without_numbers(name: str) -> str:
+    return re.sub(r"[0-9]+", "*", name)
+
+
+def _wrong_dtypes(transfer: Transfer, sources: Sequence[Tensor]) -> Iterator[str]:
+    for tensor in sources:
+        if not is_float(tensor.dtype):
+            yield f"{tensor.name!r} is {tensor.dtype.name}; {transfer.rule.pointer} takes floating-point weights"
+        elif transfer.rule.cast and tensor.dtype.name != transfer.rule.cast[0]:
+            yield f"{tensor.name!r} is {tensor.dtype.name}; {transfer.rule.pointer} casts from {transfer.rule.cast[0]}"
+    if len({tensor.dtype for tensor in sources}) > 1:
+        yield f"{transfer.rule.pointer} joins tensors of different dtypes: {', '.join(map(str, sources))}"
+
+
+def _strip_prefixes(
+    tensors: Mapping[str, TensorInfo], prefixes: Sequence[str]
+) -> tuple[dict[str, Tensor], list[str]]:
+    stripped: dict[str, Tensor] = {}
+    problems = []
+    for name, info in tensors.items():
+        short = name
+        while prefix := next((p for p in prefixes if short.startswith(p)), None):
+            short = short[len(prefix) :]
+        if short in stripped:
+            problems.append(f"{stripped[short].name!r} and {name!r} are the same key once prefixes are taken off")
+        else:
+            stripped[short] = Tensor(name, info.shape, info.dtype)
+    return stripped, problems
+
+
+def _with_options(table: Table, variant: Variant, tensors: Mapping[str, Tensor]) -> Config:
+    """The variant's config, with the fields that the checkpoint decides."""
+    config = dict(variant.config)
+    for option in table.spec.options:
+        present: dict[str, object] = {**config, option.field: 1}
+        bound = table.bind(present)  # type: ignore[arg-type]
+        rule = next((r for r in bound.rules if any(t.match(option.tensor) == {} for t in r.targets)), None)
+        if rule is None or rule.ops:
+            raise TableError(f"{table.name}: option {option.field!r} needs a rule that renames to {option.tensor!r}")
+        tensor = tensors.get(rule.sources[0].format({}))
+        if tensor is not None and len(tensor.shape) > option.axis:
+            config[option.field] = tensor.shape[option.axis]
+    return config
