@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 from .checkpoint import DTYPES, DType, TensorInfo
 from .errors import PlanError, TableError
 from .mapping.cast import is_float, is_lossless
-from .mapping.ops import Op, Shape, describe, invert_ops, prove_bijective
+from .mapping.ops import Array, Op, Shape, describe, invert_ops, prove_bijective
 from .mapping.spec import Config, Variant
 from .mapping.table import Bound, Table, Transfer
 
@@ -64,12 +64,12 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A source tensor that the table leaves out, and why."""
+    """A source tensor that the table leaves out, and why. `rebuild` makes the value that it must have, if any."""
 
     tensor: Tensor
     pointer: str
     reason: str
-    rebuildable: bool
+    rebuild: Callable[[], Array] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +130,7 @@ def make_plan(
     steps, found = fit.steps(DTYPES[dtype] if dtype else None)
     left_out, unmatched = fit.account()
     problems += fit.static_problems + found + unmatched
-    plan = Plan(
-        table.name, table.sha256, table.spec.name, fit.variant, fit.config, steps, left_out, tuple(problems)
-    )
+    plan = Plan(table.name, table.sha256, table.spec.name, fit.variant, fit.config, steps, left_out, tuple(problems))
     if refuse and problems:
         raise PlanError(_headline(table, fit, best, stated, len(stripped), len(problems)), problems)
     return plan
@@ -194,9 +192,7 @@ class _Fit:
                 yield f"{name!r} {shape} is missing; {transfer.rule.pointer} makes {made} of it"
             elif there.shape != shape:
                 hint = " (it looks transposed)" if there.shape[::-1] == shape else ""
-                yield (
-                    f"{there.name!r} is {there.shape}{hint}; {transfer.rule.pointer} needs {shape} to make {made}"
-                )
+                yield (f"{there.name!r} is {there.shape}{hint}; {transfer.rule.pointer} needs {shape} to make {made}")
 
     def account(self) -> tuple[tuple[LeftOut, ...], list[str]]:
         """What becomes of the tensors that no transfer needs; every one must be left out by exactly one entry."""
@@ -213,7 +209,8 @@ class _Fit:
                 problems.append(f"{tensor.name!r} {tensor.shape} is matched more than once: {pointers}")
             elif claims:
                 (claim,) = claims
-                left_out.append(LeftOut(tensor, claim.pointer, claim.reason, claim.rebuildable))
+                rebuild = claim.rebuild and partial(claim.rebuild, claim.source.match(name) or {})
+                left_out.append(LeftOut(tensor, claim.pointer, claim.reason, rebuild))
             elif makers:
                 problems.append(
                     f"{tensor.name!r} {tensor.shape} matches {pointers}, but {self.variant.name} has nothing "
@@ -266,9 +263,7 @@ def _wrong_dtypes(transfer: Transfer, sources: Sequence[Tensor]) -> Iterator[str
         yield f"{transfer.rule.pointer} joins tensors of different dtypes: {', '.join(map(str, sources))}"
 
 
-def _strip_prefixes(
-    tensors: Mapping[str, TensorInfo], prefixes: Sequence[str]
-) -> tuple[dict[str, Tensor], list[str]]:
+def _strip_prefixes(tensors: Mapping[str, TensorInfo], prefixes: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
     stripped: dict[str, Tensor] = {}
     problems = []
     for name, info in tensors.items():

@@ -23,9 +23,7 @@ def is_float(dtype: DType) -> bool:
 
 def is_lossless(source: DType, target: DType) -> bool:
     """Whether every value of `source` has an equal in `target`."""
-    return source == target or all(
-        a <= b for a, b in zip(_FLOATS[source.name], _FLOATS[target.name], strict=True)
-    )
+    return source == target or all(a <= b for a, b in zip(_FLOATS[source.name], _FLOATS[target.name], strict=True))
 
 
 def cast(array: Array, source: DType, target: DType, name: str) -> Array:

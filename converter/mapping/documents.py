@@ -98,9 +98,16 @@ def _schema_of(kind: str) -> Any:
     return jsonschema.Draft202012Validator({"$defs": schema["$defs"], "$ref": f"#/$defs/{kind}"})
 
 
+def _innermost(error: Any) -> Any:
+    """Of the alternatives that a value could have met, the error of the one it came closest to."""
+    from jsonschema.exceptions import best_match
+
+    return best_match([error])
+
+
 def _validate(content: dict[str, Any], path: Path) -> None:
     problems = []
-    for error in _schema_of(content["kind"]).iter_errors(content):
+    for error in map(_innermost, _schema_of(content["kind"]).iter_errors(content)):
         pointer = "".join(f"/{part}" for part in error.absolute_path)
         message = error.message if len(error.message) < 300 else error.message[:300] + "..."
         problems.append(f"{pointer or '/'}: {message}")

@@ -252,4 +252,6 @@ def _replace(shape: Shape, axis: int, new: tuple[int, ...]) -> Shape:
 
 
 def _inverse_permutation(order: tuple[int, ...]) -> tuple[int, ...]:
+    if sorted(order) != list(range(len(order))):
+        raise TableError(f"{order} is not a permutation")
     return tuple(order.index(i) for i in range(len(order)))

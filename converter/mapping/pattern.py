@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ..errors import TableError
 from .expression import Value, affine
@@ -113,7 +114,7 @@ def compile_pattern(text: str, words: Mapping[str, Sequence[str]], constants: Ma
             parts.append(_Integer(*affine(inside, constants)))
             # 9 digits: far above any layer count, and int() of a long string is never reached
             regex.append(r"(0|[1-9][0-9]{0,8})")
-    for left, right in zip(parts, parts[1:], strict=False):
+    for left, right in pairwise(parts):
         if not isinstance(left, str) and not isinstance(right, str):
             raise TableError(f"pattern {text!r} has two captures side by side; put literal text between them")
     return Pattern(text, tuple(parts), re.compile("".join(regex)))

@@ -108,9 +108,7 @@ def load_spec(name_or_path: str | Path) -> Spec:
         variants.append(Variant(name, variant["title"], tuple(variant.get("also", ())), config))
     if problems:
         raise TableError(f"{document.path} has wrong variants", problems)
-    return Spec(
-        document.name, content["title"], document.sha256, tuple(variants), options, tuple(content["tensors"])
-    )
+    return Spec(document.name, content["title"], document.sha256, tuple(variants), options, tuple(content["tensors"]))
 
 
 def _frozen(value: Any) -> Value:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from typing import Any
 from ..errors import TableError
 from .documents import find_document
 from .expression import Value, evaluate, integer
-from .ops import Op, Shape, chain_shapes, invert_ops, make_op
+from .ops import Array, Op, Shape, chain_shapes, invert_ops, make_op
 from .pattern import Pattern, compile_pattern
+from .rebuild import REBUILDERS
 from .spec import Config, Spec, each, load_spec
 
 
@@ -34,13 +35,13 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Ignore:
-    """Source keys that are left out on purpose."""
+    """Source keys that are left out on purpose. `rebuild` gives the value that the config implies, or None."""
 
     pointer: str
     source: Pattern
     reason: str
-    rebuildable: bool
     optional: str | None
+    rebuild: Callable[[Mapping[str, Value]], Array] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ class Table:
             try:
                 (source,) = patterns(entry["source"])
                 ignores.append(
-                    Ignore(pointer, source, entry["reason"], entry["rebuildable"], entry.get("optional"))
+                    Ignore(pointer, source, entry["reason"], entry.get("optional"), _rebuilder(entry["rebuild"], names))
                 )
             except TableError as error:
                 problems.append(f"{pointer}: {error}")
@@ -211,6 +212,16 @@ def _rule(
     if not ops and (len(sources), len(targets)) != (1, 1):
         raise TableError(f"{len(sources)} sources and {len(targets)} targets need an op that joins or splits them")
     return Rule(pointer, sources, targets, ops, casts[0] if casts else None)
+
+
+def _rebuilder(
+    entry: Mapping[str, Any] | None, names: Mapping[str, Value]
+) -> Callable[[Mapping[str, Value]], Array] | None:
+    if entry is None:
+        return None
+    make = REBUILDERS[entry["as"]]
+    arguments = {name: expression for name, expression in entry.items() if name != "as"}
+    return lambda captures: make(**{k: integer(v, {**names, **captures}) for k, v in arguments.items()})
 
 
 def _evaluated(value: Any, names: Mapping[str, Value]) -> Any:

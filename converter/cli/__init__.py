@@ -1,0 +1,43 @@
+"""The command line: one thin module per command. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import click
+
+from .. import __version__
+from .convert import convert
+from .explain import explain
+from .inspect import inspect
+from .tables import lint, tables
+
+__all__ = ["convert_main", "main"]
+
+_EPILOG = """\b
+Examples:
+  converter convert --src glip_tiny_model_o365_goldg_cc_sbu.pth --dst glip-t.safetensors
+  converter inspect glip_tiny_model_o365_goldg_cc_sbu.pth
+  converter explain module.rpn.head.bias0 --src glip_tiny_model_o365_goldg_cc_sbu.pth
+\b
+Exit codes:
+  0 done               2 wrong command line     3 the input cannot be used
+  4 a table is wrong   5 the table does not fit the checkpoint
+  6 the destination cannot be written           7 weights do not fit the model
+  130 interrupted      143 terminated"""
+
+
+@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="converter")
+def main() -> None:
+    """Move GLIP weights between implementations and prove that nothing was lost.
+
+    Checkpoints are never executed: no pickle is loaded, nothing in one is imported or called.
+    """
+
+
+for _command in (convert, inspect, explain, tables, lint):
+    main.add_command(_command)
+
+
+def convert_main() -> None:
+    """The `convert` program: `converter convert` under its own name."""
+    convert.main(prog_name="convert")

@@ -1,0 +1,86 @@
+"""`converter explain`: what becomes of one key, by which rule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .output import print_json, reports_errors
+
+if TYPE_CHECKING:
+    from ..plan import Plan
+
+_EPILOG = """\b
+Examples:
+  converter explain module.rpn.head.bias0 --src official.pth
+  converter explain text_encoder.layers.3.attention.qkv.weight --src official.pth"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("key")
+@click.option("--src", "source", required=True, type=click.Path(path_type=Path), help="Checkpoint to read.")
+@click.option(
+    "--table",
+    "table_name",
+    default="glip-official",
+    show_default=True,
+    help="Mapping table: a name or a path to JSON.",
+)
+@click.option("--root", help="State dict to take where the file holds several.")
+@click.option("--variant", help="State the variant instead of inferring it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@reports_errors
+def explain(key: str, source: Path, table_name: str, root: str | None, variant: str | None, as_json: bool) -> None:
+    """Say what becomes of KEY, a name of the checkpoint (with or without its prefix) or of the in-house model.
+
+    Names the rule by its JSON pointer in the table, the ops and both shapes; for an unknown key, the nearest ones.
+    Works on a checkpoint that does not fit, too. Exit code 5 if KEY is unknown.
+    """
+    from ..checkpoint import open_checkpoint
+    from ..errors import PlanError
+    from ..mapping.table import load_table
+    from ..plan import make_plan, nearest
+
+    table = load_table(table_name)
+    with open_checkpoint(source, root) as checkpoint:
+        plan = make_plan(table, checkpoint.tensors, variant=variant, refuse=False)
+    keys = {key, *(prefix + key for prefix in table.prefixes)}
+    found = _find(plan, keys)
+    if found is None:
+        shapes = {t.name: t.shape for step in plan.steps for t in (*step.sources, *step.targets)}
+        shapes |= {out.tensor.name: out.tensor.shape for out in plan.left_out}
+        about = [problem for problem in plan.problems if any(repr(k) in problem for k in keys)]
+        near = [f"nearest: {name} {shapes[name]}" for name in nearest(key, shapes)]
+        raise PlanError(f"{table.name}: nothing is known of {key!r}", about or near)
+    if as_json:
+        print_json(found)
+        return
+    for label, value in found.items():
+        for item in value if isinstance(value, list) else [value]:
+            click.echo(f"{label + ':':<10}{item}")
+
+
+def _find(plan: Plan, keys: set[str]) -> dict[str, Any] | None:
+    for step in plan.steps:
+        if keys & {t.name for t in (*step.sources, *step.targets)}:
+            return {
+                "table": plan.table,
+                "variant": plan.variant.name,
+                "rule": step.pointer,
+                "source": [str(t) for t in step.sources],
+                "ops": step.describe(),
+                "target": [str(t) for t in step.targets],
+            }
+    for out in plan.left_out:
+        if out.tensor.name in keys:
+            again = "can be rebuilt" if out.rebuild else "cannot be rebuilt"
+            return {
+                "table": plan.table,
+                "variant": plan.variant.name,
+                "rule": out.pointer,
+                "source": [str(out.tensor)],
+                "left out": f"{out.reason}; {again}",
+            }
+    return None

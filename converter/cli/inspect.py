@@ -1,0 +1,83 @@
+"""`converter inspect`: what a checkpoint file holds, without executing anything in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .output import gigabytes, print_json, reports_errors
+
+_EPILOG = """\b
+Examples:
+  converter inspect official.pth
+  converter inspect official.pth --root model_ema --json"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--root", help="State dict to show where the file holds several.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@reports_errors
+def inspect(file: Path, root: str | None, as_json: bool) -> None:
+    """Show the layout, tensors, pickled globals and variant of a checkpoint. Nothing in it is executed."""
+    from ..checkpoint import open_checkpoint
+    from ..mapping.documents import list_documents
+    from ..mapping.table import load_table
+    from ..plan import make_plan
+
+    with open_checkpoint(file, root) as checkpoint:
+        fits = []
+        for document in list_documents("table"):
+            plan = make_plan(load_table(document.name), checkpoint.tensors, refuse=False)
+            if not plan.problems:
+                fits.append({"table": plan.table, "variant": plan.variant.name, "also": plan.variant.also})
+        content: dict[str, Any] = {
+            "file": str(checkpoint.path),
+            "layout": checkpoint.layout,
+            "bytes": checkpoint.size,
+            "roots": dict(checkpoint.roots),
+            "root": checkpoint.root,
+            "fits": fits,
+            "globals": checkpoint.globals,
+            "skipped": checkpoint.skipped,
+            "metadata": dict(checkpoint.metadata),
+            "tensors": [
+                {
+                    "name": t.name,
+                    "shape": t.shape,
+                    "dtype": t.dtype.name,
+                    "bytes": t.nbytes,
+                    "contiguous": t.contiguous,
+                }
+                for t in checkpoint.tensors.values()
+            ],
+        }
+    if as_json:
+        print_json(content)
+    else:
+        _print(content)
+
+
+def _print(content: dict[str, Any]) -> None:
+    tensors = content["tensors"]
+    width = max((len(t["name"]) for t in tensors), default=0)
+    for tensor in tensors:
+        shape = "x".join(map(str, tensor["shape"])) or "scalar"
+        note = "" if tensor["contiguous"] else "  (a view)"
+        click.echo(f"{tensor['name']:<{width}}  {tensor['dtype']:<9} {shape:<18} {gigabytes(tensor['bytes'])}{note}")
+    click.echo(f"\nlayout:  {content['layout']}, {gigabytes(content['bytes'])}")
+    if content["root"]:
+        roots = ", ".join(f"{name} ({count})" for name, count in content["roots"].items())
+        click.echo(f"root:    {content['root']} of {roots}")
+    click.echo(f"tensors: {len(tensors)}, {gigabytes(sum(t['bytes'] for t in tensors))}")
+    for fit in content["fits"]:
+        names = ", ".join([fit["variant"], *fit["also"]])
+        click.echo(f"variant: {names} (table {fit['table']})")
+    if not content["fits"]:
+        click.echo("variant: none; no table fits. 'converter convert --dry-run' lists what is wrong")
+    for name in content["globals"]:
+        click.echo(f"names (not imported): {name}")
+    for sentence in content["skipped"]:
+        click.echo(f"left aside: {sentence}")

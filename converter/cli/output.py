@@ -1,0 +1,100 @@
+"""What every command shares: how errors, JSON, sizes and progress reach the user."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn, ParamSpec
+
+import click
+
+from ..errors import ConverterError, PlanError, TableError
+
+P = ParamSpec("P")
+_SHOWN_PROBLEMS = 40
+
+
+def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn errors into one message and their exit code; with `--json`, the message is JSON on stdout."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        signal.signal(signal.SIGTERM, _terminated)
+        try:
+            command(*args, **kwargs)
+        except ConverterError as error:
+            _fail(error, as_json=bool(kwargs.get("as_json")))
+        except KeyboardInterrupt:
+            click.echo("interrupted; nothing was written", err=True)
+            sys.exit(130)
+
+    return wrapped
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM unwinds like Ctrl-C does, so that nothing half-written stays."""
+    click.echo("terminated; nothing was written", err=True)
+    sys.exit(143)
+
+
+def _fail(error: ConverterError, *, as_json: bool) -> NoReturn:
+    problems = list(error.problems) if isinstance(error, PlanError | TableError) else []
+    headline = str(error).split("\n", 1)[0] if problems else str(error)
+    if as_json:
+        print_json({"error": {"type": type(error).__name__, "message": headline, "problems": problems}})
+    else:
+        click.echo(f"error: {headline}", err=True)
+        for problem in problems[:_SHOWN_PROBLEMS]:
+            click.echo(f"  - {problem}", err=True)
+        if len(problems) > _SHOWN_PROBLEMS:
+            click.echo(f"  ... and {len(problems) - _SHOWN_PROBLEMS} more; --json lists all", err=True)
+    sys.exit(error.exit_code)
+
+
+def print_json(content: Any) -> None:
+    """Machine-readable output on stdout; keys stay in their order."""
+    click.echo(json.dumps(content, indent=2, allow_nan=False))
+
+
+def gigabytes(count: int) -> str:
+    """`927.4 MB`, `3.71 GB`: decimal units, as disks and the Hub count."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= factor:
+            return f"{count / factor:.{2 if unit == 'GB' else 1}f} {unit}"
+    return f"{count} B"
+
+
+class Size(click.ParamType):
+    """A number of bytes: `500MB`, `2GB`, `1GiB`, `1048576`."""
+
+    name = "size"
+    _FACTORS: dict[str, int] = dict(  # noqa: RUF012
+        zip(
+            ["", "kb", "mb", "gb", "kib", "mib", "gib"],
+            [1, 10**3, 10**6, 10**9, 1 << 10, 1 << 20, 1 << 30],
+            strict=True,
+        )
+    )
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"([0-9]{1,12})\s*([a-z]*)", str(value).strip().lower())
+        if match is None or match[2] not in self._FACTORS or not int(match[1]):
+            self.fail(f"{value!r} is not a size; write 500MB, 2GB or 1GiB", param, ctx)
+        return int(match[1]) * self._FACTORS[match[2]]
+
+
+@contextmanager
+def progress(total: int, description: str) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr that counts bytes; silent where stderr is no terminal."""
+    from tqdm import tqdm
+
+    with tqdm(
+        total=total, desc=description, unit="B", unit_scale=True, disable=not sys.stderr.isatty(), leave=False
+    ) as bar:
+        yield lambda count: bar.update(count) and None

@@ -1,0 +1,60 @@
+"""`converter tables` and `converter lint`: which tables there are, and whether they are sound."""
+
+from __future__ import annotations
+
+import click
+
+from .output import print_json, reports_errors
+
+
+@click.command(epilog="\b\nExample:\n  converter tables --json")
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+@reports_errors
+def tables(as_json: bool) -> None:
+    """List the built-in mapping tables and the variants each serves."""
+    from ..mapping.documents import list_documents
+    from ..mapping.table import load_table
+
+    content = []
+    for document in list_documents("table"):
+        table = load_table(document.name)
+        variants = [name for v in table.spec.variants for name in (v.name, *v.also)]
+        content.append(
+            {
+                "name": table.name,
+                "title": table.title,
+                "target": table.spec.name,
+                "variants": variants,
+                "rules": len(table.pointers("rules")),
+                "sha256": table.sha256,
+            }
+        )
+    if as_json:
+        print_json(content)
+        return
+    for entry in content:
+        click.echo(f"{entry['name']}: {entry['title']}")
+        click.echo(f"  {entry['rules']} rules to {entry['target']}; variants {', '.join(map(str, entry['variants']))}")
+
+
+@click.command(epilog="\b\nExamples:\n  converter lint\n  converter lint my-table.json")
+@click.argument("names", metavar="[TABLE]...", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="Print the problems as JSON.")
+@reports_errors
+def lint(names: tuple[str, ...], as_json: bool) -> None:
+    """Check tables, built-in ones by default: schema, coverage of every variant, ambiguity, reversibility."""
+    from ..errors import TableError
+    from ..mapping.documents import list_documents
+    from ..mapping.lint import lint as problems_of
+    from ..mapping.table import load_table
+
+    problems = []
+    for name in names or [document.name for document in list_documents("table")]:
+        table = load_table(name)
+        problems += [f"{table.name}: {problem}" for problem in problems_of(table)]
+        if not as_json and not problems:
+            click.echo(f"{table.name}: {len(table.pointers('rules'))} rules, sound for every variant")
+    if problems:
+        raise TableError(f"{len(problems)} problems", problems)
+    if as_json:
+        print_json({"problems": []})

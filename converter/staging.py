@@ -1,0 +1,216 @@
+"""Files that exist nowhere until all of them are complete, and then all at once.
+
+On Linux they are written without a name (O_TMPFILE), so that even a killed process leaves nothing behind; elsewhere
+under a hidden name that is removed on the way out. `commit` gives them their names: one file by a hard link, which
+fails rather than overwrite what another writer put there meanwhile; a folder by renaming it into place.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from .errors import DestinationError
+
+_NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT}
+_RENAME_EXCHANGE = 2  # linux/fs.h
+
+
+def check_destination(destination: Path, *, force: bool, inputs: list[Path]) -> None:
+    """Refuse, before any work, a destination that could not be committed or that would harm something."""
+    parent = destination.parent
+    if not parent.is_dir():
+        raise DestinationError(f"{parent} is not a folder; create it first or choose another --dst")
+    if destination.is_symlink():
+        raise DestinationError(
+            f"{destination} is a symbolic link to {os.readlink(destination)}; name the real path, so that it is clear "
+            "what would be replaced"
+        )
+    for path in inputs:
+        if destination.exists() and os.path.samefile(path, destination):
+            raise DestinationError(f"{destination} is the source itself; choose another --dst")
+        if destination.is_dir() and destination.resolve() in path.resolve().parents:
+            raise DestinationError(f"{destination} holds the source {path.name}; choose another --dst")
+    is_file = destination.suffix == ".safetensors"
+    if not is_file and destination.suffix in {".pth", ".pt", ".bin", ".ckpt", ".pkl", ".json"}:
+        raise DestinationError(
+            f"{destination.name}: only safetensors are written. End --dst in '.safetensors' for one file, or name a "
+            "folder"
+        )
+    if not destination.exists():
+        return
+    if destination.is_dir() == is_file:
+        there, wanted = ("folder", "file") if is_file else ("file", "folder")
+        raise DestinationError(f"{destination} is a {there}, a {wanted} was to be written; choose another --dst")
+    if not is_file and not any(destination.iterdir()):
+        return
+    if not force:
+        raise DestinationError(f"{destination} exists; --force replaces it")
+    if not is_file:
+        foreign = sorted(p.name for p in destination.iterdir() if not _is_ours(p))
+        if foreign:
+            raise DestinationError(
+                f"{destination} holds files that no conversion wrote ({', '.join(foreign[:5])}); --force would lose "
+                "them. Move them or choose another --dst"
+            )
+
+
+def _is_ours(path: Path) -> bool:
+    name = path.name
+    return path.is_file() and (
+        name in {"config.json", "conversion.json", "model.safetensors.index.json"}
+        or (name.startswith("model") and name.endswith(".safetensors"))
+    )
+
+
+class Staging:
+    """A context in which files are written beside `destination`, and committed or gone when it is left."""
+
+    def __init__(self, destination: Path, *, force: bool) -> None:
+        self.destination = destination
+        self._force = force
+        self._files: dict[str, int] = {}
+        self._named: dict[str, Path] = {}
+
+    def __enter__(self) -> Staging:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for path in self._named.values():
+            path.unlink(missing_ok=True)
+        for descriptor in self._files.values():
+            os.close(descriptor)
+
+    def create(self, name: str, size: int) -> int:
+        """Descriptor of a new file of `size` bytes. Raises DestinationError where it cannot be made."""
+        with writing(self.destination):
+            descriptor = self._open(name)
+            self._files[name] = descriptor
+            os.ftruncate(descriptor, size)
+            return descriptor
+
+    def _open(self, name: str) -> int:
+        parent = self.destination.parent
+        if hasattr(os, "O_TMPFILE") and os.path.isdir("/proc/self/fd"):
+            try:
+                return os.open(parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
+            except OSError as error:
+                if error.errno not in _NO_TMPFILE:
+                    raise
+        path = parent / f".{self.destination.name}.{name}.{secrets.token_hex(4)}.partial"
+        self._named[name] = path
+        return os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
+
+    def require_space(self, size: int) -> None:
+        """Raise DestinationError now rather than after minutes of writing."""
+        free = shutil.disk_usage(self.destination.parent).free
+        if free < size:
+            raise DestinationError(
+                f"{self.destination.parent} has {free / 1e9:.2f} GB free, {size / 1e9:.2f} GB are needed; free some "
+                "space or choose another --dst"
+            )
+
+    def commit(self) -> None:
+        """Put everything on disk and give it its name. Raises DestinationError; then nothing has changed."""
+        with writing(self.destination):
+            for descriptor in self._files.values():
+                os.fsync(descriptor)
+            if self.destination.suffix == ".safetensors":
+                self._commit_file()
+            else:
+                self._commit_folder()
+            _sync_folder(self.destination.parent)
+
+    def _commit_file(self) -> None:
+        (name,) = self._files
+        if not self._force:
+            self._link(name, self.destination)
+            return
+        # a link cannot replace, a rename can
+        beside = self.destination.with_name(f".{self.destination.name}.{secrets.token_hex(4)}.partial")
+        self._link(name, beside)
+        try:
+            os.replace(beside, self.destination)
+        except BaseException:
+            beside.unlink()
+            raise
+
+    def _commit_folder(self) -> None:
+        beside = self.destination.with_name(f".{self.destination.name}.{secrets.token_hex(4)}.partial")
+        beside.mkdir()
+        try:
+            for name in self._files:
+                self._link(name, beside / name)
+            _sync_folder(beside)
+            if self._force and self.destination.exists() and any(self.destination.iterdir()):
+                _exchange(beside, self.destination)
+            else:
+                os.rename(beside, self.destination)  # replaces nothing but an empty folder
+        finally:
+            if beside.exists():
+                shutil.rmtree(beside)
+
+    def _link(self, name: str, path: Path) -> None:
+        named = self._named.get(name)
+        source = named or f"/proc/self/fd/{self._files[name]}"
+        try:
+            os.link(source, path, follow_symlinks=named is None)
+        except OSError as error:
+            if named is None or error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
+                raise
+            # a file system without hard links; the check and the rename are two steps there
+            if path.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+            os.rename(named, path)
+
+
+@contextmanager
+def writing(destination: Path) -> Iterator[None]:
+    """Turn the operating system's refusals into a DestinationError with the next step."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.EEXIST, errno.ENOTEMPTY}:
+            hint = "it appeared while this conversion was running; --force replaces it"
+        elif error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            hint = "free some space or choose another --dst"
+        else:
+            hint = "choose another --dst"
+        raise DestinationError(f"{destination} cannot be written: {error.strerror}; {hint}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two folders, atomically where the system can; afterwards `new` holds what `old` held."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        at_cwd = -100
+        if libc.renameat2(at_cwd, os.fsencode(new), at_cwd, os.fsencode(old), _RENAME_EXCHANGE) == 0:
+            return
+        if ctypes.get_errno() not in {errno.ENOSYS, errno.EINVAL}:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    aside = old.with_name(f".{old.name}.{secrets.token_hex(4)}.replaced")
+    os.rename(old, aside)
+    try:
+        os.rename(new, old)
+    except BaseException:
+        os.rename(aside, old)
+        raise
+    os.rename(aside, new)
