@@ -161,17 +161,23 @@ class Staging:
                 shutil.rmtree(beside)
 
     def _link(self, name: str, path: Path) -> None:
-        named = self._named.get(name)
-        source = named or f"/proc/self/fd/{self._files[name]}"
+        if name not in self._named:
+            # Python reaches linkat, which alone can follow this link to an unnamed file, only with a folder given
+            folder = os.open("/proc/self/fd", os.O_RDONLY)
+            try:
+                os.link(str(self._files[name]), path, src_dir_fd=folder, follow_symlinks=True)
+            finally:
+                os.close(folder)
+            return
         try:
-            os.link(source, path, follow_symlinks=named is None)
+            os.link(self._named[name], path)
         except OSError as error:
-            if named is None or error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
+            if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
                 raise
             # a file system without hard links; the check and the rename are two steps there
             if path.exists():
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
-            os.rename(named, path)
+            os.rename(self._named[name], path)
 
 
 @contextmanager

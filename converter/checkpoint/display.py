@@ -1,0 +1,36 @@
+"""Names and numbers that come out of a file, made safe to print in one line of a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+NAME_LIMIT = 160  # characters of a name shown in a message
+
+
+def quoted(text: str, limit: int = NAME_LIMIT) -> str:
+    """`text` in quotes, cut to `limit` characters; control characters and lone surrogates are escaped."""
+    if len(text) <= limit:
+        return repr(text)
+    return f"{text[:limit]!r}... ({len(text)} characters)"
+
+
+def plain(text: str, limit: int = NAME_LIMIT) -> str:
+    """`text` as it is where that is short and printable, otherwise as `quoted` shows it."""
+    return text if len(text) <= limit and text.isprintable() else quoted(text, limit)
+
+
+def file_name(path: Path) -> str:
+    """A path for the beginning of a message."""
+    return plain(str(path), limit=1024)
+
+
+def number(value: int) -> str:
+    """An integer of any size: decimal where it is short, otherwise its number of bits."""
+    if value.bit_length() <= 128:
+        return str(value)
+    return f"an integer of {value.bit_length()} bits"
+
+
+def counted(count: int, singular: str, plural: str | None = None) -> str:
+    """`1 tensor`, `3 tensors`."""
+    return f"{count} {singular if count == 1 else plural or singular + 's'}"

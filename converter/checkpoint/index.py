@@ -1,0 +1,202 @@
+"""An opened checkpoint: what tensors it holds, where their bytes lie, and their values one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.checkpoint.display import file_name, quoted
+from converter.checkpoint.dtypes import DType
+from converter.checkpoint.source import SourceFile
+from converter.checkpoint.storage import CHUNK, Storage
+from converter.errors import CorruptCheckpointError, UnsupportedCheckpointError
+
+Layout = Literal["torch-zip", "torch-legacy", "safetensors", "safetensors-sharded"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor of a checkpoint; its view has been proved to lie inside its storage.
+
+    Args:
+        name: exactly as in the file.
+        shape, strides: in elements; strides may be 0 (expanded) or overlap.
+        offset: first element, counted from the storage's first.
+        conjugated, negated: torch's lazy bits; `Checkpoint.read` resolves them.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    storage: Storage = field(repr=False, compare=False)
+    offset: int = 0
+    conjugated: bool = False
+    negated: bool = False
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements in C order (not of the storage)."""
+        return self.numel * self.dtype.itemsize
+
+    @property
+    def contiguous(self) -> bool:
+        """The elements lie in C order without gaps."""
+        expected = 1
+        for length, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if length == 0:
+                return True
+            if length > 1 and stride != expected:
+                return False
+            expected *= length
+        return True
+
+    @property
+    def storage_key(self) -> str:
+        """Tensors with equal keys look into the same storage."""
+        return self.storage.key
+
+    def shares_with(self, other: TensorInfo) -> bool:
+        """Both look into the same storage (not necessarily the same elements)."""
+        return self.storage is other.storage
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """First and one past the last element touched, counted in the storage."""
+        if self.numel == 0:
+            return self.offset, self.offset
+        last = sum((length - 1) * stride for length, stride in zip(self.shape, self.strides, strict=True))
+        return self.offset, self.offset + last + 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """An open checkpoint. Any thread may read any tensor at any time until `close`.
+
+    Args:
+        path: as given.
+        layout: how the file is laid out.
+        root: name of the state dict that was taken; "" if the file itself is one.
+        roots: every state dict found, with its number of tensors.
+        tensors: of the root taken, in file order.
+        globals: `module.name` of everything the pickle names, sorted; none of it was imported.
+        skipped: what was left aside, and why, one sentence each.
+        metadata: `__metadata__` of safetensors, otherwise empty.
+        unsupported: tensors of the root that cannot be read, with the reason.
+    """
+
+    path: Path
+    layout: Layout
+    tensors: Mapping[str, TensorInfo]
+    sources: tuple[SourceFile, ...] = field(repr=False)
+    root: str = ""
+    roots: Mapping[str, int] = field(default_factory=dict)
+    globals: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    unsupported: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, or of all shards together."""
+        return sum(source.size for source in self.sources)
+
+    def read(self, name: str) -> NDArray[Any]:
+        """The tensor's values, C-contiguous, in its carrier dtype.
+
+        Holds the tensor, and beside it the span of its storage if it is strided.
+        Raises CorruptCheckpointError if the bytes are damaged, KeyError if there is no such tensor.
+        """
+        info = self._info(name)
+        carrier = info.dtype.carrier
+        if info.numel == 0:
+            return np.empty(info.shape, carrier)
+        itemsize = info.dtype.itemsize
+        first, stop = info.extent
+        span = np.empty((stop - first) * itemsize, np.uint8)
+        info.storage.read_into(memoryview(span), first * itemsize)
+        self._repair(info, memoryview(span))
+        if info.contiguous:
+            values = span.view(carrier).reshape(info.shape)
+        else:
+            strides = tuple(stride * itemsize for stride in info.strides)
+            # unlike as_strided, the constructor itself refuses a view that leaves the buffer
+            values = np.ndarray(info.shape, carrier, span, strides=strides).copy(order="C")
+        if info.conjugated or info.negated:
+            _resolve_signs(info, values)
+        return values
+
+    def chunks(self, name: str, size: int = CHUNK) -> Iterator[memoryview]:
+        """The tensor's little-endian bytes in C order, `size` at a time, each valid until the next.
+
+        A contiguous tensor is streamed through one buffer. Damage may be noticed only after the last
+        piece, so nothing may be trusted until the iterator has ended without an error.
+        """
+        info = self._info(name)
+        size = max(size - size % 16, 16)  # whole elements of every dtype
+        if not info.contiguous or info.conjugated or info.negated:
+            flat = memoryview(self.read(name).reshape(-1).view(np.uint8))
+            for position in range(0, len(flat), size):
+                yield flat[position : position + size].toreadonly()
+            return
+        start = info.offset * info.dtype.itemsize if info.numel else 0
+        for piece in info.storage.stream(start, start + info.nbytes, size):
+            self._repair(info, piece)
+            yield piece.toreadonly()
+
+    def verify_unchanged(self) -> None:
+        """Raise CorruptCheckpointError if a file's size or modification time changed since opening."""
+        for source in self.sources:
+            source.verify_unchanged()
+
+    def close(self) -> None:
+        """Close the files."""
+        for source in self.sources:
+            source.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _info(self, name: str) -> TensorInfo:
+        if name in self.unsupported:
+            raise UnsupportedCheckpointError(f"{file_name(self.path)}: {self.unsupported[name]}")
+        return self.tensors[name]
+
+    def _repair(self, info: TensorInfo, piece: memoryview) -> None:
+        """Bring `piece` (whole elements) to little-endian, in place, and refuse bytes that no bool has."""
+        component = info.dtype.itemsize // info.dtype.components
+        if info.storage.big_endian and component > 1:
+            np.frombuffer(piece, f"u{component}").byteswap(inplace=True)
+        if info.dtype.kind == "bool" and (np.frombuffer(piece, np.uint8) > 1).any():
+            raise CorruptCheckpointError(
+                f"{file_name(self.path)}: tensor {quoted(info.name)}: a bool holds a byte other than 0 and 1. "
+                "The file is damaged; get it again."
+            )
+
+
+def _resolve_signs(info: TensorInfo, values: NDArray[Any]) -> None:
+    """Apply torch's lazy negation and conjugation to C-contiguous `values`, in place, by flipping sign bits."""
+    component = info.dtype.itemsize // info.dtype.components
+    numbers = values.reshape(-1).view(f"<u{component}")
+    sign = numbers.dtype.type(1 << (8 * component - 1))
+    if info.negated:
+        numbers ^= sign
+    if info.conjugated:
+        numbers[1::2] ^= sign

@@ -1,0 +1,127 @@
+"""The sizes that make one GLIP model, as a frozen value and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from converter.errors import ModelError
+
+STAGES = 4  # Swin
+LEVELS = 5  # P3..P7
+GROUPS = 16  # of every GroupNorm in the head
+DYRELU_REDUCTION = 4
+
+
+@dataclass(frozen=True, slots=True)
+class GLIPConfig:
+    """Sizes of a GLIP model: Swin + FPN, BERT, and a head of (fusion, text layer, dynamic convolution) blocks.
+
+    depths, num_heads        per Swin stage (4)
+    channels                 width of the FPN and of the head
+    head_blocks              number of blocks in the tower
+    fusion                   False for GLIP-T (A): the blocks hold a dynamic convolution only
+    prompt_length            rows of the optional prompt-tuning matrix, 0 without
+    anchor_strides, _sizes   pixels, one per level P3..P7
+
+    ModelError if a value has the wrong type or the sizes cannot fit together.
+    """
+
+    embed_dim: int
+    depths: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    window_size: int
+    mlp_ratio: int
+    patch_size: int
+    channels: int
+    vocab_size: int
+    text_dim: int
+    text_layers: int
+    text_heads: int
+    text_mlp_dim: int
+    max_positions: int
+    type_vocab_size: int
+    head_blocks: int
+    fusion: bool
+    fusion_dim: int
+    fusion_heads: int
+    prompt_length: int
+    anchor_strides: tuple[int, ...]
+    anchor_sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        problems = [*_type_problems(self)]
+        if not problems:  # the relations below need numbers
+            problems = [*_relation_problems(self)]
+        if problems:
+            raise ModelError("GLIP configuration: " + "; ".join(problems) + ".")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> GLIPConfig:
+        """The config that `to_dict` wrote; lists become tuples. ModelError names every field that is unknown,
+        missing or of the wrong type."""
+        if not isinstance(values, Mapping):
+            raise ModelError(f"GLIP configuration: expected a JSON object, found {type(values).__name__}.")
+        names = [field.name for field in fields(cls)]
+        unknown = [str(name) for name in values if name not in names]
+        missing = [name for name in names if name not in values]
+        if unknown or missing:
+            parts = [f"unknown fields {unknown}"] if unknown else []
+            parts += [f"missing fields {missing}"] if missing else []
+            raise ModelError(f"GLIP configuration: {' and '.join(parts)}. Expected exactly: {', '.join(names)}.")
+        fitted: dict[str, Any] = {n: tuple(v) if isinstance(v := values[n], list) else v for n in names}
+        return cls(**fitted)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values in the order of the fields; tuples become lists."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+    @property
+    def stage_dims(self) -> tuple[int, ...]:
+        """Channels of C2..C5: the width doubles with every stage."""
+        return tuple(self.embed_dim << stage for stage in range(STAGES))
+
+
+_LENGTHS = {"depths": STAGES, "num_heads": STAGES, "anchor_strides": LEVELS, "anchor_sizes": LEVELS}
+
+
+def _is_size(value: object, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _type_problems(config: GLIPConfig) -> list[str]:
+    """One line for each field that is not of its type: bool, tuple of positive ints, or positive int."""
+    problems = []
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name == "fusion":
+            fits, expected = isinstance(value, bool), "true or false"
+        elif field.name in _LENGTHS:
+            length = _LENGTHS[field.name]
+            fits = isinstance(value, tuple) and len(value) == length and all(_is_size(v) for v in value)
+            expected = f"{length} positive integers"
+        else:
+            least = 0 if field.name == "prompt_length" else 1
+            fits, expected = _is_size(value, least), f"an integer of at least {least}"
+        if not fits:
+            problems.append(f"{field.name} is {value!r}, expected {expected}")
+    return problems
+
+
+def _relation_problems(config: GLIPConfig) -> list[str]:
+    """One line for each pair of sizes where the first has to be a multiple of the second and is not."""
+    divisions: list[tuple[str, int, str, int]] = [
+        (f"width of Swin stage {stage}", width, f"num_heads[{stage}]", heads)
+        for stage, (width, heads) in enumerate(zip(config.stage_dims, config.num_heads, strict=True))
+    ]
+    divisions += [
+        ("text_dim", config.text_dim, "text_heads", config.text_heads),
+        ("fusion_dim", config.fusion_dim, "fusion_heads", config.fusion_heads),
+        ("channels", config.channels, "the number of norm groups", GROUPS),
+    ]
+    return [
+        f"{name} ({whole}) is not a multiple of {part_name} ({part})"
+        for name, whole, part_name, part in divisions
+        if whole % part
+    ]

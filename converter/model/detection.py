@@ -1,0 +1,165 @@
+"""From predictions to boxes: anchors, decoding, non-maximum suppression (ATSS, arXiv:1912.02424, as GLIP runs it)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from converter.model.config import GLIPConfig
+from converter.model.head import Output
+from converter.model.precision import accumulation_dtype
+
+SCORE_THRESHOLD = 0.05  # on the phrase score, before centerness
+CANDIDATES_PER_LEVEL = 1000
+NMS_THRESHOLD = 0.6  # IoU above which the lower score of two equal labels falls
+DETECTIONS_PER_IMAGE = 100
+DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+MAX_LOG_GROWTH = math.log(1000 / 16)  # of a side against its anchor
+NMS_BLOCK = 1024  # candidates that are compared with one another at a time
+
+
+class Detections(NamedTuple):
+    """Objects of one image by falling score.
+
+    boxes: (N, 4) float32, pixels of the unpadded image, corners x1 y1 x2 y2, the last pixel included;
+    scores: (N,) in (0, 1), float32 or float64; labels: (N,) int64, the keys of the positive map.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+def level_anchors(config: GLIPConfig, sizes: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, ...]:
+    """One square anchor per cell, (H*W, 4) float32 corners x1 y1 x2 y2 per level, cells in reading order."""
+    levels = []
+    for stride, side, (height, width) in zip(config.anchor_strides, config.anchor_sizes, sizes, strict=True):
+        y = torch.arange(height, device=device, dtype=torch.float32) * stride + (stride - 1) / 2
+        x = torch.arange(width, device=device, dtype=torch.float32) * stride + (stride - 1) / 2
+        centre = torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=-1)  # (H*W, 2)
+        reach = (side - 1) / 2
+        levels.append(torch.cat([centre - reach, centre + reach], dim=-1))
+    return tuple(levels)
+
+
+def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
+    """Boxes (N, 4) from deltas (N, 4) and anchors (N, 4), as corners.
+
+    Corners belong to the box (the +1 convention of Fast R-CNN): one pixel has equal corners and width 1.
+    """
+    anchors = anchors.to(deltas.dtype)
+    size = anchors[:, 2:] - anchors[:, :2] + 1
+    centre = (anchors[:, :2] + anchors[:, 2:]) / 2
+    deltas = deltas / deltas.new_tensor(DELTA_WEIGHTS)
+    centre = deltas[:, :2] * size + centre
+    reach = (deltas[:, 2:].clamp(max=MAX_LOG_GROWTH).exp() * size - 1) / 2
+    return torch.cat([centre - reach, centre + reach], dim=-1)
+
+
+def detect(
+    config: GLIPConfig,
+    output: Output,
+    image_sizes: Sequence[tuple[int, int]],
+    positive_map: Mapping[int, Sequence[int]],
+) -> list[Detections]:
+    """Detections of each image; sizes (height, width) before padding, tokens of each label. Inputs are checked."""
+    sizes = [(deltas.shape[-2], deltas.shape[-1]) for deltas in output.box_deltas]
+    device = output.box_deltas[0].device
+    anchors = level_anchors(config, sizes, device)
+    phrases = _Phrases.of(positive_map, device)
+    return [_detect_image(output, image, size, anchors, phrases) for image, size in enumerate(image_sizes)]
+
+
+class _Phrases(NamedTuple):
+    """The positive map as tensors: labels (L,); tokens (L, M), short phrases filled up; used (L, M) bool."""
+
+    labels: Tensor
+    tokens: Tensor
+    used: Tensor
+
+    @classmethod
+    def of(cls, positive_map: Mapping[int, Sequence[int]], device: torch.device) -> _Phrases:
+        longest = max(len(tokens) for tokens in positive_map.values())
+        filled = [[*tokens, *[0] * (longest - len(tokens))] for tokens in positive_map.values()]
+        used = [[position < len(tokens) for position in range(longest)] for tokens in positive_map.values()]
+        return cls(
+            torch.tensor(list(positive_map), device=device),
+            torch.tensor(filled, device=device),
+            torch.tensor(used, device=device),
+        )
+
+    def scores(self, token_logits: Tensor) -> Tensor:
+        """(N, T) logits -> (N, L): the mean of the sigmoids of each phrase's tokens."""
+        probabilities = token_logits[:, self.tokens].sigmoid() * self.used  # (N, L, M)
+        return probabilities.sum(dim=-1) / self.used.sum(dim=-1)
+
+
+def _detect_image(
+    output: Output, image: int, size: tuple[int, int], anchors: tuple[Tensor, ...], phrases: _Phrases
+) -> Detections:
+    """Candidates of all levels, then suppression between them."""
+    dtype = accumulation_dtype(output.box_deltas[0].dtype)
+    boxes, scores, labels = [], [], []
+    for level, level_boxes in enumerate(anchors):
+        phrase = phrases.scores(output.token_logits[level][image].to(dtype))  # (N, L)
+        centerness = output.centerness[level][image].flatten().to(dtype).sigmoid()  # (N,)
+        cell, label = torch.nonzero(phrase > SCORE_THRESHOLD, as_tuple=True)
+        score = phrase[cell, label] * centerness[cell]
+        # a stable sort, so that ties at the limit fall the same way on every run and device
+        order = score.argsort(descending=True, stable=True)[:CANDIDATES_PER_LEVEL]
+        cell, label = cell[order], label[order]
+        deltas = output.box_deltas[level][image].flatten(1).T.to(dtype)[cell]  # (K, 4)
+        boxes.append(decode(deltas, level_boxes[cell]))
+        scores.append(score[order].sqrt())
+        labels.append(phrases.labels[label])
+    return suppress(clip(torch.cat(boxes).float(), size), torch.cat(scores), torch.cat(labels))
+
+
+def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Corners moved into an image of (height, width): 0 to width - 1, 0 to height - 1."""
+    height, width = size
+    limit = boxes.new_tensor([width - 1, height - 1, width - 1, height - 1])
+    return torch.minimum(boxes.clamp(min=0), limit)
+
+
+def suppress(boxes: Tensor, scores: Tensor, labels: Tensor) -> Detections:
+    """Greedy non-maximum suppression within each label, then the best `DETECTIONS_PER_IMAGE`, ties kept.
+
+    Candidates are taken in blocks by falling score; a block ends the work once enough boxes are kept, so some
+    thousand candidates cost neither a matrix of all pairs nor a step for each box.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    boxes, scores, labels = boxes[order], scores[order], labels[order]
+    kept = order.new_empty(0)
+    for begin in range(0, len(order), NMS_BLOCK):
+        block = torch.arange(begin, min(begin + NMS_BLOCK, len(order)), device=order.device)
+        if len(kept) >= DETECTIONS_PER_IMAGE and scores[block[0]] < scores[kept[DETECTIONS_PER_IMAGE - 1]]:
+            break
+        fallen = _overlaps(boxes, labels, kept, block).any(dim=0)
+        block = block[~fallen]
+        # Row i suppresses column j if i is kept. Starting from "all are kept", each round settles at least one
+        # more box in order of score, since a box depends on better ones only; what no longer changes is the
+        # greedy answer.
+        beats = _overlaps(boxes, labels, block, block).triu(diagonal=1)
+        alive = torch.ones_like(block, dtype=torch.bool)
+        while not torch.equal(alive, alive := ~(beats & alive[:, None]).any(dim=0)):
+            pass
+        kept = torch.cat([kept, block[alive]])
+    if len(kept) > DETECTIONS_PER_IMAGE:
+        kept = kept[scores[kept] >= scores[kept[DETECTIONS_PER_IMAGE - 1]]]
+    return Detections(boxes[kept], scores[kept], labels[kept])
+
+
+def _overlaps(boxes: Tensor, labels: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """(len(first), len(second)) bool: equal label and IoU above the threshold, areas with +1."""
+    a, b = boxes[first][:, None], boxes[second][None]  # (N, 1, 4), (1, M, 4)
+    side = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2]) + 1).clamp(min=0)
+    shared = side.prod(dim=-1)
+    area_a = (a[..., 2:] - a[..., :2] + 1).prod(dim=-1)
+    area_b = (b[..., 2:] - b[..., :2] + 1).prod(dim=-1)
+    iou = shared / (area_a + area_b - shared)
+    return (iou > NMS_THRESHOLD) & (labels[first][:, None] == labels[second][None])

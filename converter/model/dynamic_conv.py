@@ -1,0 +1,199 @@
+"""The dynamic head's block (Dai et al. 2021, arXiv:2106.08322): deformable convolution across levels, DYReLU."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from converter.model.config import DYRELU_REDUCTION, GROUPS, GLIPConfig
+from converter.model.precision import accumulation_dtype
+
+TAPS = 9  # of a 3x3 kernel
+REACH = 1e6  # cells; no map is that large
+
+
+class Offsets(NamedTuple):
+    """Where a deformable convolution samples, in float32 or float64.
+
+    shift: (B, 18, h, w), cells, (y, x) pairs per tap; weight: (B, 9, h, w) in (0, 1).
+    """
+
+    shift: Tensor
+    weight: Tensor
+
+    def flat(self, height: int, width: int) -> Offsets:
+        """The first 18*height*width shifts and 9*height*width weights of each image, in memory order, seen as
+        maps of that size.
+
+        Not a crop: the kernel GLIP was trained with reads these buffers with the strides of the *output*, and
+        where that is smaller than the level the offsets belong to, taps and places change meaning. The trained
+        weights depend on it.
+        """
+        batch, _, own_height, own_width = self.shift.shape
+        if (own_height, own_width) == (height, width):
+            return self
+        cells = height * width
+        return Offsets(
+            self.shift.flatten(1)[:, : 2 * TAPS * cells].reshape(batch, 2 * TAPS, height, width),
+            self.weight.flatten(1)[:, : TAPS * cells].reshape(batch, TAPS, height, width),
+        )
+
+
+class DeformableConv(nn.Module):
+    """Modulated deformable 3x3 convolution, padding 1 (Zhu et al. 2019, arXiv:1811.11168, DCNv2).
+
+    x (B, C, H, W), offsets for the output size -> (B, out, h, w), h = ceil(H / stride).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, channels, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        nn.init.normal_(self.weight, std=0.01)
+
+    def forward(self, x: Tensor, offsets: Offsets, stride: int) -> Tensor:
+        batch, channels, height, width = x.shape
+        out_size = offsets.shift.shape[-2:]
+        corners, shares = sampling(offsets, stride, (height, width))  # (B*h*w*9, 4) each
+        rows = x.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
+        # Each sample is the weighted sum of four rows: exactly an embedding bag, which reads whole rows of
+        # memory and never holds the four corners apart.
+        samples = F.embedding_bag(corners, rows, mode="sum", per_sample_weights=shares.to(x.dtype))
+        kernel = self.weight.permute(0, 2, 3, 1).flatten(1)  # (out, 9*C)
+        out = F.linear(samples.view(-1, TAPS * channels), kernel, self.bias)  # (B*h*w, out)
+        return out.view(batch, *out_size, -1).permute(0, 3, 1, 2)
+
+
+def sampling(offsets: Offsets, stride: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The four cells around each sampling point of a 3x3 kernel with padding 1, and their bilinear weights.
+
+    offsets (B, 18 or 9, h, w), size (H, W) of the sampled maps -> cells (B*h*w*9, 4) int64, rows of all the maps
+    of a batch put below one another, and weights of the same shape; a cell outside its map has weight 0.
+    """
+    batch, _, out_height, out_width = offsets.shift.shape
+    height, width = size
+    device = offsets.shift.device
+    tap = torch.arange(TAPS, device=device)
+    row = torch.arange(out_height, device=device)[:, None, None] * stride - 1 + tap // 3  # (h, 1, 9)
+    column = torch.arange(out_width, device=device)[:, None] * stride - 1 + tap % 3  # (w, 9)
+    shift = offsets.shift.reshape(batch, TAPS, 2, out_height, out_width).permute(2, 0, 3, 4, 1)  # (2, B, h, w, 9)
+    weight = offsets.weight.permute(0, 2, 3, 1)  # (B, h, w, 9)
+    first = torch.arange(batch, device=device).view(-1, 1, 1, 1) * (height * width)
+
+    cells, shares = [], []
+    for y, y_share in _neighbours(row, shift[0], height):
+        for x, x_share in _neighbours(column, shift[1], width):
+            cells.append(first + y * width + x)
+            shares.append(weight * y_share * x_share)
+    return torch.stack(cells, dim=-1).view(-1, 4), torch.stack(shares, dim=-1).view(-1, 4)
+
+
+def _neighbours(base: Tensor, shift: Tensor, length: int) -> list[tuple[Tensor, Tensor]]:
+    """Along one axis, the two cells around base + shift: index (clamped into the map) and bilinear share.
+
+    Whole cells are added as integers: base + shift in float32 would round away what the share is made of, the
+    more the larger the map.
+    """
+    # Anything that leaves a map does so within this reach, and it keeps the integers in range.
+    shift = shift.clamp(-REACH, REACH)
+    whole = shift.floor()
+    share = shift - whole
+    index = base + whole.long()
+    pairs = ((index, 1 - share), (index + 1, share))
+    return [(i.clamp(0, length - 1), s * ((i >= 0) & (i < length))) for i, s in pairs]
+
+
+class NormedDeformableConv(nn.Module):
+    """Deformable convolution and GroupNorm: (B, C, H, W) -> (B, C, h, w)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = DeformableConv(channels)
+        self.norm = nn.GroupNorm(GROUPS, channels)
+
+    def forward(self, x: Tensor, offsets: Offsets, stride: int = 1) -> Tensor:
+        out: Tensor = self.norm(self.conv(x, offsets, stride))
+        return out
+
+
+class DYReLU(nn.Module):
+    """Dynamic ReLU (Chen et al. 2020, arXiv:2003.10027): the maximum of two lines per channel, whose slopes and
+    heights are computed from the pooled input. (B, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, channels // DYRELU_REDUCTION)
+        self.fc2 = nn.Linear(channels // DYRELU_REDUCTION, 4 * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        coefficients = hard_sigmoid(self.fc2(F.relu(self.fc1(pooled(x))))) - 0.5  # (B, 4C), in [-0.5, 0.5]
+        slope1, height1, slope2, height2 = coefficients[..., None, None].chunk(4, dim=1)  # (B, C, 1, 1) each
+        # 2 a + 1 and 2 a: left as they are, both lines are the identity and zero, the ordinary ReLU
+        return torch.maximum(
+            torch.addcmul(height1, x, 2 * slope1 + 1),
+            torch.addcmul(height2, x, 2 * slope2),
+        )
+
+
+class DynamicConv(nn.Module):
+    """Each level from itself and its neighbours: P3..P7 (B, C, H, W) -> the same shapes.
+
+    One set of offsets per level serves all three convolutions: on the level itself, on the finer level with
+    stride 2, and on the coarser level, whose result is upsampled. The results are averaged, each times one
+    number computed from its own mean.
+    """
+
+    def __init__(self, config: GLIPConfig) -> None:
+        super().__init__()
+        channels = config.channels
+        self.offset = nn.Conv2d(channels, 3 * TAPS, 3, padding=1)
+        self.coarser = NormedDeformableConv(channels)
+        self.same = NormedDeformableConv(channels)
+        self.finer = NormedDeformableConv(channels)
+        self.level_attention = nn.Conv2d(channels, 1, 1)
+        self.dyrelu = DYReLU(channels)
+
+    def forward(self, levels: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        results = []
+        for index, level in enumerate(levels):
+            size = level.shape[-2:]
+            offsets = self._offsets(level)
+            neighbours: list[Tensor] = [self.same(level, offsets)]
+            if index > 0:
+                neighbours.append(self.finer(levels[index - 1], offsets, stride=2))
+            if index + 1 < len(levels):
+                coarser = levels[index + 1]
+                reduced = self.coarser(coarser, offsets.flat(coarser.shape[-2], coarser.shape[-1]))
+                neighbours.append(F.interpolate(reduced, size=size, mode="bilinear", align_corners=True))
+            results.append(self.dyrelu(self._average(neighbours)))
+        return tuple(results)
+
+    def _offsets(self, level: Tensor) -> Offsets:
+        # Contiguous, for oneDNN's float32 kernels for channels-last maps have four times the rounding error,
+        # and an error of the offsets is an error of every position that is read.
+        predicted: Tensor = self.offset(level.contiguous())
+        predicted = predicted.to(accumulation_dtype(level.dtype))
+        return Offsets(shift=predicted[:, : 2 * TAPS], weight=predicted[:, 2 * TAPS :].sigmoid())
+
+    def _average(self, neighbours: list[Tensor]) -> Tensor:
+        """Mean over the neighbours (B, C, H, W), each weighted by its own scalar per image."""
+        total: Tensor | None = None
+        for x in neighbours:
+            pool = pooled(x)[..., None, None]  # (B, C, 1, 1)
+            weight = hard_sigmoid(F.relu(self.level_attention(pool))) / len(neighbours)  # (B, 1, 1, 1)
+            total = x * weight if total is None else torch.addcmul(total, x, weight)
+        assert total is not None  # a level is a neighbour of itself
+        return total
+
+
+def pooled(x: Tensor) -> Tensor:
+    """Mean over the map, summed wide: (B, C, H, W) -> (B, C)."""
+    return x.mean(dim=(-2, -1), dtype=accumulation_dtype(x.dtype)).to(x.dtype)
+
+
+def hard_sigmoid(x: Tensor) -> Tensor:
+    """relu6(x + 3) / 6"""
+    return F.relu6(x + 3) / 6

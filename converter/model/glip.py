@@ -1,0 +1,113 @@
+"""GLIP: grounded language-image pre-training (Li et al. 2022, arXiv:2112.03857), for inference and fine-tuning."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from converter.model import inputs, weights
+from converter.model.bert import TextEncoder, TextFeatures
+from converter.model.config import GLIPConfig
+from converter.model.detection import Detections, detect, level_anchors
+from converter.model.fpn import FPN
+from converter.model.fusion import LOGIT_LIMIT
+from converter.model.head import Head, Output
+from converter.model.swin import SwinTransformer
+
+
+class GLIP(nn.Module):
+    """Finds in images what captions name.
+
+        model = GLIP.from_pretrained("glip-t.safetensors")
+        with torch.inference_mode():
+            out = model(images, input_ids, attention_mask)
+        detections = model.detect(out, image_sizes, {1: [1], 2: [3, 4]})
+
+    images (B, 3, H, W): any size; BGR in 0..255 minus (103.53, 116.28, 123.675), divided by (57.375, 57.12,
+    58.395); smaller images padded with zeros below and to the right. input_ids (B, T): BERT base uncased with
+    [CLS] and [SEP]. attention_mask (B, T): 0 for padding. All on the device of the model, images of any floating
+    dtype: they are cast to the model's, in which everything is computed that does not need a wider one.
+
+    There is no dropout, and train() changes nothing.
+    """
+
+    def __init__(self, config: GLIPConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = SwinTransformer(config)
+        self.fpn = FPN(config)
+        self.text_encoder = TextEncoder(config)
+        self.head = Head(config)
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str]) -> GLIP:
+        """The model in a `.safetensors` file, or in a folder with `config.json` and one or several such files.
+
+        float32, on the CPU, in eval mode. ModelError if the files are damaged, or if names or shapes are not
+        exactly the model's; every difference is listed.
+        """
+        source = weights.open_weights(path)
+        with torch.device("meta"):  # no memory and no time for an initialisation that nobody sees
+            model = cls(source.config)
+        model.to_empty(device="cpu")
+        weights.load(model, source)
+        return model.eval()
+
+    def forward(self, images: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Output:
+        """Predictions for each cell of five levels, T as in `input_ids`.
+
+        Trailing columns that no caption of the batch attends to are not computed: their token logits hold the
+        lowest value, -50000, of sigmoid 0. (Under torch.export and torch.compile everything is computed, and ids
+        are not checked, as both would depend on values.)
+        """
+        images = inputs.check_images(images, self._parameter())
+        inputs.check_text(input_ids, attention_mask, images, self.config)
+        attended = attention_mask != 0
+        tokens = input_ids.shape[1]
+        if not torch.compiler.is_compiling():
+            kept = inputs.check_ids_and_length(input_ids, attended, self.config.vocab_size)
+            input_ids, attended = input_ids[:, :kept], attended[:, :kept]
+
+        levels: tuple[Tensor, ...] = self.fpn(self.backbone(images)[1:])
+        text: TextFeatures = self.text_encoder(input_ids, attended)
+        out: Output = self.head(levels, text, attended)
+        cut = tokens - input_ids.shape[1]
+        if cut == 0:
+            return out
+        return out._replace(token_logits=tuple(F.pad(x, (0, cut), value=-LOGIT_LIMIT) for x in out.token_logits))
+
+    def extract_feat(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The backbone's maps C3, C4, C5, layer-normalised: (B, C, H, W) of stride 8, 16, 32."""
+        maps = self.backbone(inputs.check_images(images, self._parameter()))
+        return maps[1], maps[2], maps[3]
+
+    def anchors(self, out: Output) -> tuple[Tensor, ...]:
+        """The anchor of each cell, (H*W, 4) float32 per level: corners x1 y1 x2 y2 in pixels."""
+        sizes = [(deltas.shape[-2], deltas.shape[-1]) for deltas in out.box_deltas]
+        return level_anchors(self.config, sizes, out.box_deltas[0].device)
+
+    @torch.no_grad()
+    def detect(
+        self,
+        out: Output,
+        image_sizes: Tensor | Sequence[Sequence[int]],
+        positive_map: Mapping[int, Sequence[int]],
+    ) -> list[Detections]:
+        """The objects of each image by falling score, at most 100, more only if they tie with the 100th.
+
+        image_sizes: (height, width) of each image before padding, in pixels; positive_map: for each label the
+        positions of its tokens in the caption, the same for every image. A phrase scores the mean over its
+        tokens; the score is the root of that times the centerness.
+        """
+        inputs.check_output(out, len(self.config.anchor_strides))
+        sizes = inputs.check_image_sizes(image_sizes, out, self.config.anchor_strides[0])
+        phrases = inputs.check_positive_map(positive_map, out.token_logits[0].shape[-1])
+        return detect(self.config, out, sizes, phrases)
+
+    def _parameter(self) -> Tensor:
+        """Any parameter, for the dtype and device of the model."""
+        return self.head.box_scale

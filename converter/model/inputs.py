@@ -1,0 +1,160 @@
+"""Checks of what a user hands to the model; every message names the argument, what it is and what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from converter.errors import ModelError
+from converter.model.config import GLIPConfig
+from converter.model.head import Output
+
+TEXT_MULTIPLE = 32  # captions are cut to a multiple of this many tokens
+
+
+def check_images(images: Tensor, parameter: Tensor) -> Tensor:
+    """Images (B, 3, H, W) in the dtype of the model; ModelError if they are no such batch or elsewhere."""
+    if not isinstance(images, Tensor):
+        raise ModelError(f"images: found {type(images).__name__}, expected a tensor (B, 3, H, W).")
+    if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape:
+        raise ModelError(
+            f"images: found shape {tuple(images.shape)}, expected (B, 3, H, W), none of them 0. "
+            "One image needs a batch dimension: images.unsqueeze(0)."
+        )
+    if not images.is_floating_point():
+        raise ModelError(
+            f"images: found {_name(images.dtype)}, expected floating point: BGR, mean and deviation normalised."
+        )
+    _check_device("images", images, parameter)
+    return images.to(parameter.dtype)
+
+
+def check_text(input_ids: Tensor, attention_mask: Tensor, images: Tensor, config: GLIPConfig) -> None:
+    """ModelError unless both are (B, T), with the images' B and device, and T within the model's positions."""
+    batch = images.shape[0]
+    for name, value in (("input_ids", input_ids), ("attention_mask", attention_mask)):
+        if not isinstance(value, Tensor):
+            raise ModelError(f"{name}: found {type(value).__name__}, expected a tensor (B, T).")
+    shape = tuple(input_ids.shape)
+    if len(shape) != 2 or 0 in shape:
+        raise ModelError(f"input_ids: found shape {shape}, expected (B, T), none of them 0.")
+    if input_ids.dtype not in (torch.int64, torch.int32):
+        raise ModelError(f"input_ids: found {_name(input_ids.dtype)}, expected int64.")
+    if tuple(attention_mask.shape) != shape:
+        raise ModelError(
+            f"attention_mask: found shape {tuple(attention_mask.shape)}, expected that of input_ids, {shape}."
+        )
+    if shape[0] != batch:
+        raise ModelError(
+            f"input_ids: found shape {shape} for {batch} images, expected one caption per image: ({batch}, T)."
+        )
+    _check_device("input_ids", input_ids, images)
+    _check_device("attention_mask", attention_mask, images)
+    limit, what = config.max_positions, "positions"
+    if 0 < config.prompt_length < limit:
+        limit, what = config.prompt_length, "rows of the prompt"
+    if shape[1] > limit:
+        raise ModelError(
+            f"input_ids: found shape {shape}, expected at most {limit} tokens: the model has {limit} {what}."
+        )
+
+
+def check_ids_and_length(input_ids: Tensor, attended: Tensor, vocab_size: int) -> int:
+    """How many leading tokens have to be computed; ModelError if an id is outside the vocabulary.
+
+    All columns up to the last one that any caption attends to, rounded up to a multiple of 32; everything if a
+    caption attends to nothing, since then its padding is what the model attends to. Reads values, and does so
+    in one transfer from the device.
+    """
+    tokens = input_ids.shape[1]
+    position = torch.arange(1, tokens + 1, device=attended.device)
+    lengths = (attended * position).amax(dim=1)  # (B,)
+    facts = torch.stack([*torch.aminmax(input_ids), lengths.amin(), lengths.amax()])
+    lowest, highest, shortest, longest = (int(fact) for fact in facts.tolist())
+    if lowest < 0 or highest >= vocab_size:
+        raise ModelError(
+            f"input_ids: found values from {lowest} to {highest}, expected 0 to {vocab_size - 1}. "
+            "Was the caption tokenised with another vocabulary?"
+        )
+    if shortest == 0:
+        return tokens
+    return min(tokens, -(-longest // TEXT_MULTIPLE) * TEXT_MULTIPLE)
+
+
+def check_output(output: Output, levels: int) -> None:
+    """ModelError unless the value is what the model returned: three tuples with an entry per level."""
+    if not isinstance(output, Output) or any(len(part) != levels for part in output):
+        raise ModelError(
+            f"out: found {type(output).__name__}, expected the Output of calling the model, {levels} levels each."
+        )
+
+
+def check_image_sizes(
+    image_sizes: Tensor | Sequence[Sequence[int]], output: Output, stride: int
+) -> list[tuple[int, int]]:
+    """(height, width) per image as ints; ModelError if they are not, or do not fit the maps."""
+    values = image_sizes.tolist() if isinstance(image_sizes, Tensor) else image_sizes
+    batch, _, rows, columns = output.box_deltas[0].shape
+    try:
+        sizes = [(int(height), int(width)) for height, width in values]
+        whole = all(int(a) == a and int(b) == b for a, b in values)
+    except (TypeError, ValueError, OverflowError):
+        sizes, whole = [], False
+    if not whole or len(sizes) != batch:
+        raise ModelError(
+            f"image_sizes: found {_short(values)}, expected (height, width) in whole pixels for each of {batch} images."
+        )
+    limit = (rows * stride, columns * stride)
+    for index, (height, width) in enumerate(sizes):
+        if not (0 < height <= limit[0] and 0 < width <= limit[1]):
+            raise ModelError(
+                f"image_sizes[{index}]: found ({height}, {width}), expected (height, width) from 1 to {limit}, "
+                f"what maps of {rows}x{columns} cells of {stride} pixels cover. Are the two swapped?"
+            )
+    return sizes
+
+
+def check_positive_map(positive_map: Mapping[int, Sequence[int]], tokens: int) -> dict[int, list[int]]:
+    """The map with plain ints; ModelError if it is empty, a label has no token, or a token does not exist."""
+    if not isinstance(positive_map, Mapping) or not positive_map:
+        raise ModelError(
+            f"positive_map: found {_short(positive_map)}, expected at least one {{label: [token positions]}}."
+        )
+    checked: dict[int, list[int]] = {}
+    for label, positions in positive_map.items():
+        if isinstance(label, bool) or not isinstance(label, int):
+            raise ModelError(f"positive_map: found the label {label!r}, expected an integer.")
+        try:
+            checked[label] = [int(position) for position in positions]
+        except (TypeError, ValueError):
+            raise ModelError(
+                f"positive_map[{label}]: found {_short(positions)}, expected a list of token positions."
+            ) from None
+        if not checked[label]:
+            raise ModelError(f"positive_map[{label}]: found no token positions, expected at least one.")
+        outside = [position for position in checked[label] if not 0 <= position < tokens]
+        if outside:
+            raise ModelError(
+                f"positive_map[{label}]: found token positions {outside}, expected 0 to {tokens - 1}: "
+                f"the caption has {tokens} tokens."
+            )
+    return checked
+
+
+def _check_device(name: str, value: Tensor, parameter: Tensor) -> None:
+    if value.device != parameter.device:
+        raise ModelError(
+            f"{name}: found on {value.device}, expected on {parameter.device}, where the model is. "
+            f"Move one of them: {name}.to({str(parameter.device)!r})."
+        )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _short(value: object, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,228 @@
+"""The Swin transformer backbone (Liu et al. 2021, arXiv:2103.14030), for any input size.
+
+Tokens are rows of the map in reading order, (B, H*W, C). Nothing but parameters is held: the index of relative
+positions and the mask of shifted windows are made in each forward, since they are small beside the attention,
+depend on the input size, and cannot go stale when a model is moved, cast or built without memory.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from converter.model.config import STAGES, GLIPConfig
+
+CROSS_REGION = -100.0  # what a shifted window adds between tokens that are no neighbours in the image
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches: (B, 3, H, W) -> (B, C, ceil(H/p), ceil(W/p)), layer-normalised over C."""
+
+    def __init__(self, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.projection = nn.Conv2d(3, dim, patch_size, patch_size)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        images = F.pad(images, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        x: Tensor = self.projection(images)
+        x = self.norm(x.permute(0, 2, 3, 1))  # (B, H, W, C)
+        return x.permute(0, 3, 1, 2)  # (B, C, H, W)
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention inside windows, with a learned bias per relative position.
+
+    windows (B*nW, N, C), relative_index (N*N,), mask (nW, 1, N, N) or None -> (B*nW, N, C), N = window_size**2.
+    """
+
+    def __init__(self, dim: int, window_size: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.projection = nn.Linear(dim, dim)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, heads))
+
+    def forward(self, windows: Tensor, relative_index: Tensor, mask: Tensor | None) -> Tensor:
+        count, tokens, dim = windows.shape
+        qkv: Tensor = self.qkv(windows)
+        q, k, v = qkv.view(count, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (B*nW, nh, N, hd) each
+        bias = self.relative_position_bias_table[relative_index]
+        bias = bias.view(1, tokens, tokens, self.heads).permute(0, 3, 1, 2)  # (1, nh, N, N)
+        if mask is not None:
+            # Added in the module's own format: what rounds away beside -100 has no weight in the softmax.
+            bias = (bias + mask).repeat(count // mask.shape[0], 1, 1, 1)
+        bias = bias.expand(count, -1, -1, -1)  # (B*nW, nh, N, N)
+        # The fused kernels keep the softmax in float32 for 16-bit inputs and in float64 for float64.
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        out: Tensor = self.projection(x.transpose(1, 2).reshape(count, tokens, dim))
+        return out
+
+
+class MLP(nn.Module):
+    """Linear, GELU (the exact, erf form), Linear."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
+
+
+class SwinBlock(nn.Module):
+    """Pre-norm transformer block on (shifted) windows: tokens (B, H*W, C) -> (B, H*W, C).
+
+    A shifted block shifts whatever the size of the map, also where one window covers it.
+    """
+
+    def __init__(self, dim: int, heads: int, window_size: int, mlp_ratio: int, shift: int) -> None:
+        super().__init__()
+        self.window_size = window_size
+        self.shift = shift
+        self.norm1 = nn.LayerNorm(dim)
+        self.attention = WindowAttention(dim, window_size, heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = MLP(dim, dim * mlp_ratio)
+
+    def forward(self, x: Tensor, size: tuple[int, int], relative_index: Tensor, mask: Tensor) -> Tensor:
+        batch, _, dim = x.shape
+        height, width = size
+        y: Tensor = self.norm1(x)
+        y = y.view(batch, height, width, dim)
+        # Padding comes after the norm: the added tokens are zero, not the norm's bias, and are attended to.
+        y = F.pad(y, (0, 0, 0, -width % self.window_size, 0, -height % self.window_size))
+        if self.shift:
+            y = y.roll((-self.shift, -self.shift), (1, 2))
+        padded = (y.shape[1], y.shape[2])
+        y = self.attention(to_windows(y, self.window_size), relative_index, mask if self.shift else None)
+        y = from_windows(y, self.window_size, padded)
+        if self.shift:
+            y = y.roll((self.shift, self.shift), (1, 2))
+        x = x + y[:, :height, :width].reshape(batch, height * width, dim)
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+class PatchMerging(nn.Module):
+    """Halves the map, doubles the channels: tokens (B, H*W, C) -> (B, ceil(H/2)*ceil(W/2), 2C).
+
+    The four cells are concatenated in the order (0,0), (1,0), (0,1), (1,1) of (row, column).
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        batch, _, dim = x.shape
+        height, width = size
+        x = F.pad(x.view(batch, height, width, dim), (0, 0, 0, width % 2, 0, height % 2))
+        cells = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
+        merged = torch.cat(cells, dim=-1).flatten(1, 2)  # (B, ceil(H/2)*ceil(W/2), 4C)
+        out: Tensor = self.reduction(self.norm(merged))
+        return out
+
+
+class SwinStage(nn.Module):
+    """Blocks at one resolution, every second one shifted; then, except in the last stage, patch merging."""
+
+    def __init__(self, config: GLIPConfig, stage: int) -> None:
+        super().__init__()
+        self.window_size = config.window_size
+        dim = config.stage_dims[stage]
+        self.blocks = nn.ModuleList(
+            SwinBlock(
+                dim,
+                config.num_heads[stage],
+                config.window_size,
+                config.mlp_ratio,
+                shift=config.window_size // 2 if block % 2 else 0,
+            )
+            for block in range(config.depths[stage])
+        )
+        self.downsample = PatchMerging(dim) if stage + 1 < STAGES else None
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Tokens at this stage's resolution, and the tokens for the next stage (the same ones in the last)."""
+        relative_index = relative_position_index(self.window_size, x.device)
+        mask = shifted_window_mask(size, self.window_size, x)
+        for block in self.blocks:
+            x = block(x, size, relative_index, mask)
+        return x, x if self.downsample is None else self.downsample(x, size)
+
+
+class SwinTransformer(nn.Module):
+    """Images (B, 3, H, W) -> the maps C2, C3, C4, C5 as (B, C, H, W), of stride 4, 8, 16 and 32, rounded up.
+
+    C3 to C5 are layer-normalised; that norm does not feed the next stage. C2 is the bare output of the first
+    stage: nothing in GLIP reads it.
+    """
+
+    def __init__(self, config: GLIPConfig) -> None:
+        super().__init__()
+        self.patch_embed = PatchEmbed(config.embed_dim, config.patch_size)
+        self.stages = nn.ModuleList(SwinStage(config, stage) for stage in range(STAGES))
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in config.stage_dims[1:])
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x: Tensor = self.patch_embed(images)
+        height, width = x.shape[-2:]
+        x = x.flatten(2).transpose(1, 2)  # (B, H*W, C)
+        maps = []
+        for index, stage in enumerate(self.stages):
+            out, x = stage(x, (height, width))
+            if index > 0:
+                out = self.norms[index - 1](out)
+            maps.append(out.view(out.shape[0], height, width, -1).permute(0, 3, 1, 2))
+            height, width = (height + 1) // 2, (width + 1) // 2
+        return maps[0], maps[1], maps[2], maps[3]
+
+
+def to_windows(x: Tensor, window_size: int) -> Tensor:
+    """(B, H, W, C) -> (B*nW, window_size**2, C), windows in reading order; H and W whole windows."""
+    batch, height, width, dim = x.shape
+    x = x.view(batch, height // window_size, window_size, width // window_size, window_size, dim)
+    return x.transpose(2, 3).reshape(-1, window_size * window_size, dim)
+
+
+def from_windows(windows: Tensor, window_size: int, size: tuple[int, int]) -> Tensor:
+    """The inverse of `to_windows`: (B*nW, window_size**2, C) -> (B, H, W, C)."""
+    height, width = size
+    rows, columns, dim = height // window_size, width // window_size, windows.shape[-1]
+    x = windows.view(-1, rows, columns, window_size, window_size, dim)
+    return x.transpose(2, 3).reshape(-1, height, width, dim)
+
+
+def relative_position_index(window_size: int, device: torch.device) -> Tensor:
+    """(N*N,) int64: the row of the bias table for each pair of tokens, N = window_size**2."""
+    position = torch.arange(window_size * window_size, device=device)
+    row, column = position // window_size, position % window_size
+    span = 2 * window_size - 1
+    down = row[:, None] - row[None, :] + window_size - 1
+    right = column[:, None] - column[None, :] + window_size - 1
+    return (down * span + right).flatten()
+
+
+def shifted_window_mask(size: tuple[int, int], window_size: int, like: Tensor) -> Tensor:
+    """(nW, 1, N, N) in the dtype of `like`: 0 within a region of the rolled map, -100 between regions.
+
+    Rolling brings the first rows and columns behind the last ones; a window that holds both must not mix them.
+    """
+    shift = window_size // 2
+
+    def region(length: int) -> Tensor:
+        padded = length + -length % window_size
+        position = torch.arange(padded, device=like.device)
+        return (position >= padded - window_size).long() + (position >= padded - shift).long()
+
+    regions = 3 * region(size[0])[:, None] + region(size[1])[None, :]  # (H, W)
+    windows = to_windows(regions[None, :, :, None], window_size).squeeze(-1)  # (nW, N)
+    differs = windows[:, None, :, None] != windows[:, None, None, :]  # (nW, 1, N, N)
+    return torch.zeros(differs.shape, dtype=like.dtype, device=like.device).masked_fill(differs, CROSS_REGION)

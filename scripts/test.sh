@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Everything that must hold: format, lint, types, tables, tests. Needs Python 3.11+ and pip; sets itself up in .venv.
+# Arguments go to pytest: scripts/test.sh -k staging
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/environment.sh
+ruff format --check .
+ruff check .
+mypy
+converter lint
+python -m pytest "$@"

@@ -1,0 +1,65 @@
+"""Data flows one way: a module imports only from what stands above it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import converter
+
+PACKAGE = Path(converter.__file__).parent
+ORDER = ["errors", "checkpoint", "mapping", "plan", "staging", "writer", "model", "convert", "parity", "cli"]
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(module: str) -> str:
+    """`plan` for `converter.plan`, `cli` for `converter.cli.inspect`, '' for the package itself."""
+    return (module.split(".") + ["", ""])[1]
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Absolute names of all modules that a file imports, inside functions too."""
+    package = ["converter", *path.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_upwards(path: Path) -> None:
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if own in {"__init__", "__main__"}:
+        return
+    allowed = {"", own, *ORDER[: ORDER.index(own)]}
+    if own == "model":
+        allowed = {"", "model", "errors"}
+    used = {part_of(name) for name in imports_of(path) if name.split(".")[0] == "converter"}
+    assert used - {"__version__"} <= allowed
+
+
+def test_the_model_needs_torch_alone() -> None:
+    import sys
+
+    names = {name.split(".")[0] for path in SOURCES if "model" in path.parts for name in imports_of(path)}
+    assert names <= {"torch", "converter", *sys.stdlib_module_names}
+
+
+def test_nothing_but_the_model_and_parity_knows_torch() -> None:
+    for path in SOURCES:
+        if path.relative_to(PACKAGE).parts[0] not in {"model", "parity"}:
+            assert not {"torch", "safetensors"} & {name.split(".")[0] for name in imports_of(path)}, path
+
+
+def test_nothing_unpickles() -> None:
+    for path in SOURCES:
+        assert not {"pickle", "_pickle", "shelve", "marshal", "dill"} & {n.split(".")[0] for n in imports_of(path)}, (
+            path
+        )

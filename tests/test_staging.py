@@ -1,0 +1,144 @@
+"""A destination appears whole or not at all, and nothing else is touched."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from converter import staging
+from converter.errors import DestinationError
+from converter.staging import Staging, check_destination
+
+
+@pytest.fixture(params=["anonymous", "named", "without links"])
+def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """File systems with unnamed files, without, and without hard links either."""
+    if request.param != "anonymous":
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    if request.param == "without links":
+
+        def refuse(*args: object, **kwargs: object) -> None:
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+    return str(request.param)
+
+
+def write(destination: Path, files: dict[str, bytes], *, force: bool = False, fail: bool = False) -> None:
+    with Staging(destination, force=force) as stage:
+        for name, content in files.items():
+            os.pwrite(stage.create(name, len(content)), content, 0)
+        if fail:
+            raise RuntimeError("stopped half-way")
+        stage.commit()
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_file_appears(tmp_path: Path, system: str) -> None:
+    write(tmp_path / "a.safetensors", {"a": b"new"})
+    assert listing(tmp_path) == {"a.safetensors": b"new"}
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_folder_appears(tmp_path: Path, system: str) -> None:
+    write(tmp_path / "model", {"model.safetensors": b"1", "config.json": b"2"})
+    assert listing(tmp_path) == {"model/model.safetensors": b"1", "model/config.json": b"2"}
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "model"])
+def test_nothing_is_left_of_a_failure(tmp_path: Path, system: str, name: str) -> None:
+    with pytest.raises(RuntimeError):
+        write(tmp_path / name, {"x": b"new"}, fail=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_force_replaces_a_file(tmp_path: Path, system: str) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"old")
+    with pytest.raises(RuntimeError):
+        write(tmp_path / "a.safetensors", {"a": b"new"}, force=True, fail=True)
+    assert listing(tmp_path) == {"a.safetensors": b"old"}
+    write(tmp_path / "a.safetensors", {"a": b"new"}, force=True)
+    assert listing(tmp_path) == {"a.safetensors": b"new"}
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+def test_force_replaces_a_folder(tmp_path: Path, system: str, atomic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not atomic:
+        monkeypatch.setattr(staging.sys, "platform", "other")
+    write(tmp_path / "model", {"model-00001-of-00002.safetensors": b"old"})
+    write(tmp_path / "model", {"model.safetensors": b"new"}, force=True)
+    assert listing(tmp_path) == {"model/model.safetensors": b"new"}
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "model"])
+def test_a_second_writer_loses_and_harms_nothing(tmp_path: Path, system: str, name: str) -> None:
+    with Staging(tmp_path / name, force=False) as late:
+        os.pwrite(late.create("model.safetensors", 4), b"late", 0)
+        write(tmp_path / name, {"model.safetensors": b"early"})
+        before = listing(tmp_path)
+        with pytest.raises(DestinationError, match="it appeared while this conversion was running"):
+            late.commit()
+    assert {k: v for k, v in listing(tmp_path).items() if "partial" not in k} == {
+        k: v for k, v in before.items() if "partial" not in k
+    }
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_what_the_system_refuses_is_a_destination_error(tmp_path: Path) -> None:
+    with Staging(Path("/proc/a.safetensors"), force=False) as stage, pytest.raises(DestinationError, match="/proc/a"):
+        stage.create("a", 1)
+
+
+def test_too_little_space_is_said_before_writing(tmp_path: Path) -> None:
+    with Staging(tmp_path / "a.safetensors", force=False) as stage, pytest.raises(DestinationError, match="GB free"):
+        stage.require_space(1 << 60)
+
+
+def refusal(destination: Path, *inputs: Path, force: bool = False) -> str:
+    with pytest.raises(DestinationError) as caught:
+        check_destination(destination, force=force, inputs=list(inputs))
+    return str(caught.value)
+
+
+def test_refuses_what_could_not_be_committed_or_would_harm(tmp_path: Path) -> None:
+    source = tmp_path / "in.safetensors"
+    source.write_bytes(b"x")
+    (tmp_path / "link.safetensors").symlink_to(source)
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear")
+    assert "create it first" in refusal(tmp_path / "no" / "a.safetensors")
+    assert "is the source itself" in refusal(source, source, force=True)
+    os.link(source, tmp_path / "hard.safetensors")
+    assert "is the source itself" in refusal(tmp_path / "hard.safetensors", source, force=True)
+    assert "symbolic link" in refusal(tmp_path / "link.safetensors", force=True)
+    assert "symbolic link" in refusal(tmp_path / "dangling", force=True)
+    assert "is a folder, a file was to be written" in refusal(tmp_path / "folder.safetensors", force=True)
+    assert "is a file, a folder was to be written" in refusal(tmp_path / "file", force=True)
+    assert "--force replaces it" in refusal(source)
+    assert "letter.txt" in refusal(tmp_path / "home", force=True)
+    assert "holds the source" in refusal(tmp_path, source, force=True)
+    assert "only safetensors are written" in refusal(tmp_path / "out.pth")
+
+
+def test_accepts_an_empty_folder_and_a_new_name(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    check_destination(tmp_path / "empty", force=False, inputs=[])
+    check_destination(tmp_path / "new", force=False, inputs=[])
+    write(tmp_path / "empty", {"model.safetensors": b"1"})
+    assert listing(tmp_path) == {"empty/model.safetensors": b"1"}
