@@ -1,5 +1,5 @@
 """`python -m converter`."""
 
-from .cli import main
+from converter.cli import main
 
 main(prog_name="converter")

@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__
-from .checkpoint import DTYPES, Checkpoint
-from .errors import PlanError, TableError
-from .mapping.cast import cast
-from .mapping.ops import Array, Concat, apply_ops
-from .plan import Plan, Step, Tensor
-from .staging import Staging, check_destination, writing
-from .writer import INDEX_NAME, Shard, lay_out, nbytes, shard_index, to_json
+from converter import __version__
+from converter.checkpoint import DTYPES, Checkpoint
+from converter.errors import PlanError, TableError
+from converter.mapping.cast import cast
+from converter.mapping.ops import Array, Concat, apply_ops
+from converter.plan import Plan, Step, Tensor
+from converter.staging import Staging, check_destination, writing
+from converter.writer import INDEX_NAME, Shard, lay_out, nbytes, shard_index, to_json
 
 _THREADS = 3  # two cores: one thread waits for the disk while two compute
 _NO_HASH = "0" * 64
@@ -93,8 +93,8 @@ def verify_left_out(checkpoint: Checkpoint, plan: Plan) -> None:
             continue
         if not _holds(checkpoint, out.tensor, out.rebuild):
             problems.append(
-                f"{out.tensor.name!r} {out.tensor.shape} does not hold what {plan.variant.name} computes; the checkpoint "
-                "belongs to a model with other settings"
+                f"{out.tensor.name!r} {out.tensor.shape} does not hold what {plan.variant.name} computes; the "
+                "checkpoint belongs to a model with other settings"
             )
     if problems:
         raise PlanError(f"{plan.table}: {len(problems)} buffers contradict {plan.variant.name}", problems)
@@ -254,7 +254,7 @@ class _Transfer:
 
 def _bytes(array: Array) -> memoryview:
     """The array's bytes in C order."""
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _write(descriptor: int, data: bytes | memoryview, position: int) -> None:

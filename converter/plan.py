@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
-from .checkpoint import DTYPES, DType, TensorInfo
-from .errors import PlanError, TableError
-from .mapping.cast import is_float, is_lossless
-from .mapping.ops import Array, Op, Shape, describe, invert_ops, prove_bijective
-from .mapping.spec import Config, Variant
-from .mapping.table import Bound, Table, Transfer
+from converter.checkpoint import DTYPES, DType, TensorInfo
+from converter.errors import PlanError, TableError
+from converter.mapping.cast import is_float, is_lossless
+from converter.mapping.ops import Array, Op, Shape, describe, invert_ops, prove_bijective
+from converter.mapping.spec import Config, Variant
+from converter.mapping.table import Bound, Table, Transfer
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +204,7 @@ class _Fit:
             makers = [r for r in self.bound.rules if any(p.match(name) is not None for p in r.sources)]
             if name in self.needed and len(makers) + len(claims) == 1:
                 continue
-            pointers = ", ".join(entry.pointer for entry in (*makers, *claims))
+            pointers = ", ".join([*(r.pointer for r in makers), *(i.pointer for i in claims)])
             if len(makers) + len(claims) > 1:
                 problems.append(f"{tensor.name!r} {tensor.shape} is matched more than once: {pointers}")
             elif claims:

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import DestinationError
-from .plan import Tensor
+from converter.errors import DestinationError
+from converter.plan import Tensor
 
 INDEX_NAME = "model.safetensors.index.json"
 

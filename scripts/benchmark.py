@@ -3,8 +3,8 @@
     python scripts/benchmark.py glip-t.pth --repeat 5
 
 Every contender runs in a process of its own, in turn, with the checkpoint in the page cache, and ends with its
-output on the disk (fsync). Printed are medians: wall seconds, user CPU seconds, and the peak of RssAnon, the memory that
-is the process's own, sampled every 5 ms. `cp` copies the file that the conversion writes; the script is torch.load
+output on the disk (fsync). Printed are medians: wall seconds, user CPU seconds, and the peak of RssAnon, the memory
+that is the process's own, sampled every 5 ms. `cp` copies the file that the conversion writes; the script is torch.load
 (mmap), taking the prefix off the keys, and safetensors' save_file.
 """
 

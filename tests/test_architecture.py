@@ -17,7 +17,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 def part_of(module: str) -> str:
     """`plan` for `converter.plan`, `cli` for `converter.cli.inspect`, '' for the package itself."""
-    return (module.split(".") + ["", ""])[1]
+    return [*module.split("."), "", ""][1]
 
 
 def imports_of(path: Path) -> Iterator[str]:

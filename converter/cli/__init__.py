@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from .. import __version__
-from .convert import convert
-from .explain import explain
-from .inspect import inspect
-from .tables import lint, tables
+from converter import __version__
+from converter.cli.convert import convert
+from converter.cli.explain import explain
+from converter.cli.inspect import inspect
+from converter.cli.tables import lint, tables
 
 __all__ = ["convert_main", "main"]
 

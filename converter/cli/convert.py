@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .output import Size, gigabytes, print_json, progress, reports_errors
+from converter.cli.output import gigabytes, parse_size, print_json, progress, reports_errors
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
-    from ..plan import Plan
+    from converter.checkpoint import Checkpoint
+    from converter.plan import Plan
 
 _EPILOG = """\b
 Examples:
@@ -57,7 +57,8 @@ Exit codes: see 'converter --help'."""
 )
 @click.option(
     "--max-shard-size",
-    type=Size(),
+    callback=parse_size,
+    metavar="SIZE",
     help="Split a folder's weights into files of at most this size, e.g. 2GB.",
 )
 @click.option("--force", is_flag=True, help="Replace what an earlier conversion wrote to --dst.")
@@ -82,12 +83,12 @@ def convert(
     """
     if max_shard_size is not None and destination.suffix == ".safetensors":
         raise click.UsageError("--max-shard-size needs a folder as --dst, not a .safetensors file")
-    from .. import convert as engine
-    from ..checkpoint import open_checkpoint
-    from ..mapping.table import load_table
-    from ..plan import make_plan
-    from ..staging import check_destination
-    from ..writer import nbytes
+    from converter import convert as engine
+    from converter.checkpoint import open_checkpoint
+    from converter.mapping.table import load_table
+    from converter.plan import make_plan
+    from converter.staging import check_destination
+    from converter.writer import nbytes
 
     with open_checkpoint(source, root) as checkpoint:
         check_destination(destination, force=force, inputs=checkpoint.files)

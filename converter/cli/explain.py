@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .output import print_json, reports_errors
+from converter.cli.output import print_json, reports_errors
 
 if TYPE_CHECKING:
-    from ..plan import Plan
+    from converter.plan import Plan
 
 _EPILOG = """\b
 Examples:
@@ -38,10 +38,10 @@ def explain(key: str, source: Path, table_name: str, root: str | None, variant: 
     Names the rule by its JSON pointer in the table, the ops and both shapes; for an unknown key, the nearest ones.
     Works on a checkpoint that does not fit, too. Exit code 5 if KEY is unknown.
     """
-    from ..checkpoint import open_checkpoint
-    from ..errors import PlanError
-    from ..mapping.table import load_table
-    from ..plan import make_plan, nearest
+    from converter.checkpoint import open_checkpoint
+    from converter.errors import PlanError
+    from converter.mapping.table import load_table
+    from converter.plan import make_plan, nearest
 
     table = load_table(table_name)
     with open_checkpoint(source, root) as checkpoint:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .output import gigabytes, print_json, reports_errors
+from converter.cli.output import gigabytes, print_json, reports_errors
 
 _EPILOG = """\b
 Examples:
@@ -22,10 +22,10 @@ Examples:
 @reports_errors
 def inspect(file: Path, root: str | None, as_json: bool) -> None:
     """Show the layout, tensors, pickled globals and variant of a checkpoint. Nothing in it is executed."""
-    from ..checkpoint import open_checkpoint
-    from ..mapping.documents import list_documents
-    from ..mapping.table import load_table
-    from ..plan import make_plan
+    from converter.checkpoint import open_checkpoint
+    from converter.mapping.documents import list_documents
+    from converter.mapping.table import load_table
+    from converter.plan import make_plan
 
     with open_checkpoint(file, root) as checkpoint:
         fits = []

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, ParamSpec
 
 import click
 
-from ..errors import ConverterError, PlanError, TableError
+from converter.errors import ConverterError, PlanError, TableError
 
 P = ParamSpec("P")
 _SHOWN_PROBLEMS = 40
@@ -70,23 +70,17 @@ def gigabytes(count: int) -> str:
     return f"{count} B"
 
 
-class Size(click.ParamType):
-    """A number of bytes: `500MB`, `2GB`, `1GiB`, `1048576`."""
+_FACTORS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
-    name = "size"
-    _FACTORS: dict[str, int] = dict(  # noqa: RUF012
-        zip(
-            ["", "kb", "mb", "gb", "kib", "mib", "gib"],
-            [1, 10**3, 10**6, 10**9, 1 << 10, 1 << 20, 1 << 30],
-            strict=True,
-        )
-    )
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = re.fullmatch(r"([0-9]{1,12})\s*([a-z]*)", str(value).strip().lower())
-        if match is None or match[2] not in self._FACTORS or not int(match[1]):
-            self.fail(f"{value!r} is not a size; write 500MB, 2GB or 1GiB", param, ctx)
-        return int(match[1]) * self._FACTORS[match[2]]
+def parse_size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """Option callback: bytes written as `500MB`, `2GB`, `1GiB` or `1048576`."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,12})\s*([a-z]*)", value.strip().lower())
+    if match is None or match[2] not in _FACTORS or not int(match[1]):
+        raise click.BadParameter(f"{value!r} is not a size; write 500MB, 2GB or 1GiB")
+    return int(match[1]) * _FACTORS[match[2]]
 
 
 @contextmanager

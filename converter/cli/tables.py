@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from .output import print_json, reports_errors
+from converter.cli.output import print_json, reports_errors
 
 
 @click.command(epilog="\b\nExample:\n  converter tables --json")
@@ -12,10 +14,10 @@ from .output import print_json, reports_errors
 @reports_errors
 def tables(as_json: bool) -> None:
     """List the built-in mapping tables and the variants each serves."""
-    from ..mapping.documents import list_documents
-    from ..mapping.table import load_table
+    from converter.mapping.documents import list_documents
+    from converter.mapping.table import load_table
 
-    content = []
+    content: list[dict[str, Any]] = []
     for document in list_documents("table"):
         table = load_table(document.name)
         variants = [name for v in table.spec.variants for name in (v.name, *v.also)]
@@ -34,7 +36,7 @@ def tables(as_json: bool) -> None:
         return
     for entry in content:
         click.echo(f"{entry['name']}: {entry['title']}")
-        click.echo(f"  {entry['rules']} rules to {entry['target']}; variants {', '.join(map(str, entry['variants']))}")
+        click.echo(f"  {entry['rules']} rules to {entry['target']}; variants {', '.join(entry['variants'])}")
 
 
 @click.command(epilog="\b\nExamples:\n  converter lint\n  converter lint my-table.json")
@@ -43,10 +45,10 @@ def tables(as_json: bool) -> None:
 @reports_errors
 def lint(names: tuple[str, ...], as_json: bool) -> None:
     """Check tables, built-in ones by default: schema, coverage of every variant, ambiguity, reversibility."""
-    from ..errors import TableError
-    from ..mapping.documents import list_documents
-    from ..mapping.lint import lint as problems_of
-    from ..mapping.table import load_table
+    from converter.errors import TableError
+    from converter.mapping.documents import list_documents
+    from converter.mapping.lint import lint as problems_of
+    from converter.mapping.table import load_table
 
     problems = []
     for name in names or [document.name for document in list_documents("table")]:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..checkpoint import DType
-from ..errors import PlanError
-from .ops import Array
+from converter.checkpoint import DType
+from converter.errors import PlanError
+from converter.mapping.ops import Array
 
 # significand bits, exponent bits: what fits exactly into what
 _FLOATS = {"float64": (52, 11), "float32": (23, 8), "float16": (10, 5), "bfloat16": (7, 8)}

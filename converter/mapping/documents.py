@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..errors import TableError
+from converter.errors import TableError
 
 _LARGEST_DOCUMENT = 4 << 20
 

@@ -10,7 +10,7 @@ import ast
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
-from ..errors import TableError
+from converter.errors import TableError
 
 Value: TypeAlias = int | bool | str | tuple[int, ...]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..errors import TableError
-from .expression import Value
-from .ops import prove_bijective
-from .spec import Config, Spec
-from .table import Bound, Table, Transfer
+from converter.errors import TableError
+from converter.mapping.expression import Value
+from converter.mapping.ops import prove_bijective
+from converter.mapping.spec import Config, Spec
+from converter.mapping.table import Bound, Table, Transfer
 
 
 def lint(table: Table) -> list[str]:
@@ -22,7 +22,7 @@ def lint(table: Table) -> list[str]:
         except TableError as error:
             problems.append(f"{label}: {error}")
             continue
-        active |= {entry.pointer for entry in (*bound.rules, *bound.ignores)}
+        active |= {rule.pointer for rule in bound.rules} | {ignore.pointer for ignore in bound.ignores}
         found += _ambiguities(bound, transfers)
         found += _unproved(transfers)
         problems += [f"{label}: {problem}" for problem in found]

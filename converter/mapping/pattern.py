@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ..errors import TableError
-from .expression import Value, affine
+from converter.errors import TableError
+from converter.mapping.expression import Value, affine
 
 Captures = Mapping[str, int | str]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from .ops import Array
+from converter.mapping.ops import Array
 
 
 def numbers(count: int) -> Array:

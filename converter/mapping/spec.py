@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ..errors import TableError
-from .documents import find_document
-from .expression import Value, evaluate, integer
-from .ops import Shape
-from .pattern import compile_pattern
+from converter.errors import TableError
+from converter.mapping.documents import find_document
+from converter.mapping.expression import Value, evaluate, integer
+from converter.mapping.ops import Shape
+from converter.mapping.pattern import compile_pattern
 
 Config: TypeAlias = Mapping[str, Value]
 

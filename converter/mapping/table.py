@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import TableError
-from .documents import find_document
-from .expression import Value, evaluate, integer
-from .ops import Array, Op, Shape, chain_shapes, invert_ops, make_op
-from .pattern import Pattern, compile_pattern
-from .rebuild import REBUILDERS
-from .spec import Config, Spec, each, load_spec
+from converter.errors import TableError
+from converter.mapping.documents import find_document
+from converter.mapping.expression import Value, evaluate, integer
+from converter.mapping.ops import Array, Op, Shape, chain_shapes, invert_ops, make_op
+from converter.mapping.pattern import Pattern, compile_pattern
+from converter.mapping.rebuild import REBUILDERS
+from converter.mapping.spec import Config, Spec, each, load_spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,9 @@ class Table:
         def patterns(texts: str | Sequence[str]) -> tuple[Pattern, ...]:
             return tuple(compile_pattern(t, words, names) for t in ([texts] if isinstance(texts, str) else texts))
 
-        rules, ignores, taps = [], [], []
+        rules: list[Rule] = []
+        ignores: list[Ignore] = []
+        taps: list[Tap] = []
         for pointer, entry in active("rules"):
             try:
                 rules.append(_rule(pointer, patterns(entry["source"]), patterns(entry["target"]), entry, names))

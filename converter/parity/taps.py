@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import ModelError
-from ..mapping.table import Tap
+from converter.errors import ModelError
+from converter.mapping.table import Tap
 
 
 def collect(model: nn.Module, taps: Iterable[Tap], run: Callable[[], object]) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ def chains(draw: st.DrawFn) -> tuple[list[Op], list[tuple[int, ...]]]:
     shape = draw(shapes)
     axis = draw(st.integers(0, len(shape) - 1))
     inputs = [
-        shape[:axis] + (size,) + shape[axis + 1 :] for size in draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
+        (*shape[:axis], size, *shape[axis + 1 :]) for size in draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
     ]
     ops: list[Op] = [Concat(axis, tuple(s[axis] for s in inputs))]
     for _ in range(draw(st.integers(0, 3))):
