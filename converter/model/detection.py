@@ -129,7 +129,7 @@ def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor) -> Detections:
     """Greedy non-maximum suppression within each label, then the best `DETECTIONS_PER_IMAGE`, ties kept.
 
-    Candidates are taken in blocks by falling score; a block ends the work once enough boxes are kept, so some
+    Candidates are taken in blocks by falling score; the work ends once enough boxes are kept, so some
     thousand candidates cost neither a matrix of all pairs nor a step for each box.
     """
     order = scores.argsort(descending=True, stable=True)
@@ -141,17 +141,24 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor) -> Detections:
             break
         fallen = _overlaps(boxes, labels, kept, block).any(dim=0)
         block = block[~fallen]
-        # Row i suppresses column j if i is kept. Starting from "all are kept", each round settles at least one
-        # more box in order of score, since a box depends on better ones only; what no longer changes is the
-        # greedy answer.
-        beats = _overlaps(boxes, labels, block, block).triu(diagonal=1)
-        alive = torch.ones_like(block, dtype=torch.bool)
-        while not torch.equal(alive, alive := ~(beats & alive[:, None]).any(dim=0)):
-            pass
-        kept = torch.cat([kept, block[alive]])
+        kept = torch.cat([kept, block[_greedy(_overlaps(boxes, labels, block, block).triu(diagonal=1))]])
     if len(kept) > DETECTIONS_PER_IMAGE:
         kept = kept[scores[kept] >= scores[kept[DETECTIONS_PER_IMAGE - 1]]]
     return Detections(boxes[kept], scores[kept], labels[kept])
+
+
+def _greedy(beats: Tensor) -> Tensor:
+    """Which of N candidates, best first, survive: (N,) bool. beats (N, N): row i suppresses column j > i, if it
+    survives itself.
+
+    Starting from "all survive", each round settles at least one more candidate in order, since each depends on
+    better ones only. What no longer changes is the greedy answer; a few rounds do for real images.
+    """
+    before = beats.new_zeros(len(beats))
+    alive = beats.new_ones(len(beats))
+    while not torch.equal(before, alive):
+        before, alive = alive, ~(beats & alive[:, None]).any(dim=0)
+    return alive
 
 
 def _overlaps(boxes: Tensor, labels: Tensor, first: Tensor, second: Tensor) -> Tensor:
