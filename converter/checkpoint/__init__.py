@@ -1,6 +1,86 @@
 """Reading checkpoints of any layout without executing anything in them."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+from converter.checkpoint.display import file_name
 from converter.checkpoint.dtypes import DTYPES, DType
 from converter.checkpoint.index import Checkpoint, TensorInfo
+from converter.checkpoint.safetensors import INDEX_SUFFIX, open_safetensors, open_sharded
+from converter.checkpoint.source import SourceFile
+from converter.checkpoint.torch_legacy import is_torch_legacy, open_torch_legacy
+from converter.checkpoint.torch_zip import open_torch_zip
+from converter.errors import NotACheckpointError
 
-__all__ = ["DTYPES", "Checkpoint", "DType", "TensorInfo"]
+__all__ = ["DTYPES", "Checkpoint", "DType", "TensorInfo", "open_checkpoint"]
+
+_IN_FOLDERS = ("model.safetensors.index.json", "model.safetensors")
+# what people hand in by mistake, by the bytes it begins with
+_KNOWN: tuple[tuple[bytes, str], ...] = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself. Run `git lfs pull` in its repository"),
+    (b"<", "a web page or XML. The download went wrong; get the file again from its download link"),
+    (b"\x1f\x8b", "compressed with gzip. Unpack it first"),
+    (b"BZh", "compressed with bzip2. Unpack it first"),
+    (b"\xfd7zXZ", "compressed with xz. Unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "compressed with Zstandard. Unpack it first"),
+    (b"7z\xbc\xaf", "a 7-Zip archive. Unpack it first"),
+    (b"Rar!", "a RAR archive. Unpack it first"),
+    (b"\x89HDF", "an HDF5 file. Give the PyTorch checkpoint"),
+    (b"GGUF", "a GGUF file. Give the PyTorch checkpoint"),
+    (b"PK\5\6", "an empty zip archive. Get the file again"),
+)
+_TAR_MAGIC = 257, b"ustar"
+
+
+def open_checkpoint(path: str | Path, root: str | None = None) -> Checkpoint:
+    """Index the checkpoint at `path`; a context manager that closes its files.
+
+    `path` is a file of torch.save (zip or legacy), a safetensors file, a `.index.json` of shards, or a folder with one
+    of the last two under its conventional name. `root` names the state dict to take where there are several.
+
+    Raises CheckpointError: NotACheckpointError, CorruptCheckpointError, UnsupportedCheckpointError or RootError.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = _in_folder(path)
+    source = SourceFile(path)
+    try:
+        return _open(source, root)
+    except BaseException:
+        source.close()
+        raise
+
+
+def _open(source: SourceFile, root: str | None) -> Checkpoint:
+    if source.path.name.endswith(INDEX_SUFFIX):
+        return open_sharded(source, root)
+    head = source.read(0, min(source.size, 512), "beginning of the file")
+    if head.startswith(b"PK\3\4"):
+        return open_torch_zip(source, root)
+    for magic, what in _KNOWN:
+        if head.lstrip().startswith(magic):
+            raise NotACheckpointError(f"{file_name(source.path)}: is {what}.")
+    if head[_TAR_MAGIC[0] :].startswith(_TAR_MAGIC[1]):
+        raise NotACheckpointError(
+            f"{file_name(source.path)}: is a tar archive. If torch older than 0.1.10 wrote it, load it there and save "
+            "it again."
+        )
+    if head[8:9] == b"{" or source.path.suffix == ".safetensors":
+        return open_safetensors(source, root)
+    if is_torch_legacy(source):
+        return open_torch_legacy(source, root)
+    found = f"begins with {head[:8]!r}" if head else "is empty"
+    raise NotACheckpointError(
+        f"{file_name(source.path)}: {found}, so neither torch.save nor safetensors wrote it. Give the checkpoint "
+        "itself, or get it again."
+    )
+
+
+def _in_folder(folder: Path) -> Path:
+    for name in _IN_FOLDERS:
+        if (folder / name).exists():
+            return folder / name
+    raise NotACheckpointError(
+        f"{file_name(folder)}: is a folder without {' or '.join(_IN_FOLDERS)}. Give the checkpoint file itself."
+    )

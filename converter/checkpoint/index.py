@@ -113,6 +113,11 @@ class Checkpoint:
         """Bytes of the file, or of all shards together."""
         return sum(source.size for source in self.sources)
 
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold the tensors."""
+        return [source.path for source in self.sources]
+
     def read(self, name: str) -> NDArray[Any]:
         """The tensor's values, C-contiguous, in its carrier dtype.
 
@@ -126,8 +131,8 @@ class Checkpoint:
         itemsize = info.dtype.itemsize
         first, stop = info.extent
         span = np.empty((stop - first) * itemsize, np.uint8)
-        info.storage.read_into(memoryview(span), first * itemsize)
-        self._repair(info, memoryview(span))
+        info.storage.read_into(span.data, first * itemsize)
+        self._repair(info, span.data)
         if info.contiguous:
             values = span.view(carrier).reshape(info.shape)
         else:
@@ -147,7 +152,7 @@ class Checkpoint:
         info = self._info(name)
         size = max(size - size % 16, 16)  # whole elements of every dtype
         if not info.contiguous or info.conjugated or info.negated:
-            flat = memoryview(self.read(name).reshape(-1).view(np.uint8))
+            flat = self.read(name).reshape(-1).view(np.uint8).data
             for position in range(0, len(flat), size):
                 yield flat[position : position + size].toreadonly()
             return

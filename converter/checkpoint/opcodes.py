@@ -1,0 +1,300 @@
+"""A pickle interpreter that imports nothing and calls nothing.
+
+Every way in which a pickle can name or call code ends in an inert value: a `Global` is two strings, an `Instance` is
+what would have been called and with what. Dicts become lists of pairs, so that nothing from the file is ever hashed or
+compared: a tuple nested a million deep as a key is as harmless as any other. There is no recursion.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import IO, Any, NoReturn
+
+from converter.checkpoint.display import counted, plain
+from converter.errors import CorruptCheckpointError, UnsupportedCheckpointError
+
+# GLIP-L with optimizer and averaged weights takes 0.2 million opcodes in 5 MB
+OPCODE_LIMIT = 2_000_000
+BYTE_LIMIT = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Global:
+    """A name that pickle would have imported."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return plain(f"{self.module}.{self.name}")
+
+
+@dataclass(slots=True, eq=False)
+class Dict:
+    """A dict, as the pairs that were set, in order."""
+
+    pairs: list[tuple[object, object]] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Instance:
+    """What pickle would have made by a call, and everything done to it afterwards."""
+
+    function: object
+    arguments: object
+    pairs: list[tuple[object, object]] = field(default_factory=list)
+    items: list[object] = field(default_factory=list)
+    has_state: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Persistent:
+    """A reference to something outside the pickle; torch writes storages so."""
+
+    reference: object
+
+
+@dataclass(frozen=True, slots=True)
+class Unpickled:
+    """The value of a pickle, the names and outside references in it, and where in the stream it ended."""
+
+    value: object
+    globals: frozenset[Global]
+    references: tuple[Persistent, ...]
+    end: int
+
+
+def interpret(stream: IO[bytes], label: str, limit: int = OPCODE_LIMIT) -> Unpickled:
+    """Interpret one pickle from `stream`, up to and with its STOP.
+
+    `label` begins every message. Raises CorruptCheckpointError for anything that is not a sound pickle, and
+    UnsupportedCheckpointError beyond the limits on size and number of opcodes.
+    """
+    machine = _Machine(label)
+    start = stream.tell()
+    count = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of unknown escapes in a text opcode
+        try:
+            for opcode, argument, position in pickletools.genops(stream):
+                count += 1
+                machine.position = position or 0
+                if count > limit or machine.position - start > BYTE_LIMIT:
+                    raise UnsupportedCheckpointError(
+                        f"{label}, byte {machine.position}: the pickle goes on after {counted(count - 1, 'opcode')}, "
+                        f"the limit is {limit}, or {BYTE_LIMIT} bytes. Save the weights alone, without other objects."
+                    )
+                machine.execute(opcode.name, argument)
+        except (ValueError, OverflowError) as error:  # all that genops raises
+            machine.fail(plain(str(error)))
+    value = machine.pop("STOP")
+    return Unpickled(value, frozenset(machine.globals), tuple(machine.references), stream.tell())
+
+
+class _Machine:
+    """The stack, the marks and the memo of a pickle under interpretation."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.position = 0
+        self.globals: set[Global] = set()
+        self.references: list[Persistent] = []
+        self.stack: list[object] = []
+        self.below: list[list[object]] = []  # stacks put aside by MARK
+        self.memo: dict[int, object] = {}
+
+    def fail(self, problem: str) -> NoReturn:
+        raise CorruptCheckpointError(
+            f"{self.label}, byte {self.position}: {problem}. The file is damaged or crafted; get it again."
+        )
+
+    def execute(self, name: str, argument: Any) -> None:
+        _OPCODES[name](self, name, argument)
+
+    def pop(self, name: str) -> object:
+        self.need(name)
+        return self.stack.pop()
+
+    def need(self, name: str) -> None:
+        if not self.stack:
+            self.fail(f"{name} finds nothing on the stack")
+
+    def pop_mark(self, name: str) -> list[object]:
+        if not self.below:
+            self.fail(f"{name} finds no mark")
+        items = self.stack
+        self.stack = self.below.pop()
+        return items
+
+    def push_global(self, module: object, name: object) -> Global:
+        found = Global(str(module), str(name))
+        self.globals.add(found)
+        return found
+
+    # one method for each kind of opcode
+
+    def nothing(self, name: str, argument: Any) -> None:
+        pass
+
+    def refuse(self, name: str, argument: Any) -> None:
+        self.fail(f"{name} refers to a buffer outside the file")
+
+    def constant(self, name: str, argument: Any) -> None:
+        self.stack.append(_CONSTANTS[name])
+
+    def literal(self, name: str, argument: Any) -> None:
+        self.stack.append(argument)
+
+    def mark(self, name: str, argument: Any) -> None:
+        self.below.append(self.stack)
+        self.stack = []
+
+    def discard(self, name: str, argument: Any) -> None:
+        if name == "POP" and self.stack:
+            self.stack.pop()
+        else:  # POP on a mark removes the mark
+            self.pop_mark(name)
+
+    def duplicate(self, name: str, argument: Any) -> None:
+        self.need(name)
+        self.stack.append(self.stack[-1])
+
+    def put(self, name: str, argument: Any) -> None:
+        self.need(name)
+        index = len(self.memo) if argument is None else argument
+        if index < 0:
+            self.fail(f"{name} has a negative index")
+        self.memo[index] = self.stack[-1]
+
+    def get(self, name: str, argument: Any) -> None:
+        if argument not in self.memo:
+            self.fail(f"{name} reads memo entry {plain(hex(argument))}, which was never set")
+        self.stack.append(self.memo[argument])
+
+    def empty_list(self, name: str, argument: Any) -> None:
+        self.stack.append([])
+
+    def empty_dict(self, name: str, argument: Any) -> None:
+        self.stack.append(Dict())
+
+    def marked_list(self, name: str, argument: Any) -> None:
+        items = self.pop_mark(name)  # replaces self.stack
+        self.stack.append(items)
+
+    def marked_tuple(self, name: str, argument: Any) -> None:
+        items = self.pop_mark(name)
+        self.stack.append(tuple(items))
+
+    def marked_dict(self, name: str, argument: Any) -> None:
+        pairs = self.pairs(name)
+        self.stack.append(Dict(pairs))
+
+    def short_tuple(self, name: str, argument: Any) -> None:
+        length = int(name[-1])
+        items = [self.pop(name) for _ in range(length)]
+        self.stack.append(tuple(reversed(items)))
+
+    def pairs(self, name: str) -> list[tuple[object, object]]:
+        items = self.pop_mark(name)
+        if len(items) % 2:
+            self.fail(f"{name} finds a key without a value")
+        return list(zip(items[::2], items[1::2], strict=True))
+
+    def append(self, name: str, argument: Any) -> None:
+        items = [self.pop(name)] if name == "APPEND" else self.pop_mark(name)
+        self.need(name)
+        target = self.stack[-1]
+        if isinstance(target, list):
+            target.extend(items)
+        elif isinstance(target, Instance):
+            target.items.extend(items)
+        else:
+            self.fail(f"{name} finds no list")
+
+    def set_items(self, name: str, argument: Any) -> None:
+        if name == "SETITEM":
+            value = self.pop(name)
+            pairs = [(self.pop(name), value)]
+        else:
+            pairs = self.pairs(name)
+        self.need(name)
+        target = self.stack[-1]
+        if not isinstance(target, Dict | Instance):
+            self.fail(f"{name} finds no dict")
+        target.pairs.extend(pairs)
+
+    def build(self, name: str, argument: Any) -> None:
+        self.pop(name)
+        self.need(name)
+        if isinstance(target := self.stack[-1], Instance):  # on anything else, a function say, it means nothing here
+            target.has_state = True
+
+    def name_in_text(self, name: str, argument: Any) -> None:
+        self.stack.append(self.push_global(*argument.partition(" ")[::2]))
+
+    def name_on_stack(self, name: str, argument: Any) -> None:
+        attribute, module = self.pop(name), self.pop(name)
+        if not (isinstance(attribute, str) and isinstance(module, str)):
+            self.fail(f"{name} finds no two strings")
+        self.stack.append(self.push_global(module, attribute))
+
+    def extension(self, name: str, argument: Any) -> None:
+        self.stack.append(self.push_global("copyreg", f"extension {argument}"))
+
+    def call(self, name: str, argument: Any) -> None:
+        """REDUCE, NEWOBJ and NEWOBJ_EX: callee and arguments are on the stack."""
+        arguments: object = self.pop(name)
+        if name == "NEWOBJ_EX":
+            arguments = (self.pop(name), arguments)
+        self.stack.append(Instance(self.pop(name), arguments))
+
+    def call_marked(self, name: str, argument: Any) -> None:
+        """INST names its callee in text; OBJ has it after the mark."""
+        items = self.pop_mark(name)
+        if name == "INST":
+            callee: object = self.push_global(*argument.partition(" ")[::2])
+        elif items:
+            callee = items.pop(0)
+        else:
+            self.fail("OBJ finds no class")
+        self.stack.append(Instance(callee, tuple(items)))
+
+    def persistent(self, name: str, argument: Any) -> None:
+        self.references.append(Persistent(argument if name == "PERSID" else self.pop(name)))
+        self.stack.append(self.references[-1])
+
+
+_CONSTANTS: dict[str, object] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_Handler = Callable[[_Machine, str, Any], None]
+_BY_HANDLER: tuple[tuple[_Handler, str], ...] = (
+    (_Machine.nothing, "PROTO FRAME STOP"),
+    (_Machine.refuse, "NEXT_BUFFER READONLY_BUFFER"),
+    (_Machine.constant, "NONE NEWTRUE NEWFALSE EMPTY_TUPLE"),
+    (_Machine.literal, "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING"),
+    (_Machine.literal, "BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8"),
+    (_Machine.literal, "UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8"),
+    (_Machine.mark, "MARK"),
+    (_Machine.discard, "POP POP_MARK"),
+    (_Machine.duplicate, "DUP"),
+    (_Machine.put, "PUT BINPUT LONG_BINPUT MEMOIZE"),
+    (_Machine.get, "GET BINGET LONG_BINGET"),
+    (_Machine.empty_list, "EMPTY_LIST EMPTY_SET"),  # a set is kept as a list: its items are never looked at
+    (_Machine.empty_dict, "EMPTY_DICT"),
+    (_Machine.marked_list, "LIST"),
+    (_Machine.marked_tuple, "TUPLE FROZENSET"),
+    (_Machine.marked_dict, "DICT"),
+    (_Machine.short_tuple, "TUPLE1 TUPLE2 TUPLE3"),
+    (_Machine.append, "APPEND APPENDS ADDITEMS"),
+    (_Machine.set_items, "SETITEM SETITEMS"),
+    (_Machine.build, "BUILD"),
+    (_Machine.name_in_text, "GLOBAL"),
+    (_Machine.name_on_stack, "STACK_GLOBAL"),
+    (_Machine.extension, "EXT1 EXT2 EXT4"),
+    (_Machine.call, "REDUCE NEWOBJ NEWOBJ_EX"),
+    (_Machine.call_marked, "INST OBJ"),
+    (_Machine.persistent, "PERSID BINPERSID"),
+)
+_OPCODES: dict[str, _Handler] = {name: handler for handler, names in _BY_HANDLER for name in names.split()}

@@ -1,0 +1,141 @@
+"""Which state dict of a pickled checkpoint is taken, and what is left aside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from converter.checkpoint.display import counted, plain, quoted
+from converter.checkpoint.index import TensorInfo
+from converter.checkpoint.opcodes import Dict, Global, Instance, Persistent
+from converter.checkpoint.storage import Storage
+from converter.checkpoint.tensors import StorageReference, Unreadable, build_tensor, is_tensor
+from converter.errors import CorruptCheckpointError, RootError
+
+Pairs = list[tuple[object, object]]
+
+PREFERRED = ("model", "state_dict", "", "model_ema")  # "" is the file itself
+_ORDERED_DICT = Global("collections", "OrderedDict")
+_NAMED = 100  # things that are named one by one; beyond that they are counted
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """The state dict taken from a pickle. The fields are those of `Checkpoint`."""
+
+    root: str
+    roots: dict[str, int]
+    tensors: dict[str, TensorInfo]
+    unsupported: dict[str, str]
+    skipped: tuple[str, ...]
+
+
+def read_contents(
+    value: object, wanted: str | None, label: str, find: Callable[[StorageReference], Storage]
+) -> Contents:
+    """Choose among the state dicts in the unpickled `value` (`wanted` if given) and describe its tensors.
+
+    Raises RootError if there is none or no reason to prefer one, CorruptCheckpointError for a tensor that lies.
+    """
+    candidates = _candidates(value, label)
+    counts = {name: count for name, (_, count) in candidates.items()}
+    root = _choose(counts, wanted, value, label)
+    tensors: dict[str, TensorInfo] = {}
+    unsupported: dict[str, str] = {}
+    skipped = []
+    if root:
+        skipped += [f"{_key(key)}: {_describe(item)}" for key, item in _pairs(value) or () if key != root]
+    for key, item in _unique(candidates[root][0], label):
+        if not isinstance(key, str):
+            skipped.append(f"{_key(key)}: not named by a string ({_describe(item)})")
+        elif is_tensor(item):
+            try:
+                tensors[key] = build_tensor(key, item, label, find)
+            except Unreadable as error:
+                unsupported[key] = f"tensor {quoted(key)}: {error}"
+        elif isinstance(item, Instance) and item.function != _ORDERED_DICT:
+            unsupported[key] = f"{quoted(key)} is no tensor, but {_describe(item)}; it was not executed"
+        else:
+            skipped.append(f"{_key(key)}: {_describe(item)}")
+    if len(skipped) > _NAMED:
+        skipped[_NAMED:] = [f"and {len(skipped) - _NAMED} others"]
+    return Contents(root, counts, tensors, unsupported, tuple(skipped))
+
+
+def _candidates(value: object, label: str) -> dict[str, tuple[Pairs, int]]:
+    """Everything in the file that holds tensors by name, and how many; "" is the file itself."""
+    pairs = _pairs(value)
+    if pairs is None:
+        return {}
+    counts: dict[int, int] = {}  # by identity: thousands of names may refer to one and the same dict
+    candidates = {"": (pairs, own)} if (own := _tensors(pairs)) else {}
+    for key, item in _unique(pairs, label):
+        if isinstance(key, str) and key and (inner := _pairs(item)):
+            if id(inner) not in counts:
+                counts[id(inner)] = _tensors(inner)
+            if counts[id(inner)]:
+                candidates[key] = (inner, counts[id(inner)])
+    return candidates
+
+
+def _choose(counts: dict[str, int], wanted: str | None, value: object, label: str) -> str:
+    shown = [f"{quoted(name) if name else 'the file itself'} ({counted(n, 'tensor')})" for name, n in counts.items()]
+    present = ", ".join(shown[:_NAMED]) or "none"
+    if wanted is not None:
+        if wanted in counts:
+            return wanted
+        raise RootError(f"{label}: there is no state dict {quoted(wanted)}. Present: {present}. Choose one of them")
+    for name in PREFERRED if len(counts) > 1 else counts:
+        if name in counts:
+            return name
+    if counts:
+        raise RootError(f"{label}: there are several state dicts: {present}. Choose one with --root")
+    raise RootError(
+        f"{label}: there is no state dict in it, but {_describe(value)}. Save model.state_dict() with torch.save"
+    )
+
+
+def _pairs(value: object) -> Pairs | None:
+    """The items of a dict, or of an object filled like one; None for anything else."""
+    if isinstance(value, Dict):
+        return value.pairs
+    if isinstance(value, Instance) and (value.pairs or value.function == _ORDERED_DICT):
+        return value.pairs
+    return None
+
+
+def _tensors(pairs: Sequence[tuple[object, object]]) -> int:
+    return sum(isinstance(key, str) and is_tensor(item) for key, item in pairs)
+
+
+def _unique(pairs: Pairs, label: str) -> Pairs:
+    """`pairs`, once no name in them is found twice."""
+    seen = set()
+    for key, _ in pairs:
+        if isinstance(key, str):
+            if key in seen:
+                raise CorruptCheckpointError(
+                    f"{label}: {quoted(key)} is there twice. The file is damaged or crafted; get it again."
+                )
+            seen.add(key)
+    return pairs
+
+
+def _key(key: object) -> str:
+    return plain(key) if isinstance(key, str) else f"a key that is {_describe(key)}"
+
+
+def _describe(value: object) -> str:
+    """What a value is, in a few words; its contents are not looked at."""
+    if isinstance(value, Dict) or (isinstance(value, Instance) and value.function == _ORDERED_DICT):
+        return f"a dict of {counted(len(value.pairs), 'entry', 'entries')}"
+    if isinstance(value, Instance):
+        function = value.function if isinstance(value.function, Global) else "a computed function"
+        return f"an object made by {function}"
+    if isinstance(value, Global):
+        return f"the name {value}"
+    if isinstance(value, Persistent):
+        return "a storage without a tensor"
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {counted(len(value), 'entry', 'entries')}"
+    return "None" if value is None else f"a value of type {type(value).__name__}"

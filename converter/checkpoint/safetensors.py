@@ -1,0 +1,202 @@
+"""The safetensors layout, in one file or in shards with an index.
+
+Source: https://github.com/huggingface/safetensors#format, and the checks of its Rust library: no gap, no overlap, no
+byte left over.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from math import prod
+from pathlib import Path
+from typing import Any, NoReturn
+
+from converter.checkpoint.display import file_name, plain, quoted
+from converter.checkpoint.dtypes import BY_SAFETENSORS_TAG
+from converter.checkpoint.index import Checkpoint, TensorInfo
+from converter.checkpoint.source import SourceFile
+from converter.checkpoint.storage import Storage
+from converter.checkpoint.tensors import DIMENSION_LIMIT
+from converter.errors import CorruptCheckpointError, RootError, UnsupportedCheckpointError
+
+INDEX_SUFFIX = ".index.json"
+JSON_LIMIT = 32 * 1024 * 1024  # bytes of a header or index; some 200,000 tensors
+_NESTING_LIMIT = 1_000_000  # lists and objects in it
+
+
+def open_safetensors(source: SourceFile, root: str | None) -> Checkpoint:
+    """Index one safetensors file. Raises CheckpointError."""
+    _refuse_root(source.path, root)
+    tensors, unsupported, metadata = _read_header(source)
+    return Checkpoint(
+        path=source.path,
+        layout="safetensors",
+        sources=(source,),
+        roots={"": len(tensors)},
+        tensors=tensors,
+        unsupported=unsupported,
+        metadata=metadata,
+    )
+
+
+def open_sharded(index: SourceFile, root: str | None) -> Checkpoint:
+    """Index the shards that an index file lists. Raises CheckpointError."""
+    label = file_name(index.path)
+    _refuse_root(index.path, root)
+    document = _parse(index.read(0, _limited(index.size, label), "index"), label)
+    weight_map = document.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        _fail(label, "the index has no `weight_map` from tensor names to file names")
+    tensors: dict[str, TensorInfo] = {}
+    unsupported: dict[str, str] = {}
+    metadata: dict[str, str] = {}
+    with ExitStack() as opened:
+        sources = []
+        for name in sorted(set(weight_map.values())):
+            if Path(name).name != name or not name.isprintable():
+                _fail(label, f"the shard {quoted(name)} is no plain file name")
+            source = opened.enter_context(SourceFile(index.path.parent / name))
+            sources.append(source)
+            found, unreadable, about = _read_header(source)
+            for key in (*found, *unreadable):
+                if weight_map.get(key) != name:
+                    _fail(label, f"tensor {quoted(key)} is in shard {quoted(name)}, which the index does not say")
+            tensors |= found
+            unsupported |= unreadable
+            metadata |= about
+        if missing := [key for key in weight_map if key not in tensors and key not in unsupported]:
+            _fail(label, f"tensor {quoted(missing[0])} is not in shard {quoted(weight_map[missing[0]])}")
+        opened.pop_all()
+    index.close()
+    return Checkpoint(
+        path=index.path,
+        layout="safetensors-sharded",
+        sources=tuple(sources),
+        roots={"": len(tensors)},
+        tensors=tensors,
+        unsupported=unsupported,
+        metadata=metadata,
+    )
+
+
+def _read_header(source: SourceFile) -> tuple[dict[str, TensorInfo], dict[str, str], dict[str, str]]:
+    """Tensors, unsupported tensors and metadata of one file, in the order in which the data lies."""
+    label = file_name(source.path)
+    length = int.from_bytes(source.read(0, 8, "length of the header"), "little")
+    start = 8 + length
+    if start > source.size:
+        _fail(label, f"the header should end at byte {start}, but the file ends at byte {source.size}")
+    document = _parse(source.read(8, _limited(length, label), "header"), label)
+    metadata = document.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        _fail(label, "`__metadata__` does not map strings to strings")
+    entries = [_Entry(name, entry, label) for name, entry in document.items()]
+    entries.sort(key=lambda entry: (entry.begin, entry.end))
+    tensors: dict[str, TensorInfo] = {}
+    unsupported: dict[str, str] = {}
+    end = 0
+    for entry in entries:
+        if entry.begin != end:
+            problem = "a gap or an overlap"
+            _fail(
+                label,
+                f"tensor {quoted(entry.name)} begins at byte {entry.begin} of the data, expected {end}: {problem}",
+            )
+        end = entry.end
+        dtype = BY_SAFETENSORS_TAG.get(entry.tag)
+        if dtype is None:
+            unsupported[entry.name] = (
+                f"tensor {quoted(entry.name)}: its dtype {quoted(entry.tag)} is unknown. Save it in another"
+            )
+            continue
+        if prod(entry.shape) * dtype.itemsize != entry.end - entry.begin:
+            _fail(
+                label,
+                f"tensor {quoted(entry.name)} {list(entry.shape)} of {dtype} does not fill the "
+                f"{entry.end - entry.begin} bytes that it is given",
+            )
+        # its bytes must be in the file before anything asks for them
+        if start + entry.end > source.size:
+            break
+        storage = Storage(
+            source, f"{source.path.name}:{entry.name}", f"tensor {quoted(entry.name)}", start + entry.begin,
+            entry.end - entry.begin,
+        )  # fmt: skip
+        tensors[entry.name] = TensorInfo(entry.name, dtype, entry.shape, _contiguous_strides(entry.shape), storage)
+    if start + end != source.size:
+        _fail(label, f"the tensors end at byte {start + end}, the file at byte {source.size}")
+    return tensors, unsupported, metadata
+
+
+class _Entry:
+    """What the header says of one tensor, each part of the type it must be."""
+
+    def __init__(self, name: str, entry: object, label: str) -> None:
+        self.name = name
+        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+            _fail(label, f"tensor {quoted(name)} is not described by dtype, shape and data_offsets")
+        self.tag = entry["dtype"]
+        if not isinstance(self.tag, str):
+            _fail(label, f"tensor {quoted(name)}: its dtype is no string")
+        self.shape = tuple(_counts(entry["shape"], f"tensor {quoted(name)}: its shape", label))
+        offsets = _counts(entry["data_offsets"], f"tensor {quoted(name)}: its data_offsets", label)
+        if len(offsets) != 2 or offsets[0] > offsets[1]:
+            _fail(label, f"tensor {quoted(name)}: its data_offsets are no range")
+        self.begin, self.end = offsets
+
+
+def _counts(value: object, what: str, label: str) -> list[int]:
+    if not isinstance(value, list) or not all(
+        isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 1 << 63 for item in value
+    ):
+        _fail(label, f"{what} is no list of sizes")
+    if len(value) > DIMENSION_LIMIT:
+        raise UnsupportedCheckpointError(f"{label}: {what} has {len(value)} entries, {DIMENSION_LIMIT} is the limit.")
+    return value
+
+
+def _contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def _limited(size: int, label: str) -> int:
+    if size > JSON_LIMIT:
+        raise UnsupportedCheckpointError(
+            f"{label}: its header has {size} bytes, and {JSON_LIMIT} is the limit. Save the weights in several files."
+        )
+    return size
+
+
+def _parse(data: bytes, label: str) -> dict[str, Any]:
+    """The JSON object in `data`; a name that is there twice is an error, and so is anything JSON does not know."""
+    if data.count(b"[") + data.count(b"{") > _NESTING_LIMIT:
+        raise UnsupportedCheckpointError(f"{label}: its header has more than {_NESTING_LIMIT} lists and objects.")
+    try:
+        document = json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        _fail(label, f"the header is no sound JSON ({plain(str(error))})")
+    if not isinstance(document, dict):
+        _fail(label, "the header is no JSON object")
+    return document
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{quoted(next(name for name in names if names.count(name) > 1))} is there twice")
+    return found
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def _refuse_root(path: Path, root: str | None) -> None:
+    if root:
+        raise RootError(f"{file_name(path)}: safetensors hold one state dict, without a name. Leave out --root.")
+
+
+def _fail(label: str, problem: str) -> NoReturn:
+    raise CorruptCheckpointError(f"{label}: {problem}. The file is damaged or crafted; get it again.")

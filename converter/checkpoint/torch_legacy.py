@@ -1,0 +1,178 @@
+"""torch.save's layout before torch 1.6: five pickles in a row, then the storages, each with its size before it.
+
+The pickles are a magic number, the protocol, facts about the machine, the object itself, and the keys of the storages
+in the order in which they follow. Nothing says where a storage begins: that follows from the sizes of those before.
+Source: torch/serialization.py (`_legacy_save`) of torch 2.13.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import TYPE_CHECKING, NoReturn
+
+from converter.checkpoint.display import counted, file_name, number, quoted
+from converter.checkpoint.index import Checkpoint
+from converter.checkpoint.opcodes import BYTE_LIMIT, Unpickled, interpret
+from converter.checkpoint.roots import read_contents
+from converter.checkpoint.source import SourceFile
+from converter.checkpoint.storage import Storage
+from converter.checkpoint.tensors import Malformed, StorageReference, Unreadable, storage_reference
+from converter.errors import CheckpointError, CorruptCheckpointError, UnsupportedCheckpointError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+MAGIC = 0x1950A86A20F9469CFC6C
+_PROTOCOL = 1001
+_SMALL = 100  # opcodes; the first three pickles have some ten each
+
+
+def is_torch_legacy(source: SourceFile) -> bool:
+    """The file begins with a pickle of torch's magic number."""
+    try:
+        return interpret(_Window(source), "magic number", limit=8).value == MAGIC
+    except CheckpointError:
+        return False
+
+
+def open_torch_legacy(source: SourceFile, root: str | None) -> Checkpoint:
+    """Index the pickles of `source`. Raises CheckpointError."""
+    label = file_name(source.path)
+    window = _Window(source)
+    interpret(window, f"{label}: magic number", _SMALL)
+    protocol = interpret(window, f"{label}: protocol", _SMALL).value
+    if protocol != _PROTOCOL:
+        shown = number(protocol) if isinstance(protocol, int) else "of another kind"
+        raise UnsupportedCheckpointError(
+            f"{label}: is written in protocol {shown} of torch.save, expected "
+            f"{_PROTOCOL}. Load it where you trust it and save it again."
+        )
+    facts = interpret(window, f"{label}: facts about the machine", _SMALL)
+    found = interpret(window, f"{label}: object")
+    keys = interpret(window, f"{label}: storage keys")
+    storages = _Storages(source, found, keys)
+    contents = read_contents(found.value, root, label, storages.find)
+    return Checkpoint(
+        path=source.path,
+        layout="torch-legacy",
+        sources=(source,),
+        globals=tuple(sorted(map(str, found.globals | keys.globals | facts.globals))),
+        root=contents.root,
+        roots=contents.roots,
+        tensors=contents.tensors,
+        unsupported=contents.unsupported,
+        skipped=contents.skipped,
+    )
+
+
+class _File(io.RawIOBase):
+    """A source as a stream."""
+
+    def __init__(self, source: SourceFile) -> None:
+        self._source = source
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        view = memoryview(buffer)
+        view = view[: self._source.size - self._position]
+        self._source.read_into(view, self._position, "pickle")
+        self._position += len(view)
+        return len(view)
+
+
+class _Window(io.BufferedReader):
+    """The pickles at the beginning of a source. No length that they state is believed beyond what is there."""
+
+    def __init__(self, source: SourceFile) -> None:
+        super().__init__(_File(source), buffer_size=1 << 16)
+        self._size = source.size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = min(self._size - self.tell(), BYTE_LIMIT)
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        return super().readline(BYTE_LIMIT)
+
+
+class _Storages:
+    """Where each storage lies, once the whole chain of them was found to fit the file."""
+
+    def __init__(self, source: SourceFile, found: Unpickled, keys: Unpickled) -> None:
+        self._source = source
+        self._label = file_name(source.path)
+        stated = self._stated(found)
+        if not isinstance(keys.value, list):
+            self._fail("the list of storage keys is no list")
+        self._roots: dict[str, Storage] = {}
+        self._views: dict[tuple[str, int, int], Storage] = {}
+        position = keys.end
+        for key in keys.value:
+            if not isinstance(key, str) or key in self._roots:
+                self._fail("the list of storage keys has an entry twice, or one that is no string")
+            if key not in stated:
+                self._fail(f"storage {quoted(key)} is listed, but no tensor says how large its elements are")
+            reference = stated[key]
+            if isinstance(reference, Unreadable):
+                raise UnsupportedCheckpointError(f"{self._label}: storage {quoted(key)}: {reference}")
+            what = f"storage {quoted(key)}"
+            (numel,) = struct.unpack("<q", source.read(position, 8, what))
+            if numel != reference.numel:
+                self._fail(f"{what}, byte {position}: has {numel} elements, expected {reference.numel}")
+            position += 8
+            if position + reference.nbytes > source.size:
+                self._fail(f"{what}: ends at byte {position + reference.nbytes}, the file at byte {source.size}")
+            self._roots[key] = Storage(source, key, what, position, reference.nbytes)
+            position += reference.nbytes
+        if position != source.size:
+            self._fail(f"{counted(source.size - position, 'byte')} after the last storage, from byte {position} on")
+
+    def find(self, reference: StorageReference) -> Storage:
+        """A storage, or the part of one that has a name of its own. Raises Malformed."""
+        storage = self._roots.get(reference.key)
+        if storage is None:
+            raise Malformed(f"its storage {quoted(reference.key)} is missing from the list of storage keys")
+        if storage.nbytes != reference.nbytes:
+            raise Malformed(
+                f"its storage {quoted(reference.key)} has {storage.nbytes} bytes, expected {reference.nbytes}"
+            )
+        if reference.view is None:
+            return storage
+        name, offset, numel = reference.view
+        if offset + numel > reference.numel:
+            raise Malformed(
+                f"its part {quoted(name)} of storage {quoted(reference.key)} ends at element {offset + numel} of "
+                f"{reference.numel}"
+            )
+        if reference.view not in self._views:
+            start = storage.offset + offset * reference.itemsize
+            label = f"part {quoted(name)} of {storage.label}"
+            self._views[reference.view] = Storage(self._source, name, label, start, numel * reference.itemsize)
+        return self._views[reference.view]
+
+    def _stated(self, found: Unpickled) -> dict[str, StorageReference | Unreadable]:
+        """What the pickle says of each storage, or why it cannot be known."""
+        stated: dict[str, StorageReference | Unreadable] = {}
+        for persistent in found.references:
+            match persistent.reference:
+                case ("storage", _, str(key), *_):
+                    pass
+                case _:  # the source of a pickled module
+                    continue
+            try:
+                stated[key] = storage_reference(persistent)
+            except Unreadable as error:
+                stated[key] = error
+            except Malformed as error:
+                self._fail(f"storage {quoted(key)}: {error}")
+        return stated
+
+    def _fail(self, problem: str) -> NoReturn:
+        raise CorruptCheckpointError(f"{self._label}: {problem}. The file is damaged or crafted; get it again.")

@@ -1,0 +1,102 @@
+"""torch.save's layout since torch 1.6: a zip archive with one pickle, and one member for each storage.
+
+Source: torch/serialization.py and caffe2/serialize/inline_container.cc of torch 2.13.
+"""
+
+from __future__ import annotations
+
+import io
+
+from converter.checkpoint.display import counted, file_name, quoted
+from converter.checkpoint.index import Checkpoint
+from converter.checkpoint.opcodes import BYTE_LIMIT, interpret
+from converter.checkpoint.roots import read_contents
+from converter.checkpoint.source import SourceFile
+from converter.checkpoint.storage import Storage
+from converter.checkpoint.tensors import Malformed, StorageReference
+from converter.checkpoint.zip_archive import ZipArchive
+from converter.errors import CorruptCheckpointError, NotACheckpointError
+
+_PICKLE = "data.pkl"
+_BYTE_ORDER = "byteorder"
+# members that only archives of programs have
+_PROGRAM_MEMBERS = {"constants.pkl", "archive_format", "models/model.json"}
+
+
+def open_torch_zip(source: SourceFile, root: str | None) -> Checkpoint:
+    """Index the zip archive `source`. Raises CheckpointError."""
+    label = file_name(source.path)
+    archive = ZipArchive(source)
+    if any(name in _PROGRAM_MEMBERS or name.startswith("code/") for name in archive.members):
+        raise NotACheckpointError(
+            f"{label}: is a TorchScript or exported program, not a checkpoint. Load it with torch.jit.load or "
+            "torch.export.load where you trust it, and save its state_dict() with torch.save."
+        )
+    if _PICKLE not in archive.members:
+        raise NotACheckpointError(
+            f"{label}: is a zip archive without {_PICKLE}, so torch.save did not write it. Give the checkpoint itself."
+        )
+    found = interpret(io.BytesIO(archive.read(_PICKLE, BYTE_LIMIT)), f"{label}: {archive.label(_PICKLE)}")
+    size = archive.members[_PICKLE].size
+    if found.end != size:
+        raise CorruptCheckpointError(
+            f"{label}: {archive.label(_PICKLE)}: {counted(size - found.end, 'byte')} after the end of the pickle. "
+            "The file is damaged or crafted; get it again."
+        )
+    storages = _Storages(archive, _is_big_endian(archive))
+    contents = read_contents(found.value, root, label, storages.find)
+    return Checkpoint(
+        path=source.path,
+        layout="torch-zip",
+        sources=(source,),
+        globals=tuple(sorted(map(str, found.globals))),
+        root=contents.root,
+        roots=contents.roots,
+        tensors=contents.tensors,
+        unsupported=contents.unsupported,
+        skipped=contents.skipped,
+    )
+
+
+def _is_big_endian(archive: ZipArchive) -> bool:
+    """What the `byteorder` record says; files before torch 2.1 have none and are little-endian."""
+    if _BYTE_ORDER not in archive.members:
+        return False
+    order = archive.read(_BYTE_ORDER, limit=64)
+    if order not in (b"little", b"big"):
+        raise CorruptCheckpointError(
+            f"{file_name(archive.source.path)}: {archive.label(_BYTE_ORDER)} is {order!r}, expected 'little' or 'big'. "
+            "The file is damaged or crafted; get it again."
+        )
+    return order == b"big"
+
+
+class _Storages:
+    """The storages of an archive, each made when a tensor first refers to it."""
+
+    def __init__(self, archive: ZipArchive, big_endian: bool) -> None:
+        self._archive = archive
+        self._big_endian = big_endian
+        self._found: dict[str, Storage] = {}
+
+    def find(self, reference: StorageReference) -> Storage:
+        """The member that holds a storage. Raises Malformed if it is missing or of another size."""
+        name = f"data/{reference.key}"
+        member = self._archive.members.get(name)
+        if member is None:
+            raise Malformed(f"its storage, member {quoted(name)}, is missing")
+        if member.size != reference.nbytes:
+            raise Malformed(
+                f"its storage, {self._archive.label(name)}, has {member.size} bytes, expected {reference.nbytes}"
+            )
+        if reference.key not in self._found:
+            self._found[reference.key] = Storage(
+                self._archive.source,
+                reference.key,
+                self._archive.label(name),
+                member.offset,
+                member.size,
+                member.crc,
+                self._big_endian,
+            )
+        return self._found[reference.key]
