@@ -10,13 +10,24 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from types import MappingProxyType
+from typing import Protocol
 
-from converter.checkpoint import DTYPES, DType, TensorInfo
+from converter.checkpoint import DTYPES, DType
 from converter.errors import PlanError, TableError
 from converter.mapping.cast import is_float, is_lossless
 from converter.mapping.ops import Array, Op, Shape, describe, invert_ops, prove_bijective
 from converter.mapping.spec import Config, Variant
 from converter.mapping.table import Bound, Table, Transfer
+
+
+class Described(Protocol):
+    """What a plan looks at of a tensor in a checkpoint."""
+
+    @property
+    def shape(self) -> Shape: ...
+    @property
+    def dtype(self) -> DType: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +122,9 @@ class Plan:
 
 def make_plan(
     table: Table,
-    tensors: Mapping[str, TensorInfo],
+    tensors: Mapping[str, Described],
     *,
+    unsupported: Mapping[str, str] = MappingProxyType({}),
     variant: str | None = None,
     dtype: str | None = None,
     refuse: bool = True,
@@ -120,11 +132,13 @@ def make_plan(
     """Fit `table` to the index of a checkpoint.
 
     The variant is inferred from names and shapes unless stated; `dtype` casts every tensor, else each keeps its own.
+    `unsupported` says of further names why they cannot be read: a problem for those that are needed.
     Raises PlanError with every problem at once, unless `refuse` is False: then they are in the plan.
     """
     stripped, problems = _strip_prefixes(tensors, table.prefixes)
     stated = table.spec.variant(variant) if variant else None
-    fits = [_Fit(table, v, stripped) for v in table.spec.variants]
+    unreadable = {_strip(name, table.prefixes): reason for name, reason in unsupported.items()}
+    fits = [_Fit(table, v, stripped, unreadable) for v in table.spec.variants]
     best = max(fits, key=lambda fit: fit.score)
     fit = next(f for f in fits if f.variant == stated) if stated else best
     steps, found = fit.steps(DTYPES[dtype] if dtype else None)
@@ -151,9 +165,12 @@ def _headline(table: Table, fit: _Fit, best: _Fit, stated: Variant | None, keys:
 class _Fit:
     """A table under one variant, laid against the tensors of a checkpoint."""
 
-    def __init__(self, table: Table, variant: Variant, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, table: Table, variant: Variant, tensors: Mapping[str, Tensor], unreadable: Mapping[str, str]
+    ) -> None:
         self.variant = variant
         self.tensors = tensors
+        self.unreadable = unreadable
         self.config = _with_options(table, variant, tensors)
         self.bound: Bound = table.bind(self.config)
         self.transfers, self.static_problems = table.transfers(self.bound, self.config)
@@ -188,7 +205,9 @@ class _Fit:
         made = f"{transfer.targets[0][0]!r} {transfer.targets[0][1]}"
         for name, shape in transfer.sources:
             there = self.tensors.get(name)
-            if there is None:
+            if there is None and name in self.unreadable:
+                yield f"{self.unreadable[name]}; {transfer.rule.pointer} makes {made} of it"
+            elif there is None:
                 yield f"{name!r} {shape} is missing; {transfer.rule.pointer} makes {made} of it"
             elif there.shape != shape:
                 hint = " (it looks transposed)" if there.shape[::-1] == shape else ""
@@ -263,13 +282,11 @@ def _wrong_dtypes(transfer: Transfer, sources: Sequence[Tensor]) -> Iterator[str
         yield f"{transfer.rule.pointer} joins tensors of different dtypes: {', '.join(map(str, sources))}"
 
 
-def _strip_prefixes(tensors: Mapping[str, TensorInfo], prefixes: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
+def _strip_prefixes(tensors: Mapping[str, Described], prefixes: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
     stripped: dict[str, Tensor] = {}
     problems = []
     for name, info in tensors.items():
-        short = name
-        while prefix := next((p for p in prefixes if short.startswith(p)), None):
-            short = short[len(prefix) :]
+        short = _strip(name, prefixes)
         if short in stripped:
             problems.append(f"{stripped[short].name!r} and {name!r} are the same key once prefixes are taken off")
         else:
@@ -277,12 +294,17 @@ def _strip_prefixes(tensors: Mapping[str, TensorInfo], prefixes: Sequence[str]) 
     return stripped, problems
 
 
+def _strip(name: str, prefixes: Sequence[str]) -> str:
+    while prefix := next((p for p in prefixes if name.startswith(p)), None):
+        name = name[len(prefix) :]
+    return name
+
+
 def _with_options(table: Table, variant: Variant, tensors: Mapping[str, Tensor]) -> Config:
     """The variant's config, with the fields that the checkpoint decides."""
     config = dict(variant.config)
     for option in table.spec.options:
-        present: dict[str, object] = {**config, option.field: 1}
-        bound = table.bind(present)  # type: ignore[arg-type]
+        bound = table.bind({**config, option.field: 1})
         rule = next((r for r in bound.rules if any(t.match(option.tensor) == {} for t in r.targets)), None)
         if rule is None or rule.ops:
             raise TableError(f"{table.name}: option {option.field!r} needs a rule that renames to {option.tensor!r}")

@@ -63,7 +63,7 @@ def save_bare(weights: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def save_safetensors(weights: dict[str, torch.Tensor], path: Path) -> None:
-    save_file({k: np.ascontiguousarray(v.numpy()) for k, v in weights.items()}, path)
+    save_file({k: v.numpy().copy(order="C") for k, v in weights.items()}, path)
 
 
 @pytest.mark.parametrize("save", [save_zip, save_legacy, save_bare, save_safetensors], ids=lambda f: f.__name__)
@@ -183,7 +183,7 @@ def test_a_value_that_does_not_fit_the_dtype_stops_it(table: Table, tmp_path: Pa
     weights = tiny_weights()
     weights["module.scalar"] = torch.tensor(1e6)
     torch.save(weights, tmp_path / "s.pth")
-    with pytest.raises(PlanError, match=r"module\.scalar: the value 1000000\.0"):
+    with pytest.raises(PlanError, match=r"module\.scalar: the value 1e\+06 at flat index 0"):
         run(tmp_path / "s.pth", table, tmp_path / "out.safetensors", dtype="float16")
     assert not (tmp_path / "out.safetensors").exists()
 

@@ -18,8 +18,9 @@ from converter.cli import main
 
 # runs the command line, and stops itself with a signal as soon as the first bytes are written
 STOPPED = """
-import contextlib, os, signal, sys, time
-import converter.cli.convert as command
+import contextlib, importlib, os, signal, sys, time
+
+command = importlib.import_module("converter.cli.convert")
 
 @contextlib.contextmanager
 def progress(total, description):

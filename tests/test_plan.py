@@ -17,8 +17,8 @@ F32 = DTYPES["float32"]
 TABLE = load_table("glip-official")
 
 
-def plan_of(index: dict[str, IndexEntry], **options: str) -> Plan:
-    return make_plan(TABLE, index, **options)  # type: ignore[arg-type]
+def plan_of(index: dict[str, IndexEntry], variant: str | None = None, dtype: str | None = None) -> Plan:
+    return make_plan(TABLE, index, variant=variant, dtype=dtype)
 
 
 def problems_of(index: dict[str, IndexEntry], **options: str) -> tuple[str, ...]:

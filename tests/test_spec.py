@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from converter.mapping.spec import load_spec
+from converter.mapping.spec import Variant, load_spec
 from converter.model import GLIP, GLIPConfig
 
 SPEC = load_spec("glip")
@@ -15,7 +15,7 @@ SPEC = load_spec("glip")
 
 @pytest.mark.parametrize("variant", SPEC.variants, ids=lambda v: v.name)
 @pytest.mark.parametrize("prompt_length", [0, 1000])
-def test_the_spec_is_the_models_state_dict(variant, prompt_length: int) -> None:  # type: ignore[no-untyped-def]
+def test_the_spec_is_the_models_state_dict(variant: Variant, prompt_length: int) -> None:
     config = {**variant.config, "prompt_length": prompt_length}
     with torch.device("meta"):
         model = GLIP(GLIPConfig(**config))

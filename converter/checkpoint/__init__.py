@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from converter.checkpoint.display import file_name
 from converter.checkpoint.dtypes import DTYPES, DType
 from converter.checkpoint.index import Checkpoint, TensorInfo
 from converter.checkpoint.safetensors import INDEX_SUFFIX, open_safetensors, open_sharded
 from converter.checkpoint.source import SourceFile
 from converter.checkpoint.torch_legacy import is_torch_legacy, open_torch_legacy
 from converter.checkpoint.torch_zip import open_torch_zip
+from converter.display import file_name
 from converter.errors import NotACheckpointError
 
 __all__ = ["DTYPES", "Checkpoint", "DType", "TensorInfo", "open_checkpoint"]

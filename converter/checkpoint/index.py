@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.checkpoint.display import file_name, quoted
 from converter.checkpoint.dtypes import DType
 from converter.checkpoint.source import SourceFile
 from converter.checkpoint.storage import CHUNK, Storage
+from converter.display import file_name, quoted
 from converter.errors import CorruptCheckpointError, UnsupportedCheckpointError
 
 Layout = Literal["torch-zip", "torch-legacy", "safetensors", "safetensors-sharded"]

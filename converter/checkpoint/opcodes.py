@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO, Any, NoReturn
 
-from converter.checkpoint.display import counted, plain
+from converter.display import counted, plain
 from converter.errors import CorruptCheckpointError, UnsupportedCheckpointError
 
 # GLIP-L with optimizer and averaged weights takes 0.2 million opcodes in 5 MB

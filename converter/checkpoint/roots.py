@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from converter.checkpoint.display import counted, plain, quoted
 from converter.checkpoint.index import TensorInfo
 from converter.checkpoint.opcodes import Dict, Global, Instance, Persistent
 from converter.checkpoint.storage import Storage
 from converter.checkpoint.tensors import StorageReference, Unreadable, build_tensor, is_tensor
+from converter.display import counted, plain, quoted
 from converter.errors import CorruptCheckpointError, RootError
 
 Pairs = list[tuple[object, object]]

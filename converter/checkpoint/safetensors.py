@@ -12,12 +12,12 @@ from math import prod
 from pathlib import Path
 from typing import Any, NoReturn
 
-from converter.checkpoint.display import file_name, plain, quoted
 from converter.checkpoint.dtypes import BY_SAFETENSORS_TAG
 from converter.checkpoint.index import Checkpoint, TensorInfo
 from converter.checkpoint.source import SourceFile
 from converter.checkpoint.storage import Storage
 from converter.checkpoint.tensors import DIMENSION_LIMIT
+from converter.display import file_name, plain, quoted
 from converter.errors import CorruptCheckpointError, RootError, UnsupportedCheckpointError
 
 INDEX_SUFFIX = ".index.json"

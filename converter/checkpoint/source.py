@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from types import TracebackType
 
-from converter.checkpoint.display import file_name
+from converter.display import file_name
 from converter.errors import CorruptCheckpointError, NotACheckpointError
 
 

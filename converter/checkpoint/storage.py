@@ -6,8 +6,8 @@ import threading
 import zlib
 from collections.abc import Iterator
 
-from converter.checkpoint.display import file_name
 from converter.checkpoint.source import SourceFile
+from converter.display import file_name
 from converter.errors import CorruptCheckpointError
 
 CHUNK = 4 * 1024 * 1024  # bytes

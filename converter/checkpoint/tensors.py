@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from converter.checkpoint.display import number, plain, quoted
 from converter.checkpoint.dtypes import BY_STORAGE_CLASS, DTYPES, DType
 from converter.checkpoint.index import TensorInfo
 from converter.checkpoint.opcodes import Dict, Global, Instance, Persistent
 from converter.checkpoint.storage import Storage
+from converter.display import number, plain, quoted
 from converter.errors import CorruptCheckpointError
 
 DIMENSION_LIMIT = 32  # numpy's own before 2.0

@@ -11,13 +11,13 @@ import io
 import struct
 from typing import TYPE_CHECKING, NoReturn
 
-from converter.checkpoint.display import counted, file_name, number, quoted
 from converter.checkpoint.index import Checkpoint
 from converter.checkpoint.opcodes import BYTE_LIMIT, Unpickled, interpret
 from converter.checkpoint.roots import read_contents
 from converter.checkpoint.source import SourceFile
 from converter.checkpoint.storage import Storage
 from converter.checkpoint.tensors import Malformed, StorageReference, Unreadable, storage_reference
+from converter.display import counted, file_name, number, quoted
 from converter.errors import CheckpointError, CorruptCheckpointError, UnsupportedCheckpointError
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 
-from converter.checkpoint.display import counted, file_name, quoted
 from converter.checkpoint.index import Checkpoint
 from converter.checkpoint.opcodes import BYTE_LIMIT, interpret
 from converter.checkpoint.roots import read_contents
@@ -15,6 +14,7 @@ from converter.checkpoint.source import SourceFile
 from converter.checkpoint.storage import Storage
 from converter.checkpoint.tensors import Malformed, StorageReference
 from converter.checkpoint.zip_archive import ZipArchive
+from converter.display import counted, file_name, quoted
 from converter.errors import CorruptCheckpointError, NotACheckpointError
 
 _PICKLE = "data.pkl"

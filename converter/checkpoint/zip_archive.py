@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
-from converter.checkpoint.display import counted, file_name, quoted
 from converter.checkpoint.source import SourceFile
+from converter.display import counted, file_name, quoted
 from converter.errors import CorruptCheckpointError, UnsupportedCheckpointError
 
 _END = struct.Struct("<4s4H2LH")

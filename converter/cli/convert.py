@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.output import gigabytes, parse_size, print_json, progress, reports_errors
+from converter.display import plain
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
@@ -92,7 +93,13 @@ def convert(
 
     with open_checkpoint(source, root) as checkpoint:
         check_destination(destination, force=force, inputs=checkpoint.files)
-        plan = make_plan(load_table(table_name), checkpoint.tensors, variant=variant, dtype=dtype)
+        plan = make_plan(
+            load_table(table_name),
+            checkpoint.tensors,
+            unsupported=checkpoint.unsupported,
+            variant=variant,
+            dtype=dtype,
+        )
         engine.verify_left_out(checkpoint, plan)
         size = sum(map(nbytes, plan.targets))
         if dry_run:
@@ -115,8 +122,8 @@ def _print_summary(checkpoint: Checkpoint, plan: Plan, size: int) -> None:
     click.echo(f"variant: {plan.variant.name}{also}")
     others = [name for name in checkpoint.roots if name != checkpoint.root]
     if checkpoint.root:
-        hint = f"; also there: {', '.join(others)} (--root chooses)" if others else ""
-        click.echo(f"taken from the file: {checkpoint.root!r}{hint}")
+        hint = f"; also there: {', '.join(map(plain, others))} (--root chooses)" if others else ""
+        click.echo(f"taken from the file: {plain(checkpoint.root)}{hint}")
     sources = sum(len(step.sources) for step in plan.steps)
     click.echo(
         f"{sources} tensors -> {sum(1 for _ in plan.targets)} tensors, {gigabytes(size)}, "
@@ -127,6 +134,8 @@ def _print_summary(checkpoint: Checkpoint, plan: Plan, size: int) -> None:
         reasons[out.reason] = reasons.get(out.reason, 0) + 1
     for reason, count in reasons.items():
         click.echo(f"  left out: {count} ({reason})")
+    for sentence in (*checkpoint.skipped, *checkpoint.unsupported.values()):
+        click.echo(f"  left aside: {sentence}")
 
 
 def _print_plan(checkpoint: Checkpoint, plan: Plan, size: int) -> None:

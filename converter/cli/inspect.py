@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from converter.cli.output import gigabytes, print_json, reports_errors
+from converter.display import plain
 
 _EPILOG = """\b
 Examples:
@@ -30,7 +31,9 @@ def inspect(file: Path, root: str | None, as_json: bool) -> None:
     with open_checkpoint(file, root) as checkpoint:
         fits = []
         for document in list_documents("table"):
-            plan = make_plan(load_table(document.name), checkpoint.tensors, refuse=False)
+            plan = make_plan(
+                load_table(document.name), checkpoint.tensors, unsupported=checkpoint.unsupported, refuse=False
+            )
             if not plan.problems:
                 fits.append({"table": plan.table, "variant": plan.variant.name, "also": plan.variant.also})
         content: dict[str, Any] = {
@@ -42,6 +45,7 @@ def inspect(file: Path, root: str | None, as_json: bool) -> None:
             "fits": fits,
             "globals": checkpoint.globals,
             "skipped": checkpoint.skipped,
+            "unsupported": dict(checkpoint.unsupported),
             "metadata": dict(checkpoint.metadata),
             "tensors": [
                 {
@@ -62,22 +66,23 @@ def inspect(file: Path, root: str | None, as_json: bool) -> None:
 
 def _print(content: dict[str, Any]) -> None:
     tensors = content["tensors"]
-    width = max((len(t["name"]) for t in tensors), default=0)
-    for tensor in tensors:
+    names = [plain(tensor["name"]) for tensor in tensors]
+    width = max(map(len, names), default=0)
+    for name, tensor in zip(names, tensors, strict=True):
         shape = "x".join(map(str, tensor["shape"])) or "scalar"
         note = "" if tensor["contiguous"] else "  (a view)"
-        click.echo(f"{tensor['name']:<{width}}  {tensor['dtype']:<9} {shape:<18} {gigabytes(tensor['bytes'])}{note}")
+        click.echo(f"{name:<{width}}  {tensor['dtype']:<9} {shape:<18} {gigabytes(tensor['bytes'])}{note}")
     click.echo(f"\nlayout:  {content['layout']}, {gigabytes(content['bytes'])}")
     if content["root"]:
-        roots = ", ".join(f"{name} ({count})" for name, count in content["roots"].items())
-        click.echo(f"root:    {content['root']} of {roots}")
+        roots = ", ".join(f"{plain(name) or 'the file itself'} ({count})" for name, count in content["roots"].items())
+        click.echo(f"root:    {plain(content['root'])} of {roots}")
     click.echo(f"tensors: {len(tensors)}, {gigabytes(sum(t['bytes'] for t in tensors))}")
     for fit in content["fits"]:
-        names = ", ".join([fit["variant"], *fit["also"]])
-        click.echo(f"variant: {names} (table {fit['table']})")
+        variants = ", ".join([fit["variant"], *fit["also"]])
+        click.echo(f"variant: {variants} (table {fit['table']})")
     if not content["fits"]:
         click.echo("variant: none; no table fits. 'converter convert --dry-run' lists what is wrong")
     for name in content["globals"]:
         click.echo(f"names (not imported): {name}")
-    for sentence in content["skipped"]:
+    for sentence in (*content["skipped"], *content["unsupported"].values()):
         click.echo(f"left aside: {sentence}")
