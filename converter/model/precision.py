@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
+
+BLOCK = 96  # terms of a float32 sum
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -12,3 +15,22 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     hundred terms stops growing. What depends on such values is computed wide and rounded once at the end.
     """
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+class Linear(nn.Linear):
+    """nn.Linear that adds float32 products in blocks of 96 on the CPU: (..., in) -> (..., out).
+
+    The rounding error of a sum grows with its length, and MKL sums some 400 products in a row. In the backbone these
+    sums make half of the model's float32 error, which the head's sampling positions then amplify a hundredfold;
+    shorter ones take a third off the error of all outputs, for a twentieth of the time.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.float32 or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(x)
+        rows, columns = x.flatten(0, -2), self.weight.T
+        first, rest = columns[:BLOCK], range(BLOCK, self.in_features, BLOCK)
+        out = rows[:, :BLOCK] @ first if self.bias is None else torch.addmm(self.bias, rows[:, :BLOCK], first)
+        for begin in rest:
+            out.addmm_(rows[:, begin : begin + BLOCK], columns[begin : begin + BLOCK])
+        return out.view(*x.shape[:-1], -1)

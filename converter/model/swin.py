@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from converter.model.config import STAGES, GLIPConfig
+from converter.model.precision import Linear
 
 CROSS_REGION = -100.0  # what a shifted window adds between tokens that are no neighbours in the image
 
@@ -42,8 +43,8 @@ class WindowAttention(nn.Module):
     def __init__(self, dim: int, window_size: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.projection = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.projection = Linear(dim, dim)
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, heads))
 
     def forward(self, windows: Tensor, relative_index: Tensor, mask: Tensor | None) -> Tensor:
@@ -67,8 +68,8 @@ class MLP(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc1 = Linear(dim, hidden_dim)
+        self.fc2 = Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.fc2(F.gelu(self.fc1(x)))
@@ -118,7 +119,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         batch, _, dim = x.shape
