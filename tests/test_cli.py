@@ -230,11 +230,13 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_progress_goes_to_a_terminal_only(source: Path, table: Path, tmp_path: Path) -> None:
     import pty
+    import termios
 
     arguments = [sys.executable, "-m", "converter", "convert", "--src", source, "--table", table, "--dst"]
     piped = subprocess.run([*arguments, tmp_path / "a.safetensors"], capture_output=True, check=True)
     assert piped.stderr == b""
     main_end, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
     subprocess.run([*arguments, tmp_path / "b.safetensors"], stderr=terminal, stdout=subprocess.DEVNULL, check=True)
     assert b"b.safetensors" in os.read(main_end, 4096)
     os.close(terminal)
