@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def convert(
             descriptor = staging.create(shard.name, len(header) + shard.size)
             descriptors.append(descriptor)
             places |= {name: (descriptor, len(header) + offset) for name, offset in shard.offsets.items()}
-        hashes = _Transfer(checkpoint, places, destination, on_bytes).run(plan.steps)
+        with _flushing(descriptors):
+            hashes = _Transfer(checkpoint, places, destination, on_bytes).run(plan.steps)
         checkpoint.verify_unchanged()
         ledger = _ledger(checkpoint, plan, {t.name: hashes[t.name] for t in plan.targets}, _digest(plan, hashes))
         with writing(destination):
@@ -164,6 +166,26 @@ def _ledger(checkpoint: Checkpoint, plan: Plan, hashes: dict[str, str], source_s
         if _NO_HASH in hashes.values()
         else _lines_sha256(f"{t.name} {t.dtype.name} {list(t.shape)} {hashes[t.name]}" for t in plan.targets),
     }
+
+
+@contextmanager
+def _flushing(descriptors: Iterable[int]) -> Iterator[None]:
+    """Keep the disk busy meanwhile, so that little is left for the last fsync to wait for."""
+    done = threading.Event()
+
+    def flush() -> None:
+        while not done.wait(0.05):
+            with suppress(OSError):  # the last fsync reports it
+                for descriptor in descriptors:
+                    os.fdatasync(descriptor)
+
+    thread = threading.Thread(target=flush)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 class _Cancelled(Exception):

@@ -10,7 +10,7 @@ from converter.checkpoint.source import SourceFile
 from converter.display import file_name
 from converter.errors import CorruptCheckpointError
 
-CHUNK = 4 * 1024 * 1024  # bytes
+CHUNK = 1024 * 1024  # bytes: the buffers of all threads stay in the cache of the processor
 
 
 class Storage:
