@@ -16,7 +16,7 @@ CONFIG: dict[str, Any] = {
     "window_size": 3,
     "mlp_ratio": 2,
     "patch_size": 4,
-    "channels": 16,
+    "channels": 32,
     "vocab_size": 50,
     "text_dim": 24,
     "text_layers": 2,
@@ -26,7 +26,7 @@ CONFIG: dict[str, Any] = {
     "type_vocab_size": 2,
     "head_blocks": 2,
     "fusion": True,
-    "fusion_dim": 32,
+    "fusion_dim": 48,
     "fusion_heads": 4,
     "prompt_length": 0,
     "anchor_strides": [8, 16, 32, 64, 128],
@@ -39,16 +39,16 @@ def small_config(**changes: Any) -> GLIPConfig:
 
 
 def small_glip(dtype: torch.dtype = torch.float64, **changes: Any) -> GLIP:
-    """Weights that keep activations near 1, with offsets of several cells, drawn from a fixed seed."""
+    """Weights that keep activations near 1, drawn from a fixed seed."""
     model = GLIP(small_config(**changes)).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             fan_in = parameter[0].numel() if parameter.dim() > 1 else 1
-            if name.endswith("norm.weight") or ".norm" in name and name.endswith("weight"):
+            if name.endswith("norm.weight") or (".norm" in name and name.endswith("weight")):
                 parameter.copy_(1 + 0.1 * noise)
-            elif "embeddings" in name or "bias_table" in name or "offset.weight" in name or "prompt" in name:
+            elif "embeddings" in name or "bias_table" in name or "prompt" in name:
                 parameter.copy_(noise)
             elif name == "head.box_scale":
                 parameter.copy_(1 + 0.1 * noise)

@@ -81,9 +81,7 @@ def test_a_loaded_model_computes_what_the_saved_one_did(single: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_float_formats_are_cast_to_float32(
-    tmp_path: Path, state: dict[str, Tensor], dtype: torch.dtype
-) -> None:
+def test_other_float_formats_are_cast_to_float32(tmp_path: Path, state: dict[str, Tensor], dtype: torch.dtype) -> None:
     path = tmp_path / "glip.safetensors"
     save_file({name: value.to(dtype) for name, value in state.items()}, path, metadata=METADATA)
     assert same(GLIP.from_pretrained(path), {name: value.to(dtype).float() for name, value in state.items()})
@@ -100,7 +98,7 @@ def test_all_differences_are_listed_at_once(tmp_path: Path, state: dict[str, Ten
     with pytest.raises(ModelError) as error:
         GLIP.from_pretrained(path)
     assert [line.strip() for line in str(error.value).splitlines()[1:]] == [
-        "- missing: fpn.p6.bias (16,)",
+        "- missing: fpn.p6.bias (32,)",
         "- unexpected: head.cls_logits.weight (2,)",
         "- shape: head.bias is (2,), expected (1,)",
         "- dtype: head.log_scale is I64, expected one of F16, BF16, F32, F64",
