@@ -14,8 +14,9 @@ import os
 import sys
 import warnings
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,7 @@ def load(model: nn.Module, weights: Weights) -> None:
         for parameter in parameters.values():
             parameter.fill_(math.nan)
         in_file_order = sorted(parameters, key=lambda n: (weights.tensors[n].file, weights.tensors[n].begin))
-        handle: BinaryIO | None = None
+        handle: FileIO | None = None
         opened: Path | None = None
         try:
             for name in in_file_order:
@@ -117,7 +118,7 @@ def _differences(parameters: dict[str, nn.Parameter], tensors: dict[str, StoredT
     return problems
 
 
-def _read_into(parameter: Tensor, handle: BinaryIO, stored: StoredTensor, name: str) -> None:
+def _read_into(parameter: Tensor, handle: FileIO, stored: StoredTensor, name: str) -> None:
     """Read one tensor; float32 goes straight into the parameter's memory, other formats are cast on the way."""
     dtype = FLOATS[stored.dtype]
     target = parameter if dtype == parameter.dtype else torch.empty(stored.shape, dtype=dtype)
@@ -126,7 +127,7 @@ def _read_into(parameter: Tensor, handle: BinaryIO, stored: StoredTensor, name: 
     buffer = memoryview((ctypes.c_char * size).from_address(target.data_ptr())).cast("B")
     done = 0
     while done < size:
-        count = handle.readinto(buffer[done:])  # type: ignore[attr-defined]
+        count = handle.readinto(buffer[done:])
         if not count:
             raise ModelError(f"{stored.file}: ends inside {name!r}; the file changed while it was read.")
         done += count
