@@ -8,6 +8,7 @@ import pytest
 import torch
 from small_glip import CONFIG, random_inputs, small_config, small_glip
 from torch import Tensor
+from torch.export import Dim
 
 from converter.model import GLIP, Output
 from converter.model.precision import Linear
@@ -180,11 +181,13 @@ def test_training_mode_changes_nothing() -> None:
 
 
 @torch.no_grad()
-def test_an_exported_model_says_the_same() -> None:
+def test_an_exported_model_says_the_same_for_other_batches_and_captions() -> None:
     model = small_glip()
-    inputs = random_inputs(2, 75, 101, 40)
-    exported = torch.export.export(model, inputs)
-    assert_same(exported.module()(*inputs), model(*inputs))
+    batch, tokens = Dim("batch", max=8), Dim("tokens", max=256)
+    text = {0: batch, 1: tokens}
+    exported = torch.export.export(model, random_inputs(2, 75, 101, 40), dynamic_shapes=({0: batch}, text, text))
+    for inputs in (random_inputs(2, 75, 101, 40), random_inputs(3, 75, 101, 13)):
+        assert_same(exported.module()(*inputs), model(*inputs))
 
 
 def test_the_config_stays_with_the_model() -> None:
