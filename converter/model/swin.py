@@ -221,9 +221,9 @@ def shifted_window_mask(size: tuple[int, int], window_size: int, like: Tensor) -
     def region(length: int) -> Tensor:
         padded = length + -length % window_size
         position = torch.arange(padded, device=like.device)
-        return (position >= padded - window_size).long() + (position >= padded - shift).long()
+        return (position >= padded - shift).long()
 
-    regions = 3 * region(size[0])[:, None] + region(size[1])[None, :]  # (H, W)
+    regions = 2 * region(size[0])[:, None] + region(size[1])[None, :]  # (H, W)
     windows = to_windows(regions[None, :, :, None], window_size).squeeze(-1)  # (nW, N)
     differs = windows[:, None, :, None] != windows[:, None, None, :]  # (nW, 1, N, N)
     return torch.zeros(differs.shape, dtype=like.dtype, device=like.device).masked_fill(differs, CROSS_REGION)

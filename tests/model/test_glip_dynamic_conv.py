@@ -81,6 +81,7 @@ def test_a_sample_counts_while_one_of_its_cells_is_in_the_map(shift: float) -> N
     offsets.shift[0, 8] = shift
     cells, shares = sampling(offsets, 1, (3, 1))
     assert ((cells >= 0) & (cells < 3)).all()
+    assert shares.isfinite().all()
     inside = -1 < shift < 3
     assert (float(shares[4].sum()) > 0) == inside
 
