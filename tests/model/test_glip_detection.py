@@ -90,8 +90,12 @@ def test_suppression_in_blocks_is_greedy_too(monkeypatch: pytest.MonkeyPatch) ->
     assert torch.equal(suppress(boxes, scores, labels).boxes, boxes[greedy(boxes, scores, labels)])
 
 
+@pytest.mark.parametrize("block", [1024, 50])  # with 50, what ties begins a block
 @pytest.mark.parametrize(("tied", "kept"), [(0, 100), (3, 103)])
-def test_a_hundred_are_kept_and_what_ties_with_the_last(tied: int, kept: int) -> None:
+def test_a_hundred_are_kept_and_what_ties_with_the_last(
+    tied: int, kept: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("converter.model.detection.NMS_BLOCK", block)
     x = torch.arange(130.0) * 20
     boxes = torch.stack([x, x, x + 9, x + 9], dim=1)
     scores = torch.linspace(0.9, 0.1, 130)
