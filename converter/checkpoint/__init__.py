@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from converter.checkpoint.dtypes import DTYPES, DType
@@ -42,7 +43,7 @@ def open_checkpoint(path: str | Path, root: str | None = None) -> Checkpoint:
     Raises CheckpointError: NotACheckpointError, CorruptCheckpointError, UnsupportedCheckpointError or RootError.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, says no to a path that is too long
         path = _in_folder(path)
     source = SourceFile(path)
     try:
@@ -58,6 +59,9 @@ def _open(source: SourceFile, root: str | None) -> Checkpoint:
     head = source.read(0, min(source.size, 512), "beginning of the file")
     if head.startswith(b"PK\3\4"):
         return open_torch_zip(source, root)
+    # before the magic bytes, any of which may be the length of a header
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= source.size - 8:
+        return open_safetensors(source, root)
     for magic, what in _KNOWN:
         if head.lstrip().startswith(magic):
             raise NotACheckpointError(f"{file_name(source.path)}: is {what}.")

@@ -54,10 +54,10 @@ class TensorInfo:
     @property
     def contiguous(self) -> bool:
         """The elements lie in C order without gaps."""
+        if 0 in self.shape:
+            return True
         expected = 1
         for length, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
-            if length == 0:
-                return True
             if length > 1 and stride != expected:
                 return False
             expected *= length
@@ -121,27 +121,55 @@ class Checkpoint:
     def read(self, name: str) -> NDArray[Any]:
         """The tensor's values, C-contiguous, in its carrier dtype.
 
-        Holds the tensor, and beside it the span of its storage if it is strided.
-        Raises CorruptCheckpointError if the bytes are damaged, KeyError if there is no such tensor.
+        Holds the tensor, and beside it at most twice as much, or a chunk, of its storage if it is strided.
+        Raises CorruptCheckpointError if the bytes are damaged, UnsupportedCheckpointError for a tensor that cannot be
+        read, KeyError if there is no such tensor.
         """
         info = self._info(name)
-        carrier = info.dtype.carrier
-        if info.numel == 0:
-            return np.empty(info.shape, carrier)
-        itemsize = info.dtype.itemsize
-        first, stop = info.extent
-        span = np.empty((stop - first) * itemsize, np.uint8)
-        info.storage.read_into(span.data, first * itemsize)
-        self._repair(info, span.data)
+        try:
+            values = np.empty(info.shape, info.dtype.carrier)
+        except ValueError:  # without elements, but with lengths whose product is beyond any memory
+            raise UnsupportedCheckpointError(
+                f"{file_name(self.path)}: tensor {quoted(name)} of shape {info.shape} is beyond what an array can be. "
+                "Leave it out and save again."
+            ) from None
         if info.contiguous:
-            values = span.view(carrier).reshape(info.shape)
+            data = values.reshape(-1).view(np.uint8).data
+            if info.numel:
+                info.storage.read_into(data, info.offset * info.dtype.itemsize)
+                self._repair(info, data)
         else:
-            strides = tuple(stride * itemsize for stride in info.strides)
-            # unlike as_strided, the constructor itself refuses a view that leaves the buffer
-            values = np.ndarray(info.shape, carrier, span, strides=strides).copy(order="C")
+            self._gather(info, values)
         if info.conjugated or info.negated:
             _resolve_signs(info, values)
         return values
+
+    def _gather(self, info: TensorInfo, values: NDArray[Any]) -> None:
+        """Fill `values` with the elements of a strided tensor, one dense part at a time: large holes are not read."""
+        itemsize = info.dtype.itemsize
+        strides = [stride if length > 1 else 0 for length, stride in zip(info.shape, info.strides, strict=True)]
+        axes = sorted(range(len(strides)), key=lambda axis: -strides[axis])
+
+        def span(inner: list[int]) -> int:
+            return itemsize * (1 + sum((info.shape[axis] - 1) * strides[axis] for axis in inner))
+
+        outer: list[int] = []
+        while span(axes) > max(CHUNK, 2 * itemsize * prod(info.shape[axis] for axis in axes)):
+            outer.append(axes.pop(0))
+        part = np.empty(span(axes), np.uint8)
+        # unlike as_strided, the constructor itself refuses a view that leaves the buffer
+        window: NDArray[Any] = np.ndarray(
+            tuple(info.shape[axis] for axis in axes),
+            info.dtype.carrier,
+            part,
+            strides=tuple(strides[axis] * itemsize for axis in axes),
+        )
+        target = values.transpose(*outer, *axes)
+        for place in np.ndindex(*(info.shape[axis] for axis in outer)):
+            first = info.offset + sum(index * strides[axis] for index, axis in zip(place, outer, strict=True))
+            info.storage.read_into(part.data, first * itemsize)
+            self._repair(info, part.data)
+            target[place] = window
 
     def chunks(self, name: str, size: int = CHUNK) -> Iterator[memoryview]:
         """The tensor's little-endian bytes in C order, `size` at a time, each valid until the next.

@@ -17,8 +17,9 @@ from converter.display import counted, plain
 from converter.errors import CorruptCheckpointError, UnsupportedCheckpointError
 
 # GLIP-L with optimizer and averaged weights takes 0.2 million opcodes in 5 MB
-OPCODE_LIMIT = 2_000_000
+OPCODE_LIMIT = 1_000_000
 BYTE_LIMIT = 64 * 1024 * 1024
+NAME_LIMIT = 10_000  # different names to import; a checkpoint has some ten
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,11 @@ class _Machine:
     def push_global(self, module: object, name: object) -> Global:
         found = Global(str(module), str(name))
         self.globals.add(found)
+        if len(self.globals) > NAME_LIMIT:
+            raise UnsupportedCheckpointError(
+                f"{self.label}, byte {self.position}: the pickle names more than {NAME_LIMIT} classes and functions. "
+                "Save the weights alone, without other objects."
+            )
         return found
 
     # one method for each kind of opcode

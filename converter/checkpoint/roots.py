@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from converter.checkpoint.index import TensorInfo
@@ -54,7 +54,9 @@ def read_contents(
             except Unreadable as error:
                 unsupported[key] = f"tensor {quoted(key)}: {error}"
         elif isinstance(item, Instance) and item.function != _ORDERED_DICT:
-            unsupported[key] = f"{quoted(key)} is no tensor, but {_describe(item)}; it was not executed"
+            unsupported[key] = (
+                f"{quoted(key)} is no tensor, but {_describe(item)}; it was not executed. Save a plain tensor"
+            )
         else:
             skipped.append(f"{_key(key)}: {_describe(item)}")
     if len(skipped) > _NAMED:
@@ -67,14 +69,15 @@ def _candidates(value: object, label: str) -> dict[str, tuple[Pairs, int]]:
     pairs = _pairs(value)
     if pairs is None:
         return {}
-    counts: dict[int, int] = {}  # by identity: thousands of names may refer to one and the same dict
+    known: dict[int, tuple[Pairs, int]] = {}  # by identity: thousands of names may refer to one and the same dict
     candidates = {"": (pairs, own)} if (own := _tensors(pairs)) else {}
     for key, item in _unique(pairs, label):
-        if isinstance(key, str) and key and (inner := _pairs(item)):
-            if id(inner) not in counts:
-                counts[id(inner)] = _tensors(inner)
-            if counts[id(inner)]:
-                candidates[key] = (inner, counts[id(inner)])
+        if isinstance(key, str) and key:
+            if id(item) not in known:
+                inner = _pairs(item) or []
+                known[id(item)] = inner, _tensors(inner)
+            if known[id(item)][1]:
+                candidates[key] = known[id(item)]
     return candidates
 
 
@@ -99,9 +102,19 @@ def _pairs(value: object) -> Pairs | None:
     """The items of a dict, or of an object filled like one; None for anything else."""
     if isinstance(value, Dict):
         return value.pairs
-    if isinstance(value, Instance) and (value.pairs or value.function == _ORDERED_DICT):
+    if isinstance(value, Instance) and value.function == _ORDERED_DICT:
+        return [*_pairs_given(value.arguments), *value.pairs]
+    if isinstance(value, Instance) and value.pairs:
         return value.pairs
     return None
+
+
+def _pairs_given(arguments: object) -> Iterator[tuple[object, object]]:
+    """The items that an OrderedDict is made of in Python 2, which hands them over as a list of lists."""
+    if isinstance(arguments, tuple) and len(arguments) == 1 and isinstance(arguments[0], list):
+        for item in arguments[0]:
+            if isinstance(item, list | tuple) and len(item) == 2:
+                yield item[0], item[1]
 
 
 def _tensors(pairs: Sequence[tuple[object, object]]) -> int:

@@ -21,7 +21,7 @@ from converter.display import file_name, plain, quoted
 from converter.errors import CorruptCheckpointError, RootError, UnsupportedCheckpointError
 
 INDEX_SUFFIX = ".index.json"
-JSON_LIMIT = 32 * 1024 * 1024  # bytes of a header or index; some 200,000 tensors
+JSON_LIMIT = 16 * 1024 * 1024  # bytes of a header or index; some 100,000 tensors
 _NESTING_LIMIT = 1_000_000  # lists and objects in it
 
 
@@ -152,7 +152,9 @@ def _counts(value: object, what: str, label: str) -> list[int]:
     ):
         _fail(label, f"{what} is no list of sizes")
     if len(value) > DIMENSION_LIMIT:
-        raise UnsupportedCheckpointError(f"{label}: {what} has {len(value)} entries, {DIMENSION_LIMIT} is the limit.")
+        raise UnsupportedCheckpointError(
+            f"{label}: {what} has {len(value)} entries, {DIMENSION_LIMIT} is the limit. Reshape it."
+        )
     return value
 
 
@@ -171,9 +173,11 @@ def _limited(size: int, label: str) -> int:
 def _parse(data: bytes, label: str) -> dict[str, Any]:
     """The JSON object in `data`; a name that is there twice is an error, and so is anything JSON does not know."""
     if data.count(b"[") + data.count(b"{") > _NESTING_LIMIT:
-        raise UnsupportedCheckpointError(f"{label}: its header has more than {_NESTING_LIMIT} lists and objects.")
+        raise UnsupportedCheckpointError(
+            f"{label}: its header has more than {_NESTING_LIMIT} lists and objects. Save the weights in several files."
+        )
     try:
-        document = json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        document = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         _fail(label, f"the header is no sound JSON ({plain(str(error))})")
     if not isinstance(document, dict):
@@ -182,10 +186,11 @@ def _parse(data: bytes, label: str) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{quoted(next(name for name in names if names.count(name) > 1))} is there twice")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{quoted(name)} is there twice")
+        found[name] = value
     return found
 
 

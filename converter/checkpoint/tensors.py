@@ -200,7 +200,7 @@ def _named_dtype(value: object) -> DType | None:
     if not (isinstance(value, Global) and value.module == "torch"):
         raise Malformed("its dtype is no dtype of torch")
     if value.name not in DTYPES:
-        raise Unreadable(f"its dtype is {plain(value.name)}, which is unknown")
+        raise Unreadable(f"its dtype is {plain(value.name)}, which is unknown. Save it in another")
     return DTYPES[value.name]
 
 

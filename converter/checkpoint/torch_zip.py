@@ -19,19 +19,12 @@ from converter.errors import CorruptCheckpointError, NotACheckpointError
 
 _PICKLE = "data.pkl"
 _BYTE_ORDER = "byteorder"
-# members that only archives of programs have
-_PROGRAM_MEMBERS = {"constants.pkl", "archive_format", "models/model.json"}
 
 
 def open_torch_zip(source: SourceFile, root: str | None) -> Checkpoint:
     """Index the zip archive `source`. Raises CheckpointError."""
     label = file_name(source.path)
     archive = ZipArchive(source)
-    if any(name in _PROGRAM_MEMBERS or name.startswith("code/") for name in archive.members):
-        raise NotACheckpointError(
-            f"{label}: is a TorchScript or exported program, not a checkpoint. Load it with torch.jit.load or "
-            "torch.export.load where you trust it, and save its state_dict() with torch.save."
-        )
     if _PICKLE not in archive.members:
         raise NotACheckpointError(
             f"{label}: is a zip archive without {_PICKLE}, so torch.save did not write it. Give the checkpoint itself."

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from converter.checkpoint.source import SourceFile
 from converter.display import counted, file_name, quoted
-from converter.errors import CorruptCheckpointError, UnsupportedCheckpointError
+from converter.errors import CorruptCheckpointError, NotACheckpointError, UnsupportedCheckpointError
 
 _END = struct.Struct("<4s4H2LH")
 _END64_LOCATOR = struct.Struct("<4sLQL")
@@ -26,17 +26,20 @@ _LOCAL = struct.Struct("<4s5H3L2H")
 DIRECTORY_LIMIT = 16 * 1024 * 1024  # bytes; some 200,000 members
 _ENCRYPTED, _SIZES_FOLLOW = 0x0001, 0x0008  # general purpose flags
 _ZIP64_EXTRA = 1
+# members that only archives of programs have
+_PROGRAM_MEMBERS = {"constants.pkl", "archive_format", "models/model.json"}
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One stored member. `offset` is that of its data, `start` that of its local header; both in bytes."""
+    """One member. `offset` is that of its data, `start` that of its local header; both in bytes."""
 
     name: str
     start: int
     offset: int
     size: int
     crc: int
+    packed: str = ""  # "compressed" or "encrypted", where it is
 
 
 class ZipArchive:
@@ -45,12 +48,15 @@ class ZipArchive:
     def __init__(self, source: SourceFile) -> None:
         """Read the directory of `source` and check all headers.
 
-        Raises CorruptCheckpointError, or UnsupportedCheckpointError for compression or encryption.
+        Raises CorruptCheckpointError, UnsupportedCheckpointError for compression or encryption, or NotACheckpointError
+        for a program.
         """
         self.source = source
         self._label = file_name(source.path)
         offset, size, count = self._find_directory()
-        found = [self._check_header(entry, offset) for entry in self._read_directory(offset, size, count)]
+        entries = self._read_directory(offset, size, count)
+        self._refuse_programs(entries)
+        found = [self._check_header(entry, offset) for entry in entries]
         self._refuse_overlaps(found)
         self.members = self._strip_root(found)
 
@@ -150,18 +156,14 @@ class ZipArchive:
         if signature != b"PK\1\2" or extra_end + comment_length > len(data):
             self._fail(f"{where}: the zip directory has no entry where one is expected")
         name = self._name(data[position + _ENTRY.size : name_end], where)
-        if flags & _ENCRYPTED or method:
-            raise UnsupportedCheckpointError(
-                f"{self._label}: member {quoted(name)} is {'encrypted' if flags & _ENCRYPTED else 'compressed'}; torch "
-                "stores members as they are. Unpack the archive and pack it without compression (zip -0)."
-            )
         wide = self._wide_fields(data[name_end:extra_end], where)
         size, compressed, start = (
             next(wide, value) if value == 0xFFFFFFFF else value for value in (size, compressed, start)
         )  # fmt: skip
-        if size != compressed or disk not in (0, 0xFFFF):
+        packed = "encrypted" if flags & _ENCRYPTED else "compressed" if method else ""
+        if (size != compressed and not packed) or disk not in (0, 0xFFFF):
             self._fail(f"member {quoted(name)} has {size} bytes, but takes {compressed}")
-        return Member(name, start, 0, size, crc), extra_end + comment_length
+        return Member(name, start, 0, size, crc, packed), extra_end + comment_length
 
     def _name(self, raw: bytes, where: str) -> str:
         try:
@@ -186,9 +188,22 @@ class ZipArchive:
             position += length
         return iter(())
 
+    def _refuse_programs(self, members: list[Member]) -> None:
+        for name in (member.name.partition("/")[2] for member in members):
+            if name in _PROGRAM_MEMBERS or name.startswith("code/"):
+                raise NotACheckpointError(
+                    f"{self._label}: is a TorchScript or exported program, not a checkpoint. Load it with "
+                    "torch.jit.load or torch.export.load where you trust it, and save its state_dict() with torch.save."
+                )
+
     def _check_header(self, entry: Member, directory: int) -> Member:
         """The entry with the offset of its data, once its local header was found to agree."""
         label = f"member {quoted(entry.name)}"
+        if entry.packed:
+            raise UnsupportedCheckpointError(
+                f"{self._label}: {label} is {entry.packed}; torch stores members as they are. Unpack the archive and "
+                "pack it without compression (zip -0)."
+            )
         name = entry.name.encode()
         length = _LOCAL.size + len(name)
         if entry.start + length + entry.size > directory:
