@@ -129,14 +129,21 @@ def save_as_if_on_gpu(content: object, path: Path) -> None:
         torch.serialization._package_registry.pop(0)
 
 
+def write_checkpoint(model: str, path: Path, *, weights_only: bool) -> None:
+    """Write the checkpoint of `model`, whole or not at all."""
+    weights = state_dict(model)
+    partial = path.with_name(f"{path.name}.partial")
+    save_as_if_on_gpu({"model": weights} if weights_only else trainer_checkpoint(weights), partial)
+    partial.rename(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("path", type=Path)
     parser.add_argument("--weights-only", action="store_true", help="no optimizer and no moving average")
     arguments = parser.parse_args()
-    weights = state_dict(arguments.model)
-    save_as_if_on_gpu({"model": weights} if arguments.weights_only else trainer_checkpoint(weights), arguments.path)
+    write_checkpoint(arguments.model, arguments.path, weights_only=arguments.weights_only)
 
 
 if __name__ == "__main__":

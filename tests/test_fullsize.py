@@ -1,0 +1,124 @@
+"""Full-size official-format checkpoints through the command line: nothing is lost, and the outputs are official.
+
+Everything that is expected comes from elsewhere: names and shapes from the official key lists, values from the rule
+that the recordings were made by, outputs from recordings of the official code.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from official import official_index
+from safetensors import safe_open
+from synthetic_checkpoint import manifest, synthetic_tensor, write_checkpoint
+
+from converter.cli import main
+from converter.mapping.ops import apply_ops
+from converter.mapping.table import load_table
+from converter.model import GLIP
+from converter.parity.recording import Recording, compare, load_recording
+from converter.plan import make_plan
+
+pytestmark = pytest.mark.fullsize
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+RECORDINGS = [
+    load_recording(path) for path in sorted((Path(__file__).parent / "data" / "recordings").glob("*.safetensors"))
+]
+
+
+@dataclass(frozen=True)
+class Converted:
+    model: str
+    source: Path
+    path: Path
+
+
+@pytest.fixture(scope="module", params=["glip-t", "glip-t-a", "glip-l"])
+def converted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Converted]:
+    """A checkpoint and what the command line makes of it; GLIP-T's is all that the trainer saves, 3.7 GB."""
+    model = request.param
+    folder = tmp_path_factory.mktemp(model)
+    source, path = folder / "official.pth", folder / f"{model}.safetensors"
+    write_checkpoint(model, source, weights_only=model != "glip-t")
+    result = CliRunner().invoke(main, ["convert", "--src", str(source), "--dst", str(path)])
+    assert result.exit_code == 0, result.output
+    assert f"variant: {model}" in result.output
+    yield Converted(model, source, path)
+    shutil.rmtree(folder)  # pytest would keep it for three runs
+
+
+def blocks(language: str) -> Iterator[str]:
+    """The code blocks of the README in one language."""
+    return (match[1] for match in re.finditer(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL))
+
+
+@pytest.mark.parametrize("converted", ["glip-t"], indirect=True)
+def test_what_the_readme_says_can_be_typed(
+    converted: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "official.pth").symlink_to(converted.source)
+    monkeypatch.chdir(tmp_path)
+    commands = [line for block in blocks("console") for line in block.splitlines()]
+    assert len(commands) >= 7
+    for command in commands:
+        subprocess.run(shlex.split(command), check=True, capture_output=True)
+    for code in blocks("python"):
+        exec(code, {})
+    assert "torch.Size" in capsys.readouterr().out
+    shutil.rmtree(tmp_path)
+
+
+def recordings(model: str) -> list[Recording]:
+    found = [recording for recording in RECORDINGS if recording.model == model]
+    assert found
+    return found
+
+
+def test_every_kept_value_is_in_the_output(converted: Converted) -> None:
+    """The plan read backwards gives every official tensor back, bit for bit, but those that it says are left out."""
+    plan = make_plan(load_table("glip-official"), official_index(converted.model))
+    shapes = {key: (shape, dtype) for key, shape, dtype in manifest(converted.model)}
+    back = set()
+    with safe_open(converted.path, "np") as file:
+        for step in plan.reverse().steps:
+            arrays = apply_ops(step.ops, [file.get_tensor(tensor.name) for tensor in step.sources])
+            for tensor, array in zip(step.targets, arrays, strict=True):
+                np.testing.assert_array_equal(array, synthetic_tensor(tensor.name, *shapes[tensor.name]), strict=True)
+                back.add(tensor.name)
+    assert back | {out.tensor.name for out in plan.left_out} == set(shapes)
+
+
+def test_converting_twice_gives_the_same_bytes(converted: Converted, tmp_path: Path) -> None:
+    again = tmp_path / "again.safetensors"
+    result = CliRunner().invoke(main, ["convert", "--src", str(converted.source), "--dst", str(again)])
+    assert result.exit_code == 0, result.output
+    with converted.path.open("rb") as first, again.open("rb") as second:
+        while piece := first.read(1 << 24):
+            assert piece == second.read(len(piece))
+        assert not second.read(1)
+    again.unlink()
+
+
+def test_in_float32_the_error_is_at_most_four_times_the_official_codes_own(converted: Converted) -> None:
+    loaded = GLIP.from_pretrained(converted.path)
+    for recording in recordings(converted.model):
+        assert compare(loaded, recording).problems == []
+
+
+def test_in_float64_every_stage_is_the_official_one(converted: Converted) -> None:
+    double = GLIP.from_pretrained(converted.path).double()
+    for recording in recordings(converted.model):
+        comparison = compare(double, recording)
+        assert comparison.problems == []
+        assert {stage.limit for stage in comparison.stages} == {1e-10}
+        assert [d.boxes <= 1e-3 and d.labels_agree for d in comparison.detections] == [True] * len(recording.images)
