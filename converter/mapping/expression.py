@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import TypeAlias
 
 from converter.errors import TableError
@@ -41,7 +42,7 @@ def evaluate(expression: str | int, names: Mapping[str, Value]) -> Value:
     if isinstance(expression, int):
         return expression
     try:
-        return _walk(ast.parse(expression.strip(), mode="eval").body, names)
+        return _walk(_parse(expression), names)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise TableError(f"expression {expression!r} cannot be parsed: {error}") from None
     except (_Rejected, ZeroDivisionError, IndexError, TypeError) as error:
@@ -59,7 +60,7 @@ def integer(expression: str | int, names: Mapping[str, Value]) -> int:
 def affine(expression: str, constants: Mapping[str, Value]) -> tuple[str | None, int, int]:
     """`(name, a, b)` for an expression that is `a*name + b` in one free name; `(None, 0, b)` where there is none."""
     try:
-        tree = ast.parse(expression.strip(), mode="eval").body
+        tree = _parse(expression)
         name, scale, offset = _linear(tree, constants)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise TableError(f"capture {{{expression}}} cannot be parsed: {error}") from None
@@ -90,6 +91,11 @@ def _linear(node: ast.expr, constants: Mapping[str, Value]) -> tuple[str | None,
 
 class _Rejected(Exception):
     pass
+
+
+@lru_cache(maxsize=4096)  # the same few are evaluated for every layer
+def _parse(expression: str) -> ast.expr:
+    return ast.parse(expression.strip(), mode="eval").body
 
 
 def _walk(node: ast.expr, names: Mapping[str, Value]) -> Value:
