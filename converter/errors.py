@@ -9,9 +9,10 @@
     ├── TableError                 4   a mapping table or a target spec is wrong
     ├── PlanError                  5   table and checkpoint do not fit; carries all problems at once
     ├── DestinationError           6   the output cannot be written there
-    └── ModelError                 7   weights or inputs do not fit the in-house model
+    ├── ModelError                 7   weights or inputs do not fit the in-house model
+    └── CaptureError               8   a capture or certificate cannot be used: nothing was compared
 
-2 is click's own code for a wrong command line, 130 and 143 are Ctrl-C and SIGTERM.
+1 is also what a comparison says that was made and failed. 2 is click's own code for a wrong command line, 130 and 143 are Ctrl-C and SIGTERM.
 A message says what was found, where, what was expected and what to do next.
 """
 
@@ -78,3 +79,9 @@ class ModelError(ConverterError):
     """Weights, configuration or inputs do not fit the in-house model."""
 
     exit_code = 7
+
+
+class CaptureError(ConverterError):
+    """A capture or certificate is no sound one, or is of something else; nothing was compared."""
+
+    exit_code = 8

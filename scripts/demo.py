@@ -1,7 +1,7 @@
-"""Convert an official checkpoint, load it, run it, and compare it with a recording of the official code.
+"""Convert an official checkpoint, load it, run it, and compare it with a capture of the official code.
 
-Without a path, writes a checkpoint with the synthetic weights of the recordings first. A checkpoint of yours is
-converted and run: there is no recording of its weights to compare with.
+Without a path, writes a checkpoint with the synthetic weights of the captures first. A checkpoint of yours is
+converted and run: there is no capture of its weights to compare with.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from safetensors import safe_open
 from synthetic_checkpoint import write_checkpoint
 
 from converter.model import GLIP
-from converter.parity.recording import Comparison, Recording, StageError, compare, load_recording
+from converter.parity.capture import Capture, load_capture
+from converter.parity.compare import TapResult
+from converter.parity.run import Report, parity
 
 ROOT = Path(__file__).resolve().parent.parent
-RECORDINGS = ROOT / "tests" / "data" / "recordings"
+CAPTURES = ROOT / "tests" / "data" / "captures"
 WORK = ROOT / ".work"
 # what a reader wants to see apart, by the beginning of the official names
 PARTS = (
@@ -50,8 +52,8 @@ def main() -> int:
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "converter", *command], check=True)
     print(f"  {time.perf_counter() - start:.1f} s for {source.stat().st_size / 1e9:.2f} GB")
-    recording = load_recording(RECORDINGS / f"{variant_of(converted)}.safetensors")
-    return run(converted, recording) if given else prove(converted, recording)
+    with load_capture(CAPTURES / f"{variant_of(converted)}.safetensors") as capture:
+        return run(converted, capture) if given else prove(converted, capture)
 
 
 def step(text: str) -> None:
@@ -66,25 +68,25 @@ def variant_of(converted: Path) -> str:
     return str(variant)
 
 
-def run(converted: Path, recording: Recording) -> int:
-    """Run on recorded inputs, and show what comes out."""
-    step(f"GLIP.from_pretrained({converted.name!r}) on {len(recording.images)} images")
+def run(converted: Path, capture: Capture) -> int:
+    """Run on captured inputs, and show what comes out."""
+    step(f"GLIP.from_pretrained({converted.name!r}) on {len(capture.images)} images")
     model = GLIP.from_pretrained(converted)
     with torch.inference_mode():
-        out = model(recording.images, recording.input_ids, recording.attention_mask)
-    for image, found in enumerate(model.detect(out, recording.image_sizes, recording.positive_map)):
+        out = model(*capture.inputs)
+    for image, found in enumerate(model.detect(out, capture.image_sizes, capture.positive_map)):
         best = f", best score {found.scores[0]:.3f}" if len(found.scores) else ""
         print(f"  image {image}: {len(found.scores)} detections{best}")
-    print("\nConverted and run. There is no recording of these weights, so the outputs were compared with nothing.")
+    print("\nConverted and run. There is no capture of these weights, so the outputs were compared with nothing.")
     return 0
 
 
-def prove(converted: Path, recording: Recording) -> int:
-    """Compare with the recording in both precisions, and print a table."""
-    step(f"GLIP.from_pretrained({converted.name!r}), compared with the official code's recording {recording.name!r}")
+def prove(converted: Path, capture: Capture) -> int:
+    """Compare with the capture in both precisions, and print a table."""
+    step(f"GLIP.from_pretrained({converted.name!r}), compared with the official code's capture {capture.name!r}")
     model = GLIP.from_pretrained(converted)
-    single = compare(model, recording)
-    double = compare(model.double(), recording)
+    single = parity(model, capture)
+    double = parity(model.double(), capture)
     print_table(single, double)
     problems = [*double.problems, *single.problems]
     for problem in problems:
@@ -93,28 +95,28 @@ def prove(converted: Path, recording: Recording) -> int:
     return 1 if problems else 0
 
 
-def print_table(single: Comparison, double: Comparison) -> None:
+def print_table(single: Report, double: Report) -> None:
     """The largest relative error of each part of the model, beside that of the official code in float32."""
-    print(f"\n  {'largest relative error':<28}{'stages':>7}{'float64':>10}{'float32':>10}{'official float32':>18}")
+    print(f"\n  {'largest relative error':<28}{'taps':>7}{'float64':>10}{'float32':>10}{'official float32':>18}")
     seen: set[str] = set()
     for part, prefixes in PARTS:
         rows = [
-            [s for s in comparison.stages if s.name.startswith(prefixes) and s.name not in seen]
-            for comparison in (double, single)
+            [s for s in report.modes["propagated"] if s.name.startswith(prefixes) and s.name not in seen]
+            for report in (double, single)
         ]
-        seen |= {stage.name for stage in rows[0]}
+        seen |= {tap.name for tap in rows[0]}
         print(f"  {part:<28}{len(rows[0]):>7}{largest(rows[0]):>10.0e}{largest(rows[1]):>10.0e}", end="")
-        print(f"{max(stage.float32_error for stage in rows[1]):>18.0e}")
+        print(f"{max(tap.own or 0 for tap in rows[1]):>18.0e}")
     for image, detections in enumerate(double.detections):
         print(
-            f"  image {image}: {detections.found} detections, recorded {detections.expected}; "
-            f"boxes within {detections.boxes:.0e} pixels"
+            f"  image {image}: {detections.found} detections, captured {detections.expected}; "
+            f"boxes within {detections.pixels:.0e} pixels"
         )
 
 
-def largest(stages: Sequence[StageError]) -> float:
-    """The largest relative error among `stages`."""
-    return max(stage.error for stage in stages)
+def largest(taps: Sequence[TapResult]) -> float:
+    """The largest relative error among `taps`."""
+    return max(tap.relative for tap in taps)
 
 
 if __name__ == "__main__":

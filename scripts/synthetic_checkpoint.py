@@ -4,7 +4,7 @@
     python scripts/synthetic_checkpoint.py glip-t glip-t.pth --weights-only
 
 Names, shapes and dtypes are those of the official state dicts in tests/data/manifests. The values are a
-function of name and shape alone, and the recordings in tests/data/recordings were made with exactly these: each key
+function of name and shape alone, and the recordings in tests/data/captures were made with exactly these: each key
 seeds numpy's PCG64 with the first 8 bytes of its SHA-256; the 24 high bits of each draw give a uniform number of zero
 mean and unit variance, which a scale per kind of layer keeps activations of a deep network in range with.
 """

@@ -1,7 +1,7 @@
 """Full-size official-format checkpoints through the command line: nothing is lost, and the outputs are official.
 
 Everything that is expected comes from elsewhere: names and shapes from the official key lists, values from the rule
-that the recordings were made by, outputs from recordings of the official code.
+that the captures were made by, outputs from captures of the official code.
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ from converter.cli import main
 from converter.mapping.ops import apply_ops
 from converter.mapping.table import load_table
 from converter.model import GLIP
-from converter.parity.recording import Recording, compare, load_recording
+from converter.parity.capture import Capture, load_capture
+from converter.parity.run import parity
 from converter.plan import make_plan
 
 pytestmark = pytest.mark.fullsize
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-RECORDINGS = [
-    load_recording(path) for path in sorted((Path(__file__).parent / "data" / "recordings").glob("*.safetensors"))
-]
+CAPTURES = [load_capture(path) for path in sorted((Path(__file__).parent / "data" / "captures").glob("*.safetensors"))]
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,8 @@ def test_what_the_readme_says_can_be_typed(
     shutil.rmtree(tmp_path)
 
 
-def recordings(model: str) -> list[Recording]:
-    found = [recording for recording in RECORDINGS if recording.model == model]
+def captures(model: str) -> list[Capture]:
+    found = [capture for capture in CAPTURES if capture.model == model]
     assert found
     return found
 
@@ -110,15 +109,15 @@ def test_converting_twice_gives_the_same_bytes(converted: Converted, tmp_path: P
 
 
 def test_in_float32_the_error_is_at_most_four_times_the_official_codes_own(converted: Converted) -> None:
-    loaded = GLIP.from_pretrained(converted.path)
-    for recording in recordings(converted.model):
-        assert compare(loaded, recording).problems == []
+    model = GLIP.from_pretrained(converted.path)
+    for capture in captures(converted.model):
+        report = parity(model, capture)
+        assert (report.passed, report.gate.times, report.problems) == (True, 4, [])
 
 
-def test_in_float64_every_stage_is_the_official_one(converted: Converted) -> None:
-    double = GLIP.from_pretrained(converted.path).double()
-    for recording in recordings(converted.model):
-        comparison = compare(double, recording)
-        assert comparison.problems == []
-        assert {stage.limit for stage in comparison.stages} == {1e-10}
-        assert [d.boxes <= 1e-3 and d.labels_agree for d in comparison.detections] == [True] * len(recording.images)
+def test_in_float64_every_activation_is_the_official_one(converted: Converted) -> None:
+    model = GLIP.from_pretrained(converted.path).double()
+    for capture in captures(converted.model):
+        report = parity(model, capture)
+        assert (report.passed, report.gate.relative, report.problems) == (True, 1e-10, [])
+        assert [d.limit for d in report.detections] == [1e-3] * len(capture.images)

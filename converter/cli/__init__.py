@@ -22,6 +22,7 @@ Exit codes:
   0 done               2 wrong command line     3 the input cannot be used
   4 a table is wrong   5 the table does not fit the checkpoint
   6 the destination cannot be written           7 weights do not fit the model
+  1 compared, and it differs                    8 could not be compared
   130 interrupted      143 terminated"""
 
 

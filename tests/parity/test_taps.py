@@ -1,4 +1,4 @@
-"""Taps: every stage that was recorded is paired with one of the model, and paths that lead nowhere are refused."""
+"""Taps: every activation that was captured is paired with one of the model, and paths that lead nowhere are refused."""
 
 from __future__ import annotations
 
@@ -11,37 +11,38 @@ from small_glip import random_inputs, small_config, small_glip
 
 from converter.errors import ModelError
 from converter.mapping.table import Tap, load_table
-from converter.parity.recording import ANCHORS, load_recording
-from converter.parity.taps import collect
+from converter.parity.capture import load_capture
+from converter.parity.run import ANCHORS
+from converter.parity.taps import collect, observe
 
-RECORDINGS = list((Path(__file__).parent.parent / "data" / "recordings").glob("*.safetensors"))
+CAPTURES = list((Path(__file__).parent.parent / "data" / "captures").glob("*.safetensors"))
 COUNTS = {"glip-l": 163, "glip-t": 127, "glip-t-a": 85, "glip-t-odd": 127}  # activations with a module of their own
 
 
-def test_there_is_a_recording_of_every_capture() -> None:
-    assert {path.stem for path in RECORDINGS} == COUNTS.keys()
+def test_every_official_capture_is_there() -> None:
+    assert {path.stem for path in CAPTURES} == COUNTS.keys()
 
 
-@pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
-def test_taps_and_recorded_stages_are_the_same_names(path: Path) -> None:
-    recording = load_recording(path)
-    table = load_table(recording.table)
-    taps = [tap.source for tap in table.bind(table.spec.variant(recording.model).config).taps]
-    stages = [stage.name for stage in recording.stages]
+@pytest.mark.parametrize("path", CAPTURES, ids=lambda path: path.stem)
+def test_taps_and_captured_activations_are_the_same_names(path: Path) -> None:
+    capture = load_capture(path)
+    table = load_table(capture.table)
+    taps = [tap.source for tap in table.bind(table.spec.variant(capture.model).config).taps]
+    stages = list(capture.activations)
     anchors = [f"{ANCHORS}{level}" for level in range(5)]
     assert len(taps) == COUNTS[path.stem]
     assert sorted(stages) == sorted([*taps, *anchors])
 
 
-@pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
-def test_recordings_are_small_and_hold_their_inputs_whole(path: Path) -> None:
-    recording = load_recording(path)
+@pytest.mark.parametrize("path", CAPTURES, ids=lambda path: path.stem)
+def test_captures_are_small_and_hold_their_inputs_whole(path: Path) -> None:
+    capture = load_capture(path)
     assert path.stat().st_size < 1_500_000
-    images = len(recording.captions)
-    assert recording.images.shape[:2] == (images, 3)
-    assert recording.input_ids.shape == recording.attention_mask.shape == (images, 32)
-    assert len(recording.detections) == len(recording.image_sizes) == images
-    assert all(len(d.boxes) == len(d.scores) == len(d.labels) > 40 for d in recording.detections)
+    images = len(capture.facts["captions"])
+    assert capture.images.shape[:2] == (images, 3)
+    assert capture.input_ids.shape == capture.attention_mask.shape == (images, 32)
+    assert len(capture.detections) == len(capture.image_sizes) == images
+    assert all(len(d.boxes) == len(d.scores) == len(d.labels) > 40 for d in capture.detections)
 
 
 @pytest.mark.parametrize("fusion", [True, False])
@@ -85,6 +86,18 @@ def test_a_tap_that_leads_nowhere_is_refused(tap: Tap, message: str) -> None:
     model = small_glip()
     with torch.no_grad(), pytest.raises(ModelError, match=message):
         collect(model, [tap], lambda: model(*random_inputs()))
+
+
+def test_what_is_given_back_takes_the_place_of_an_activation() -> None:
+    model = small_glip()
+    with torch.no_grad():
+        seen = collect(model, [Tap("x", "fpn", (2,))], lambda: model(*random_inputs()))["x"]
+        outputs = []
+        with observe(model, [Tap("x", "fpn", (2,))], lambda tap, value: torch.full_like(value, 7)):
+            model.fpn.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+            model(*random_inputs())
+    assert not (seen == 7).any()
+    assert [bool((level == 7).all()) for level in outputs[0]] == [False, False, True, False, False]
 
 
 def test_taps_follow_the_config() -> None:

@@ -1,0 +1,100 @@
+"""Detections beside captured ones: by rank where they must be the same, otherwise matched by overlap."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from converter.model import Detections
+from converter.parity.compare import gates
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """One detection: label, score, corners x1 y1 x2 y2 in pixels."""
+
+    label: int
+    score: float
+    corners: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DetectionResult:
+    """One image.
+
+    Args:
+        expected, found: how many.
+        same_order: equal labels, rank by rank.
+        pixels, scores: largest differences between detections of the same rank, NaN where the numbers differ.
+        matched: pairs of the same label that overlap; missed, extra: what is in no pair.
+        limit: what `pixels` may be; None where the dtype does not let one ask.
+    """
+
+    expected: int
+    found: int
+    same_order: bool
+    pixels: float
+    scores: float
+    matched: int
+    missed: tuple[Box, ...]
+    extra: tuple[Box, ...]
+    limit: float | None
+
+    @property
+    def passed(self) -> bool | None:
+        """The same detections in the same order, to within the limit; None where there is none."""
+        return None if self.limit is None else self.same_order and self.pixels <= self.limit
+
+
+def compare_detections(expected: Detections, found: Detections, dtype: str) -> DetectionResult:
+    """`found` by a model in `dtype` beside what was captured."""
+    found = Detections(*(value.cpu() for value in found))
+    limit = gates()["detections"]["pixels"] if dtype == "float64" else None
+    pairs = _match(expected, found)
+    same_number = len(expected.labels) == len(found.labels)
+    return DetectionResult(
+        expected=len(expected.labels),
+        found=len(found.labels),
+        same_order=same_number and torch.equal(expected.labels, found.labels),
+        pixels=_largest(expected.boxes - found.boxes) if same_number else math.nan,
+        scores=_largest(expected.scores - found.scores) if same_number else math.nan,
+        matched=len(pairs),
+        missed=_boxes(expected, {first for first, _ in pairs}),
+        extra=_boxes(found, {second for _, second in pairs}),
+        limit=limit,
+    )
+
+
+def _match(first: Detections, second: Detections) -> list[tuple[int, int]]:
+    """Pairs of equal label, best overlap first, each detection in one pair at most."""
+    iou = _overlap(first.boxes, second.boxes) * (first.labels[:, None] == second.labels[None])
+    pairs: list[tuple[int, int]] = []
+    while iou.numel() and iou.max() >= gates()["detections"]["iou"]:
+        row, column = divmod(int(iou.argmax()), iou.shape[1])
+        pairs.append((row, column))
+        iou[row], iou[:, column] = 0, 0
+    return pairs
+
+
+def _overlap(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of corners (N, 4) and (M, 4), the last pixel included: (N, M)."""
+    a, b = a.double()[:, None], b.double()[None]
+    side = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2]) + 1).clamp(min=0)
+    shared = side.prod(dim=-1)
+    area = [(boxes[..., 2:] - boxes[..., :2] + 1).prod(dim=-1) for boxes in (a, b)]
+    return shared / (area[0] + area[1] - shared)
+
+
+def _largest(difference: Tensor) -> float:
+    return float(difference.abs().max()) if difference.numel() else 0.0
+
+
+def _boxes(detections: Detections, without: set[int]) -> tuple[Box, ...]:
+    return tuple(
+        Box(int(detections.labels[i]), float(detections.scores[i]), tuple(map(float, detections.boxes[i])))
+        for i in range(len(detections.labels))
+        if i not in without
+    )

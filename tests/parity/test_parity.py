@@ -1,0 +1,353 @@
+"""Comparing with a capture: silent for the same model, and never silent for another one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_capture import FACTS, activations, small_capture, write
+from small_glip import small_glip
+from torch import Tensor
+from torch.nn import functional as F
+
+from converter.errors import CaptureError, CheckpointError
+from converter.model import GLIP
+from converter.parity.capture import Capture, load_capture, write_capture
+from converter.parity.run import Report, parity
+
+
+@pytest.fixture(scope="module")
+def capture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Capture]:
+    with small_capture(tmp_path_factory.mktemp("capture")) as capture:
+        yield capture
+
+
+@pytest.fixture(scope="module")
+def compact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Capture]:
+    with small_capture(tmp_path_factory.mktemp("compact"), compact=True) as capture:
+        yield capture
+
+
+def test_the_same_model_passes_in_both_modes(capture: Capture) -> None:
+    report = parity(small_glip(), capture, twice=True)
+    assert (report.passed, report.problems, report.noise) == (True, [], 0.0)
+    assert {mode: {r.name for r in results} for mode, results in report.modes.items()} == {
+        mode: set(capture.activations) for mode in ("propagated", "injected")
+    }
+    assert {r.limit for results in report.modes.values() for r in results} == {1e-10}
+    assert max(r.relative for r in report.modes["propagated"]) < 1e-13
+    assert all(d.expected == d.found == d.matched > 0 and d.same_order and d.pixels == 0 for d in report.detections)
+
+
+def test_a_model_without_fusion_passes(tmp_path: Path) -> None:
+    with small_capture(tmp_path, fusion=False) as capture:
+        assert parity(small_glip(fusion=False), capture).passed
+
+
+def test_a_compact_capture_gives_the_same_verdict_without_injection(compact: Capture) -> None:
+    report = parity(small_glip(), compact)
+    assert report.passed
+    assert set(report.modes) == {"propagated"}
+    assert "keeps no activation whole" in report.skipped["injected"]
+
+
+def test_injection_alone_needs_a_full_capture(compact: Capture) -> None:
+    with pytest.raises(CaptureError, match="nothing was compared"):
+        parity(small_glip(), compact, modes=["injected"])
+
+
+def test_float32_is_held_to_four_times_the_captured_error(capture: Capture) -> None:
+    report = parity(small_glip(torch.float32), capture)
+    assert (report.passed, report.problems) == (True, [])
+    large = next(r for r in report.modes["propagated"] if r.name == "rpn.head.dot_product_logits.0")
+    assert large.limit == pytest.approx(4 * large.own)
+    assert large.relative == pytest.approx(large.own, rel=0.5)
+
+
+def test_a_few_numbers_are_held_to_the_error_of_all_levels(capture: Capture) -> None:
+    report = parity(small_glip(torch.float32), capture, modes=["propagated"])
+    levels = [r for r in report.modes["propagated"] if r.name.startswith("rpn.head.centerness.")]
+    mean = math.sqrt(sum(r.own**2 for r in levels) / 5)
+    assert levels[4].limit == pytest.approx(4 * max(mean, levels[4].own))
+    assert levels[0].limit == pytest.approx(4 * levels[0].own)
+
+
+def test_a_format_is_judged_by_the_captured_error_in_that_format(capture: Capture) -> None:
+    assert parity(small_glip().to(torch.bfloat16), capture, modes=["propagated"]).passed
+    report = parity(small_glip().to(torch.float16), capture, modes=["propagated"])
+    assert report.passed is None  # never a pass
+    assert all("not judged" in problem for problem in report.problems)
+
+
+def test_a_looser_gate_is_known_as_such(capture: Capture) -> None:
+    def looser(gate: str) -> bool:
+        return parity(small_glip(), capture, modes=["propagated"], gate=gate).gate.looser
+
+    assert (looser("1e-9"), looser("1e-11"), looser("5x")) == (True, False, True)
+
+
+@pytest.mark.parametrize("gate", ["", "x", "nan", "-1", "0", "inf", "1e-9y"])
+def test_a_gate_that_is_no_number_is_refused(gate: str, capture: Capture) -> None:
+    with pytest.raises(CaptureError, match="a gate is a number"):
+        parity(small_glip(), capture, gate=gate)
+
+
+def scale_one_weight(model: GLIP, patch: pytest.MonkeyPatch) -> None:
+    model.head.blocks[1].dynamic_conv.finer.conv.weight[3, 2, 1, 0] *= 1 + 1e-6
+
+
+def swap_two_biases(model: GLIP, patch: pytest.MonkeyPatch) -> None:
+    layer = model.text_encoder.layers[1].mlp.fc2
+    layer.bias[[0, 1]] = layer.bias[[1, 0]]
+
+
+def transpose_a_projection(model: GLIP, patch: pytest.MonkeyPatch) -> None:
+    projection = model.backbone.stages[1].blocks[0].attention.projection
+    projection.weight.copy_(projection.weight.T.clone())
+
+
+def swap_query_and_key(model: GLIP, patch: pytest.MonkeyPatch) -> None:
+    qkv = model.head.blocks[0].text_layer.attention.qkv
+    q, k, v = qkv.weight.chunk(3)
+    qkv.weight.copy_(torch.cat([k, q, v]))
+
+
+def flip_a_sign(model: GLIP, patch: pytest.MonkeyPatch) -> None:
+    model.head.box_scale[4] *= -1
+
+
+def change_an_epsilon(model: GLIP, patch: pytest.MonkeyPatch) -> None:
+    model.backbone.stages[0].blocks[0].norm1.eps = 1e-6
+
+
+def change_berts_epsilon(model: GLIP, patch: pytest.MonkeyPatch) -> None:
+    model.text_encoder.layers[0].mlp.norm.eps = 1e-5
+
+
+def change_a_group_norms_epsilon(model: GLIP, patch: pytest.MonkeyPatch) -> None:
+    model.head.blocks[0].dynamic_conv.same.norm.eps = 1e-6
+
+
+def approximate_gelu(model: GLIP, patch: pytest.MonkeyPatch) -> None:
+    gelu = F.gelu
+    patch.setattr(F, "gelu", lambda x: gelu(x, approximate="tanh"))
+
+
+def drop_the_relu_of_p7(model: GLIP, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("converter.model.fpn.F", SimpleNamespace(interpolate=F.interpolate, relu=lambda x: x))
+
+
+def resize_by_cell_areas(model: GLIP, patch: pytest.MonkeyPatch) -> None:
+    resize = F.interpolate
+
+    def other(x: Tensor, align_corners: bool | None = None, **arguments: object) -> Tensor:
+        return resize(x, align_corners=align_corners and False, **arguments)
+
+    patch.setattr(F, "interpolate", other)
+
+
+def leave_a_weight_unloaded(model: GLIP, patch: pytest.MonkeyPatch) -> None:
+    model.head.log_scale.fill_(math.nan)
+
+
+MUTATIONS: list[Callable[[GLIP, pytest.MonkeyPatch], None]] = [
+    scale_one_weight,
+    swap_two_biases,
+    transpose_a_projection,
+    swap_query_and_key,
+    flip_a_sign,
+    change_an_epsilon,
+    change_berts_epsilon,
+    change_a_group_norms_epsilon,
+    approximate_gelu,
+    drop_the_relu_of_p7,
+    resize_by_cell_areas,
+    leave_a_weight_unloaded,
+]
+
+
+@pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda mutate: mutate.__name__)
+def test_every_mutation_is_seen(
+    capture: Capture,
+    compact: Capture,
+    mutate: Callable[[GLIP, pytest.MonkeyPatch], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = small_glip()
+    with torch.no_grad():
+        mutate(model, monkeypatch)
+    whole, probes = parity(model, capture), parity(model, compact)
+    assert (whole.passed, probes.passed) == (False, False)
+    assert whole.problems
+    assert whole.culprits
+
+
+def failed_in(report: Report, mode: str) -> set[str]:
+    return {r.name for r in report.modes[mode] if r.passed is False}
+
+
+def test_propagated_shows_where_models_part_and_injected_which_block_it_was(capture: Capture) -> None:
+    model = small_glip()
+    model.backbone.stages[2].blocks[0].norm2.eps = 1e-6
+    report = parity(model, capture)
+    assert report.first is not None
+    assert report.first.name == "backbone.body.layers.2.blocks.0"
+    assert len(failed_in(report, "propagated")) > 20
+    assert failed_in(report, "injected") == {"backbone.body.layers.2.blocks.0"}
+    assert report.culprits == ("backbone.stages.2.blocks.0",)
+    assert report.glue == ()
+
+
+def test_a_fault_between_blocks_that_agree_is_called_that(capture: Capture) -> None:
+    model = small_glip()
+    model.backbone.norms[1].eps = 1e-3
+    report = parity(model, capture)
+    assert report.culprits == report.glue == ("backbone",)
+
+
+def test_two_faults_are_both_found_by_injection(capture: Capture) -> None:
+    model = small_glip()
+    model.text_encoder.layers[0].mlp.norm.eps = 1e-5
+    model.head.blocks[1].dynamic_conv.same.norm.eps = 1e-3
+    assert parity(model, capture).culprits == ("text_encoder.layers.0", "head.blocks.1.dynamic_conv")
+
+
+def test_nan_on_one_side_is_a_failure_whatever_the_gate(capture: Capture) -> None:
+    model = small_glip()
+    with torch.no_grad():
+        model.head.centerness.bias.fill_(math.nan)
+    report = parity(model, capture, gate="1e10")
+    assert report.passed is False
+    assert any("NaN" in problem for problem in report.problems)
+
+
+def test_other_detections_are_a_problem(capture: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("converter.model.detection.NMS_THRESHOLD", 0.3)
+    report = parity(small_glip(), capture)
+    assert report.passed is False
+    assert all("detections, captured were" in problem for problem in report.problems)
+    assert any(d.missed for d in report.detections)
+
+
+def test_pictures_count_every_number_and_show_where(capture: Capture) -> None:
+    model = small_glip()
+    with torch.no_grad():
+        model.fpn.lateral[0].bias[0] += 1
+    report = parity(model, capture, pictures=True)
+    for result in report.modes["injected"]:
+        assert sum(map(sum, result.histogram)) == math.prod(result.shape)
+        assert max(map(max, result.heat)) == pytest.approx(result.max_abs)
+    level = next(r for r in report.modes["injected"] if r.name == "backbone.body.layers.0.blocks.0")
+    assert (len(level.heat), len(level.heat[0])) == (19, 26)
+
+
+def test_a_model_that_lacks_a_stage_is_refused(capture: Capture) -> None:
+    with pytest.raises(CaptureError, match=r"pairs 19 of its activations with nothing.*tower\.0\.lang"):
+        parity(small_glip(fusion=False), capture)
+
+
+def test_a_stage_of_another_shape_is_refused(capture: Capture, compact: Capture) -> None:
+    for either in (capture, compact):
+        with pytest.raises(
+            CaptureError, match=r"'backbone\.body\.patch_embed' is \(2, 16, 19, 26\) in this model, captured was \(2, 8"
+        ):
+            parity(small_glip(embed_dim=16), either)
+
+
+def test_a_capture_that_lacks_an_activation_is_refused(tmp_path: Path) -> None:
+    tensors = activations(small_glip())
+    del tensors["backbone.body.layers.1.blocks.0"]
+    write_capture(tmp_path / "less.safetensors", tensors, FACTS, compact=False)
+    with (
+        load_capture(tmp_path / "less.safetensors") as capture,
+        pytest.raises(CaptureError, match="lacks 1 activations that glip-official pairs"),
+    ):
+        parity(small_glip(), capture)
+
+
+def test_padding_that_the_model_does_not_compute_is_left_out(tmp_path: Path) -> None:
+    """Captions padded to 40 tokens, of which the model computes 32: the rest of the capture is cut off."""
+    tensors = activations(small_glip())
+    long = {}
+    for name, value in tensors.items():
+        for axis, length in enumerate(value.shape):
+            if length == 13 and (
+                ".lang" in name or "language" in name or "logits" in name or name.startswith("input.")
+            ):
+                zeros = list(value.shape)
+                zeros[axis] = 40 - 13
+                value = torch.cat([value, torch.zeros(zeros, dtype=value.dtype)], dim=axis)
+        long[name] = value
+    write_capture(tmp_path / "long.safetensors", long, FACTS, compact=False)
+    with load_capture(tmp_path / "long.safetensors") as capture:
+        report = parity(small_glip(), capture, modes=["propagated"])
+    off = failed_in(report, "propagated")
+    # captured were zeros for tokens 13 to 31, which the model computes; nothing else may be off
+    assert {name for name in off if ".visual" in name or "backbone.body.layers" in name} == set()
+    assert "language_backbone.hidden" in off
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(CaptureError, match="is no capture"):
+        load_capture(path)
+
+
+def test_a_capture_of_nothing_is_refused(tmp_path: Path) -> None:
+    tensors = {
+        name: value for name, value in activations(small_glip()).items() if name.startswith(("input.", "detections."))
+    }
+    write_capture(tmp_path / "nothing.safetensors", tensors, FACTS, compact=False)
+    with pytest.raises(CaptureError, match="nothing to compare"):
+        load_capture(tmp_path / "nothing.safetensors")
+
+
+def test_a_capture_cut_short_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "small.safetensors")
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(CheckpointError):
+        load_capture(path)
+
+
+@pytest.mark.parametrize("change", [
+    {"name": ""}, {"model": 3}, {"dtype": None}, {"image_sizes_hw": []}, {"image_sizes_hw": [[0, 1], [1, 1]]},
+    {"positive_map_label_to_token": {}}, {"positive_map_label_to_token": {"x": [1]}},
+    {"errors": {"float32": {"backbone.0": "small"}}}, {"errors": {"float99": {}}},
+    {"compact": {"no.such": {"shape": [1], "norm": 1}}},
+    {"compact": {"backbone.0": {"shape": [1000, 1000], "norm": 1}}}, {"image_sizes_hw": [[75, 101]]},
+])  # fmt: skip
+def test_facts_that_are_not_as_described_are_refused(change: dict[str, object], tmp_path: Path) -> None:
+    path = write(tmp_path / "small.safetensors")
+    facts = {**FACTS, **change}
+    save_file(load_file(path), path, {"capture": json.dumps(facts)})
+    with pytest.raises(CaptureError):
+        load_capture(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '{"name": NaN}'])
+def test_facts_that_are_no_json_are_refused(text: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "small.safetensors")
+    save_file(load_file(path), path, {"capture": text})
+    with pytest.raises(CaptureError):
+        load_capture(path)
+
+
+def test_capturing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    for compact in (False, True):
+        first, second = (write(tmp_path / name, compact=compact).read_bytes() for name in ("a", "b"))
+        assert first == second
+
+
+def test_a_compact_capture_keeps_no_more_of_an_activation_than_its_probes(compact: Capture) -> None:
+    assert max(compact.read(name).numel() for name in compact.activations) == 320
+    whole = activations(small_glip())
+    assert compact.activations["backbone.0"].shape == whole["backbone.0"].shape
+    assert compact.activations["backbone.0"].norm == float(whole["backbone.0"].norm())
+    assert torch.equal(compact.images, whole["input.images"])
