@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -137,15 +137,14 @@ def _add_documents(staging: Staging, plan: Plan, shards: list[Shard], ledger: di
 
 
 def _digest(plan: Plan, hashes: dict[str, str]) -> str:
-    """Of what was read: sha256 over a line `name dtype shape sha256` for each source tensor, sorted by name."""
+    """Of what was read."""
     sources = {source.name: source for step in plan.steps for source in step.sources}
-    return _lines_sha256(
-        f"{name} {source.dtype.name} {list(source.shape)} {hashes['source ' + name]}"
-        for name, source in sources.items()
-    )
+    return digest_of_tensors((n, s.dtype.name, s.shape, hashes[f"source {n}"]) for n, s in sources.items())
 
 
-def _lines_sha256(lines: Iterable[str]) -> str:
+def digest_of_tensors(tensors: Iterable[tuple[str, str, Sequence[int], str]]) -> str:
+    """One hash of many tensors: sha256 over a line `name dtype shape sha256` for each, sorted."""
+    lines = (f"{name} {dtype} {list(shape)} {sha256}" for name, dtype, shape, sha256 in tensors)
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
@@ -164,7 +163,7 @@ def _ledger(checkpoint: Checkpoint, plan: Plan, hashes: dict[str, str], source_s
         # covers names, shapes, dtypes and content of everything written, without another pass over it
         "sha256": _NO_HASH
         if _NO_HASH in hashes.values()
-        else _lines_sha256(f"{t.name} {t.dtype.name} {list(t.shape)} {hashes[t.name]}" for t in plan.targets),
+        else digest_of_tensors((t.name, t.dtype.name, t.shape, hashes[t.name]) for t in plan.targets),
     }
 
 

@@ -12,7 +12,8 @@
     ├── ModelError                 7   weights or inputs do not fit the in-house model
     └── CaptureError               8   a capture or certificate cannot be used: nothing was compared
 
-1 is also what a comparison says that was made and failed. 2 is click's own code for a wrong command line, 130 and 143 are Ctrl-C and SIGTERM.
+1 is also what a comparison says that was made and failed. 2 is click's own code for a wrong command line, 130 and 143
+are Ctrl-C and SIGTERM.
 A message says what was found, where, what was expected and what to do next.
 """
 

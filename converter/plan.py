@@ -20,6 +20,8 @@ from converter.mapping.ops import Array, Op, Shape, describe, invert_ops, prove_
 from converter.mapping.spec import Config, Variant
 from converter.mapping.table import Bound, Table, Transfer
 
+_HINTS = 50  # unknown names for which near ones are looked up
+
 
 class Described(Protocol):
     """What a plan looks at of a tensor in a checkpoint."""
@@ -236,9 +238,10 @@ class _Fit:
                     "that it could make"
                 )
             else:
+                # a search for each of a hundred thousand names would take minutes, and nobody reads so many
+                hint = self._nearest(name, tensor.shape) if len(problems) < _HINTS else ""
                 problems.append(
-                    f"no rule matches {tensor.name!r} {tensor.shape}. {self._nearest(name, tensor.shape)}"
-                    "Add a rule, or an ignore with a reason."
+                    f"no rule matches {tensor.name!r} {tensor.shape}. {hint}Add a rule, or an ignore with a reason."
                 )
         for ignore in self.bound.ignores:
             if ignore.pointer not in matched and ignore.optional is None:

@@ -11,7 +11,20 @@ import pytest
 import converter
 
 PACKAGE = Path(converter.__file__).parent
-ORDER = ["errors", "display", "checkpoint", "mapping", "plan", "staging", "writer", "model", "convert", "parity", "cli"]
+ORDER = [
+    "errors",
+    "display",
+    "checkpoint",
+    "mapping",
+    "plan",
+    "diff",
+    "staging",
+    "writer",
+    "model",
+    "convert",
+    "parity",
+    "cli",
+]
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 

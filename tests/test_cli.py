@@ -189,7 +189,7 @@ def test_tables_and_lint(table: Path) -> None:
     assert any("scaler" in problem for problem in json.loads(result.stdout)["error"]["problems"])
 
 
-COMMANDS = [["convert"], ["inspect"], ["explain"], ["tables"], ["lint"], []]
+COMMANDS = [[name] for name in sorted(main.commands)] + [[]]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import click
 
 from converter import __version__
+from converter.cli.capture import capture
+from converter.cli.certify import certify, verify
 from converter.cli.convert import convert
+from converter.cli.diff import diff
 from converter.cli.explain import explain
 from converter.cli.inspect import inspect
+from converter.cli.parity import parity
 from converter.cli.tables import lint, tables
 
 __all__ = ["convert_main", "main"]
@@ -17,6 +21,7 @@ Examples:
   converter convert --src glip_tiny_model_o365_goldg_cc_sbu.pth --dst glip-t.safetensors
   converter inspect glip_tiny_model_o365_goldg_cc_sbu.pth
   converter explain module.rpn.head.bias0 --src glip_tiny_model_o365_goldg_cc_sbu.pth
+  converter parity glip-t.safetensors --reference capture.safetensors --html report.html
 \b
 Exit codes:
   0 done               2 wrong command line     3 the input cannot be used
@@ -35,7 +40,7 @@ def main() -> None:
     """
 
 
-for _command in (convert, inspect, explain, tables, lint):
+for _command in (convert, inspect, explain, diff, parity, capture, certify, verify, tables, lint):
     main.add_command(_command)
 
 

@@ -84,11 +84,11 @@ def parse_size(context: click.Context, parameter: click.Parameter, value: str | 
 
 
 @contextmanager
-def progress(total: int, description: str) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr that counts bytes; silent where stderr is no terminal."""
+def progress(total: int, description: str, unit: str = "B") -> Iterator[Callable[[int], None]]:
+    """A bar on stderr that counts bytes, or whatever `unit` says; silent where stderr is no terminal."""
     from tqdm import tqdm
 
     with tqdm(
-        total=total, desc=description, unit="B", unit_scale=True, disable=not sys.stderr.isatty(), leave=False
+        total=total, desc=description, unit=unit, unit_scale=unit == "B", disable=not sys.stderr.isatty(), leave=False
     ) as bar:
         yield lambda count: bar.update(count) and None

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class Gate:
     default: Gate | None = None
 
     def __str__(self) -> str:
-        return f"{self.relative:.0e}" if self.relative is not None else f"{self.times:g}x the reference's own error"
+        return f"{self.relative:g}" if self.relative is not None else f"{self.times:g}x the reference's own error"
 
     @property
     def looser(self) -> bool:
@@ -137,7 +137,7 @@ class TapResult:
     @property
     def share(self) -> float:
         """How much of the limit is used up; what a list of the worst is sorted by."""
-        if self.passed is False and not self.relative > (self.limit or 0):
+        if self.unsound or (self.passed is False and not self.limit):
             return math.inf
         return self.relative / self.limit if self.limit else self.relative
 
@@ -151,21 +151,21 @@ def measure(
     """
     activation = capture.activations[name]
     limit = gate.limit(activation, capture, dtype)
-    common = {"name": name, "module": module, "own": activation.errors.get(dtype), "limit": limit}
+    result = partial(TapResult, name=name, module=module, own=activation.errors.get(dtype), limit=limit)
     if activation.compact:
         if tuple(found.shape) != activation.shape:
             raise other_shape(capture, activation, found)
         relative = error_of_probes(activation, capture.read(name), found)
-        return TapResult(
+        return result(
             shape=activation.shape, relative=relative, max_abs=None, needed=None, cosine=None,
-            unsound=int(not found.isfinite().all()), **common,
+            unsound=int(not found.isfinite().all()),
         )  # fmt: skip
     expected = fitted(capture, activation, found)
     here = found.detach().to("cpu", torch.float64)
     difference = (here - expected).abs()
     unsound = int((here.isfinite() != expected.isfinite()).sum())
     norm = float(expected.norm())
-    return TapResult(
+    return result(
         shape=tuple(expected.shape),
         relative=float(difference.norm()) / (norm or 1.0),
         max_abs=float(difference.max()) if difference.numel() else 0.0,
@@ -174,7 +174,6 @@ def measure(
         unsound=unsound,
         histogram=_histogram(expected, difference) if pictures else None,
         heat=_heat(difference, capture) if pictures else None,
-        **common,
     )
 
 

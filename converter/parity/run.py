@@ -7,17 +7,13 @@ that a block which is off is off by itself.
 
 from __future__ import annotations
 
-import os
-import platform
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from converter import __version__
 from converter.errors import CaptureError
 from converter.mapping.table import Tap, load_table
 from converter.model import GLIP, Output
@@ -25,13 +21,11 @@ from converter.model.inputs import TEXT_MULTIPLE
 from converter.parity.capture import Capture
 from converter.parity.compare import Gate, TapResult, find_gate, fitted, measure
 from converter.parity.detections import DetectionResult, compare_detections
+from converter.parity.device import deterministic, settings
 from converter.parity.taps import observe
 
 Mode = Literal["propagated", "injected"]
 ANCHORS = "rpn.anchor_generator."  # a method of the model and no module, so no tap
-DTYPES = {
-    "float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,46 +216,3 @@ def _noise(first: Output, second: Output) -> float:
         for x, y in zip(a, b, strict=True):
             worst = max(worst, float((x.double() - y.double()).norm() / (x.double().norm() or 1)))
     return worst
-
-
-@contextmanager
-def deterministic() -> Iterator[None]:
-    """Deterministic kernels where there are such; a warning of one that is none is not silenced."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
-def set_precision(tf32: bool) -> None:
-    """Whether CUDA may round float32 products to TF32, in matrix products and convolutions alike."""
-    if hasattr(torch.backends, "fp32_precision"):  # since torch 2.9
-        torch.backends.fp32_precision = "tf32" if tf32 else "ieee"
-    else:
-        torch.backends.cuda.matmul.allow_tf32 = tf32
-        torch.backends.cudnn.allow_tf32 = tf32
-
-
-def settings(like: Tensor) -> dict[str, Any]:
-    """What decides the numbers of a run, as JSON."""
-    cuda = like.device.type == "cuda"
-    return {
-        "converter": __version__,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "machine": torch.cuda.get_device_name(like.device) if cuda else _processor(),
-        "threads": torch.get_num_threads(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "tf32": cuda and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32),
-        "cublas_workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
-    }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -1,0 +1,84 @@
+"""`converter capture`: what the in-house model makes of some inputs, for comparing others with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from converter.cli.output import gigabytes, print_json, reports_errors
+from converter.cli.run_options import run_options
+from converter.errors import DestinationError
+
+_EPILOG = """\b
+Examples:
+  converter capture glip-t.safetensors --dst here.safetensors
+  converter capture glip-t.safetensors --dst there.safetensors --inputs official-capture.safetensors
+  converter capture glip-t.safetensors --dst small.safetensors --compact --errors float32,bfloat16
+\b
+The official code is captured by scripts/capture_official.py, in its own
+environment; the inputs of that capture, real images or not, can be used here."""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--dst", "destination", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Capture to write."
+)
+@click.option(
+    "--inputs",
+    type=click.Path(path_type=Path),
+    help="Capture whose images and captions to use. Default: two small synthetic images.",
+)
+@click.option("--compact", is_flag=True, help="Keep a few hundred numbers of each activation instead of all.")
+@click.option(
+    "--errors",
+    default="float32",
+    show_default=True,
+    help="Dtypes, with commas, whose own error to record: what others in that dtype are measured by.",
+)
+@click.option("--name", help="Name of the capture. Default: that of the file.")
+@click.option("--force", is_flag=True, help="Replace --dst.")
+@run_options("float64")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@reports_errors
+def capture(
+    model: Path,
+    destination: Path,
+    inputs: Path | None,
+    compact: bool,
+    errors: str,
+    name: str | None,
+    force: bool,
+    device: str,
+    dtype: str,
+    tf32: bool,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Capture every tapped activation of MODEL, a converted file or folder."""
+    wanted = [item for item in errors.split(",") if item]
+    if unknown := set(wanted) - {"float32", "bfloat16", "float16"}:
+        raise click.BadParameter(f"{min(unknown)!r} is none of float32, bfloat16, float16", param_hint="--errors")
+    if destination.suffix != ".safetensors":
+        raise DestinationError(f"{destination.name}: captures are safetensors; let --dst end in '.safetensors'")
+    if destination.exists() and not force:
+        raise DestinationError(f"{destination} exists; --force replaces it")
+    from converter.parity.device import load_model
+
+    loaded = load_model(model, device, dtype, tf32, threads)
+    from converter.parity.capture import load_capture, write_capture
+    from converter.parity.record import Inputs, record, synthetic_inputs
+
+    if inputs is None:
+        given = synthetic_inputs(loaded.config.vocab_size)
+    else:
+        with load_capture(inputs) as other:
+            given = Inputs.of(other)
+    tensors, facts = record(loaded, given, name or destination.stem, wanted)
+    write_capture(destination, tensors, facts, compact=compact)
+    size = destination.stat().st_size
+    if as_json:
+        print_json({"destination": str(destination), "bytes": size, "tensors": len(tensors), **facts})
+        return
+    click.echo(f"written: {destination}, {len(tensors)} tensors, {gigabytes(size)}")

@@ -1,0 +1,136 @@
+"""`converter certify` and `converter verify`: evidence that travels with the weights, and checking a copy by it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from converter.cli.output import print_json, progress, reports_errors
+from converter.cli.parity import mutation_score
+from converter.cli.run_options import run_options
+from converter.errors import CaptureError, DestinationError
+
+_CERTIFY = """\b
+Examples:
+  converter certify glip-t.safetensors --reference captures/glip-t.safetensors
+  converter certify glip-t/ --reference captures/glip-t.safetensors --mutate 500"""
+_VERIFY = """\b
+Examples:
+  converter verify glip-t.safetensors
+  converter verify glip-t/ --dtype float32 --json
+\b
+Exit codes: 0 this copy computes what was certified, 1 it does not, 8 no sound
+certificate, or nothing says what this dtype may differ by."""
+
+
+@click.command(epilog=_CERTIFY)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--reference", "references", required=True, type=click.Path(path_type=Path), help="Capture to compare with."
+)
+@click.option(
+    "--mutate", type=click.IntRange(0), default=200, show_default=True, help="Mutations to score the capture by."
+)
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads. Default: torch's.")
+@click.option("--force", is_flag=True, help="Replace a certificate that is there.")
+@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
+@reports_errors
+def certify(model: Path, references: Path, mutate: int, threads: int | None, force: bool, as_json: bool) -> None:
+    """Compare MODEL with a capture in float64 and float32, and write the certificate beside it.
+
+    parity.json in a folder, NAME.parity.json beside a file. Nothing is written unless every comparison passes.
+    """
+    from converter.parity.device import load_model
+
+    loaded = load_model(model, "cpu", "float32", False, threads)
+    from converter.parity.capture import load_capture
+    from converter.parity.certificate import certificate_path, certify
+    from converter.parity.run import parity
+
+    path = certificate_path(model)
+    if path.exists() and not force:
+        raise DestinationError(f"{path} exists; --force replaces it")
+    with load_capture(references) as capture:
+        reports = [parity(loaded, capture, twice=True)]
+        double = loaded.double()
+        reports.insert(0, parity(double, capture, twice=True))
+        problems = [problem for report in reports for problem in report.problems]
+        if problems:
+            for report in reports:
+                for problem in report.problems:
+                    click.echo(f"{report.dtype}: {problem}", err=True)
+            click.echo(f"not certified: {len(problems)} comparisons did not pass", err=True)
+            sys.exit(1)
+        score = mutation_score(double, capture, mutate) if mutate else None
+        with progress(_size(model), "hashing") as advance:
+            certify(model, capture, reports, score, double, advance)
+    if as_json:
+        print_json({"certificate": str(path), "passed": True, "mutation_score": score and score.value})
+        return
+    click.echo(f"written: {path}")
+    for report in reports:
+        taps = [r for results in report.modes.values() for r in results]
+        worst = max(taps, key=lambda r: r.share)
+        click.echo(f"{report.dtype}: {len(taps)} comparisons within {report.gate}; nearest to it: {worst.name}")
+    if score is not None:
+        click.echo(f"mutations: {score.caught} of {len(score.outcomes)} noticed, score {score.value:.4f}")
+
+
+@click.command(epilog=_VERIFY)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--certificate", type=click.Path(path_type=Path), help="Default: beside the weights.")
+@run_options("float64")
+@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
+@reports_errors
+def verify(
+    model: Path, certificate: Path | None, device: str, dtype: str, tf32: bool, threads: int | None, as_json: bool
+) -> None:
+    """Check that this copy of MODEL is what was certified, and computes the same on this machine.
+
+    Every tensor is hashed, then the certificate's fingerprint is computed again. The reference is not needed.
+    """
+    if not model.exists():
+        raise CaptureError(f"{model}: no such file or folder")
+    from converter.parity.certificate import verify
+    from converter.parity.device import load_model
+
+    with progress(_size(model), "hashing") as advance:
+        result = verify(
+            model, certificate, load=lambda: load_model(model, device, dtype, tf32, threads), on_bytes=advance
+        )
+    report = result.report
+    problems = [f"{word}: {name}" for word in ("changed", "missing", "added") for name in getattr(result, word)]
+    problems += report.problems if report else []
+    verdict = {True: "pass", False: "FAIL", None: "could not be judged"}[result.passed]
+    if as_json:
+        print_json(
+            {
+                "certificate": str(result.certificate),
+                "verdict": verdict,
+                "problems": problems,
+                "device": report and report.device,
+                "dtype": report and report.dtype,
+                "largest_relative_error": report and max(r.relative for r in report.modes["propagated"]),
+            }
+        )
+    else:
+        click.echo(f"certificate: {result.certificate}")
+        for problem in problems[:40]:
+            click.echo(f"  {problem}")
+        if len(problems) > 40:
+            click.echo(f"  ... and {len(problems) - 40} more; --json lists all")
+        if report is not None:
+            worst = max(report.modes["propagated"], key=lambda r: r.share)
+            click.echo(
+                f"{report.device}, {report.dtype}: {len(report.modes['propagated'])} taps within {report.gate}: "
+                f"{verdict}; nearest to it: {worst.name}, {worst.relative:.1e}"
+            )
+        click.echo(verdict)
+    if result.passed is not True:
+        sys.exit(1 if result.passed is False else CaptureError.exit_code)
+
+
+def _size(model: Path) -> int:
+    return sum(p.stat().st_size for p in model.glob("*.safetensors")) if model.is_dir() else model.stat().st_size

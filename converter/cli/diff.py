@@ -1,0 +1,189 @@
+"""`converter diff`: whether two checkpoints hold the same weights, in whatever format."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from converter.cli.output import print_json, progress, reports_errors
+from converter.display import counted, plain
+
+if TYPE_CHECKING:
+    from converter.diff import Difference, Pair, Seen
+
+_EPILOG = """\b
+Examples:
+  converter diff official.pth glip-t.safetensors
+  converter diff official.pth glip-t-bf16.safetensors --tolerance 0.01
+  converter diff before.pth after.pth --root-a model --root-b model_ema
+  converter diff one.safetensors folder-of-shards --no-table --json
+\b
+Exit codes: 0 equal, 1 different (or nothing to compare); others: see
+'converter --help'."""
+_TABLE = "glip-official"
+_FAMILIES = {"source": " (what the table reads)", "target": " (what the table makes)", "unknown": ""}
+_LINES = 40  # for people
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option("--table", "table_name", help=f"Mapping table: a name or a path to JSON.  [default: {_TABLE}]")
+@click.option("--no-table", is_flag=True, help="Compare by the keys as they are in the files.")
+@click.option("--root-a", help="State dict of A to take where the file holds several.")
+@click.option("--root-b", help="State dict of B to take where the file holds several.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    metavar="T",
+    help="Let floats differ by at most T, in whatever float dtype. Default: not in one bit.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@reports_errors
+def diff(
+    a: Path,
+    b: Path,
+    table_name: str | None,
+    no_table: bool,
+    root_a: str | None,
+    root_b: str | None,
+    tolerance: float | None,
+    as_json: bool,
+) -> None:
+    """Compare checkpoints A and B tensor by tensor: names, shapes, dtypes, values.
+
+    If one is what the table makes of the other, it is converted on the way; else they are compared by key, prefixes
+    taken off. What the table leaves out is no difference, unless both have it.
+    """
+    if no_table and table_name is not None:
+        raise click.UsageError("--table and --no-table contradict each other")
+    if tolerance is not None and not math.isfinite(tolerance):
+        raise click.UsageError("--tolerance needs a finite number")
+    from converter import diff as engine
+    from converter.checkpoint import open_checkpoint
+    from converter.mapping.table import load_table
+
+    table = None if no_table else load_table(table_name or _TABLE)
+    with open_checkpoint(a, root_a) as first, open_checkpoint(b, root_b) as second:
+        total = sum(tensor.nbytes for tensor in first.tensors.values())
+        with progress(total, "comparing") as advance:
+            found = engine.diff(first, second, table, tolerance=tolerance, on_bytes=advance)
+    if as_json:
+        print_json(_json(found, a, b, tolerance))
+    else:
+        click.echo("\n".join(_text(found, a, b, tolerance)))
+    click.get_current_context().exit(0 if found.is_equal else 1)
+
+
+def _text(found: Difference, a: Path, b: Path, tolerance: float | None) -> list[str]:
+    tolerated = [pair for pair in found.different if pair.tolerated]
+    wrong = [pair for pair in found.different if not pair.tolerated]
+    lines = [f"A: {plain(str(a))}{_FAMILIES[found.families[0]]}", f"B: {plain(str(b))}{_FAMILIES[found.families[1]]}"]
+    how = f"through table {found.by}, {found.variant}" if found.by else "by key"
+    lines.append(
+        f"compared {how}: {counted(found.compared, 'tensor')}, {found.compared - len(found.different)} identical"
+    )
+    if tolerated:
+        lines.append(f"within {tolerance:g}: {len(tolerated)}, the worst {_pair(tolerated[0])}")
+    sections = {
+        "unreadable": [f"unreadable in {out.side}: {plain(out.reason)}" for out in found.unreadable],
+        "only in A": [f"only in A: {_lone(seen)}" for seen in found.only_in_a],
+        "only in B": [f"only in B: {_lone(seen)}" for seen in found.only_in_b],
+        "different": [f"different: {_pair(pair)}" for pair in wrong],
+        "left out": [
+            f"left out of {side}, no difference: {count} ({plain(reason)})"
+            for (side, reason), count in Counter((out.side, out.reason) for out in found.left_out).items()
+        ],
+    }
+    counts = [f"{len(items)} {label}" for label, items in sections.items() if items and label != "left out"]
+    verdict = "equal" if found.is_equal else f"different: {', '.join(counts)}"
+    if not found.compared:
+        verdict = "different: nothing was compared, since A and B have no tensor in common"
+    lines.append(verdict)
+    return lines + _cut(sections, _LINES - len(lines))
+
+
+def _cut(sections: dict[str, list[str]], room: int) -> list[str]:
+    """As many lines of each section as fit in `room`; short sections are whole before long ones share the rest."""
+    room -= 1 + sum(bool(items) for items in sections.values())  # the lines that say how many more
+    shares = {}
+    for position, label in enumerate(sorted(sections, key=lambda label: len(sections[label]))):
+        shares[label] = min(len(sections[label]), room // (len(sections) - position))
+        room -= shares[label]
+    lines = []
+    for label, items in sections.items():
+        lines += items[: shares[label]]
+        if more := len(items) - shares[label]:
+            lines.append(f"... and {more} more {label}")
+    return [*lines, "--json lists all"] if any(line.startswith("... and ") for line in lines) else lines
+
+
+def _lone(seen: Seen) -> str:
+    near = f"; nearest: {', '.join(map(plain, seen.nearest))}" if seen.nearest else ""
+    return f"{plain(seen.name)} {seen.shape} {seen.dtype}" + (f"; {plain(seen.note, 400)}" if seen.note else near)
+
+
+def _pair(pair: Pair) -> str:
+    said = []
+    if note := pair.a.note or pair.b.note:
+        said.append(
+            f"{pair.kinds[0]}: A has {pair.a.shape} {pair.a.dtype}, B has {pair.b.shape} {pair.b.dtype}; {note}"
+        )
+    elif "shape" in pair.kinds:
+        said.append(f"shape {pair.a.shape} in A, {pair.b.shape} in B")
+    if "dtype" in pair.kinds and not note:
+        said.append(f"dtype {pair.a.dtype} in A, {pair.b.dtype} in B")
+    if pair.differing:
+        said.append(f"{pair.differing} of {math.prod(pair.a.shape)} elements")
+    elif pair.differing == 0:
+        said.append("equal numbers")
+    if pair.differing and pair.max_abs < math.inf:
+        relative = "" if pair.relative is None else f", relative Frobenius {pair.relative:.3g}"
+        said.append(f"by at most {pair.max_abs:.3g}{relative}")
+    if pair.not_finite:
+        said.append(f"{pair.not_finite} of them NaN or infinite on one side")
+    return f"{plain(pair.a.name)}: {'; '.join(said)}"
+
+
+def _json(found: Difference, a: Path, b: Path, tolerance: float | None) -> dict[str, Any]:
+    def tensor(seen: Seen) -> dict[str, Any]:
+        return {"from": seen.sources, "shape": seen.shape, "dtype": seen.dtype.name}
+
+    def lone(seen: Seen) -> dict[str, Any]:
+        return {"name": seen.name, **tensor(seen), "nearest": seen.nearest, "note": seen.note}
+
+    return {
+        "equal": found.is_equal,
+        "a": {"file": str(a), "side": found.families[0]},
+        "b": {"file": str(b), "side": found.families[1]},
+        "table": found.by,
+        "variant": found.variant,
+        "tolerance": tolerance,
+        "compared": found.compared,
+        "identical": found.compared - len(found.different),
+        "within_tolerance": sum(pair.tolerated for pair in found.different),
+        "only_in_a": [lone(seen) for seen in found.only_in_a],
+        "only_in_b": [lone(seen) for seen in found.only_in_b],
+        "different": [
+            {
+                "name": pair.a.name,
+                "kinds": pair.kinds,
+                "a": tensor(pair.a),
+                "b": tensor(pair.b),
+                "elements": math.prod(pair.a.shape),
+                "differing": pair.differing,
+                "max_abs": pair.max_abs if pair.max_abs < math.inf else None,
+                "relative_frobenius": pair.relative,
+                "not_finite": pair.not_finite,
+                "within_tolerance": pair.tolerated,
+                "note": pair.a.note or pair.b.note,
+            }
+            for pair in found.different
+        ],
+        "left_out": [{"side": out.side, "name": out.name, "reason": out.reason} for out in found.left_out],
+        "unreadable": [{"side": out.side, "name": out.name, "reason": out.reason} for out in found.unreadable],
+    }

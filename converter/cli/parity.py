@@ -1,0 +1,129 @@
+"""`converter parity`: where a model and a capture part, how surely, and what the capture could not see."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from converter.cli.output import print_json, progress, reports_errors
+from converter.cli.run_options import run_options
+from converter.errors import CaptureError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from converter.model import GLIP
+    from converter.parity.capture import Capture
+    from converter.parity.mutate import Score
+    from converter.parity.run import Mode
+
+_EPILOG = """\b
+Examples:
+  converter parity glip-t.safetensors --reference captures/glip-t.safetensors
+  converter parity glip-t.safetensors --reference captures/glip-t.safetensors --html report.html
+  converter parity glip-t.safetensors --reference captures/glip-t.safetensors --dtype float32 --junit parity.xml
+  converter parity glip-t.safetensors --reference captures/glip-t.safetensors --mutate 200
+\b
+Exit codes: 0 within every tolerance, 1 not, 8 could not be compared or judged;
+others as in 'converter --help'."""
+
+
+class _Mutations(click.ParamType[int]):
+    """A number of mutations, or `all`, as 0."""
+
+    name = "N|all"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if value == "all":
+            return 0
+        if not str(value).isdigit() or not int(value):
+            self.fail(f"{value!r} is neither a number from 1 on nor 'all'", param, ctx)
+        return int(value)
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--reference", required=True, type=click.Path(path_type=Path), help="Capture to compare with.")
+@click.option(
+    "--mode",
+    type=click.Choice(["propagated", "injected", "both"]),
+    default="both",
+    show_default=True,
+    help="As it runs; each block from captured inputs; or both.",
+)
+@click.option("--gate", help="Another tolerance: a relative error like 1e-8, or 6x the captured model's own error.")
+@run_options("float64")
+@click.option("--mutate", type=_Mutations(), help="Make so many faults on purpose, and count those that are noticed.")
+@click.option("--rows", type=click.IntRange(1), default=20, show_default=True, help="Taps to print, worst first.")
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write a page to look at.")
+@click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Also write JUnit XML.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@reports_errors
+def parity(
+    model: Path,
+    reference: Path,
+    mode: str,
+    gate: str | None,
+    device: str,
+    dtype: str,
+    tf32: bool,
+    threads: int | None,
+    mutate: int | None,
+    rows: int,
+    html: Path | None,
+    junit: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare MODEL, a converted file or folder, with a capture, tap by tap."""
+    from converter.parity.device import load_model
+
+    loaded = load_model(model, device, dtype, tf32, threads)
+    from converter.parity import html as page
+    from converter.parity import report as text
+    from converter.parity.capture import load_capture, write_whole
+    from converter.parity.certificate import score_json
+    from converter.parity.run import parity as compare
+
+    modes: Sequence[Mode] = ("propagated", "injected")
+    if mode != "both":
+        modes = [m for m in modes if m == mode]
+    with load_capture(reference) as capture:
+        report = compare(loaded, capture, modes=modes, gate=gate, pictures=html is not None, twice=True)
+        score = None if mutate is None else mutation_score(loaded, capture, mutate or None)
+    if html is not None:
+        write_whole(html, lambda partial: partial.write_text(page.to_html(report), encoding="utf-8"))
+    if junit is not None:
+        write_whole(junit, lambda partial: partial.write_bytes(text.to_junit(report)))
+    if as_json:
+        print_json(text.to_json(report) | ({"mutations": score_json(score)} if score else {}))
+    else:
+        click.echo(text.to_text(report, rows))
+        if score is not None:
+            _print_score(score)
+    if report.passed is not True:
+        sys.exit(1 if report.passed is False else CaptureError.exit_code)
+
+
+def mutation_score(model: GLIP, capture: Capture, count: int | None) -> Score:
+    """With a bar on stderr."""
+    from converter.parity import mutate
+
+    total = count or len(mutate.mutations(model, capture.table))
+    with progress(total, "mutations", " mutations") as advance:
+        return mutate.mutation_score(model, capture, count, on_done=lambda: advance(1))
+
+
+def _print_score(score: Score) -> None:
+    click.echo(
+        f"\nmutations: {score.caught} of {len(score.outcomes)} noticed, {score.equivalent} that no input can show; "
+        f"score {score.value:.4f}"
+    )
+    for outcome in score.survivors:
+        click.echo(f"  not noticed: {outcome.mutation.kind}: {outcome.mutation.name}: {outcome.reason}")
+    if score.uncovered:
+        click.echo(
+            f"  {len(score.uncovered)} tensors share their shape with others and were not exchanged; --mutate all does"
+        )

@@ -1,0 +1,226 @@
+"""The certificate beside converted weights: what was compared with what, and a fingerprint to check copies by.
+
+`parity.json` in a folder, `NAME.parity.json` beside a single file. It holds hashes of all tensors, of the table and of
+the capture; per run the device, dtype, gate and the numbers of every tap; the mutation score; and the fingerprint: a
+compact capture of the verified model itself, on a small built-in input. With it a copy of the weights can be checked
+anywhere, without the reference.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from converter import __version__
+from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.convert import digest_of_tensors
+from converter.display import file_name, plain, quoted
+from converter.errors import CaptureError
+from converter.mapping.table import load_table
+from converter.model import GLIP
+from converter.parity.capture import Capture, load_capture, write_capture, write_whole
+from converter.parity.mutate import Score
+from converter.parity.record import record, synthetic_inputs
+from converter.parity.report import to_json
+from converter.parity.run import Report, parity
+from converter.writer import to_json as json_bytes
+
+FORMAT = 1
+LIMIT = 64 << 20  # bytes of a certificate
+FINGERPRINT_ERRORS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """A copy of the weights beside its certificate.
+
+    `changed`, `missing`, `added`: tensors whose bytes or presence differ; `report`: the fingerprint, computed again
+    (None where the tensors differ already).
+    """
+
+    certificate: Path
+    changed: tuple[str, ...]
+    missing: tuple[str, ...]
+    added: tuple[str, ...]
+    report: Report | None
+
+    @property
+    def passed(self) -> bool | None:
+        """Same tensors, and the same activations here; None if this dtype cannot be judged."""
+        if self.changed or self.missing or self.added or self.report is None:
+            return False
+        return self.report.passed
+
+
+def certificate_path(weights: Path) -> Path:
+    """Where the certificate of a file or folder is."""
+    return weights / "parity.json" if weights.is_dir() else weights.with_suffix(".parity.json")
+
+
+def tensor_hashes(weights: Path, on_bytes: Callable[[int], object] = lambda count: None) -> dict[str, str]:
+    """SHA-256 of every tensor's bytes, by name."""
+    hashes = {}
+    with open_checkpoint(weights) as checkpoint:
+        for name in checkpoint.tensors:
+            digest = hashlib.sha256()
+            for chunk in checkpoint.chunks(name):
+                digest.update(chunk)
+                on_bytes(len(chunk))
+            hashes[name] = digest.hexdigest()
+    return hashes
+
+
+def certify(
+    weights: Path,
+    capture: Capture,
+    reports: Sequence[Report],
+    score: Score | None,
+    model: GLIP,
+    on_bytes: Callable[[int], object] = lambda count: None,
+) -> Path:
+    """Write the certificate of `weights`, which `model` (float64) holds. CaptureError unless every report passed."""
+    if not reports or not all(report.passed for report in reports):
+        raise CaptureError(f"{file_name(weights)}: not certified, since not every comparison passed.")
+    hashes = tensor_hashes(weights, on_bytes)
+    with open_checkpoint(weights) as checkpoint:
+        digest = _digest(checkpoint, hashes)
+    table = load_table(capture.table)
+    content = {
+        "format": FORMAT,
+        "converter": __version__,
+        "weights": {"sha256": digest, "tensors": hashes},
+        "table": {"name": table.name, "sha256": table.sha256},
+        "capture": {
+            "name": capture.name,
+            "sha256": capture.sha256(),
+            "compact": capture.compact,
+            "facts": {key: value for key, value in capture.facts.items() if key not in ("errors", "compact")},
+        },
+        "runs": [to_json(report) for report in reports],
+        "mutations": None if score is None else score_json(score),
+        "fingerprint": _fingerprint(model),
+    }
+    path = certificate_path(weights)
+    write_whole(path, lambda partial: partial.write_bytes(json_bytes(content)))
+    return path
+
+
+def score_json(score: Score) -> dict[str, Any]:
+    """A mutation score as JSON."""
+    return {
+        "made": len(score.outcomes),
+        "possible": score.possible,
+        "caught": score.caught,
+        "equivalent": score.equivalent,
+        "score": score.value,
+        "survivors": [{"kind": o.mutation.kind, "name": o.mutation.name, "reason": o.reason} for o in score.survivors],
+        "same_shape_not_exchanged": list(score.uncovered),
+    }
+
+
+def verify(
+    weights: Path,
+    certificate: Path | None = None,
+    *,
+    load: Callable[[], GLIP] | None = None,
+    on_bytes: Callable[[int], object] = lambda count: None,
+) -> Verification:
+    """Check a copy of certified weights: every tensor's hash, then the fingerprint on this machine.
+
+    `load` gives the model where and in the dtype in which it is to be checked; default: float64, on the CPU.
+    Raises CaptureError if there is no sound certificate, CheckpointError or ModelError if the weights cannot be read.
+    """
+    path = certificate or certificate_path(weights)
+    content = _read(path)
+    expected: Mapping[str, str] = content["weights"]["tensors"]
+    found = tensor_hashes(weights, on_bytes)
+    changed = tuple(name for name in expected if name in found and found[name] != expected[name])
+    missing, added = tuple(sorted(set(expected) - set(found))), tuple(sorted(set(found) - set(expected)))
+    report = None
+    if not (changed or missing or added):
+        with open_checkpoint(weights) as checkpoint:
+            if _digest(checkpoint, found) != content["weights"]["sha256"]:
+                raise CaptureError(f"{file_name(path)}: its hash of all tensors is not that of its list. Get it again.")
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "fingerprint.safetensors"
+            file.write_bytes(_decoded(path, content["fingerprint"]))
+            with load_capture(file) as capture:
+                model = load() if load else GLIP.from_pretrained(weights).double()
+                report = parity(model, capture, modes=["propagated"])
+    return Verification(path, changed, missing, added, report)
+
+
+def _digest(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> str:
+    return digest_of_tensors((t.name, t.dtype.name, t.shape, hashes[t.name]) for t in checkpoint.tensors.values())
+
+
+def _fingerprint(model: GLIP) -> str:
+    tensors, facts = record(model, synthetic_inputs(model.config.vocab_size), "fingerprint", FINGERPRINT_ERRORS)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "fingerprint.safetensors"
+        write_capture(file, tensors, facts, compact=True)
+        return base64.b64encode(file.read_bytes()).decode()
+
+
+def _decoded(path: Path, text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (ValueError, binascii.Error):
+        raise CaptureError(f"{file_name(path)}: its fingerprint is damaged. Get the certificate again.") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > LIMIT:
+            raise CaptureError(
+                f"{file_name(path)}: is larger than {LIMIT >> 20} MiB, so no certificate. Check the path."
+            )
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CaptureError(
+            f"{file_name(path)}: there is no certificate ({error.strerror}). `converter certify` writes one."
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise CaptureError(f"{file_name(path)}: is no JSON ({plain(str(error))}). Get it again.") from None
+    problem = next(iter(_validator().iter_errors(content)), None)
+    if problem is not None:
+        place = "/".join(map(str, problem.absolute_path))
+        raise CaptureError(
+            f"{file_name(path)}: is no certificate, at {quoted(place) if place else 'its top'}: "
+            f"{plain(problem.message, 300)}. Get it again."
+        )
+    return dict(content)
+
+
+@cache
+def _validator() -> Any:
+    import jsonschema
+
+    sha256 = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+    weights = {
+        "type": "object",
+        "required": ["sha256", "tensors"],
+        "properties": {
+            "sha256": sha256,
+            "tensors": {"type": "object", "minProperties": 1, "additionalProperties": sha256},
+        },
+    }
+    return jsonschema.Draft202012Validator(
+        {
+            "type": "object",
+            "required": ["format", "weights", "fingerprint"],
+            "properties": {
+                "format": {"const": FORMAT},
+                "weights": weights,
+                "fingerprint": {"type": "string", "minLength": 1},
+            },
+        }
+    )

@@ -1,0 +1,84 @@
+"""Where and in which numbers a model runs: its device, its dtype, and all that decides the last bits of a run."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from converter import __version__
+from converter.errors import CaptureError, ModelError
+from converter.model import GLIP
+
+DTYPES = {
+    "float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
+}  # fmt: skip
+
+
+def load_model(path: Path, device: str, dtype: str, tf32: bool = False, threads: int | None = None) -> GLIP:
+    """The model, where and as it is to run. CaptureError if there is no such device."""
+    if device.startswith("cuda"):
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts, or sums are not repeatable
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise CaptureError(f"{device!r} is no device; choose cpu, cuda or cuda:N") from None
+    if place.type not in ("cpu", "cuda"):
+        raise CaptureError(f"{device!r} cannot be used; choose cpu, cuda or cuda:N")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise CaptureError(f"there is no {device} here ({torch.cuda.device_count()} CUDA devices); choose --device cpu")
+    if threads:
+        torch.set_num_threads(threads)
+    set_precision(tf32)
+    if not path.exists():
+        raise ModelError(f"{path}: no such file or folder; give what `convert` wrote")
+    return GLIP.from_pretrained(path).to(device=place, dtype=DTYPES[dtype])
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Deterministic kernels where there are such; a warning of one that is none is not silenced."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def set_precision(tf32: bool) -> None:
+    """Whether CUDA may round float32 products to TF32, in matrix products and convolutions alike."""
+    if hasattr(torch.backends, "fp32_precision"):  # since torch 2.9
+        torch.backends.fp32_precision = "tf32" if tf32 else "ieee"
+    else:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cudnn.allow_tf32 = tf32
+
+
+def settings(like: Tensor) -> dict[str, Any]:
+    """What decides the numbers of a run, as JSON."""
+    cuda = like.device.type == "cuda"
+    return {
+        "converter": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "machine": torch.cuda.get_device_name(like.device) if cuda else _processor(),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "tf32": cuda and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32),
+        "cublas_workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

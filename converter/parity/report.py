@@ -1,0 +1,336 @@
+"""A report of parity as text, JSON and JUnit XML; `html.py` makes a page of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+from xml.etree import ElementTree
+
+from converter.display import counted, plain
+from converter.parity.compare import BINS, DECADES, Gate, TapResult
+from converter.parity.detections import Box, DetectionResult
+from converter.parity.run import Report
+
+VERDICTS: Mapping[bool | None, str] = {True: "pass", False: "FAIL", None: "not judged"}
+# of a capture's facts: per activation, and in the results already
+PER_ACTIVATION = ("errors", "compact")
+_HEADER = ("verdict", "error", "limit", "x own", "max abs", "needed", "cosine*", "unsound", "activation")
+_NOTE = (
+    "x own: in units of the captured model's own error; needed: the least t with |difference| <= t + t |captured|; "
+    "unsound: numbers that are NaN or infinite on one side only.\n"
+    "* cosine ignores scale: shown only, never a gate."
+)
+
+
+def verdict(report: Report) -> str:
+    """The last word: `pass`, `FAIL` or `could not be judged`."""
+    return "could not be judged" if report.passed is None else VERDICTS[report.passed]
+
+
+def figure(value: float | None) -> str:
+    """Two digits, which is what an error has to say; `-` for what is not known."""
+    if value is None:
+        return "-"
+    return f"{value:.1e}" if value else "0"
+
+
+def module_name(module: str) -> str:
+    """The outputs of a model belong to no module inside it."""
+    return module or "(the whole model)"
+
+
+def printable(text: str) -> str:
+    """`text` with escapes for all that is not printable: control characters, lone surrogates, changes of direction.
+
+    What is left is allowed in XML 1.0 and in HTML, and reads in the order in which it is written.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def badness(result: TapResult) -> tuple[int, float]:
+    """Sorts failed before not judged before passed, and among these by the share of the limit that is used up.
+
+    By share alone, an error where none is allowed at all (a limit of 0) would come after errors within their limit.
+    """
+    rank = {False: 0, None: 1, True: 2}[result.passed]
+    return rank, -(math.inf if math.isnan(result.share) else result.share)
+
+
+def why(result: TapResult, dtype: str) -> str:
+    """Why an activation has its verdict, without its name."""
+    if result.unsound:
+        return f"{counted(result.unsound, 'number')} NaN or infinite on one side only"
+    if result.limit is None:
+        return (
+            f"relative error {figure(result.relative)}; not judged, as the capture does not hold its own error in "
+            f"{dtype}"
+        )
+    return _beside("relative error {}, at most {}", result.relative, result.limit)
+
+
+def why_detections(detection: DetectionResult, dtype: str) -> str:
+    """Why the detections of an image have their verdict."""
+    if detection.limit is None:
+        return f"not judged: {dtype} has no limit for detections; the raw outputs that they are made of are judged"
+    if detection.expected != detection.found:
+        return f"{counted(detection.found, 'detection')}, captured were {detection.expected}"
+    if not detection.same_order:
+        return "other labels than captured"
+    return _beside("a box is off by {} pixels, at most {}", detection.pixels, detection.limit)
+
+
+def _beside(sentence: str, value: float, limit: float) -> str:
+    """Both numbers with two digits, or all of them where two would not show which one is larger."""
+    shown = figure(value), figure(limit)
+    return sentence.format(*shown if shown[0] != shown[1] or value == limit else (repr(value), repr(limit)))
+
+
+def tolerance(gate: Gate) -> str:
+    """What a gate allows, with all its digits: 1.4e-10 is looser than 1e-10."""
+    return f"{gate.relative:g}" if gate.relative is not None else str(gate)
+
+
+def looser(gate: Gate) -> str | None:
+    """A loud line where the gate lets pass what the default would not."""
+    if not gate.looser:
+        return None
+    default = tolerance(gate.default) if gate.default is not None else "none"
+    return f"LOOSER THAN THE DEFAULT: {tolerance(gate)} instead of {default} ({gate.reason})"
+
+
+def findings(report: Report) -> list[str]:
+    """Where the models part and which blocks are off by themselves, a sentence each."""
+    lines = []
+    if (first := report.first) is not None:
+        lines.append(
+            f"the models part at {plain(first.name)} (in {plain(module_name(first.module))}): "
+            f"{why(first, report.dtype)}"
+        )
+    if report.culprits:
+        named = ", ".join(plain(module_name(module)) for module in report.culprits)
+        lines.append(f"off by itself, given the captured inputs: {named}")
+    elif first is not None and "injected" in report.modes:
+        unjudged = any(r.passed is None for r in report.modes["injected"])
+        lines.append(
+            "which block is off by itself could not be judged"
+            if unjudged
+            else "no block is off by itself, given the captured inputs: what is beyond its limit has added up"
+        )
+    elif first is not None:
+        lines.append(f"which block is off by itself is not known: {report.skipped.get('injected', 'injected not run')}")
+    for module in report.glue:
+        lines.append(f"{plain(module_name(module))}: its parts agree, so the fault is in the code between them")
+    return lines
+
+
+def counts(results: Sequence[TapResult]) -> str:
+    """`132 activations: 130 within their limit, 2 beyond, 0 not judged`."""
+    passed = [result.passed for result in results]
+    return (
+        f"{counted(len(passed), 'activation')}: {passed.count(True)} within their limit, {passed.count(False)} beyond, "
+        f"{passed.count(None)} not judged"
+    )
+
+
+def noise_line(report: Report) -> str:
+    """How far two runs of the same model are apart."""
+    if report.noise is None:
+        return "noise floor: not measured (one run)"
+    return f"noise floor: {figure(report.noise)} relative between two runs of the model"
+
+
+def to_text(report: Report, rows: int = 20) -> str:
+    """The report for a terminal: of each mode the `rows` worst activations, of each image as many boxes."""
+    lines = [f"{report.dtype} model on {report.device} beside capture {plain(report.capture)}"]
+    loud = looser(report.gate)
+    if loud is not None:
+        lines += ["", loud]
+    for mode, results in report.modes.items():
+        lines += ["", f"{mode}: {counts(results)}", *_table(sorted(results, key=badness), rows)]
+    if report.modes:
+        lines += ["", *_NOTE.splitlines()]
+    lines += ["", *_detection_lines(report, rows)] if report.detections else []
+    if found := findings(report):
+        lines += ["", *found]
+    lines += ["", f"gate: {tolerance(report.gate)} ({report.gate.reason})"]
+    if loud is not None:
+        lines.append(loud)
+    lines += [f"{mode}: skipped: {reason}" for mode, reason in report.skipped.items()]
+    lines.append(noise_line(report))
+    lines.append("settings: " + ", ".join(f"{name} {plain(str(value))}" for name, value in report.settings.items()))
+    lines += ["", verdict(report)]
+    return "\n".join(map(printable, lines)) + "\n"
+
+
+def _table(results: Sequence[TapResult], rows: int) -> list[str]:
+    shown = [
+        (
+            VERDICTS[r.passed], figure(r.relative), figure(r.limit), "-" if r.ratio is None else f"{r.ratio:.2g}",
+            figure(r.max_abs), figure(r.needed), "-" if r.cosine is None else f"{r.cosine:.6f}",
+            str(r.unsound or "-"), plain(r.name),
+        )
+        for r in results[:rows]
+    ]  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(_HEADER, *shown, strict=True)]
+    lines = []
+    for first, *middle, last in (_HEADER, *shown):
+        numbers = [text.rjust(width) for text, width in zip(middle, widths[1:-1], strict=True)]
+        lines.append("  " + "  ".join([first.ljust(widths[0]), *numbers, last]))
+    if len(results) > rows:
+        lines.append(f"  ... and {len(results) - rows} more, none worse")
+    return lines
+
+
+def by_rank(detection: DetectionResult) -> tuple[str, str]:
+    """The largest differences of boxes and scores of the same rank; there are none where the numbers differ."""
+    boxes, scores = (None if math.isnan(value) else value for value in (detection.pixels, detection.scores))
+    return figure(boxes), figure(scores)
+
+
+def _detection_lines(report: Report, rows: int) -> list[str]:
+    lines = [
+        "detections:",
+        "  "
+        + "  ".join(("image", "verdict   ", "captured", "found", "matched", "missed", "extra", " pixels", " scores")),
+    ]
+    for image, d in enumerate(report.detections):
+        pixels, scores = by_rank(d)
+        lines.append(
+            f"  {image:>5}  {VERDICTS[d.passed]:<10}  {d.expected:>8}  {d.found:>5}  {d.matched:>7}  {len(d.missed):>6}"
+            f"  {len(d.extra):>5}  {pixels:>7}  {scores:>7}"
+        )
+    for image, d in enumerate(report.detections):
+        if d.passed is False:
+            lines.append(f"  image {image}: {why_detections(d, report.dtype)}")
+        for kind, boxes in (("missed", d.missed), ("extra", d.extra)):
+            lines += [f"  image {image}: {kind} {describe(box)}" for box in boxes[:rows]]
+            if len(boxes) > rows:
+                lines.append(f"  image {image}: ... and {len(boxes) - rows} more {kind}, of lower rank")
+    return lines
+
+
+def describe(box: Box) -> str:
+    """`label 2, score 0.7264, 0.0 0.0 31.4 63.0`."""
+    return f"label {box.label}, score {box.score:.4f}, " + " ".join(f"{corner:.1f}" for corner in box.corners)
+
+
+def to_json(report: Report, *, pictures: bool = False) -> dict[str, Any]:
+    """The whole report as JSON, without what the capture says of each activation; `pictures` adds these.
+
+    JSON has no NaN and no infinity: they become strings, as null says that a number is not known at all. Of a
+    histogram only the cells that are not empty are listed, as [row, column, count].
+    """
+    content: dict[str, Any] = {
+        "verdict": verdict(report),
+        "passed": report.passed,
+        "capture": report.capture,
+        "made": {key: value for key, value in report.made.items() if key not in PER_ACTIVATION},
+        "device": report.device,
+        "dtype": report.dtype,
+        "gate": {**_gate(report.gate), "looser": report.gate.looser, "warning": looser(report.gate)},
+        "settings": report.settings,
+        "skipped": report.skipped,
+        "noise": report.noise,
+        "first": report.first and report.first.name,
+        "culprits": report.culprits,
+        "glue": report.glue,
+        "problems": report.problems,
+        "modes": {mode: [_tap(r, pictures) for r in results] for mode, results in report.modes.items()},
+        "detections": [{"passed": d.passed, **asdict(d)} for d in report.detections],
+    }
+    if pictures:
+        content["pictures"] = {"bins": BINS, "decades": DECADES}
+    safe: dict[str, Any] = json_safe(content)
+    return safe
+
+
+def _gate(gate: Gate) -> dict[str, Any]:
+    return {
+        "text": tolerance(gate),
+        "relative": gate.relative,
+        "times": gate.times,
+        "reason": gate.reason,
+        "default": _gate(gate.default) if gate.default is not None else None,
+    }
+
+
+def _tap(result: TapResult, pictures: bool) -> dict[str, Any]:
+    numbers = {key: value for key, value in asdict(result).items() if key not in ("histogram", "heat")}
+    content = {"passed": result.passed, **numbers, "ratio": result.ratio, "share": result.share}
+    if pictures:
+        histogram = result.histogram
+        content["histogram"] = histogram and [
+            (i, j, count) for i, row in enumerate(histogram) for j, count in enumerate(row) if count
+        ]
+        content["heat"] = result.heat
+    return content
+
+
+def json_safe(value: Any) -> Any:
+    """`value` of what JSON knows: mappings, lists, text, finite numbers; the rest as text."""
+    if isinstance(value, Mapping):
+        return {str(key): json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def to_junit(report: Report) -> bytes:
+    """JUnit XML: a suite for each mode and one for the detections, a case for each activation and image.
+
+    What was not judged, and a mode that cannot be had, count as skipped.
+    """
+    suites: list[ElementTree.Element] = []
+    for mode, results in report.modes.items():
+        cases = [(r.name, r.passed, why(r, report.dtype), module_name(r.module)) for r in results]
+        suites.append(_suite(report, mode, cases))
+    for mode, reason in report.skipped.items():
+        suites.append(_suite(report, mode, [(mode, None, reason, "")]))
+    if report.detections:
+        images = [
+            (f"image {i}", d.passed, why_detections(d, report.dtype), "\n".join(
+                [*(f"missed {describe(box)}" for box in d.missed), *(f"extra {describe(box)}" for box in d.extra)]
+            ))
+            for i, d in enumerate(report.detections)
+        ]  # fmt: skip
+        suites.append(_suite(report, "detections", images))
+    root = ElementTree.Element("testsuites", name=printable(f"parity with {report.capture}: {verdict(report)}"))
+    for total in ("tests", "failures", "errors", "skipped"):
+        root.set(total, str(sum(int(suite.get(total, "0")) for suite in suites)))
+    root.extend(suites)
+    ElementTree.indent(root)
+    xml: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return xml + b"\n"
+
+
+def _suite(report: Report, name: str, cases: Sequence[tuple[str, bool | None, str, str]]) -> ElementTree.Element:
+    """`cases`: name, verdict, the reason of it, and more for whoever opens a failure."""
+    passed = [case[1] for case in cases]
+    suite = ElementTree.Element(
+        "testsuite", name=name, tests=str(len(cases)), failures=str(passed.count(False)), errors="0",
+        skipped=str(passed.count(None)),
+    )  # fmt: skip
+    about = {"capture": report.capture, "device": report.device, "dtype": report.dtype, "gate": tolerance(report.gate)}
+    loud = looser(report.gate)
+    about |= {"gate.reason": report.gate.reason, **({"gate.warning": loud} if loud else {})}
+    about |= {
+        "noise": figure(report.noise),
+        **{f"settings.{key}": str(value) for key, value in report.settings.items()},
+    }
+    properties = ElementTree.SubElement(suite, "properties")
+    for key, value in about.items():
+        ElementTree.SubElement(properties, "property", name=printable(key), value=printable(value))
+    for case, verdict_, reason, more in cases:
+        element = ElementTree.SubElement(suite, "testcase", classname=f"parity.{name}", name=printable(case))
+        if verdict_ is False:
+            failure = ElementTree.SubElement(element, "failure", message=printable(reason), type="parity")
+            failure.text = "\n".join(map(printable, more.splitlines()))
+        elif verdict_ is None:
+            ElementTree.SubElement(element, "skipped", message=printable(reason))
+    if loud:
+        ElementTree.SubElement(suite, "system-err").text = printable(loud)
+    return suite

@@ -1,0 +1,160 @@
+"""A certificate: written for what passed, kept by a copy that is the same, and by no other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from saved_glip import save, saved_glip
+from small_capture import small_capture
+from small_glip import small_glip
+
+from converter.errors import CaptureError
+from converter.model import GLIP
+from converter.parity.certificate import certificate_path, certify, verify
+from converter.parity.mutate import mutation_score
+from converter.parity.run import parity
+
+
+@pytest.fixture(scope="module")
+def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights with their certificate beside them."""
+    folder = tmp_path_factory.mktemp("certified")
+    weights = saved_glip(folder)
+    with small_capture(tmp_path_factory.mktemp("capture")) as capture:
+        model = GLIP.from_pretrained(weights).double()
+        certify(weights, capture, [parity(model, capture)], mutation_score(model, capture, 20), model)
+    return weights
+
+
+@pytest.fixture
+def copy(certified: Path, tmp_path: Path) -> Path:
+    for path in (certified, certificate_path(certified)):
+        shutil.copy(path, tmp_path)
+    return tmp_path / certified.name
+
+
+def change(path: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Rewrite the weights with some of them edited; the config stays."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path, metadata)
+
+
+def test_a_copy_passes(copy: Path) -> None:
+    result = verify(copy)
+    assert result.passed
+    assert result.report is not None
+    assert len(result.report.modes["propagated"]) == 68
+    assert (result.report.dtype, result.report.gate.relative) == ("float64", 1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_copy_passes_in_formats_that_were_measured(dtype: torch.dtype, copy: Path) -> None:
+    assert verify(copy, load=lambda: GLIP.from_pretrained(copy).to(dtype)).passed
+
+
+def test_a_format_that_was_not_measured_is_not_passed(copy: Path) -> None:
+    assert verify(copy, load=lambda: GLIP.from_pretrained(copy).half()).passed is None
+
+
+def test_one_bit_flipped_in_one_tensor_fails(copy: Path) -> None:
+    def flip(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["fpn.p6.weight"].view(torch.int64)[0, 0, 0, 0] ^= 1
+
+    change(copy, flip)
+    result = verify(copy)
+    assert (result.passed, result.changed, result.report) == (False, ("fpn.p6.weight",), None)
+
+
+def test_a_tensor_missing_or_added_fails(copy: Path) -> None:
+    change(copy, lambda tensors: tensors.update(more=tensors.pop("head.bias")))
+    result = verify(copy)
+    assert (result.passed, result.missing, result.added) == (False, ("head.bias",), ("more",))
+
+
+def test_the_same_weights_in_a_model_that_computes_something_else_fail(copy: Path) -> None:
+    def other() -> GLIP:
+        model = GLIP.from_pretrained(copy).double()
+        model.fpn.p6.stride = (2, 2)
+        model.backbone.norms[0].eps = 1e-6
+        return model
+
+    result = verify(copy, load=other)
+    assert result.passed is False
+    assert result.report is not None
+    assert result.report.first is not None
+    assert result.report.first.name == "backbone.body.1"
+
+
+def test_nothing_is_certified_that_did_not_pass(tmp_path: Path) -> None:
+    model = small_glip()
+    with torch.no_grad():
+        model.head.bias += 1
+    weights = save(model, tmp_path / "small.safetensors")
+    with small_capture(tmp_path) as capture, pytest.raises(CaptureError, match="not every comparison passed"):
+        certify(weights, capture, [parity(model, capture)], None, model)
+    with small_capture(tmp_path) as capture, pytest.raises(CaptureError):
+        certify(weights, capture, [], None, model)
+    assert not certificate_path(weights).exists()
+
+
+def test_what_was_compared_with_what_is_written_down(certified: Path) -> None:
+    content = json.loads(certificate_path(certified).read_text())
+    assert content["table"]["name"] == "glip-official"
+    assert content["capture"]["name"] == "small"
+    assert {len(content[part]["sha256"]) for part in ("weights", "table", "capture")} == {64}
+    assert [run["dtype"] for run in content["runs"]] == ["float64"]
+    assert content["mutations"]["made"] == 20
+    assert set(content["weights"]["tensors"]) == set(load_file(certified))
+
+
+def test_a_folder_has_its_certificate_inside(certified: Path, tmp_path: Path) -> None:
+    assert certificate_path(tmp_path) == tmp_path / "parity.json"
+    assert certificate_path(certified) == certified.parent / "small.parity.json"
+
+
+DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
+    "no fingerprint": lambda c: c.pop("fingerprint"),
+    "a fingerprint that is no base64": lambda c: c.update(fingerprint="*"),
+    "a fingerprint of something else": lambda c: c.update(fingerprint="AAAA"),
+    "no weights": lambda c: c.update(weights={}),
+    "no tensors": lambda c: c["weights"].update(tensors={}),
+    "a hash that is none": lambda c: c["weights"]["tensors"].update({"head.bias": "x"}),
+    "another hash of all": lambda c: c["weights"].update(sha256="0" * 64),
+    "another format": lambda c: c.update(format=2),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_certificate_is_refused(damage: str, copy: Path) -> None:
+    from converter.errors import ConverterError
+
+    path = certificate_path(copy)
+    content = json.loads(path.read_text())
+    DAMAGE[damage](content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConverterError):
+        verify(copy)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", "[" * 100_000, "\x00"])
+def test_what_is_no_certificate_is_refused(text: str, copy: Path) -> None:
+    certificate_path(copy).write_text(text)
+    with pytest.raises(CaptureError):
+        verify(copy)
+
+
+def test_weights_without_a_certificate_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CaptureError, match="there is no certificate"):
+        verify(saved_glip(tmp_path))

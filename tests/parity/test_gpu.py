@@ -1,0 +1,44 @@
+"""The same model on a GPU, in every number format, beside a capture made on the CPU in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from small_capture import FACTS, activations, own_errors
+from small_glip import small_glip
+
+from converter.parity.capture import Capture, load_capture, write_capture
+from converter.parity.device import DTYPES, set_precision
+from converter.parity.run import parity
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here"),
+]
+
+
+@pytest.fixture(scope="module")
+def capture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Capture]:
+    exact = activations(small_glip())
+    errors = {
+        name: own_errors(exact, activations(small_glip(DTYPES[name]))) for name in ("float32", "bfloat16", "float16")
+    }
+    path = tmp_path_factory.mktemp("capture") / "small.safetensors"
+    write_capture(path, exact, {**FACTS, "errors": errors}, compact=False)
+    with load_capture(path) as capture:
+        yield capture
+
+
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_a_gpu_computes_the_same(dtype: str, capture: Capture) -> None:
+    set_precision(False)
+    report = parity(small_glip(DTYPES[dtype]).cuda(), capture, twice=True)
+    assert (report.passed, report.problems, report.device, report.noise) == (True, [], "cuda", 0.0)
+
+
+def test_a_mistake_is_seen_on_a_gpu(capture: Capture) -> None:
+    model = small_glip().cuda()
+    model.head.blocks[0].dynamic_conv.same.norm.eps = 1e-3
+    assert parity(model, capture).culprits == ("head.blocks.0.dynamic_conv",)

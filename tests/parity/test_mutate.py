@@ -1,0 +1,162 @@
+"""Faults made on purpose: each known mistake is caught and found in the right block, and everything is undone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from small_capture import small_capture
+from small_glip import small_glip
+from torch.nn import functional as F
+
+from converter.errors import CaptureError
+from converter.mapping.table import load_table
+from converter.model import GLIP
+from converter.parity import mutate
+from converter.parity.capture import Capture
+from converter.parity.mistakes import MISTAKES, Mistake
+from converter.parity.mutate import Mutation, Score, mutation_score, mutations
+from converter.parity.run import parity
+
+VISIBLE = [mistake for mistake in MISTAKES if not mistake.invisible]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The small model's products are too small to share out: threads would mostly wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def capture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Capture]:
+    with small_capture(tmp_path_factory.mktemp("capture")) as capture:
+        yield capture
+
+
+@pytest.fixture(scope="module")
+def score(capture: Capture) -> Score:
+    """Of all mutations of the small model."""
+    return mutation_score(small_glip(), capture)
+
+
+@pytest.mark.parametrize("mistake", [m for m in VISIBLE if not m.detections], ids=lambda mistake: mistake.name)
+def test_a_mistake_is_caught_and_found_where_it_is(mistake: Mistake, capture: Capture) -> None:
+    model = small_glip()
+    with mistake.make(model):
+        report = parity(model, capture)
+    assert report.passed is False
+    assert report.first is not None
+    assert report.culprits
+    assert [culprit for culprit in report.culprits if not re.fullmatch(mistake.where, culprit)] == []
+
+
+@pytest.mark.parametrize("mistake", [m for m in MISTAKES if m.invisible], ids=lambda mistake: mistake.name)
+def test_what_no_input_can_show_changes_not_one_bit(mistake: Mistake, capture: Capture) -> None:
+    model = small_glip()
+    with torch.no_grad():
+        before = model(*capture.inputs)
+        with mistake.make(model):
+            after = model(*capture.inputs)
+    assert all(torch.equal(a, b) for x, y in zip(before, after, strict=True) for a, b in zip(x, y, strict=True))
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
+def test_a_mistake_is_undone(mistake: Mistake, capture: Capture) -> None:
+    model = small_glip()
+    with mistake.make(model):
+        pass
+    assert parity(model, capture).passed
+
+
+def test_the_sixteen_measured_mistakes_are_there() -> None:
+    assert len(MISTAKES) >= 16
+    assert sum(mistake.invisible is not None for mistake in MISTAKES) == 2
+
+
+def test_nearly_every_mutation_is_noticed(score: Score) -> None:
+    assert score.value >= 0.99
+    assert len(score.outcomes) == score.possible
+    assert all(outcome.reason for outcome in score.survivors)
+
+
+def test_every_tensor_of_a_shape_that_another_has_is_exchanged(score: Score) -> None:
+    shapes: dict[tuple[int, ...], list[str]] = {}
+    for name, parameter in small_glip().named_parameters():
+        shapes.setdefault(tuple(parameter.shape), []).append(name)
+    ambiguous = {name for names in shapes.values() if len(names) > 1 for name in names}
+    exchanged = {n for o in score.outcomes if o.mutation.kind == "swap" for n in o.mutation.targets}
+    assert ambiguous == exchanged
+    assert score.uncovered == ()
+
+
+def test_a_part_says_which_tensors_it_did_not_exchange(capture: Capture) -> None:
+    score = mutation_score(small_glip(), capture, 30)
+    assert len(score.outcomes) == 30
+    assert score.uncovered
+
+
+def test_the_model_is_as_it_was(capture: Capture) -> None:
+    model, gelu = small_glip(), F.gelu
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    mutation_score(model, capture, 60)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert F.gelu is gelu
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_the_same_are_chosen_every_time_and_of_every_kind() -> None:
+    every = mutations(small_glip())
+    chosen = mutate.choose(every, 60)
+    assert [m.name for m in chosen] == [m.name for m in mutate.choose(every, 60)]
+    assert {m.kind for m in chosen} == {m.kind for m in every}
+
+
+@pytest.mark.parametrize("fusion", [True, False])
+def test_rows_that_a_table_joins_are_exchanged(fusion: bool) -> None:
+    joined = [m for m in mutations(small_glip(fusion=fusion)) if m.kind == "swap sources"]
+    layers = 2 + (2 if fusion else 0)
+    assert len(joined) == layers * 2 * 2 + 4  # query-key and key-value, weight and bias; four pairs of five scales
+
+
+def test_a_compact_capture_notices_as_much(tmp_path: Path) -> None:
+    with small_capture(tmp_path, compact=True) as compact:
+        score = mutation_score(small_glip(), compact, 60)
+    assert {o.mutation.name for o in score.survivors if not o.mutation.invisible} <= {"no threshold of scores"}
+
+
+def test_a_capture_that_sees_nothing_of_it_lets_mutations_survive(
+    capture: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The score is able to be bad: a comparison of the image branch alone misses what is done to the text."""
+    table = load_table(capture.table)
+    original = mutate.matching_taps
+
+    def image_only(model: GLIP, of: Capture) -> list[object]:
+        return [tap for tap in original(model, of) if tap.source.startswith("backbone.")]
+
+    assert table.name == "glip-official"
+    monkeypatch.setattr(mutate, "matching_taps", image_only)
+    score = mutation_score(small_glip(), capture, 100)
+    assert score.value < 0.7
+    assert any("no activation is off" in (outcome.reason or "") for outcome in score.survivors)
+
+
+def test_a_model_that_fails_already_has_no_score(capture: Capture) -> None:
+    model = small_glip()
+    with torch.no_grad():
+        model.head.bias += 1
+    with pytest.raises(CaptureError, match="is off before anything was changed"):
+        mutation_score(model, capture, 5)
+
+
+def test_a_mutation_that_changes_nothing_survives(capture: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = Mutation("negate", "nothing", next(m.make for m in MISTAKES if m.invisible))
+    monkeypatch.setattr(mutate, "mutations", lambda model, table: [nothing])
+    score = mutation_score(small_glip(), capture)
+    assert (score.value, len(score.survivors), score.equivalent) == (0.0, 1, 0)
