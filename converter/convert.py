@@ -158,7 +158,7 @@ def _ledger(checkpoint: Checkpoint, plan: Plan, hashes: dict[str, str], source_s
         "left_out": [
             {"name": out.tensor.name, "shape": list(out.tensor.shape), "reason": out.reason} for out in plan.left_out
         ],
-        "left_aside": [*checkpoint.skipped, *checkpoint.unsupported.values()],
+        "left_aside": [*checkpoint.skipped, *checkpoint.unsupported.values(), *checkpoint.objects.values()],
         "tensors": hashes,
         # covers names, shapes, dtypes and content of everything written, without another pass over it
         "sha256": _NO_HASH

@@ -155,7 +155,7 @@ class _Side:
         self.letter, self.checkpoint, self.prefixes = letter, checkpoint, table.prefixes if table else ()
         self.family: Family = "unknown"
         self.plan: Plan | None = None
-        self.unreadable = dict(checkpoint.unsupported)
+        self.unreadable = {**checkpoint.objects, **checkpoint.unsupported}
         self.seen: dict[str, Seen] = {}
         self.alone: dict[str, Seen] = {}  # of `seen`, what the other side does not have
         self.loose: dict[str, Seen] = {}
@@ -166,7 +166,9 @@ class _Side:
         self._made: dict[str, Array] = {}  # by the last step, not yet taken
         if table is None:
             return
-        self.plan = make_plan(table, checkpoint.tensors, unsupported=checkpoint.unsupported, refuse=False)
+        self.plan = make_plan(
+            table, checkpoint.tensors, unsupported=checkpoint.unsupported, objects=checkpoint.objects, refuse=False
+        )
         bound = table.bind(self.plan.config)
         self.transfers, problems = table.transfers(bound, self.plan.config)
         if problems:
@@ -179,7 +181,7 @@ class _Side:
         if 2 * max(sources, targets) > len(names):
             self.family = "target" if targets > sources else "source"
         if self.family == "source":
-            for name in checkpoint.unsupported:
+            for name in self.unreadable:
                 if claim := next((i for i in bound.ignores if i.source.match(self._short(name)) is not None), None):
                     outs[self._short(name)] = claim.reason
                     del self.unreadable[name]

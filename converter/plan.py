@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from types import MappingProxyType
@@ -127,6 +127,7 @@ def make_plan(
     tensors: Mapping[str, Described],
     *,
     unsupported: Mapping[str, str] = MappingProxyType({}),
+    objects: Mapping[str, str] = MappingProxyType({}),
     variant: str | None = None,
     dtype: str | None = None,
     refuse: bool = True,
@@ -134,18 +135,26 @@ def make_plan(
     """Fit `table` to the index of a checkpoint.
 
     The variant is inferred from names and shapes unless stated; `dtype` casts every tensor, else each keeps its own.
-    `unsupported` says of further names why they cannot be read: a problem for those that are needed.
+    `unsupported` says of further tensors why they cannot be read: a problem unless the table leaves them out. `objects`
+    are no tensors: a problem only where a tensor is needed.
     Raises PlanError with every problem at once, unless `refuse` is False: then they are in the plan.
     """
     stripped, problems = _strip_prefixes(tensors, table.prefixes)
-    stated = table.spec.variant(variant) if variant else None
-    unreadable = {_strip(name, table.prefixes): reason for name, reason in unsupported.items()}
+    try:
+        stated = table.spec.variant(variant) if variant else None
+    except TableError as error:
+        raise PlanError(str(error)) from None
+    unreadable = {_strip(name, table.prefixes): reason for name, reason in (*objects.items(), *unsupported.items())}
+    extra = {_strip(name, table.prefixes) for name in unsupported}
     fits = [_Fit(table, v, stripped, unreadable) for v in table.spec.variants]
     best = max(fits, key=lambda fit: fit.score)
     fit = next(f for f in fits if f.variant == stated) if stated else best
     steps, found = fit.steps(DTYPES[dtype] if dtype else None)
     left_out, unmatched = fit.account()
-    problems += fit.static_problems + found + unmatched
+    unmatched += fit.extra(extra)
+    # the fewer first: of a model that is quite another one, what is missing would hide what is there
+    fewer, more = sorted([unmatched, found], key=len)
+    problems += [*fit.static_problems, *fewer, *more]
     plan = Plan(table.name, table.sha256, table.spec.name, fit.variant, fit.config, steps, left_out, tuple(problems))
     if refuse and problems:
         raise PlanError(_headline(table, fit, best, stated, len(stripped), len(problems)), problems)
@@ -250,6 +259,14 @@ class _Fit:
                     "in 'optional'."
                 )
         return tuple(left_out), problems
+
+    def extra(self, names: Iterable[str]) -> list[str]:
+        """Problems of tensors that cannot be read and that neither a transfer needs nor the table leaves out."""
+        return [
+            f"{self.unreadable[name]}; the table does not leave it out"
+            for name in names
+            if name not in self.needed and all(ignore.source.match(name) is None for ignore in self.bound.ignores)
+        ]
 
     def _nearest(self, name: str, shape: Shape) -> str:
         candidates = {key: shape for key, (shape, _) in self.needed.items()}

@@ -26,6 +26,13 @@ _RENAME_EXCHANGE = 2  # linux/fs.h
 
 def check_destination(destination: Path, *, force: bool, inputs: list[Path]) -> None:
     """Refuse, before any work, a destination that could not be committed or that would harm something."""
+    with writing(destination):
+        _check_destination(destination, force=force, inputs=inputs)
+
+
+def _check_destination(destination: Path, *, force: bool, inputs: list[Path]) -> None:
+    if destination.name in ("", "..", ".safetensors") or "\0" in str(destination):
+        raise DestinationError(f"{str(destination)!r} names no file or folder to write; choose another --dst")
     parent = destination.parent
     if not parent.is_dir():
         raise DestinationError(f"{parent} is not a folder; create it first or choose another --dst")
@@ -47,6 +54,8 @@ def check_destination(destination: Path, *, force: bool, inputs: list[Path]) -> 
         )
     if not destination.exists():
         return
+    if not destination.is_dir() and not destination.is_file():
+        raise DestinationError(f"{destination} is neither a file nor a folder; choose another --dst")
     if destination.is_dir() == is_file:
         there, wanted = ("folder", "file") if is_file else ("file", "folder")
         raise DestinationError(f"{destination} is a {there}, a {wanted} was to be written; choose another --dst")

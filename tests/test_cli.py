@@ -98,7 +98,7 @@ def test_exit_codes(source: Path, table: Path, tmp_path: Path) -> None:
     assert (code, error["type"]) == (3, "NotACheckpointError")
     assert error_of("convert", "--src", source, *to, "--root", "nope")[0] == 3
     assert error_of("convert", "--src", source, *to, "--table", "nope")[0] == 4
-    assert error_of("convert", "--src", source, *to, "--table", table, "--variant", "nope")[0] == 4
+    assert error_of("convert", "--src", source, *to, "--table", table, "--variant", "nope")[0] == 5
     code, error = error_of("convert", "--src", source, *to)
     assert (code, error["type"]) == (5, "PlanError")
     assert len(error["problems"]) > 500

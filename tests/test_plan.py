@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -9,7 +11,7 @@ import pytest
 from official import IndexEntry, official_index
 
 from converter.checkpoint import DTYPES
-from converter.errors import PlanError, TableError
+from converter.errors import PlanError
 from converter.mapping.table import load_table
 from converter.plan import Plan, make_plan
 
@@ -86,7 +88,7 @@ def test_optional_keys(index: dict[str, IndexEntry]) -> None:
 
 def test_a_stated_variant_is_taken_by_any_of_its_names(index: dict[str, IndexEntry]) -> None:
     assert plan_of(index, variant="glip-t-c").variant.name == "glip-t"
-    with pytest.raises(TableError, match="no variant 'glip-x'; known: glip-t-a, glip-t, glip-t-b, glip-t-c, glip-l"):
+    with pytest.raises(PlanError, match="no variant 'glip-x'; known: glip-t-a, glip-t, glip-t-b, glip-t-c, glip-l"):
         plan_of(index, variant="glip-x")
 
 
@@ -189,3 +191,28 @@ def test_a_stated_dtype_is_cast_to_and_its_loss_is_known(index: dict[str, IndexE
     assert all(step.is_lossless and not step.casts for step in plan_of(index).steps)
     assert not any(step.is_lossless for step in plan_of(index, dtype="bfloat16").steps)
     assert all(step.is_lossless and step.casts for step in plan_of(index, dtype="float64").steps)
+
+
+@pytest.mark.parametrize("name", ["module.rpn.tunable_linear.weight", "module.something.else"])
+def test_a_tensor_that_cannot_be_read_is_not_dropped_in_silence(name: str, index: dict[str, IndexEntry]) -> None:
+    table = load_table("glip-official")
+    with pytest.raises(PlanError, match="is sparse; the table does not leave it out"):
+        make_plan(table, index, unsupported={name: f"tensor {name!r}: it is sparse"})
+    assert make_plan(table, index, objects={name: "an object"}).problems == ()
+
+
+def test_one_that_the_table_leaves_out_may_be_unreadable(index: dict[str, IndexEntry]) -> None:
+    name = "module.rpn.head.mlm_head.bias"
+    assert make_plan(load_table("glip-official"), index, unsupported={name: "it is sparse"}).problems == ()
+
+
+def test_many_unknown_names_take_little_time(index: dict[str, IndexEntry]) -> None:
+    letters = random.Random(0)
+    more = {}
+    for _ in range(20_000):
+        key = "module.rpn.head." + "".join(letters.choices("abcdefgh", k=60))
+        more[key] = IndexEntry(key, (1,), DTYPES["float32"])
+    start = time.perf_counter()
+    plan = make_plan(load_table("glip-official"), index | more, refuse=False)
+    assert len(plan.problems) == 20_000
+    assert time.perf_counter() - start < 20  # minutes, if near names were searched for each

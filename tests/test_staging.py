@@ -142,3 +142,22 @@ def test_accepts_an_empty_folder_and_a_new_name(tmp_path: Path) -> None:
     check_destination(tmp_path / "new", force=False, inputs=[])
     write(tmp_path / "empty", {"model.safetensors": b"1"})
     assert listing(tmp_path) == {"empty/model.safetensors": b"1"}
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".safetensors", ".safetensors", "..", "a\0b"])
+def test_a_destination_that_cannot_be_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DestinationError):
+        check_destination(tmp_path / name, force=True, inputs=[])
+
+
+def test_the_current_folder_is_no_destination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (".", ""):
+        with pytest.raises(DestinationError):
+            check_destination(Path(name), force=True, inputs=[])
+
+
+def test_a_fifo_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "out.safetensors")
+    with pytest.raises(DestinationError, match="neither a file nor a folder"):
+        check_destination(tmp_path / "out.safetensors", force=True, inputs=[])

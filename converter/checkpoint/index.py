@@ -18,6 +18,8 @@ from converter.checkpoint.storage import CHUNK, Storage
 from converter.display import file_name, quoted
 from converter.errors import CorruptCheckpointError, UnsupportedCheckpointError
 
+PIECES_LIMIT = 10_000  # reads for one strided tensor
+
 Layout = Literal["torch-zip", "torch-legacy", "safetensors", "safetensors-sharded"]
 
 
@@ -95,6 +97,7 @@ class Checkpoint:
         skipped: what was left aside, and why, one sentence each.
         metadata: `__metadata__` of safetensors, otherwise empty.
         unsupported: tensors of the root that cannot be read, with the reason.
+        objects: what is among its tensors and is none, nor a plain value, with a description.
     """
 
     path: Path
@@ -107,6 +110,7 @@ class Checkpoint:
     skipped: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     unsupported: Mapping[str, str] = field(default_factory=dict)
+    objects: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -164,6 +168,11 @@ class Checkpoint:
             part,
             strides=tuple(strides[axis] * itemsize for axis in axes),
         )
+        if (pieces := prod(info.shape[axis] for axis in outer)) > PIECES_LIMIT:
+            raise UnsupportedCheckpointError(
+                f"{file_name(self.path)}: tensor {quoted(info.name)} lies in {pieces} places far apart, and "
+                f"{PIECES_LIMIT} is the limit. Save it as a contiguous tensor."
+            )
         target = values.transpose(*outer, *axes)
         for place in np.ndindex(*(info.shape[axis] for axis in outer)):
             first = info.offset + sum(index * strides[axis] for index, axis in zip(place, outer, strict=True))
@@ -208,8 +217,8 @@ class Checkpoint:
         self.close()
 
     def _info(self, name: str) -> TensorInfo:
-        if name in self.unsupported:
-            raise UnsupportedCheckpointError(f"{file_name(self.path)}: {self.unsupported[name]}")
+        if reason := self.unsupported.get(name) or self.objects.get(name):
+            raise UnsupportedCheckpointError(f"{file_name(self.path)}: {reason}")
         return self.tensors[name]
 
     def _repair(self, info: TensorInfo, piece: memoryview) -> None:

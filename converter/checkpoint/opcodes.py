@@ -1,7 +1,7 @@
 """A pickle interpreter that imports nothing and calls nothing.
 
 Every way in which a pickle can name or call code ends in an inert value: a `Global` is two strings, an `Instance` is
-what would have been called and with what. Dicts become lists of pairs, so that nothing from the file is ever hashed or
+what would have been called and with what. Dicts become lists of pairs, so that no value from the file is ever hashed or
 compared: a tuple nested a million deep as a key is as harmless as any other. There is no recursion.
 """
 
@@ -19,6 +19,7 @@ from converter.errors import CorruptCheckpointError, UnsupportedCheckpointError
 # GLIP-L with optimizer and averaged weights takes 0.2 million opcodes in 5 MB
 OPCODE_LIMIT = 1_000_000
 BYTE_LIMIT = 64 * 1024 * 1024
+MEMO_LIMIT = 1 << 32  # as far as binary opcodes go; larger integers could be chosen to collide in a hash table
 NAME_LIMIT = 10_000  # different names to import; a checkpoint has some ten
 
 
@@ -171,8 +172,8 @@ class _Machine:
     def put(self, name: str, argument: Any) -> None:
         self.need(name)
         index = len(self.memo) if argument is None else argument
-        if index < 0:
-            self.fail(f"{name} has a negative index")
+        if not 0 <= index <= MEMO_LIMIT:
+            self.fail(f"{name} has index {plain(hex(index))}")
         self.memo[index] = self.stack[-1]
 
     def get(self, name: str, argument: Any) -> None:

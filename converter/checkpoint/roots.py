@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from converter.checkpoint.index import TensorInfo
 from converter.checkpoint.opcodes import Dict, Global, Instance, Persistent
@@ -27,6 +28,7 @@ class Contents:
     roots: dict[str, int]
     tensors: dict[str, TensorInfo]
     unsupported: dict[str, str]
+    objects: dict[str, str]
     skipped: tuple[str, ...]
 
 
@@ -42,6 +44,7 @@ def read_contents(
     root = _choose(counts, wanted, value, label)
     tensors: dict[str, TensorInfo] = {}
     unsupported: dict[str, str] = {}
+    objects: dict[str, str] = {}
     skipped = []
     if root:
         skipped += [f"{_key(key)}: {_describe(item)}" for key, item in _pairs(value) or () if key != root]
@@ -54,14 +57,14 @@ def read_contents(
             except Unreadable as error:
                 unsupported[key] = f"tensor {quoted(key)}: {error}"
         elif isinstance(item, Instance) and item.function != _ORDERED_DICT:
-            unsupported[key] = (
+            objects[key] = (
                 f"{quoted(key)} is no tensor, but {_describe(item)}; it was not executed. Save a plain tensor"
             )
         else:
             skipped.append(f"{_key(key)}: {_describe(item)}")
     if len(skipped) > _NAMED:
         skipped[_NAMED:] = [f"and {len(skipped) - _NAMED} others"]
-    return Contents(root, counts, tensors, unsupported, tuple(skipped))
+    return Contents(root, counts, tensors, unsupported, objects, tuple(skipped))
 
 
 def _candidates(value: object, label: str) -> dict[str, tuple[Pairs, int]]:
@@ -69,15 +72,16 @@ def _candidates(value: object, label: str) -> dict[str, tuple[Pairs, int]]:
     pairs = _pairs(value)
     if pairs is None:
         return {}
-    known: dict[int, tuple[Pairs, int]] = {}  # by identity: thousands of names may refer to one and the same dict
+    # by identity: thousands of names may refer to one and the same dict, and thousands of dicts to one list of items
+    known: dict[int, tuple[Pairs, int]] = {}
     candidates = {"": (pairs, own)} if (own := _tensors(pairs)) else {}
     for key, item in _unique(pairs, label):
-        if isinstance(key, str) and key:
-            if id(item) not in known:
+        if isinstance(key, str) and key and (items := _items(item)):
+            if id(items) not in known:
                 inner = _pairs(item) or []
-                known[id(item)] = inner, _tensors(inner)
-            if known[id(item)][1]:
-                candidates[key] = known[id(item)]
+                known[id(items)] = inner, _tensors(inner)
+            if known[id(items)][1]:
+                candidates[key] = known[id(items)]
     return candidates
 
 
@@ -98,23 +102,27 @@ def _choose(counts: dict[str, int], wanted: str | None, value: object, label: st
     )
 
 
-def _pairs(value: object) -> Pairs | None:
-    """The items of a dict, or of an object filled like one; None for anything else."""
+def _items(value: object) -> list[Any] | None:
+    """The items of a dict, or of an object filled like one, as the list that holds them; None for anything else."""
     if isinstance(value, Dict):
         return value.pairs
-    if isinstance(value, Instance) and value.function == _ORDERED_DICT:
-        return [*_pairs_given(value.arguments), *value.pairs]
-    if isinstance(value, Instance) and value.pairs:
+    if not isinstance(value, Instance):
+        return None
+    if value.function == _ORDERED_DICT:
+        # Python 2 hands an OrderedDict its items as a list of lists, newer ones fill it afterwards
+        match value.arguments:
+            case (list(given),) if not value.pairs:
+                return given
         return value.pairs
-    return None
+    return value.pairs or None
 
 
-def _pairs_given(arguments: object) -> Iterator[tuple[object, object]]:
-    """The items that an OrderedDict is made of in Python 2, which hands them over as a list of lists."""
-    if isinstance(arguments, tuple) and len(arguments) == 1 and isinstance(arguments[0], list):
-        for item in arguments[0]:
-            if isinstance(item, list | tuple) and len(item) == 2:
-                yield item[0], item[1]
+def _pairs(value: object) -> Pairs | None:
+    """`_items`, each as a pair; what is none is passed over."""
+    items = _items(value)
+    if items is None or (isinstance(value, Dict | Instance) and items is value.pairs):
+        return items
+    return [(item[0], item[1]) for item in items if isinstance(item, list | tuple) and len(item) == 2]
 
 
 def _tensors(pairs: Sequence[tuple[object, object]]) -> int:

@@ -62,6 +62,7 @@ def open_torch_legacy(source: SourceFile, root: str | None) -> Checkpoint:
         roots=contents.roots,
         tensors=contents.tensors,
         unsupported=contents.unsupported,
+        objects=contents.objects,
         skipped=contents.skipped,
     )
 

@@ -47,6 +47,7 @@ def open_torch_zip(source: SourceFile, root: str | None) -> Checkpoint:
         roots=contents.roots,
         tensors=contents.tensors,
         unsupported=contents.unsupported,
+        objects=contents.objects,
         skipped=contents.skipped,
     )
 

@@ -97,6 +97,7 @@ def convert(
             load_table(table_name),
             checkpoint.tensors,
             unsupported=checkpoint.unsupported,
+            objects=checkpoint.objects,
             variant=variant,
             dtype=dtype,
         )
@@ -125,17 +126,20 @@ def _print_summary(checkpoint: Checkpoint, plan: Plan, size: int) -> None:
         hint = f"; also there: {', '.join(map(plain, others))} (--root chooses)" if others else ""
         click.echo(f"taken from the file: {plain(checkpoint.root)}{hint}")
     sources = sum(len(step.sources) for step in plan.steps)
-    click.echo(
-        f"{sources} tensors -> {sum(1 for _ in plan.targets)} tensors, {gigabytes(size)}, "
-        + ("bit for bit" if all(step.is_lossless for step in plan.steps) else "rounded to another dtype")
-    )
+    click.echo(f"{sources} tensors -> {sum(1 for _ in plan.targets)} tensors, {gigabytes(size)}, " + _exactness(plan))
     reasons: dict[str, int] = {}
     for out in plan.left_out:
         reasons[out.reason] = reasons.get(out.reason, 0) + 1
     for reason, count in reasons.items():
         click.echo(f"  left out: {count} ({reason})")
-    for sentence in (*checkpoint.skipped, *checkpoint.unsupported.values()):
+    for sentence in (*checkpoint.skipped, *checkpoint.unsupported.values(), *checkpoint.objects.values()):
         click.echo(f"  left aside: {sentence}")
+
+
+def _exactness(plan: Plan) -> str:
+    if not any(step.casts for step in plan.steps):
+        return "bit for bit"
+    return "exactly, in another dtype" if all(s.is_lossless for s in plan.steps) else "rounded to another dtype"
 
 
 def _print_plan(checkpoint: Checkpoint, plan: Plan, size: int) -> None:

@@ -45,7 +45,14 @@ def explain(key: str, source: Path, table_name: str, root: str | None, variant: 
 
     table = load_table(table_name)
     with open_checkpoint(source, root) as checkpoint:
-        plan = make_plan(table, checkpoint.tensors, unsupported=checkpoint.unsupported, variant=variant, refuse=False)
+        plan = make_plan(
+            table,
+            checkpoint.tensors,
+            unsupported=checkpoint.unsupported,
+            objects=checkpoint.objects,
+            variant=variant,
+            refuse=False,
+        )
     keys = {key, *(prefix + key for prefix in table.prefixes)}
     found = _find(plan, keys)
     if found is None:

@@ -32,7 +32,11 @@ def inspect(file: Path, root: str | None, as_json: bool) -> None:
         fits = []
         for document in list_documents("table"):
             plan = make_plan(
-                load_table(document.name), checkpoint.tensors, unsupported=checkpoint.unsupported, refuse=False
+                load_table(document.name),
+                checkpoint.tensors,
+                unsupported=checkpoint.unsupported,
+                objects=checkpoint.objects,
+                refuse=False,
             )
             if not plan.problems:
                 fits.append({"table": plan.table, "variant": plan.variant.name, "also": plan.variant.also})
@@ -46,6 +50,7 @@ def inspect(file: Path, root: str | None, as_json: bool) -> None:
             "globals": checkpoint.globals,
             "skipped": checkpoint.skipped,
             "unsupported": dict(checkpoint.unsupported),
+            "objects": dict(checkpoint.objects),
             "metadata": dict(checkpoint.metadata),
             "tensors": [
                 {
@@ -84,5 +89,5 @@ def _print(content: dict[str, Any]) -> None:
         click.echo("variant: none; no table fits. 'converter convert --dry-run' lists what is wrong")
     for name in content["globals"]:
         click.echo(f"names (not imported): {name}")
-    for sentence in (*content["skipped"], *content["unsupported"].values()):
+    for sentence in (*content["skipped"], *content["unsupported"].values(), *content["objects"].values()):
         click.echo(f"left aside: {sentence}")

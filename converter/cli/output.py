@@ -25,22 +25,29 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        signal.signal(signal.SIGTERM, _terminated)
+        terminated = False
+
+        def terminate(number: int, frame: FrameType | None) -> NoReturn:
+            """SIGTERM unwinds like Ctrl-C does, so that nothing half-written stays."""
+            nonlocal terminated
+            terminated = True
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGTERM, terminate)
         try:
             command(*args, **kwargs)
         except ConverterError as error:
             _fail(error, as_json=bool(kwargs.get("as_json")))
         except KeyboardInterrupt:
-            click.echo("interrupted; nothing was written", err=True)
-            sys.exit(130)
+            click.echo(f"{'terminated' if terminated else 'interrupted'}; nothing is half-written", err=True)
+            sys.exit(143 if terminated else 130)
+        except Exception:
+            if not terminated:  # else the signal came where Python turns it into an error of its own
+                raise
+        if terminated:
+            sys.exit(143)
 
     return wrapped
-
-
-def _terminated(number: int, frame: FrameType | None) -> NoReturn:
-    """SIGTERM unwinds like Ctrl-C does, so that nothing half-written stays."""
-    click.echo("terminated; nothing was written", err=True)
-    sys.exit(143)
 
 
 def _fail(error: ConverterError, *, as_json: bool) -> NoReturn:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from converter.errors import ModelError
 from converter.model import inputs, weights
 from converter.model.bert import TextEncoder, TextFeatures
 from converter.model.config import GLIPConfig
@@ -51,8 +52,12 @@ class GLIP(nn.Module):
         exactly the model's; every difference is listed.
         """
         source = weights.open_weights(path)
-        with torch.device("meta"):  # no memory and no time for an initialisation that nobody sees
-            model = cls(source.config)
+        try:
+            with torch.device("meta"):  # no memory and no time for an initialisation that nobody sees
+                model = cls(source.config)
+        except (RuntimeError, OverflowError) as error:  # a tensor of more elements than an integer counts
+            raise ModelError(f"{path}: no model can have the sizes of its configuration: {error}") from None
+        weights.check(model, source)
         model.to_empty(device="cpu")
         weights.load(model, source)
         return model.eval()

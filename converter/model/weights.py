@@ -11,10 +11,11 @@ import ctypes
 import json
 import math
 import os
+import stat
 import sys
 import warnings
 from dataclasses import dataclass
-from io import FileIO
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -55,31 +56,47 @@ class Weights:
 def open_weights(path: str | os.PathLike[str]) -> Weights:
     """Read config and headers of a file or folder. ModelError if anything about them is not sound."""
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, says no to a path that is too long
         config = _config(_json_file(path / CONFIG), path / CONFIG)
-        return Weights(path, config, _folder(path))
+        return _plausible(Weights(path, config, _folder(path)))
     tensors, metadata = read_header(path)
     if "config" not in metadata:
         raise ModelError(
             f"{path}: the header's metadata has no 'config', so the model's sizes are not known. Write the file "
             "with convert, or put a config.json beside it and load the folder."
         )
-    return Weights(path, _config(_json(metadata["config"], f"{path}: metadata 'config'"), path), tensors)
+    return _plausible(Weights(path, _config(_json(metadata["config"], f"{path}: metadata 'config'"), path), tensors))
+
+
+def _plausible(weights: Weights) -> Weights:
+    """Refuse a config of more layers than there are tensors, before anything of that size is built."""
+    config, tensors = weights.config, len(weights.tensors)
+    layers = sum(config.depths) + config.text_layers + config.head_blocks
+    if layers > tensors:
+        raise ModelError(f"{weights.path}: the configuration has {layers} layers, but there are {tensors} tensors.")
+    return weights
+
+
+def check(model: nn.Module, weights: Weights) -> None:
+    """ModelError listing all names missing and unexpected, all shapes and dtypes that differ.
+
+    The model may be on the meta device: sizes that a config states are compared with the file before they are believed.
+    """
+    problems = _differences(dict(model.named_parameters()), weights.tensors)
+    if problems:
+        raise ModelError("\n".join([f"{weights.path}: does not fit the model.", *(f"  - {p}" for p in problems)]))
 
 
 def load(model: nn.Module, weights: Weights) -> None:
     """Fill every parameter of `model` (float32, CPU) from the checkpoint.
 
-    ModelError listing all names missing and unexpected, all shapes and dtypes that differ; the model is then
-    untouched. Parameters are NaN until their bytes are there, so that one left out could not pass for a weight.
-    Weights that are NaN in the checkpoint itself are loaded and named in a warning.
+    ModelError as `check`; the model is then untouched. Parameters are NaN until their bytes are there, so that one left
+    out could not pass for a weight. Weights that are NaN in the checkpoint itself are loaded and named in a warning.
     """
     if sys.byteorder != "little":
         raise ModelError("safetensors files are little-endian, this machine is not.")
     parameters = dict(model.named_parameters())
-    problems = _differences(parameters, weights.tensors)
-    if problems:
-        raise ModelError("\n".join([f"{weights.path}: does not fit the model.", *(f"  - {p}" for p in problems)]))
+    check(model, weights)
     with torch.no_grad():
         for parameter in parameters.values():
             parameter.fill_(math.nan)
@@ -135,10 +152,23 @@ def _read_into(parameter: Tensor, handle: FileIO, stored: StoredTensor, name: st
         parameter.copy_(target)
 
 
+def _open(path: Path) -> BufferedReader:
+    """A regular file, opened without waiting for anything."""
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    handle = open(path, "rb", opener=opener)  # noqa: SIM115  the caller closes it
+    if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+        handle.close()
+        raise ModelError(f"{path}: is no regular file.")
+    return handle
+
+
 def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Tensors and metadata of one safetensors file. ModelError unless header and data fit together exactly."""
     try:
-        with path.open("rb") as handle:
+        with _open(path) as handle:
             file_size = os.fstat(handle.fileno()).st_size
             prefix = handle.read(8)
             length = int.from_bytes(prefix, "little")
@@ -148,8 +178,8 @@ def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
                     f"{length} bytes long."
                 )
             raw = handle.read(length)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror or error}.") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -237,8 +267,9 @@ def _config(document: dict[str, Any], where: Path) -> GLIPConfig:
 
 def _json_file(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with _open(path) as handle:
+            text = handle.read(HEADER_LIMIT).decode()
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ModelError(f"{path}: cannot be read: {reason}.") from error
     return _json(text, str(path))
@@ -248,10 +279,12 @@ def _json(text: str, where: str) -> dict[str, Any]:
     """A JSON object without duplicate keys, which other readers would resolve in different ways."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if len(set(keys)) != len(keys):
-            raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} appears twice")
-        return dict(pairs)
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise ValueError(f"the key {key!r} appears twice")
+            found[key] = value
+        return found
 
     try:
         value = json.loads(text, object_pairs_hook=unique)

@@ -35,7 +35,7 @@ for path in sys.argv[1:]:
         with open_checkpoint(path) as checkpoint:
             for name in checkpoint.tensors:
                 checkpoint.read(name)
-            for name in checkpoint.unsupported:
+            for name in (*checkpoint.unsupported, *checkpoint.objects):
                 checkpoint.read(name)
     except CheckpointError as caught:
         error = str(caught)

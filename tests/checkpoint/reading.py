@@ -51,7 +51,7 @@ def contents(path: Path, root: str | None = None) -> dict[str, Bits]:
 def read_everything(path: Path, root: str | None = None) -> None:
     """Read all tensors, among them those that cannot be read."""
     with open_checkpoint(path, root) as checkpoint:
-        for name in (*checkpoint.tensors, *checkpoint.unsupported):
+        for name in (*checkpoint.tensors, *checkpoint.unsupported, *checkpoint.objects):
             checkpoint.read(name)
 
 

@@ -92,6 +92,12 @@ BOMBS: dict[str, bytes] = {
     "deep tuple as a key": value({Opcodes(op("EMPTY_TUPLE") + op("TUPLE1") * 900_000): 1, "w": tensor()}),
     "many names of one state dict": op("EMPTY_DICT") + value({"w": tensor()}) + op("BINPUT", 1) + op("POP")
     + op("MARK") + b"".join(value(str(i)) + op("BINGET", 1) for i in range(300_000)) + op("SETITEMS"),
+    "many dicts of one list": b"".join([
+        value([["k", None]] * 20_000), op("BINPUT", 1), op("POP"), op("EMPTY_DICT"), op("MARK"),
+        *(value(str(i)) + name("collections", "OrderedDict") + op("BINGET", 1) + op("TUPLE1") + op("REDUCE")
+          for i in range(20_000)), op("SETITEMS"),
+    ]),
+    "memo indices that collide": op("NONE") + b"".join(op("PUT", str(i * ((1 << 61) - 1))) for i in range(1, 60_000)),
     "many tensors": value({str(i): tensor(shape=(), numel=6) for i in range(30_000)}),
 }  # fmt: skip
 

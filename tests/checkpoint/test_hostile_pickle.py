@@ -159,7 +159,7 @@ def test_control_characters_in_names_are_shown_escaped(item: object, pack: Pack)
 def test_control_characters_in_what_is_listed_are_escaped(pack: Pack) -> None:
     path = pack({"model": {"w": tensor()}, CONTROL: 1, "x": Opcodes(value(CONTROL) + value("f") + op("STACK_GLOBAL"))})
     with open_checkpoint(path) as checkpoint:
-        listed = [*checkpoint.globals, *checkpoint.skipped, *checkpoint.unsupported.values()]
+        listed = [*checkpoint.globals, *checkpoint.skipped, *checkpoint.objects.values()]
     assert all(text.isprintable() for text in listed)
 
 

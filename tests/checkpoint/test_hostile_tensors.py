@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
+import torch
 from craft import SIX, Opcodes, call, name, op, storage, tensor, value
 from craft_files import Pack, Write, torch_zip
 from reading import check_message, contents, refusal
 
-from converter.checkpoint import open_checkpoint
-from converter.errors import CheckpointError, CorruptCheckpointError
+from converter.checkpoint import DTYPES, Checkpoint, TensorInfo, open_checkpoint
+from converter.checkpoint.index import PIECES_LIMIT
+from converter.checkpoint.source import SourceFile
+from converter.checkpoint.storage import CHUNK, Storage
+from converter.errors import CheckpointError, CorruptCheckpointError, UnsupportedCheckpointError
 
 V2 = name("torch._utils", "_rebuild_tensor_v2")
 V3 = name("torch._utils", "_rebuild_tensor_v3")
@@ -180,3 +187,25 @@ def test_any_stride_is_read_where_a_length_is_one(pack: Pack) -> None:
 def test_a_bool_that_is_neither_0_nor_1_is_refused_when_it_is_read(write: Write) -> None:
     path = write(torch_zip({"flag": tensor(kind="BoolStorage", shape=(4,))}, {"0": b"\0\1\2\1"}))
     assert "'flag'" in refusal(path, CorruptCheckpointError)
+
+
+def test_elements_far_apart_are_read_without_what_is_between(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.pth"
+    far = 1 << 20
+    storage_of = torch.zeros(7 * far + 1)
+    storage_of[::far] = torch.arange(8.0)
+    torch.save({"w": storage_of[::far]}, path)
+    assert contents(path)["w"] == ("float32", (8,), np.arange(8, dtype="<f4").tobytes())
+
+
+def test_too_many_elements_far_apart_are_refused(tmp_path: Path) -> None:
+    count, far = PIECES_LIMIT + 1, CHUNK // 4 + 1
+    path = tmp_path / "far.safetensors"
+    numel = (count - 1) * far + 1
+    with path.open("wb") as file:
+        file.truncate(4 * numel)  # a hole, which takes no room on the disk
+    storage = Storage(SourceFile(path), "0", "storage", 0, 4 * numel)
+    info = TensorInfo("w", DTYPES["float32"], (count,), (far,), storage)
+    checkpoint = Checkpoint(path=path, layout="torch-zip", tensors={"w": info}, sources=(storage.source,))
+    with checkpoint, pytest.raises(UnsupportedCheckpointError, match="places far apart"):
+        checkpoint.read("w")

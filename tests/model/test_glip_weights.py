@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_glip import CONFIG, random_inputs, small_glip
+from small_glip import CONFIG, random_inputs, small_config, small_glip
 from torch import Tensor
 
 from converter.errors import ModelError
@@ -251,3 +252,41 @@ def test_a_folder_that_contradicts_itself_is_refused(
     spoil(folder)
     with pytest.raises(ModelError, match=message):
         GLIP.from_pretrained(folder)
+
+
+HUGE = {
+    "layers of text": {"text_layers": 10**6},
+    "blocks": {"head_blocks": 10**8},
+    "layers of a stage": {"depths": [1, 2, 2, 10**9]},
+    "vocabulary": {"vocab_size": 10**12},
+    "positions": {"max_positions": 2**62},
+    "prompt": {"prompt_length": 10**15},
+    "window": {"window_size": 10**6},
+    "width": {"embed_dim": 3 * 2**40},
+}
+
+
+@pytest.mark.parametrize("kind", HUGE)
+def test_a_config_of_any_size_is_refused_before_it_is_built(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "huge.safetensors"
+    config = {**small_config().to_dict(), **HUGE[kind]}
+    save_file(
+        {name: value.contiguous() for name, value in small_glip().state_dict().items()},
+        path,
+        {"config": json.dumps({"model": "glip", "variant": "x", "config": config})},
+    )
+    with pytest.raises(ModelError):
+        GLIP.from_pretrained(path)
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "a\0b"], ids=["long", "NUL"])
+def test_a_path_that_cannot_be_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot be read"):
+        GLIP.from_pretrained(tmp_path / name)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_fifo_is_refused_without_waiting(folder: bool, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ModelError, match="no regular file"):
+        GLIP.from_pretrained(tmp_path if folder else tmp_path / "config.json")
