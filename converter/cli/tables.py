@@ -1,22 +1,42 @@
-"""`converter tables` and `converter lint`: which tables there are, and whether they are sound."""
+"""`converter tables` and `converter lint`: which tables there are, what they tap, and whether they are sound."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from converter.cli.output import print_json, reports_errors
 
+if TYPE_CHECKING:
+    from converter.mapping.spec import Config
+    from converter.mapping.table import Table
 
-@click.command(epilog="\b\nExample:\n  converter tables --json")
+_EPILOG = """\b
+Examples:
+  converter tables --json
+  converter tables --taps glip-official --variant glip-t > taps.json
+\b
+The second is what scripts/capture_official.py needs, which runs where this
+package is not installed."""
+
+
+@click.command(epilog=_EPILOG)
+@click.option("--taps", "table_name", metavar="TABLE", help="Print what of the source model to capture, as JSON.")
+@click.option("--variant", help="Variant whose taps to print.")
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 @reports_errors
-def tables(as_json: bool) -> None:
+def tables(table_name: str | None, variant: str | None, as_json: bool) -> None:
     """List the built-in mapping tables and the variants each serves."""
     from converter.mapping.documents import list_documents
     from converter.mapping.table import load_table
 
+    if (table_name is None) != (variant is None):
+        raise click.UsageError("--taps and --variant are used together: a table taps other modules for each variant")
+    if table_name is not None and variant is not None:
+        chosen = load_table(table_name)
+        print_json(source_taps(chosen, variant, chosen.spec.variant(variant).config))
+        return
     content: list[dict[str, Any]] = []
     for document in list_documents("table"):
         table = load_table(document.name)
@@ -37,6 +57,19 @@ def tables(as_json: bool) -> None:
     for entry in content:
         click.echo(f"{entry['name']}: {entry['title']}")
         click.echo(f"  {entry['rules']} rules to {entry['target']}; variants {', '.join(entry['variants'])}")
+
+
+def source_taps(table: Table, model: str, config: Config) -> dict[str, Any]:
+    """What scripts/capture_official.py reads: each activation's name, the module that returns it, and where in that."""
+    return {
+        "table": table.name,
+        "table_sha256": table.sha256,
+        "model": model,
+        "taps": [
+            {"name": tap.name, "module": tap.module, "output": list(tap.output)}
+            for tap in table.bind(config).source_taps
+        ],
+    }
 
 
 @click.command(epilog="\b\nExamples:\n  converter lint\n  converter lint my-table.json")

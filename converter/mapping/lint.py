@@ -22,11 +22,12 @@ def lint(table: Table) -> list[str]:
         except TableError as error:
             problems.append(f"{label}: {error}")
             continue
-        active |= {rule.pointer for rule in bound.rules} | {ignore.pointer for ignore in bound.ignores}
+        active |= {entry.pointer for section in (bound.rules, bound.ignores, bound.source_taps) for entry in section}
         found += _ambiguities(bound, transfers)
         found += _unproved(transfers)
+        found += _repeated_taps(bound)
         problems += [f"{label}: {problem}" for problem in found]
-    for section in ("rules", "ignore"):
+    for section in ("rules", "ignore", "taps"):
         for pointer in table.pointers(section):
             if pointer not in active:
                 problems.append(f"{pointer}: its 'when' holds for no variant of {table.spec.name}")
@@ -64,3 +65,17 @@ def _unproved(transfers: list[Transfer]) -> Iterator[str]:
             proved.add((transfer.rule.ops, shapes))
             if wrong := prove_bijective(transfer.rule.ops, shapes):
                 yield f"{transfer.rule.pointer}: {wrong}"
+
+
+def _repeated_taps(bound: Bound) -> Iterator[str]:
+    """Taps of the source that share a name or a place: one of them would be compared with the wrong activation."""
+    names: dict[str, str] = {}
+    places: dict[tuple[str, tuple[str | int, ...]], str] = {}
+    for tap in bound.source_taps:
+        if tap.name in names:
+            yield f"{tap.pointer}: {names[tap.name]} taps {tap.name!r} as well"
+        elif (tap.module, tap.output) in places:
+            place = " ".join(map(str, (tap.module, *tap.output)))
+            yield f"{tap.pointer}: {tap.name!r} is at {place}, where {places[tap.module, tap.output]!r} is"
+        names.setdefault(tap.name, tap.pointer)
+        places.setdefault((tap.module, tap.output), tap.name)

@@ -45,6 +45,16 @@ class Ignore:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceTap:
+    """Where the source model computes the activation `name`: what `module` returns, `output` leading to the tensor."""
+
+    pointer: str
+    name: str
+    module: str
+    output: tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Tap:
     """The same activation on both sides: `target` is a module path, `output` leads from its output to the tensor."""
 
@@ -64,10 +74,14 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A table under one config: patterns compiled, conditions decided, ops with numbers."""
+    """A table under one config: patterns compiled, conditions decided, ops with numbers.
+
+    `source_taps`: every activation that can be captured; `taps`: those that a module of the target computes too.
+    """
 
     rules: tuple[Rule, ...]
     ignores: tuple[Ignore, ...]
+    source_taps: tuple[SourceTap, ...]
     taps: tuple[Tap, ...]
 
 
@@ -117,6 +131,7 @@ class Table:
 
         rules: list[Rule] = []
         ignores: list[Ignore] = []
+        source_taps: list[SourceTap] = []
         taps: list[Tap] = []
         for pointer, entry in active("rules"):
             try:
@@ -133,12 +148,14 @@ class Table:
                 problems.append(f"{pointer}: {error}")
         for pointer, entry in active("taps"):
             try:
-                taps += _taps(entry, names)
+                for source_tap, tap in _taps(pointer, entry, names):
+                    source_taps.append(source_tap)
+                    taps += [] if tap is None else [tap]
             except TableError as error:
                 problems.append(f"{pointer}: {error}")
         if problems:
             raise TableError(f"{self.path}: {len(problems)} entries are wrong", problems)
-        return Bound(tuple(rules), tuple(ignores), tuple(taps))
+        return Bound(tuple(rules), tuple(ignores), tuple(source_taps), tuple(taps))
 
     def transfers(self, bound: Bound, config: Config) -> tuple[list[Transfer], list[str]]:
         """Every application of every rule that makes the target, and what is wrong with them.
@@ -230,16 +247,32 @@ def _evaluated(value: Any, names: Mapping[str, Value]) -> Any:
     return [integer(item, names) for item in value] if isinstance(value, list) else value
 
 
-def _taps(entry: Mapping[str, Any], names: Config) -> Iterator[Tap]:
+def _taps(pointer: str, entry: Mapping[str, Any], names: Config) -> Iterator[tuple[SourceTap, Tap | None]]:
     counters = entry.get("each", {})
     constants = {k: v for k, v in names.items() if k not in counters}
-    source = compile_pattern(entry["source"], {}, constants)
-    target = compile_pattern(entry["target"], {}, constants) if entry["target"] else None
+    origin = entry.get("from", {"module": entry["source"], "output": []})
+
+    def compiled(text: str) -> Pattern:
+        pattern = compile_pattern(text, {}, constants)
+        if unbound := sorted(pattern.captures - set(counters)):
+            raise TableError(f"{text!r} captures {unbound[0]!r}, which 'each' does not count")
+        return pattern
+
+    source, module = compiled(entry["source"]), compiled(origin["module"])
+    target = compiled(entry["target"]) if entry["target"] else None
     for combination in each(counters, constants):
         captures = {name: integer(name, combination) for name in counters}
-        # a step is an index, a counter's name, or a field's name
-        output = tuple(captures.get(step, step) if isinstance(step, str) else step for step in entry["output"])
-        yield Tap(source.format(captures), target.format(captures) if target else "", output)
+
+        def steps(output: Sequence[str | int], captures: Mapping[str, int] = captures) -> tuple[str | int, ...]:
+            return tuple(captures.get(step, step) if isinstance(step, str) else step for step in output)
+
+        name = source.format(captures)
+        yield (
+            SourceTap(pointer, name, module.format(captures), steps(origin["output"])),
+            None
+            if entry["target"] is None
+            else Tap(name, target.format(captures) if target else "", steps(entry["output"])),
+        )
 
 
 def load_table(name_or_path: str | Path) -> Table:

@@ -127,6 +127,11 @@ def parity(
     dtype = str(parameter.dtype).removeprefix("torch.")
     device = parameter.device.type
     found_gate = find_gate(device, dtype, gate)
+    if capture.dtype != "float64" and gate is None:
+        raise CaptureError(
+            f"capture {capture.name!r} was made in {capture.dtype}, so its own error is not known and the usual gates mean "
+            "nothing. Capture in float64, or say with --gate what may differ."
+        )
     taps = matching_taps(model, capture)
     results: dict[Mode, tuple[TapResult, ...]] = {}
     skipped: dict[Mode, str] = {}

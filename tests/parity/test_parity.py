@@ -271,6 +271,16 @@ def test_a_capture_that_lacks_an_activation_is_refused(tmp_path: Path) -> None:
         parity(small_glip(), capture)
 
 
+def test_a_capture_that_is_not_in_float64_needs_a_gate(tmp_path: Path) -> None:
+    single = activations(small_glip(torch.float32))
+    write_capture(tmp_path / "single.safetensors", single, {**FACTS, "dtype": "float32"}, compact=False)
+    with load_capture(tmp_path / "single.safetensors") as capture:
+        with pytest.raises(CaptureError, match="made in float32"):
+            parity(small_glip(), capture)
+        report = parity(small_glip(), capture, gate="1e-3")
+    assert (report.passed, report.gate.looser) == (True, True)
+
+
 def test_padding_that_the_model_does_not_compute_is_left_out(tmp_path: Path) -> None:
     """Captions padded to 40 tokens, of which the model computes 32: the rest of the capture is cut off."""
     tensors = activations(small_glip())

@@ -1,0 +1,319 @@
+"""scripts/capture_official.py against a stand-in for the official package: what it writes passes, what is no
+reference is refused."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors import safe_open
+from small_glip import small_config, small_glip
+
+from converter.cli import main
+from converter.cli.tables import source_taps
+from converter.mapping.documents import mappings_folder
+from converter.mapping.lint import lint
+from converter.mapping.table import load_table
+from converter.parity.capture import load_capture
+from converter.parity.run import ANCHORS, parity
+
+ROOT = Path(__file__).parent.parent.parent
+SCRIPT = ROOT / "scripts" / "capture_official.py"
+STANDIN = Path(__file__).parent / "official_standin"
+SMALL = ROOT / "tests" / "model"
+
+
+class Workplace:
+    """A folder with taps, a checkpoint and a configuration, and the script to run there."""
+
+    def __init__(self, folder: Path, fusion: bool) -> None:
+        self.folder = folder
+        self.fusion = fusion
+        self.weights = dict(official_weights(fusion))
+        self.destination = folder / "official.safetensors"
+        table = load_table("glip-official")
+        taps = source_taps(table, "small", asdict(small_config(fusion=fusion)))
+        (folder / "taps.json").write_text(json.dumps(taps))
+        (folder / "last_checkpoint").write_text("other.pth")  # the official loader follows it unless forced
+
+    def run(
+        self, *options: str, faults: dict[str, bool] | None = None, weights: dict[str, Any] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        content = {
+            "MODEL": {"DYHEAD": {"FUSE_CONFIG": {"EARLY_FUSE_ON": self.fusion}}},
+            "FAULTS": faults or {},
+        }
+        (self.folder / "config.yaml").write_text(json.dumps(content))
+        torch.save({"model": self.weights if weights is None else weights}, self.folder / "official.pth")
+        given = ["--config", "config.yaml", "--weights", "official.pth", "--taps", "taps.json", "--device", "cpu"]
+        return subprocess.run(
+            [sys.executable, SCRIPT, *given, "--dst", self.destination.name, *options],
+            cwd=self.folder,
+            # one thread: several wait for each other where other tests run
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (STANDIN, SMALL, ROOT))), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        with safe_open(self.destination, "pt") as file:
+            return json.loads(file.metadata()["capture"])
+
+
+@cache
+def official_weights(fusion: bool) -> dict[str, Any]:
+    """The weights of the small model under the stand-in's names, as a distributed run saves them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(STANDIN)
+        from maskrcnn_benchmark.config import cfg
+        from maskrcnn_benchmark.modeling.detector import build_detection_model
+    model = build_detection_model(cfg.clone())
+    model.take(small_glip(torch.float32, fusion=fusion))
+    return {f"module.{key}": value.clone() for key, value in model.state_dict().items()}
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Workplace:
+    return Workplace(tmp_path, fusion=True)
+
+
+@pytest.mark.parametrize("fusion", [True, False])
+def test_what_it_writes_passes_parity(fusion: bool, tmp_path: Path) -> None:
+    workplace = Workplace(tmp_path, fusion)
+    workplace.destination.write_bytes(b"of before")
+    done = workplace.run("--force")
+    assert done.returncode == 0, done.stderr
+    with load_capture(workplace.destination) as capture:
+        report = parity(small_glip(fusion=fusion), capture)
+        assert report.problems == []
+        assert report.passed
+        assert set(report.modes) == {"propagated", "injected"}
+        assert sum(d.expected for d in report.detections) > 40
+        assert {f"{ANCHORS}{level}" for level in range(5)} < set(capture.activations)
+        own = [activation.errors["float32"] for name, activation in capture.activations.items() if ANCHORS not in name]
+        assert all(0 < error < 1e-4 for error in own)
+        assert capture.dtype == "float64"
+        assert capture.image_sizes == ((64, 93), (49, 80))
+        assert capture.positive_map == {1: (1,), 2: (3,), 3: (5, 6), 4: (8, 9)}
+        assert capture.images.shape == (2, 3, 64, 96)
+        # the same capture tells another model apart, and where it is another
+        other = small_glip(fusion=fusion)
+        with torch.no_grad():
+            other.head.text_bias += 1e-6
+        injected = parity(other, capture, modes=["injected"]).modes["injected"]
+        assert {r.name.rpartition(".")[0] for r in injected if not r.passed} == {"rpn.head.dot_product_logits"}
+
+
+def test_parameters_that_the_checkpoint_does_not_fill_are_refused(workplace: Workplace) -> None:
+    del workplace.weights["module.backbone.body.layers.2.blocks.1.norm2.weight"]
+    workplace.weights["module.rpn.head.bias0"] = torch.zeros(2)
+    done = workplace.run()
+    assert done.returncode == 1
+    assert (
+        f"2 of {len(workplace.weights) + 1} parameters did not come from the checkpoint: "
+        "backbone.body.layers.2.blocks.1.norm2.weight, rpn.head.bias0"
+    ) in done.stderr
+    assert "went nowhere: module.rpn.head.bias0" in done.stderr
+    assert not workplace.destination.exists()
+
+
+def test_what_may_be_missing_keeps_its_value_and_what_is_left_over_is_told(workplace: Workplace) -> None:
+    for part in ("weight", "bias"):
+        del workplace.weights[f"module.rpn.head.cls_logits.{part}"]
+    workplace.weights["module.rpn.head.mlm_head.bias"] = torch.zeros(3)
+    workplace.weights["module.norm2.weight"] = workplace.weights.pop(
+        "module.backbone.body.layers.0.blocks.0.norm2.weight"
+    )
+    done = workplace.run("--allow-unloaded", "rpn.head.cls_logits")
+    assert done.returncode == 0, done.stderr
+    # the last one shows what suffix matching can do: a key of a wrong name was taken, and is named
+    assert workplace.facts()["audit"] == {
+        "unloaded": ["rpn.head.cls_logits.weight", "rpn.head.cls_logits.bias"],
+        "unused": ["module.rpn.head.mlm_head.bias"],
+        "renamed": [["backbone.body.layers.0.blocks.0.norm2.weight", "module.norm2.weight"]],
+    }
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("NOTICES_HOOKS", "hooks change what the model computes: others are rpn.head.dot_product_logits.0"),
+        ("RANDOM", "two runs without any hook differ"),
+    ],
+)
+def test_a_model_that_cannot_be_watched_is_refused(fault: str, message: str, workplace: Workplace) -> None:
+    done = workplace.run(faults={fault: True})
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert not workplace.destination.exists()
+
+
+def test_without_a_suppression_in_float64_only_that_is_rounded(workplace: Workplace) -> None:
+    done = workplace.run(faults={"NO_FLOAT64_NMS": True})
+    assert done.returncode == 0, done.stderr
+    with load_capture(workplace.destination) as capture:
+        assert capture.facts["dtype"].startswith("float64 (post-processing in float32: in float64, RuntimeError")
+        assert parity(small_glip(), capture).passed
+
+
+def test_without_float64_the_capture_is_float32_and_says_so(workplace: Workplace) -> None:
+    done = workplace.run(faults={"NO_FLOAT64": True})
+    assert done.returncode == 0, done.stderr
+    assert "note: this capture is float32 (in float64, the model does not run on cpu: RuntimeError" in done.stderr
+    with load_capture(workplace.destination) as capture:
+        assert capture.dtype == "float32"
+        assert capture.facts["errors"] == {}
+
+
+def test_captions_and_labels_can_be_given(workplace: Workplace) -> None:
+    caption = "red car. blue boat at sea. "
+    done = workplace.run("--caption", caption, "--positive-map", '{"7": [1, 2]}', "--name", "cars")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in workplace.folder.iterdir()) == [
+        "config.yaml", "last_checkpoint", "official.pth", "official.safetensors", "taps.json"
+    ]  # fmt: skip
+    facts = workplace.facts()
+    assert facts["name"] == "cars"
+    assert facts["captions"] == [caption, caption]
+    assert facts["positive_map_label_to_token"] == {"7": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--taps", "none.json"], 3, "--taps none.json: No such file"),
+        (["--taps", "config.yaml"], 3, "not what `converter tables --taps TABLE --variant MODEL` prints"),
+        (["--weights", "none.pth"], 3, "--weights none.pth: no such file"),
+        (["--set", "MODEL.NONSENSE", "1"], 3, "Non-existent key: MODEL.NONSENSE"),
+        (["--dst", "none/x.safetensors"], 6, "no such folder"),
+        (["--dst", "x.pt"], 2, "let --dst end in .safetensors"),
+        (["--caption", "a.", "--caption", "b.", "--caption", "c."], 2, "3 captions for 2 images"),
+        (["--image", "none.jpg"], 2, "needs a --caption"),
+    ],
+)
+def test_what_cannot_be_used_is_named(options: list[str], code: int, message: str, workplace: Workplace) -> None:
+    done = workplace.run(*options)
+    assert done.returncode == code
+    assert message in done.stderr
+
+
+def test_taps_of_another_variant_are_named(workplace: Workplace) -> None:
+    taps = source_taps(load_table("glip-official"), "other", asdict(small_config(head_blocks=3)))
+    (workplace.folder / "taps.json").write_text(json.dumps(taps))
+    done = workplace.run()
+    assert done.returncode == 3
+    assert "the model has no module rpn.head.dyhead_tower.6, rpn.head.dyhead_tower.7" in done.stderr
+
+
+def test_a_step_into_a_tensor_is_refused(workplace: Workplace) -> None:
+    content = json.loads((workplace.folder / "taps.json").read_text())
+    content["taps"][0]["output"] = [0]  # would be the first image alone
+    (workplace.folder / "taps.json").write_text(json.dumps(content))
+    done = workplace.run()
+    assert done.returncode == 3
+    assert "tap backbone.body.patch_embed: what backbone.body.patch_embed returns leads nowhere by 0" in done.stderr
+
+
+def test_nothing_is_replaced_without_being_told(workplace: Workplace) -> None:
+    workplace.destination.write_bytes(b"mine")
+    done = workplace.run()
+    assert done.returncode == 6
+    assert "exists; --force replaces it" in done.stderr
+    assert workplace.destination.read_bytes() == b"mine"
+
+
+def test_it_runs_on_python_3_8_with_torch_and_safetensors_alone() -> None:
+    tree = ast.parse(SCRIPT.read_text(), feature_version=(3, 8))
+    # annotations of newer Pythons are text here, never evaluated
+    assert [a.name for n in tree.body if isinstance(n, ast.ImportFrom) and n.module == "__future__" for a in n.names]
+    everywhere = imported(tree)
+    assert everywhere <= {"torch", "safetensors", "maskrcnn_benchmark", "PIL", "cv2", *sys.stdlib_module_names}
+    at_start = {name for node in tree.body for name in imported(node) if isinstance(node, ast.Import | ast.ImportFrom)}
+    assert at_start <= set(sys.stdlib_module_names)
+    assert not {"removeprefix", "removesuffix", "file_digest", "pairwise", "strict"} & {
+        *(node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)),
+        *(node.arg for node in ast.walk(tree) if isinstance(node, ast.keyword)),
+    }
+
+
+def imported(tree: ast.AST) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(str(node.module).split(".")[0])
+    return names
+
+
+def test_help_needs_nothing_installed() -> None:
+    done = subprocess.run([sys.executable, "-S", SCRIPT, "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "examples:" in done.stdout
+
+
+@pytest.mark.parametrize(("variant", "count"), [("glip-t", 132), ("glip-t-a", 90), ("glip-l", 168)])
+def test_the_command_line_exports_the_taps_of_a_variant(variant: str, count: int) -> None:
+    result = CliRunner().invoke(main, ["tables", "--taps", "glip-official", "--variant", variant])
+    assert result.exit_code == 0
+    content = json.loads(result.stdout)
+    assert (content["table"], content["model"], len(content["taps"])) == ("glip-official", variant, count)
+    by_name = {tap["name"]: (tap["module"], tap["output"]) for tap in content["taps"]}
+    assert len(by_name) == count
+    assert by_name["backbone.body.patch_embed"] == ("backbone.body.patch_embed", [])
+    assert by_name["rpn.head.bbox_pred.3"] == ("rpn.head", [1, 3])
+    assert by_name["rpn.anchor_generator.4"] == ("rpn.anchor_generator", [0, 4, "bbox"])
+
+
+@pytest.mark.parametrize("options", [["--taps", "glip-official"], ["--variant", "glip-t"]])
+def test_taps_and_variant_need_each_other(options: list[str]) -> None:
+    result = CliRunner().invoke(main, ["tables", *options])
+    assert result.exit_code == 2
+    assert "together" in result.output
+
+
+def share_a_place(taps: list[dict[str, Any]]) -> None:
+    next(tap for tap in taps if tap["source"] == "rpn.head.centerness.{level}")["from"]["output"][0] = 1
+
+
+def share_a_name(taps: list[dict[str, Any]]) -> None:
+    taps.append({"source": "backbone.body.patch_embed", "target": "fpn", "output": [0]})
+
+
+def count_nothing(taps: list[dict[str, Any]]) -> None:
+    del next(tap for tap in taps if tap["source"] == "backbone.{level}")["each"]
+
+
+def never_hold(taps: list[dict[str, Any]]) -> None:
+    taps[0]["when"] = 0
+
+
+@pytest.mark.parametrize(
+    ("break_taps", "message"),
+    [
+        (share_a_place, "is at rpn.head 1 0, where 'rpn.head.bbox_pred.0' is"),
+        (share_a_name, "/taps/0 taps 'backbone.body.patch_embed' as well"),
+        (count_nothing, "captures 'level', which 'each' does not count"),
+        (never_hold, "/taps/0: its 'when' holds for no variant"),
+    ],
+)
+def test_taps_that_are_wrong_are_found_by_the_linter(
+    break_taps: Callable[[list[dict[str, Any]]], None], message: str, tmp_path: Path
+) -> None:
+    content = json.loads((mappings_folder() / "glip-official.json").read_text())
+    break_taps(content["taps"])
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(content))
+    assert any(message in problem for problem in lint(load_table(path)))
