@@ -66,9 +66,10 @@ def test_what_the_readme_says_can_be_typed(
     converted: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "official.pth").symlink_to(converted.source)
+    (tmp_path / "tests").symlink_to(README.parent / "tests")
     monkeypatch.chdir(tmp_path)
     commands = [line for block in blocks("console") for line in block.splitlines()]
-    assert len(commands) >= 7
+    assert len(commands) >= 11
     for command in commands:
         subprocess.run(shlex.split(command), check=True, capture_output=True)
     for code in blocks("python"):

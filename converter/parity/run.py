@@ -129,8 +129,8 @@ def parity(
     found_gate = find_gate(device, dtype, gate)
     if capture.dtype != "float64" and gate is None:
         raise CaptureError(
-            f"capture {capture.name!r} was made in {capture.dtype}, so its own error is not known and the usual gates mean "
-            "nothing. Capture in float64, or say with --gate what may differ."
+            f"capture {capture.name!r} was made in {capture.dtype}, so its own error is not known and no usual gate "
+            "applies. Capture in float64, or say with --gate what may differ."
         )
     taps = matching_taps(model, capture)
     results: dict[Mode, tuple[TapResult, ...]] = {}
