@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from converter.cli.output import print_json, progress, reports_errors
-from converter.cli.parity import mutation_score
+from converter.cli.parity import mutation_score, weight_files
 from converter.cli.run_options import run_options
 from converter.errors import CaptureError, DestinationError
 
@@ -133,4 +133,4 @@ def verify(
 
 
 def _size(model: Path) -> int:
-    return sum(p.stat().st_size for p in model.glob("*.safetensors")) if model.is_dir() else model.stat().st_size
+    return sum(path.stat().st_size for path in weight_files(model))

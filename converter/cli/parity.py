@@ -83,7 +83,7 @@ def parity(
     loaded = load_model(model, device, dtype, tf32, threads)
     from converter.parity import html as page
     from converter.parity import report as text
-    from converter.parity.capture import load_capture, write_whole
+    from converter.parity.capture import file_sha256, load_capture, write_whole
     from converter.parity.certificate import score_json
     from converter.parity.run import parity as compare
 
@@ -93,18 +93,26 @@ def parity(
     with load_capture(reference) as capture:
         report = compare(loaded, capture, modes=modes, gate=gate, pictures=html is not None, twice=True)
         score = None if mutate is None else mutation_score(loaded, capture, mutate or None)
+    hashes = {str(path): file_sha256(path) for path in (*weight_files(model), reference)}
     if html is not None:
-        write_whole(html, lambda partial: partial.write_text(page.to_html(report), encoding="utf-8"))
+        rendered = page.to_html(report, hashes=hashes)
+        write_whole(html, lambda partial: partial.write_text(rendered, encoding="utf-8"))
     if junit is not None:
         write_whole(junit, lambda partial: partial.write_bytes(text.to_junit(report)))
     if as_json:
-        print_json(text.to_json(report) | ({"mutations": score_json(score)} if score else {}))
+        content = text.to_json(report) | {"sha256": hashes}
+        print_json(content | ({"mutations": score_json(score)} if score else {}))
     else:
         click.echo(text.to_text(report, rows))
         if score is not None:
             _print_score(score)
     if report.passed is not True:
         sys.exit(1 if report.passed is False else CaptureError.exit_code)
+
+
+def weight_files(model: Path) -> list[Path]:
+    """The files that hold the weights."""
+    return sorted(model.glob("*.safetensors")) if model.is_dir() else [model]
 
 
 def mutation_score(model: GLIP, capture: Capture, count: int | None) -> Score:

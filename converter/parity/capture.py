@@ -91,11 +91,6 @@ class Capture:
         """The values of an activation in float64, or its probes."""
         return _tensor(self._file, name).double()
 
-    def sha256(self) -> str:
-        """Of the file's bytes."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -245,6 +240,12 @@ def write_capture(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str,
     # one entry: the order of several is not kept by safetensors
     metadata = {"capture": json.dumps(content, sort_keys=True, allow_nan=False)}
     write_whole(path, lambda partial: save_file(kept, partial, metadata))
+
+
+def file_sha256(path: Path) -> str:
+    """Of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

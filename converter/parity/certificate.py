@@ -26,7 +26,7 @@ from converter.display import file_name, plain, quoted
 from converter.errors import CaptureError
 from converter.mapping.table import load_table
 from converter.model import GLIP
-from converter.parity.capture import Capture, load_capture, write_capture, write_whole
+from converter.parity.capture import Capture, file_sha256, load_capture, write_capture, write_whole
 from converter.parity.mutate import Score
 from converter.parity.record import record, synthetic_inputs
 from converter.parity.report import to_json
@@ -100,7 +100,7 @@ def certify(
         "table": {"name": table.name, "sha256": table.sha256},
         "capture": {
             "name": capture.name,
-            "sha256": capture.sha256(),
+            "sha256": file_sha256(capture.path),
             "compact": capture.compact,
             "facts": {key: value for key, value in capture.facts.items() if key not in ("errors", "compact")},
         },

@@ -26,7 +26,7 @@ from converter.parity.capture import Capture
 from converter.parity.compare import Gate, TapResult, find_gate, fitted, measure
 from converter.parity.detections import compare_detections
 from converter.parity.device import deterministic
-from converter.parity.mistakes import MISTAKES
+from converter.parity.mistakes import MISTAKES, patched
 from converter.parity.run import matching_taps, run_model
 from converter.parity.taps import observe
 
@@ -164,15 +164,8 @@ def _of_sources(model: GLIP, table: str) -> Iterator[Mutation]:
             yield Mutation("swap sources", f"{name} <-> {other}", partial(_replaced, targets, change), targets)
 
 
-@contextmanager
-def _attribute(path: str, name: str, value: object, model: GLIP) -> Iterator[None]:
-    module = model.get_submodule(path)
-    before = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, before)
+def _attribute(path: str, name: str, value: object, model: GLIP) -> AbstractContextManager[None]:
+    return patched(model.get_submodule(path), name, value)
 
 
 @contextmanager

@@ -75,6 +75,7 @@ def test_every_form_of_the_report(wrong: Path, reference: Path, tmp_path: Path) 
     assert result.exit_code == 1
     content = json.loads(result.stdout)
     assert content["passed"] is False
+    assert set(content["sha256"]) == {str(wrong), str(reference)}
     assert ET.parse(xml).getroot().findall(".//failure")
     assert "text_encoder.layers.1" in page.read_text()
 
