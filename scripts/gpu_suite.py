@@ -25,18 +25,18 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-import torch  # noqa: E402  after the variable, which CUDA reads once
-from synthetic_checkpoint import write_checkpoint  # noqa: E402
+import torch  # after the variable, which CUDA reads once
+from synthetic_checkpoint import write_checkpoint
 
-from converter.checkpoint import open_checkpoint  # noqa: E402
-from converter.convert import convert  # noqa: E402
-from converter.mapping.table import load_table  # noqa: E402
-from converter.model import GLIP  # noqa: E402
-from converter.parity.capture import load_capture, write_capture  # noqa: E402
-from converter.parity.device import DTYPES, set_precision  # noqa: E402
-from converter.parity.record import Inputs, record  # noqa: E402
-from converter.parity.run import Report, parity  # noqa: E402
-from converter.plan import make_plan  # noqa: E402
+from converter.checkpoint import open_checkpoint
+from converter.convert import convert
+from converter.mapping.table import load_table
+from converter.model import GLIP
+from converter.parity.capture import load_capture, write_capture
+from converter.parity.device import DTYPES, set_precision
+from converter.parity.record import Inputs, record
+from converter.parity.run import Report, parity
+from converter.plan import make_plan
 
 CAPTURES = {
     "glip-t": ("glip-t", "glip-t-odd"),

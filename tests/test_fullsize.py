@@ -25,7 +25,9 @@ from converter.cli import main
 from converter.mapping.ops import apply_ops
 from converter.mapping.table import load_table
 from converter.model import GLIP
-from converter.parity.capture import Capture, load_capture
+from converter.parity.capture import Capture, load_capture, write_capture
+from converter.parity.mutate import mutation_score
+from converter.parity.record import Inputs, record
 from converter.parity.run import parity
 from converter.plan import make_plan
 
@@ -122,3 +124,21 @@ def test_in_float64_every_activation_is_the_official_one(converted: Converted) -
         report = parity(model, capture)
         assert (report.passed, report.gate.relative, report.problems) == (True, 1e-10, [])
         assert [d.limit for d in report.detections] == [1e-3] * len(capture.images)
+
+
+@pytest.mark.parametrize("converted", ["glip-t"], indirect=True)
+def test_faults_in_a_full_size_model_are_noticed(converted: Converted, tmp_path: Path) -> None:
+    """Injected, from a whole capture of the model that was just proved to be the official one."""
+    model = GLIP.from_pretrained(converted.path).double()
+    (official,) = (capture for capture in captures("glip-t") if len(capture.images) == 2)
+    tensors, facts = record(model, Inputs.of(official), "glip-t, whole")
+    write_capture(tmp_path / "whole.safetensors", tensors, facts, compact=False)
+    with load_capture(tmp_path / "whole.safetensors") as whole:
+        assert parity(model, whole, modes=["injected"]).passed
+        score = mutation_score(model, whole, 60)
+    assert {outcome.mutation.name for outcome in score.survivors} == {
+        "Swin's mask minus infinity, not -100",
+        "BERT's mask -10000, not the lowest number",
+        "no threshold of scores",  # what lies below it overlaps with something better, in these images
+    }
+    assert score.equivalent == 2

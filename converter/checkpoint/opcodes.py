@@ -90,6 +90,7 @@ def interpret(stream: IO[bytes], label: str, limit: int = OPCODE_LIMIT) -> Unpic
                         f"the limit is {limit}, or {BYTE_LIMIT} bytes. Save the weights alone, without other objects."
                     )
                 machine.execute(opcode.name, argument)
+                machine.position = stream.tell()  # of the next one, should genops fail on it
         except (ValueError, OverflowError) as error:  # all that genops raises
             machine.fail(plain(str(error)))
     value = machine.pop("STOP")

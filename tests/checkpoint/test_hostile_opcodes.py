@@ -55,6 +55,11 @@ def test_a_broken_pickle_is_refused_with_the_place(kind: str, write: Write) -> N
     assert ("byte" in message, "archive/data.pkl" in message) == (True, True)
 
 
+def test_the_place_is_that_of_the_opcode_that_is_broken(write: Write) -> None:
+    broken = op("PROTO", 2) + op("NONE") + op("BINBYTES", b"abc", length=1000) + op("STOP")
+    assert "byte 3:" in refusal(write(torch_zip(broken, {})))
+
+
 @pytest.mark.parametrize("kind", BROKEN)
 @pytest.mark.parametrize("part", ["magic", "protocol", "facts", "item", "keys"])
 def test_a_broken_pickle_among_those_of_a_legacy_file_is_refused(kind: str, part: str, write: Write) -> None:
