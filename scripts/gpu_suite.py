@@ -113,7 +113,9 @@ def describe(capture: str, title: str, report: Report, *, judged: bool = True) -
     for mode, results in report.modes.items():
         worst = max(results, key=lambda result: result.relative)
         ratios = [result.ratio for result in results if result.ratio is not None]
-        passed = False not in [result.passed for result in results]
+        verdicts = [result.passed for result in results]
+        unjudged = verdicts.count(None)
+        verdict = "FAIL" if False in verdicts else f"{unjudged} open" if unjudged else "pass"
         matched = [f"{d.matched}/{d.expected}" for d in report.detections] if mode == "propagated" else []
         row = {
             "capture": capture,
@@ -125,7 +127,8 @@ def describe(capture: str, title: str, report: Report, *, judged: bool = True) -
             "at": worst.name,
             "largest_ratio_to_own_error": max(ratios, default=None),
             "gate": str(report.gate) if judged else "none: measured only",
-            "verdict": ("pass" if passed else "FAIL") if judged else "measured",
+            "verdict": verdict if judged else "measured",
+            "not_judged": unjudged,
             "noise": report.noise,
             "detections_matched": matched,
             "settings": dict(report.settings),

@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from converter.model import GLIP
-    from converter.parity.capture import Capture
+    from converter.parity.capture import Capture, Mode
     from converter.parity.mutate import Score
-    from converter.parity.run import Mode
 
 _EPILOG = """\b
 Examples:

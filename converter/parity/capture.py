@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -33,8 +34,9 @@ from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.display import file_name, plain, quoted
 from converter.errors import CaptureError, DestinationError
 from converter.model import Detections
-from converter.parity.probes import distance, probe
+from converter.parity.probes import PROJECTIONS, SAMPLES, distance, probe
 
+Mode = Literal["propagated", "injected"]
 INPUTS = ("input.images", "input.input_ids", "input.attention_mask")
 _FOLDER = Path(__file__).parent
 
@@ -42,12 +44,19 @@ _FOLDER = Path(__file__).parent
 @dataclass(frozen=True, slots=True)
 class Activation:
     """One captured activation. `norm`: its Frobenius norm, known beforehand of compact ones only. `errors`: by dtype,
-    the relative Frobenius error of the captured model's own run."""
+    the relative Frobenius error of the captured model's own run; `injected_errors`: of its own block alone."""
 
     name: str
     shape: tuple[int, ...]
     norm: float | None
     errors: Mapping[str, float]
+    injected_errors: Mapping[str, float]
+
+    def own(self, dtype: str, mode: Mode) -> float | None:
+        """The captured model's own error; in injected mode that of the block where it is known."""
+        if mode == "injected" and dtype in self.injected_errors:
+            return self.injected_errors[dtype]
+        return self.errors.get(dtype)
 
     @property
     def compact(self) -> bool:
@@ -134,6 +143,7 @@ def _load(path: Path, file: Checkpoint) -> Capture:
             tuple(compact[name]["shape"]) if name in compact else file.tensors[name].shape,
             compact[name]["norm"] if name in compact else None,
             {dtype: of_all[name] for dtype, of_all in errors.items() if name in of_all},
+            {dtype: of_all[name] for dtype, of_all in facts.get("injected_errors", {}).items() if name in of_all},
         )
         for name in names
     }
@@ -141,8 +151,8 @@ def _load(path: Path, file: Checkpoint) -> Capture:
         kind = file.tensors[name].dtype
         if kind.kind != "float" or kind.name not in ("float64", "float32", "float16", "bfloat16"):
             raise CaptureError(f"{file_name(path)}: {quoted(name)} is {kind}, expected floating point. Capture again.")
-        if activation.compact and file.tensors[name].shape != probe(name, torch.zeros(activation.shape)).shape:
-            raise CaptureError(f"{file_name(path)}: {quoted(name)} is no probe of its shape. Capture again.")
+        if activation.norm is not None and not _plausible(activation.shape, activation.norm, _tensor(file, name)):
+            raise CaptureError(f"{file_name(path)}: {quoted(name)} is no probe of its shape and norm. Capture again.")
     inputs = [_tensor(file, name) for name in INPUTS]
     batch = len(facts["image_sizes_hw"])
     if [value.shape[:1] for value in inputs] != [(batch,)] * 3 or inputs[1].shape != inputs[2].shape:
@@ -166,6 +176,19 @@ def _load(path: Path, file: Checkpoint) -> Capture:
         ),
         _file=file,
     )
+
+
+def _plausible(shape: tuple[int, ...], norm: float, probes: Tensor) -> bool:
+    """`probes` can be those of a tensor of this shape and norm: a norm that is too large would make any error small."""
+    if tuple(probes.shape) != (min(math.prod(shape), SAMPLES + PROJECTIONS),):
+        return False
+    if not math.isfinite(norm):
+        return False
+    if math.prod(shape) <= SAMPLES + PROJECTIONS:
+        return math.isclose(norm, float(probes.double().norm()), rel_tol=1e-6)
+    # 64 projections estimate the norm to within some 9 %
+    estimated = float(probes[SAMPLES:].double().square().mean().sqrt())
+    return estimated / 2 <= norm <= estimated * 2
 
 
 def _facts(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:

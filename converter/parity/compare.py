@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from converter.errors import CaptureError
-from converter.parity.capture import Activation, Capture, error_of_probes
+from converter.parity.capture import Activation, Capture, Mode, error_of_probes
 
 BINS = 16  # of each axis of a histogram
 DECADES = (-20.0, 4.0)  # of magnitudes and errors, log10
@@ -54,12 +54,15 @@ class Gate:
             return self.times > self.default.times
         return True
 
-    def limit(self, activation: Activation, capture: Capture, dtype: str) -> float | None:
-        """What the error of `activation` may be; None if the capture does not hold what that takes."""
+    def limit(self, activation: Activation, capture: Capture, dtype: str, mode: Mode) -> float | None:
+        """What the error of `activation` may be. None if the capture does not hold what that takes, or if so many times
+        the own error would let anything pass."""
         if self.relative is not None:
             return self.relative
-        own = _expected_error(activation, capture, dtype)
-        return None if own is None or self.times is None else self.times * own
+        own = _expected_error(activation, capture, dtype, mode)
+        if own is None or self.times is None or self.times * own >= gates()["most"]["relative"]:
+            return None
+        return self.times * own
 
 
 def find_gate(device: str, dtype: str, override: str | None = None) -> Gate:
@@ -79,16 +82,16 @@ def find_gate(device: str, dtype: str, override: str | None = None) -> Gate:
     return Gate(number, None, "given on the command line", default)
 
 
-def _expected_error(activation: Activation, capture: Capture, dtype: str) -> float | None:
+def _expected_error(activation: Activation, capture: Capture, dtype: str, mode: Mode) -> float | None:
     """The captured error, or that of all levels of the same output where the activation is a handful of numbers."""
-    own = activation.errors.get(dtype)
+    own = activation.own(dtype, mode)
     if own is None or math.prod(activation.shape) >= gates()["few"]["numbers"]:
         return own
     output = activation.name.rpartition(".")[0]
     levels = [
-        other.errors[dtype]
+        error
         for other in capture.activations.values()
-        if other.name.rpartition(".")[0] == output and dtype in other.errors
+        if other.name.rpartition(".")[0] == output and (error := other.own(dtype, mode)) is not None
     ]
     return max(own, math.sqrt(sum(error**2 for error in levels) / len(levels)))
 
@@ -129,6 +132,12 @@ class TapResult:
             return False
         return None if self.limit is None else self.relative <= self.limit
 
+    def unjudged(self, dtype: str) -> str:
+        """Why there is no limit."""
+        if self.own is None:
+            return f"not judged, as the capture does not hold its own error in {dtype}"
+        return f"not judged, as the captured model's own error in {dtype} is {self.own:.0e}, too much to judge by"
+
     @property
     def ratio(self) -> float | None:
         """The error in units of the captured model's own."""
@@ -143,15 +152,23 @@ class TapResult:
 
 
 def measure(
-    capture: Capture, name: str, module: str, found: Tensor, *, gate: Gate, dtype: str, pictures: bool = False
+    capture: Capture,
+    name: str,
+    module: str,
+    found: Tensor,
+    *,
+    gate: Gate,
+    dtype: str,
+    mode: Mode,
+    pictures: bool = False,
 ) -> TapResult:
     """Compare `found` with the captured activation `name`; `pictures` adds histogram and heat map.
 
     CaptureError if it has another shape, unless the capture only has more tokens of padding.
     """
     activation = capture.activations[name]
-    limit = gate.limit(activation, capture, dtype)
-    result = partial(TapResult, name=name, module=module, own=activation.errors.get(dtype), limit=limit)
+    limit = gate.limit(activation, capture, dtype, mode)
+    result = partial(TapResult, name=name, module=module, own=activation.own(dtype, mode), limit=limit)
     if activation.compact:
         if tuple(found.shape) != activation.shape:
             raise other_shape(capture, activation, found)

@@ -22,7 +22,7 @@ from converter.errors import CaptureError
 from converter.mapping.ops import apply_ops, invert_ops
 from converter.mapping.table import Tap, load_table
 from converter.model import GLIP, Output
-from converter.parity.capture import Capture
+from converter.parity.capture import Capture, Mode
 from converter.parity.compare import Gate, TapResult, find_gate, fitted, measure
 from converter.parity.detections import compare_detections
 from converter.parity.device import deterministic
@@ -221,6 +221,7 @@ class _Suite:
         self.taps = matching_taps(model, capture)
         self.dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
         self.gate: Gate = find_gate(next(model.parameters()).device.type, self.dtype)
+        self.mode: Mode = "propagated" if capture.compact else "injected"
         self.largest = 0.0
         self.modules = dict(model.named_modules())
         self.tapped = list(dict.fromkeys(tap.target for tap in self.taps))
@@ -247,7 +248,7 @@ class _Suite:
             return run_model(self.model, self.capture)
 
     def _measure(self, tap: Tap, value: Tensor) -> Tensor | None:
-        result = measure(self.capture, tap.source, tap.target, value, gate=self.gate, dtype=self.dtype)
+        result = measure(self.capture, tap.source, tap.target, value, gate=self.gate, dtype=self.dtype, mode=self.mode)
         if not result.passed:
             raise _Told(result)
         self.largest = max(self.largest, result.relative)

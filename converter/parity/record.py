@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from converter.mapping.table import load_table
+from converter.mapping.table import Tap, load_table
 from converter.model import GLIP
 from converter.parity.capture import INPUTS, Capture
 from converter.parity.device import DTYPES, deterministic, settings
 from converter.parity.run import ANCHORS
-from converter.parity.taps import collect
+from converter.parity.taps import collect, observe
 
 TABLE = "glip-official"
 
@@ -80,15 +80,12 @@ def record(
     """
     parameter = next(model.parameters())
     exact = _activations(model, inputs)
-    own = {}
+    own, of_blocks = {}, {}
     for dtype in errors:
         other = _copy(model, DTYPES[dtype])
         found = _activations(other, inputs)
-        own[dtype] = {
-            key: float((found[key].double() - exact[key].double()).norm()) / (float(exact[key].double().norm()) or 1.0)
-            for key in exact
-            if not key.startswith("detections.")
-        }
+        own[dtype] = {key: _error(found[key], exact[key]) for key in exact if not key.startswith("detections.")}
+        of_blocks[dtype] = _block_errors(other, inputs, exact)
     facts = {
         "name": name,
         "model": variant_of(model),
@@ -101,6 +98,7 @@ def record(
         "image_sizes_hw": [list(size) for size in inputs.image_sizes],
         "positive_map_label_to_token": {str(label): list(tokens) for label, tokens in inputs.positive_map.items()},
         "errors": own,
+        "injected_errors": of_blocks,
     }
     given = dict(zip(INPUTS, (inputs.images, inputs.input_ids, inputs.attention_mask), strict=True))
     return exact | given, facts
@@ -121,6 +119,26 @@ def _activations(model: GLIP, inputs: Inputs) -> dict[str, Tensor]:
         for image, detections in enumerate(model.detect(out, inputs.image_sizes, inputs.positive_map)):
             found |= {f"detections.{image}.{field}": value for field, value in detections._asdict().items()}
         return {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in found.items()}
+
+
+def _block_errors(model: GLIP, inputs: Inputs, exact: Mapping[str, Tensor]) -> dict[str, float]:
+    """The error of each tapped activation when everything before it is exact."""
+    errors: dict[str, float] = {}
+
+    def inject(tap: Tap, value: Tensor) -> Tensor | None:
+        errors[tap.source] = _error(value.cpu(), exact[tap.source])
+        return exact[tap.source].to(value) if tap.target else None
+
+    device = next(model.parameters()).device
+    taps = load_table(TABLE).bind(asdict(model.config)).taps
+    with torch.inference_mode(), deterministic(), observe(model, taps, inject):
+        model(*(x.to(device) for x in (inputs.images, inputs.input_ids, inputs.attention_mask)))
+    return errors
+
+
+def _error(found: Tensor, exact: Tensor) -> float:
+    """Relative, in Frobenius norm."""
+    return float((found.double() - exact.double()).norm()) / (float(exact.double().norm()) or 1.0)
 
 
 def _copy(model: GLIP, dtype: torch.dtype) -> GLIP:

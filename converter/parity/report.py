@@ -63,10 +63,7 @@ def why(result: TapResult, dtype: str) -> str:
     if result.unsound:
         return f"{counted(result.unsound, 'number')} NaN or infinite on one side only"
     if result.limit is None:
-        return (
-            f"relative error {figure(result.relative)}; not judged, as the capture does not hold its own error in "
-            f"{dtype}"
-        )
+        return f"relative error {figure(result.relative)}; {result.unjudged(dtype)}"
     return _beside("relative error {}, at most {}", result.relative, result.limit)
 
 

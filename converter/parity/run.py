@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,13 +19,12 @@ from converter.errors import CaptureError
 from converter.mapping.table import Tap, load_table
 from converter.model import GLIP, Output
 from converter.model.inputs import TEXT_MULTIPLE
-from converter.parity.capture import Capture
+from converter.parity.capture import Capture, Mode
 from converter.parity.compare import Gate, TapResult, find_gate, fitted, measure
 from converter.parity.detections import DetectionResult, compare_detections
 from converter.parity.device import deterministic, settings
 from converter.parity.taps import observe
 
-Mode = Literal["propagated", "injected"]
 ANCHORS = "rpn.anchor_generator."  # a method of the model and no module, so no tap
 
 
@@ -93,10 +93,7 @@ class Report:
                 elif r.passed is False:
                     lines.append(f"{mode}: {r.name}: relative error {r.relative:.1e}, at most {r.limit:.1e}")
                 elif r.passed is None:
-                    lines.append(
-                        f"{mode}: {r.name}: relative error {r.relative:.1e}; not judged, as the capture does not hold "
-                        f"its own error in {self.dtype}"
-                    )
+                    lines.append(f"{mode}: {r.name}: relative error {r.relative:.1e}; {r.unjudged(self.dtype)}")
         for image, d in enumerate(self.detections):
             if d.passed is not False:
                 continue
@@ -133,6 +130,7 @@ def parity(
             "applies. Capture in float64, or say with --gate what may differ."
         )
     taps = matching_taps(model, capture)
+    compared = partial(measure, capture, gate=found_gate, dtype=dtype, pictures=pictures)
     results: dict[Mode, tuple[TapResult, ...]] = {}
     skipped: dict[Mode, str] = {}
     detections: tuple[DetectionResult, ...] = ()
@@ -145,9 +143,7 @@ def parity(
             measured: list[TapResult] = []
 
             def judge(tap: Tap, value: Tensor, mode: Mode = mode, into: list[TapResult] = measured) -> Tensor | None:
-                result = measure(
-                    capture, tap.source, tap.target, value, gate=found_gate, dtype=dtype, pictures=pictures
-                )
+                result = compared(tap.source, tap.target, value, mode=mode)
                 into.append(result)
                 if mode == "propagated" or not tap.target:
                     return None
@@ -158,9 +154,7 @@ def parity(
             for level, anchors in enumerate(model.anchors(out)):
                 name = f"{ANCHORS}{level}"
                 if name in capture.activations:
-                    measured.append(
-                        measure(capture, name, "anchors", anchors, gate=found_gate, dtype=dtype, pictures=pictures)
-                    )
+                    measured.append(compared(name, "anchors", anchors, mode=mode))
             if silent := {tap.source for tap in taps} - {result.name for result in measured}:
                 raise CaptureError(f"the model never computed {min(silent)!r} ({len(silent)} taps in all)")
             results[mode] = tuple(measured)

@@ -59,13 +59,13 @@ def test_a_copy_passes(copy: Path) -> None:
     assert (result.report.dtype, result.report.gate.relative) == ("float64", 1e-10)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_copy_passes_in_formats_that_were_measured(dtype: torch.dtype, copy: Path) -> None:
-    assert verify(copy, load=lambda: GLIP.from_pretrained(copy).to(dtype)).passed
+def test_a_copy_passes_in_float32(copy: Path) -> None:
+    assert verify(copy, load=lambda: GLIP.from_pretrained(copy)).passed
 
 
-def test_a_format_that_was_not_measured_is_not_passed(copy: Path) -> None:
-    assert verify(copy, load=lambda: GLIP.from_pretrained(copy).half()).passed is None
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_format_that_cannot_be_judged_is_not_passed(dtype: torch.dtype, copy: Path) -> None:
+    assert verify(copy, load=lambda: GLIP.from_pretrained(copy).to(dtype)).passed is None
 
 
 def test_one_bit_flipped_in_one_tensor_fails(copy: Path) -> None:

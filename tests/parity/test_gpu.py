@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
-from small_capture import FACTS, activations, own_errors
 from small_glip import small_glip
 
-from converter.parity.capture import Capture, load_capture, write_capture
+from converter.parity.capture import Capture, Mode, load_capture, write_capture
 from converter.parity.device import DTYPES, set_precision
+from converter.parity.record import record, synthetic_inputs
 from converter.parity.run import parity
 
 pytestmark = [
@@ -21,12 +21,12 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def capture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Capture]:
-    exact = activations(small_glip())
-    errors = {
-        name: own_errors(exact, activations(small_glip(DTYPES[name]))) for name in ("float32", "bfloat16", "float16")
-    }
+    model = small_glip()
+    tensors, facts = record(
+        model, synthetic_inputs(model.config.vocab_size), "small", ("float32", "bfloat16", "float16")
+    )  # fmt: skip
     path = tmp_path_factory.mktemp("capture") / "small.safetensors"
-    write_capture(path, exact, {**FACTS, "errors": errors}, compact=False)
+    write_capture(path, tensors, facts, compact=False)
     with load_capture(path) as capture:
         yield capture
 
@@ -34,8 +34,10 @@ def capture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Capture]:
 @pytest.mark.parametrize("dtype", list(DTYPES))
 def test_a_gpu_computes_the_same(dtype: str, capture: Capture) -> None:
     set_precision(False)
-    report = parity(small_glip(DTYPES[dtype]).cuda(), capture, twice=True)
-    assert (report.passed, report.problems, report.device, report.noise) == (True, [], "cuda", 0.0)
+    # in 16 bits errors that add up are too large to judge by
+    modes: Sequence[Mode] = ["propagated", "injected"] if dtype in ("float64", "float32") else ["injected"]
+    report = parity(small_glip(DTYPES[dtype]).cuda(), capture, modes=modes)
+    assert (report.passed, report.problems, report.device) == (True, [], "cuda")
 
 
 def test_a_mistake_is_seen_on_a_gpu(capture: Capture) -> None:

@@ -43,7 +43,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("capture") / "small.safetensors")
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_the_same_model_passes(dtype: str, weights: Path, reference: Path) -> None:
     result = run("parity", weights, "--reference", reference, "--dtype", dtype, "--mode", "propagated")
     assert (result.exit_code, result.stderr) == (0, ""), result.output
@@ -110,8 +110,9 @@ def test_a_capture_of_the_model_is_one_that_it_passes(weights: Path, tmp_path: P
     out = tmp_path / "here.safetensors"
     result = run("capture", weights, "--dst", out, "--errors", "float32,bfloat16")
     assert result.exit_code == 0, result.output
-    for dtype in ("float64", "float32", "bfloat16"):
+    for dtype in ("float64", "float32"):
         assert run("parity", weights, "--reference", out, "--dtype", dtype).exit_code == 0
+    assert run("parity", weights, "--reference", out, "--dtype", "bfloat16", "--mode", "injected").exit_code == 0
     assert run("capture", weights, "--dst", out).exit_code == 6
     whole = out.stat().st_size
     assert run("capture", weights, "--dst", out, "--force", "--compact").exit_code == 0
