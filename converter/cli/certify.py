@@ -122,10 +122,12 @@ def verify(
         if len(problems) > 40:
             click.echo(f"  ... and {len(problems) - 40} more; --json lists all")
         if report is not None:
-            worst = max(report.modes["propagated"], key=lambda r: r.share)
+            taps = report.modes["propagated"]
+            judged = sum(result.passed is not None for result in taps)
+            worst = max(taps, key=lambda result: result.share)
             click.echo(
-                f"{report.device}, {report.dtype}: {len(report.modes['propagated'])} taps within {report.gate}: "
-                f"{verdict}; nearest to it: {worst.name}, {worst.relative:.1e}"
+                f"{report.device}, {report.dtype}: {judged} of {len(taps)} taps judged by {report.gate}; nearest to it: "
+                f"{worst.name}, {worst.relative:.1e}"
             )
         click.echo(verdict)
     if result.passed is not True:
