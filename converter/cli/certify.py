@@ -126,8 +126,8 @@ def verify(
             judged = sum(result.passed is not None for result in taps)
             worst = max(taps, key=lambda result: result.share)
             click.echo(
-                f"{report.device}, {report.dtype}: {judged} of {len(taps)} taps judged by {report.gate}; nearest to it: "
-                f"{worst.name}, {worst.relative:.1e}"
+                f"{report.device}, {report.dtype}: {judged} of {len(taps)} taps judged by {report.gate}; "
+                f"nearest to it: {worst.name}, {worst.relative:.1e}"
             )
         click.echo(verdict)
     if result.passed is not True:
