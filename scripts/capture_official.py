@@ -745,6 +745,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--allow-unloaded", action="append", default=[], metavar="PREFIX",
                         help="parameters that the checkpoint may lack; repeatable")  # fmt: skip
     arguments = parser.parse_args(argv)
+    if "" in arguments.allow_unloaded:
+        parser.error("--allow-unloaded needs a prefix: without one, nothing would be audited")
     arguments.set = [item for pair in arguments.set for item in pair]
     images = len(arguments.image) or len(SYNTHETIC_SIZES)
     if not arguments.dst.endswith(".safetensors"):

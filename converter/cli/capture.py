@@ -62,6 +62,8 @@ def capture(
         raise click.BadParameter(f"{min(unknown)!r} is none of float32, bfloat16, float16", param_hint="--errors")
     if destination.suffix != ".safetensors":
         raise DestinationError(f"{destination.name}: captures are safetensors; let --dst end in '.safetensors'")
+    if not destination.parent.is_dir():
+        raise DestinationError(f"{destination.parent} is not a folder; create it first or choose another --dst")
     if destination.exists() and not force:
         raise DestinationError(f"{destination} exists; --force replaces it")
     from converter.parity.device import load_model

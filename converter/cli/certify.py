@@ -56,13 +56,14 @@ def certify(model: Path, references: Path, mutate: int, threads: int | None, for
         reports = [parity(loaded, capture, twice=True)]
         double = loaded.double()
         reports.insert(0, parity(double, capture, twice=True))
-        problems = [problem for report in reports for problem in report.problems]
+        problems = [f"{report.dtype}: {problem}" for report in reports for problem in report.problems]
         if problems:
-            for report in reports:
-                for problem in report.problems:
-                    click.echo(f"{report.dtype}: {problem}", err=True)
+            if as_json:
+                print_json({"certificate": None, "passed": False, "problems": problems})
+            for problem in problems:
+                click.echo(problem, err=True)
             click.echo(f"not certified: {len(problems)} comparisons did not pass", err=True)
-            sys.exit(1)
+            sys.exit(1 if any(report.passed is False for report in reports) else CaptureError.exit_code)
         score = mutation_score(double, capture, mutate) if mutate else None
         with progress(_size(model), "hashing") as advance:
             certify(model, capture, reports, score, double, advance)

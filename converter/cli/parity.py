@@ -10,7 +10,7 @@ import click
 
 from converter.cli.output import print_json, progress, reports_errors
 from converter.cli.run_options import run_options
-from converter.errors import CaptureError
+from converter.errors import CaptureError, DestinationError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,6 +79,9 @@ def parity(
     """Compare MODEL, a converted file or folder, with a capture, tap by tap."""
     from converter.parity.device import load_model
 
+    for output in (html, junit):
+        if output is not None and output.exists() and any(map(output.samefile, (*weight_files(model), reference))):
+            raise DestinationError(f"{output} is one of the inputs; choose another place")
     loaded = load_model(model, device, dtype, tf32, threads)
     from converter.parity import html as page
     from converter.parity import report as text
@@ -91,7 +94,8 @@ def parity(
         modes = [m for m in modes if m == mode]
     with load_capture(reference) as capture:
         report = compare(loaded, capture, modes=modes, gate=gate, pictures=html is not None, twice=True)
-        score = None if mutate is None else mutation_score(loaded, capture, mutate or None)
+        # of a comparison that fails, mutations would tell nothing
+        score = mutation_score(loaded, capture, mutate or None, gate) if mutate is not None and report.passed else None
     hashes = {str(path): file_sha256(path) for path in (*weight_files(model), reference)}
     if html is not None:
         rendered = page.to_html(report, hashes=hashes)
@@ -105,22 +109,27 @@ def parity(
         click.echo(text.to_text(report, rows))
         if score is not None:
             _print_score(score)
+        elif mutate is not None:
+            click.echo("no mutations were made, since the comparison does not pass")
     if report.passed is not True:
         sys.exit(1 if report.passed is False else CaptureError.exit_code)
 
 
 def weight_files(model: Path) -> list[Path]:
     """The files that hold the weights."""
-    return sorted(model.glob("*.safetensors")) if model.is_dir() else [model]
+    from converter.checkpoint import open_checkpoint
+
+    with open_checkpoint(model) as checkpoint:
+        return checkpoint.files
 
 
-def mutation_score(model: GLIP, capture: Capture, count: int | None) -> Score:
+def mutation_score(model: GLIP, capture: Capture, count: int | None, gate: str | None = None) -> Score:
     """With a bar on stderr."""
     from converter.parity import mutate
 
     total = count or len(mutate.mutations(model, capture.table))
     with progress(total, "mutations", " mutations") as advance:
-        return mutate.mutation_score(model, capture, count, on_done=lambda: advance(1))
+        return mutate.mutation_score(model, capture, count, gate=gate, on_done=lambda: advance(1))
 
 
 def _print_score(score: Score) -> None:

@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -34,6 +35,7 @@ from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.display import file_name, plain, quoted
 from converter.errors import CaptureError, DestinationError
 from converter.model import Detections
+from converter.model.inputs import TEXT_MULTIPLE
 from converter.parity.probes import PROJECTIONS, SAMPLES, distance, probe
 
 Mode = Literal["propagated", "injected"]
@@ -90,6 +92,15 @@ class Capture:
     def compact(self) -> bool:
         """Some of its activations are probes only."""
         return any(activation.compact for activation in self.activations.values())
+
+    @property
+    def tokens(self) -> int:
+        """How many leading tokens the model computes: all up to the last that a caption attends to, rounded up."""
+        attended = self.attention_mask != 0
+        lengths = (attended * torch.arange(1, attended.shape[1] + 1)).amax(dim=1)
+        if int(lengths.min()) == 0:
+            return attended.shape[1]
+        return min(attended.shape[1], -(-int(lengths.max()) // TEXT_MULTIPLE) * TEXT_MULTIPLE)
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,8 +166,21 @@ def _load(path: Path, file: Checkpoint) -> Capture:
             raise CaptureError(f"{file_name(path)}: {quoted(name)} is no probe of its shape and norm. Capture again.")
     inputs = [_tensor(file, name) for name in INPUTS]
     batch = len(facts["image_sizes_hw"])
-    if [value.shape[:1] for value in inputs] != [(batch,)] * 3 or inputs[1].shape != inputs[2].shape:
+    images, ids, mask = inputs
+    if images.dim() != 4 or ids.dim() != 2 or ids.shape != mask.shape or 0 in (*images.shape, *ids.shape) or (
+        len(images) != batch or len(ids) != batch or {ids.dtype, mask.dtype} != {torch.int64}
+    ):  # fmt: skip
         raise CaptureError(f"{file_name(path)}: its inputs are not those of {batch} images. Capture again.")
+    found = tuple(
+        Detections(*(_tensor(file, f"detections.{image}.{field}") for field in Detections._fields))
+        for image in range(detections)
+    )
+    for boxes, scores, labels in found:
+        count = len(labels) if labels.dim() else -1
+        if (boxes.shape, scores.shape, labels.shape) != ((count, 4), (count,), (count,)) or (
+            labels.dtype != torch.int64 or not (boxes.is_floating_point() and scores.is_floating_point())
+        ):
+            raise CaptureError(f"{file_name(path)}: its detections are no boxes, scores and labels. Capture again.")
     return Capture(
         path=path,
         name=facts["name"],
@@ -170,10 +194,7 @@ def _load(path: Path, file: Checkpoint) -> Capture:
         image_sizes=tuple((height, width) for height, width in facts["image_sizes_hw"]),
         positive_map={int(label): tuple(tokens) for label, tokens in facts["positive_map_label_to_token"].items()},
         activations=activations,
-        detections=tuple(
-            Detections(*(_tensor(file, f"detections.{image}.{field}") for field in Detections._fields))
-            for image in range(detections)
-        ),
+        detections=found,
         _file=file,
     )
 
@@ -201,9 +222,13 @@ def _facts(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         facts = json.loads(metadata["capture"], parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise CaptureError(f"{file_name(path)}: 'capture' is no JSON ({plain(str(error))}). Capture again.") from None
+    return _checked(path, facts)
+
+
+def _checked(path: Path, facts: Any) -> dict[str, Any]:
     problem = next(iter(sorted(_schema().iter_errors(facts), key=lambda error: list(map(str, error.path)))), None)
     if problem is not None:
-        place = "/".join(map(str, problem.absolute_path))
+        place = plain("/".join(map(str, problem.absolute_path)))
         raise CaptureError(f"{file_name(path)}: 'capture', at {place or 'its top'}: {plain(problem.message, 300)}.")
     return dict(facts)
 
@@ -228,8 +253,11 @@ def _errors(path: Path, facts: Mapping[str, Any]) -> Mapping[str, Mapping[str, f
         return {}
     try:
         table = json.loads(beside.read_text(encoding="utf-8"))["float32_error_against_float64"]
-        return {"float32": {str(name): float(entry["rel_fro"]) for name, entry in table.items()}}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        errors = {"float32": {str(name): float(entry["rel_fro"]) for name, entry in table.items()}}
+        if not all(0 <= error < math.inf for error in errors["float32"].values()):
+            raise ValueError("an error is no number from 0 on")
+        return errors
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise CaptureError(
             f"{file_name(beside)}: has no 'float32_error_against_float64' that can be read ({plain(str(error))}). "
             "Move it away, or capture again."
@@ -259,7 +287,7 @@ def write_capture(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str,
             probes[name] = {"shape": list(values.shape), "norm": float(values.double().norm())}
             values = probe(name, values)
         kept[name] = values
-    content = {**facts, **({"compact": probes} if compact else {})}
+    content = _checked(path, {**facts, **({"compact": probes} if compact else {})})
     # one entry: the order of several is not kept by safetensors
     metadata = {"capture": json.dumps(content, sort_keys=True, allow_nan=False)}
     write_whole(path, lambda partial: save_file(kept, partial, metadata))
@@ -279,9 +307,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError as error:
-        raise DestinationError(
-            f"{file_name(path)} cannot be written: {error.strerror}; choose another place"
-        ) from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or plain(str(error))
+        raise DestinationError(f"{file_name(path)} cannot be written: {reason}; choose another place") from error
     finally:
         partial.unlink(missing_ok=True)

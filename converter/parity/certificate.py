@@ -3,7 +3,7 @@
 `parity.json` in a folder, `NAME.parity.json` beside a single file. It holds hashes of all tensors, of the table and of
 the capture; per run the device, dtype, gate and the numbers of every tap; the mutation score; and the fingerprint: a
 compact capture of the verified model itself, on a small built-in input. With it a copy of the weights can be checked
-anywhere, without the reference.
+anywhere, without the reference. It is evidence, not a signature: who can change the weights can change it, too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from converter import __version__
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.convert import digest_of_tensors
 from converter.display import file_name, plain, quoted
-from converter.errors import CaptureError
+from converter.errors import CaptureError, ConverterError
 from converter.mapping.table import load_table
 from converter.model import GLIP
 from converter.parity.capture import Capture, file_sha256, load_capture, write_capture, write_whole
@@ -152,7 +152,13 @@ def verify(
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "fingerprint.safetensors"
             file.write_bytes(_decoded(path, content["fingerprint"]))
-            with load_capture(file) as capture:
+            try:
+                capture = load_capture(file)
+            except ConverterError:
+                raise CaptureError(
+                    f"{file_name(path)}: its fingerprint is damaged. Get the certificate again."
+                ) from None
+            with capture:
                 model = load() if load else GLIP.from_pretrained(weights).double()
                 report = parity(model, capture, modes=["propagated"])
     return Verification(path, changed, missing, added, report)
@@ -216,11 +222,16 @@ def _validator() -> Any:
     return jsonschema.Draft202012Validator(
         {
             "type": "object",
-            "required": ["format", "weights", "fingerprint"],
+            "required": ["format", "weights", "fingerprint", "runs", "table", "capture", "mutations"],
             "properties": {
                 "format": {"const": FORMAT},
                 "weights": weights,
                 "fingerprint": {"type": "string", "minLength": 1},
+                "runs": {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": {"type": "object", "required": ["passed"], "properties": {"passed": {"const": True}}},
+                },
             },
         }
     )

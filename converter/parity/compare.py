@@ -197,10 +197,11 @@ def measure(
 def fitted(capture: Capture, activation: Activation, like: Tensor) -> Tensor:
     """The captured values, cut to the tokens that `like` has where they differ in nothing else."""
     expected = capture.read(activation.name)
-    tokens = capture.input_ids.shape[1]
+    tokens, computed = capture.input_ids.shape[1], capture.tokens
     for axis, length in enumerate(like.shape[: expected.dim()]):
-        if expected.shape[axis] == tokens > length:
+        if expected.shape[axis] == tokens > computed == length:
             expected = expected.narrow(axis, 0, length)
+            break
     if expected.shape != like.shape:
         raise other_shape(capture, activation, like)
     return expected

@@ -30,7 +30,7 @@ class DetectionResult:
         same_order: equal labels, rank by rank.
         pixels, scores: largest differences between detections of the same rank, NaN where the numbers differ.
         matched: pairs of the same label that overlap; missed, extra: what is in no pair.
-        limit: what `pixels` may be; None where the dtype does not let one ask.
+        limit, score_limit: what `pixels` and `scores` may be; None where the dtype does not let one ask.
     """
 
     expected: int
@@ -42,11 +42,14 @@ class DetectionResult:
     missed: tuple[Box, ...]
     extra: tuple[Box, ...]
     limit: float | None
+    score_limit: float
 
     @property
     def passed(self) -> bool | None:
-        """The same detections in the same order, to within the limit; None where there is none."""
-        return None if self.limit is None else self.same_order and self.pixels <= self.limit
+        """The same detections in the same order, to within the limits; None where there is none."""
+        if self.limit is None:
+            return None
+        return self.same_order and self.pixels <= self.limit and self.scores <= self.score_limit
 
 
 def compare_detections(expected: Detections, found: Detections, dtype: str) -> DetectionResult:
@@ -65,6 +68,7 @@ def compare_detections(expected: Detections, found: Detections, dtype: str) -> D
         missed=_boxes(expected, {first for first, _ in pairs}),
         extra=_boxes(found, {second for _, second in pairs}),
         limit=limit,
+        score_limit=gates()["detections"]["scores"],
     )
 
 

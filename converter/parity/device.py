@@ -45,11 +45,12 @@ def load_model(path: Path, device: str, dtype: str, tf32: bool = False, threads:
 def deterministic() -> Iterator[None]:
     """Deterministic kernels where there are such; a warning of one that is none is not silenced."""
     before = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before, warn_only=warned)
 
 
 def set_precision(tf32: bool) -> None:

@@ -228,6 +228,11 @@ MISTAKES: tuple[Mistake, ...] = (
     ),
     Mistake("anchors without their +1", _patch(detection, "decode", _without_plus_one), "", detections=True),
     Mistake("suppression at an IoU of 0.5", _patch(detection, "NMS_THRESHOLD", lambda _: 0.5), "", detections=True),
+    Mistake(
+        "scores without the root",
+        _patch(detection, "suppress", lambda original: lambda boxes, score, label: original(boxes, score**2, label)),
+        "", detections=True,
+    ),
     Mistake("no threshold of scores", _patch(detection, "SCORE_THRESHOLD", lambda _: 0.0), "", detections=True),
     Mistake(
         "box deltas without weights", _patch(detection, "DELTA_WEIGHTS", lambda _: (1.0,) * 4), "", detections=True,

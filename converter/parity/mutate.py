@@ -156,7 +156,7 @@ def _of_sources(model: GLIP, table: str) -> Iterator[Mutation]:
             def change(
                 values: Sequence[Tensor], back: Any = back, ops: Any = transfer.rule.ops, first: int = first
             ) -> list[Tensor]:
-                parts = apply_ops(back, [value.numpy() for value in values])
+                parts = apply_ops(back, [value.double().numpy() for value in values])  # numpy has no bfloat16
                 parts[first], parts[first + 1] = parts[first + 1], parts[first]
                 return [torch.from_numpy(array) for array in apply_ops(ops, parts)]
 
@@ -215,18 +215,23 @@ class _Told(Exception):
 class _Suite:
     """The comparison, ready to be run again and again on a model that passes it."""
 
-    def __init__(self, model: GLIP, capture: Capture) -> None:
+    def __init__(self, model: GLIP, capture: Capture, gate: str | None) -> None:
         self.model = model
         self.capture = capture
         self.taps = matching_taps(model, capture)
         self.dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-        self.gate: Gate = find_gate(next(model.parameters()).device.type, self.dtype)
+        self.gate: Gate = find_gate(next(model.parameters()).device.type, self.dtype, gate)
         self.mode: Mode = "propagated" if capture.compact else "injected"
         self.largest = 0.0
         self.modules = dict(model.named_modules())
         self.tapped = list(dict.fromkeys(tap.target for tap in self.taps))
         self.inputs: dict[str, tuple[Any, Any]] = {}
         self.judge(None)  # a model that fails already would make every mutation look caught
+        if self._detect()[0]:
+            raise CaptureError(
+                f"capture {capture.name!r}: its detections are others before anything was changed. Mutations tell "
+                "nothing of a comparison that fails."
+            )
         if not capture.compact:
             self._keep_inputs()
 
@@ -257,12 +262,18 @@ class _Suite:
         return fitted(self.capture, self.capture.activations[tap.source], value).to(value)
 
     def judge(self, mutation: Mutation | None) -> tuple[str | None, float]:
-        """Run what a mutation can change. What told of it, if anything, and the largest error that was seen."""
+        """Run what a mutation can change. What told of it, if anything, and the largest error that was seen.
+
+        Without a mutation everything runs, and what is off is an error.
+        """
         self.largest = 0.0
+        if mutation is None:
+            self._whole()
+            return None, self.largest
         try:
-            if mutation is not None and mutation.detections:
+            if mutation.detections:
                 return self._detect()
-            if mutation is None or self.capture.compact:
+            if self.capture.compact:
                 self._whole()
             else:
                 for path in self._touched(mutation.targets):
@@ -299,7 +310,12 @@ class _Suite:
 
 
 def mutation_score(
-    model: GLIP, capture: Capture, count: int | None = None, *, on_done: Callable[[], object] = lambda: None
+    model: GLIP,
+    capture: Capture,
+    count: int | None = None,
+    *,
+    gate: str | None = None,
+    on_done: Callable[[], object] = lambda: None,
 ) -> Score:
     """Make `count` mutations of `model` (all of them if None), and see which of them the capture tells.
 
@@ -307,7 +323,7 @@ def mutation_score(
     """
     with torch.inference_mode(False), torch.no_grad(), deterministic():
         try:
-            suite = _Suite(model, capture)
+            suite = _Suite(model, capture, gate)
         except _Told as told:
             raise CaptureError(
                 f"capture {capture.name!r}: {told.result.name} is off before anything was changed "

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from converter.errors import CaptureError
 from converter.mapping.table import Tap, load_table
 from converter.model import GLIP
 from converter.parity.capture import INPUTS, Capture
@@ -86,6 +87,12 @@ def record(
         found = _activations(other, inputs)
         own[dtype] = {key: _error(found[key], exact[key]) for key in exact if not key.startswith("detections.")}
         of_blocks[dtype] = _block_errors(other, inputs, exact)
+    for dtype, errors_of_dtype in own.items():
+        if unsound := next((key for key, error in errors_of_dtype.items() if not math.isfinite(error)), None):
+            raise CaptureError(
+                f"{unsound!r} is not finite in {dtype}, so its own error cannot be recorded; leave {dtype} "
+                "out of --errors"
+            )
     facts = {
         "name": name,
         "model": variant_of(model),

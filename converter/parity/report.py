@@ -75,7 +75,9 @@ def why_detections(detection: DetectionResult, dtype: str) -> str:
         return f"{counted(detection.found, 'detection')}, captured were {detection.expected}"
     if not detection.same_order:
         return "other labels than captured"
-    return _beside("a box is off by {} pixels, at most {}", detection.pixels, detection.limit)
+    if not detection.pixels <= detection.limit:
+        return _beside("a box is off by {} pixels, at most {}", detection.pixels, detection.limit)
+    return _beside("a score is off by {}, at most {}", detection.scores, detection.score_limit)
 
 
 def _beside(sentence: str, value: float, limit: float) -> str:

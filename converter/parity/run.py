@@ -18,7 +18,6 @@ from torch import Tensor
 from converter.errors import CaptureError
 from converter.mapping.table import Tap, load_table
 from converter.model import GLIP, Output
-from converter.model.inputs import TEXT_MULTIPLE
 from converter.parity.capture import Capture, Mode
 from converter.parity.compare import Gate, TapResult, find_gate, fitted, measure
 from converter.parity.detections import DetectionResult, compare_detections
@@ -101,8 +100,10 @@ class Report:
                 lines.append(f"image {image}: {d.found} detections, captured were {d.expected}")
             elif not d.same_order:
                 lines.append(f"image {image}: other labels than captured")
-            else:
+            elif d.limit is not None and not d.pixels <= d.limit:
                 lines.append(f"image {image}: a box is off by {d.pixels:.1e} pixels, at most {d.limit:.0e}")
+            else:
+                lines.append(f"image {image}: a score is off by {d.scores:.1e}, at most {d.score_limit:.0e}")
         return lines
 
 
@@ -152,9 +153,7 @@ def parity(
             with observe(model, taps, judge):
                 out = run_model(model, capture)
             for level, anchors in enumerate(model.anchors(out)):
-                name = f"{ANCHORS}{level}"
-                if name in capture.activations:
-                    measured.append(compared(name, "anchors", anchors, mode=mode))
+                measured.append(compared(f"{ANCHORS}{level}", "anchors", anchors, mode=mode))
             if silent := {tap.source for tap in taps} - {result.name for result in measured}:
                 raise CaptureError(f"the model never computed {min(silent)!r} ({len(silent)} taps in all)")
             results[mode] = tuple(measured)
@@ -176,8 +175,8 @@ def parity(
 def matching_taps(model: GLIP, capture: Capture) -> list[Tap]:
     """The taps of the model; CaptureError unless they are exactly what was captured."""
     taps = list(load_table(capture.table).bind(asdict(model.config)).taps)
-    captured = {name for name in capture.activations if not name.startswith(ANCHORS)}
-    ours = {tap.source for tap in taps}
+    captured = set(capture.activations)
+    ours = {tap.source for tap in taps} | {f"{ANCHORS}{level}" for level in range(len(model.config.anchor_strides))}
     if unknown := sorted(captured - ours):
         raise CaptureError(
             f"capture {capture.name!r}: {capture.table} pairs {len(unknown)} of its activations with nothing in this "
@@ -194,12 +193,7 @@ def matching_taps(model: GLIP, capture: Capture) -> list[Tap]:
 def run_model(model: GLIP, capture: Capture) -> Output:
     """The model's output for the captured inputs, without tokens at the end that it would not compute."""
     device = next(model.parameters()).device
-    attended = capture.attention_mask != 0
-    position = torch.arange(1, attended.shape[1] + 1)
-    lengths = (attended * position).amax(dim=1)
-    tokens = attended.shape[1]
-    if int(lengths.min()) > 0:
-        tokens = min(tokens, -(-int(lengths.max()) // TEXT_MULTIPLE) * TEXT_MULTIPLE)
+    tokens = capture.tokens
     out: Output = model(
         capture.images.to(device),
         capture.input_ids[:, :tokens].to(device),

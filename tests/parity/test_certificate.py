@@ -132,6 +132,9 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
     "no tensors": lambda c: c["weights"].update(tensors={}),
     "a hash that is none": lambda c: c["weights"]["tensors"].update({"head.bias": "x"}),
     "another hash of all": lambda c: c["weights"].update(sha256="0" * 64),
+    "no runs": lambda c: c.update(runs=[]),
+    "a run that failed": lambda c: c["runs"][0].update(passed=False),
+    "no capture": lambda c: c.pop("capture"),
     "another format": lambda c: c.update(format=2),
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_capture import small_capture
+from small_capture import FACTS, activations, small_capture
 from small_glip import small_glip
 from torch.nn import functional as F
 
@@ -16,7 +16,7 @@ from converter.errors import CaptureError
 from converter.mapping.table import load_table
 from converter.model import GLIP
 from converter.parity import mutate
-from converter.parity.capture import Capture
+from converter.parity.capture import Capture, load_capture, write_capture
 from converter.parity.mistakes import MISTAKES, Mistake
 from converter.parity.mutate import Mutation, Score, mutation_score, mutations
 from converter.parity.run import parity
@@ -153,6 +153,14 @@ def test_a_model_that_fails_already_has_no_score(capture: Capture) -> None:
         model.head.bias += 1
     with pytest.raises(CaptureError, match="is off before anything was changed"):
         mutation_score(model, capture, 5)
+
+
+def test_a_capture_of_other_detections_has_no_score(tmp_path: Path) -> None:
+    tensors = activations(small_glip())
+    tensors["detections.0.labels"] = 3 - tensors["detections.0.labels"]
+    write_capture(tmp_path / "labels.safetensors", tensors, FACTS, compact=False)
+    with load_capture(tmp_path / "labels.safetensors") as other, pytest.raises(CaptureError, match="its detections"):
+        mutation_score(small_glip(), other, 5)
 
 
 def test_a_mutation_that_changes_nothing_survives(capture: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from converter.errors import CaptureError, CheckpointError
 from converter.model import GLIP
 from converter.parity.capture import Capture, load_capture, write_capture
 from converter.parity.record import Inputs, record
-from converter.parity.run import Report, parity
+from converter.parity.run import ANCHORS, Report, parity
 
 
 @pytest.fixture(scope="module")
@@ -270,6 +270,51 @@ def test_other_detections_are_a_problem(capture: Capture, monkeypatch: pytest.Mo
     assert any(d.missed for d in report.detections)
 
 
+@pytest.mark.parametrize("score", [math.nan, 0.5])
+def test_other_scores_are_a_problem(score: float, tmp_path: Path) -> None:
+    tensors = activations(small_glip())
+    tensors["detections.0.scores"][0] = score
+    write_capture(tmp_path / "scores.safetensors", tensors, FACTS, compact=False)
+    with load_capture(tmp_path / "scores.safetensors") as capture:
+        report = parity(small_glip(), capture)
+        assert report.passed is False
+        assert any("a score is off" in problem for problem in report.problems)
+
+
+@pytest.mark.parametrize("change", ["without", "one more"])
+def test_anchors_must_be_those_of_the_model(change: str, tmp_path: Path) -> None:
+    tensors = activations(small_glip())
+    if change == "without":
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(ANCHORS)}
+    else:
+        tensors[f"{ANCHORS}7"] = torch.zeros(3, 4)
+    write_capture(tmp_path / "anchors.safetensors", tensors, FACTS, compact=False)
+    with load_capture(tmp_path / "anchors.safetensors") as capture, pytest.raises(CaptureError, match="anchor"):
+        parity(small_glip(), capture)
+
+
+@pytest.mark.parametrize("change", [
+    {"detections.0.boxes": torch.zeros(2, 0)}, {"detections.0.boxes": torch.zeros(0, 1, 4)},
+    {"detections.0.scores": torch.zeros(0)}, {"detections.0.labels": torch.zeros(3)},
+    {"input.input_ids": torch.ones(2).long(), "input.attention_mask": torch.ones(2).long()},
+    {"input.input_ids": torch.ones(2, 0).long(), "input.attention_mask": torch.ones(2, 0).long()},
+    {"input.images": torch.zeros(2, 3)},
+], ids=str)  # fmt: skip
+def test_inputs_and_detections_of_another_shape_are_refused(change: dict[str, Tensor], tmp_path: Path) -> None:
+    write_capture(tmp_path / "other.safetensors", {**activations(small_glip()), **change}, FACTS, compact=False)
+    with pytest.raises(CaptureError, match="Capture again"):
+        load_capture(tmp_path / "other.safetensors")
+
+
+def test_settings_of_torch_are_as_before(capture: Capture) -> None:
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        parity(small_glip(), capture, modes=["propagated"])
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_pictures_count_every_number_and_show_where(capture: Capture) -> None:
     model = small_glip()
     with torch.no_grad():
@@ -367,7 +412,9 @@ def test_a_capture_cut_short_is_refused(tmp_path: Path) -> None:
     {"errors": {"float32": {"backbone.0": "small"}}}, {"errors": {"float99": {}}},
     {"compact": {"no.such": {"shape": [1], "norm": 1}}},
     {"compact": {"backbone.0": {"shape": [1000, 1000], "norm": 1}}}, {"errors": {"float32": {"backbone.0": -1}}},
-    {"image_sizes_hw": [[75, 101]]},
+    {"image_sizes_hw": [[75, 101]]}, {"table": "/tmp/other.json"}, {"table": "../glip.json"}, {"dtype": ""},
+    {"dtype": "."}, {"errors": {"float32": {"backbone.0": 10**400}}},
+    {"compact": {"backbone.0": {"shape": [1], "norm": 10**400}}},
 ])  # fmt: skip
 def test_facts_that_are_not_as_described_are_refused(change: dict[str, object], tmp_path: Path) -> None:
     path = write(tmp_path / "small.safetensors")
@@ -385,7 +432,7 @@ def test_facts_that_are_no_json_are_refused(text: str, tmp_path: Path) -> None:
         load_capture(path)
 
 
-@pytest.mark.parametrize("factor", [0.0, 0.1, 10.0, 1e300])
+@pytest.mark.parametrize("factor", [0.0, 0.1, 10.0, 1e200])
 def test_a_compact_capture_that_lies_about_norms_is_refused(factor: float, tmp_path: Path) -> None:
     path = write(tmp_path / "small.safetensors", compact=True)
     with load_capture(path) as capture:

@@ -87,6 +87,38 @@ def test_mutations_are_scored(weights: Path, reference: Path) -> None:
     assert "no input can show it" in result.stdout
 
 
+def test_a_comparison_that_fails_is_reported_and_not_mutated(wrong: Path, reference: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    result = run("parity", wrong, "--reference", reference, "--mutate", 5, "--html", page)
+    assert (result.exit_code, "no mutations were made" in result.stdout, page.exists()) == (1, True, True)
+
+
+def test_an_input_is_never_overwritten(weights: Path, reference: Path) -> None:
+    before = reference.read_bytes()
+    for output in (weights, reference):
+        assert run("parity", weights, "--reference", reference, "--html", output).exit_code == 6
+        assert run("parity", weights, "--reference", reference, "--junit", output).exit_code == 6
+    assert reference.read_bytes() == before
+
+
+def test_mutations_in_bfloat16(weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "here.safetensors"
+    run("capture", weights, "--dst", out, "--errors", "bfloat16")
+    options = ("--dtype", "bfloat16", "--mode", "injected", "--mutate", 30)
+    assert run("parity", weights, "--reference", out, *options).exit_code == 0
+
+
+def test_what_cannot_be_judged_is_not_certified(weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "here.safetensors"
+    run("capture", weights, "--dst", out, "--errors", "")
+    result = run("certify", weights, "--reference", out, "--json")
+    assert (result.exit_code, json.loads(result.stdout)["passed"]) == (8, False)
+
+
+def test_a_capture_goes_only_where_it_can(weights: Path, tmp_path: Path) -> None:
+    assert run("capture", weights, "--dst", tmp_path / "missing" / "x.safetensors").exit_code == 6
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "many"])
 def test_a_number_of_mutations_that_is_none(value: str, weights: Path, reference: Path) -> None:
     assert run("parity", weights, "--reference", reference, "--mutate", value).exit_code == 2

@@ -35,7 +35,7 @@ def tap(name: str, relative: float = 1e-13, **changes: Any) -> TapResult:
 def image(**changes: Any) -> DetectionResult:
     values: dict[str, Any] = {
         "expected": 2, "found": 2, "same_order": True, "pixels": 1e-9, "scores": 1e-9, "matched": 2, "missed": (),
-        "extra": (), "limit": 1e-3,
+        "extra": (), "limit": 1e-3, "score_limit": 1e-6,
     }  # fmt: skip
     return DetectionResult(**(values | changes))
 
