@@ -14,7 +14,7 @@ from typing import Any, NoReturn, ParamSpec
 
 import click
 
-from converter.errors import ConverterError, PlanError, TableError
+from converter.errors import CaptureError, ConverterError, PlanError, TableError
 
 P = ParamSpec("P")
 _SHOWN_PROBLEMS = 40
@@ -38,6 +38,13 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
             command(*args, **kwargs)
         except ConverterError as error:
             _fail(error, as_json=bool(kwargs.get("as_json")))
+        except ModuleNotFoundError as error:
+            if error.name not in ("torch", "safetensors"):
+                raise
+            missing = CaptureError(
+                f"this command runs the model and needs {error.name}: pip install 'converter[model]'"
+            )
+            _fail(missing, as_json=bool(kwargs.get("as_json")))
         except KeyboardInterrupt:
             click.echo(f"{'terminated' if terminated else 'interrupted'}; nothing is half-written", err=True)
             sys.exit(143 if terminated else 130)

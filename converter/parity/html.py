@@ -32,7 +32,6 @@ from converter.parity.report import (
     noise_line,
     printable,
     to_json,
-    tolerance,
     verdict,
     why_detections,
 )
@@ -101,7 +100,7 @@ def _verdict(report: Report) -> str:
         lines.append(f"<li>image {image}: {_text(_detected(report, detection))}</li>")
     lines += [
         "</ul>",
-        f"<p>Gate: {_text(tolerance(report.gate))} ({_text(report.gate.reason.rstrip('.'))}).</p>",
+        f"<p>Gate: {_text(str(report.gate))} ({_text(report.gate.reason.rstrip('.'))}).</p>",
         f'<p class="loud" role="alert">{_text(loud)}</p>' if loud else "",
     ]
     return "\n".join(lines)
@@ -209,9 +208,9 @@ def _drawing(report: Report, image: int, d: DetectionResult) -> str:
 
 def _settings(report: Report, hashes: Mapping[str, str]) -> str:
     made = {key: value for key, value in report.made.items() if key not in PER_ACTIVATION}
-    gate = {"allows": tolerance(report.gate), "reason": report.gate.reason}
+    gate = {"allows": str(report.gate), "reason": report.gate.reason}
     if report.gate.default is not None:
-        gate |= {"default": tolerance(report.gate.default), "its reason": report.gate.default.reason}
+        gate |= {"default": str(report.gate.default), "its reason": report.gate.default.reason}
     tables = {
         "This run": {**report.settings, "device": report.device, "dtype": report.dtype, "noise": noise_line(report)},
         "Gate": gate,

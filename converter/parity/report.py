@@ -50,10 +50,7 @@ def printable(text: str) -> str:
 
 
 def badness(result: TapResult) -> tuple[int, float]:
-    """Sorts failed before not judged before passed, and among these by the share of the limit that is used up.
-
-    By share alone, an error where none is allowed at all (a limit of 0) would come after errors within their limit.
-    """
+    """Sorts failed before not judged before passed, and among these by the share of the limit that is used up."""
     rank = {False: 0, None: 1, True: 2}[result.passed]
     return rank, -(math.inf if math.isnan(result.share) else result.share)
 
@@ -86,17 +83,12 @@ def _beside(sentence: str, value: float, limit: float) -> str:
     return sentence.format(*shown if shown[0] != shown[1] or value == limit else (repr(value), repr(limit)))
 
 
-def tolerance(gate: Gate) -> str:
-    """What a gate allows, with all its digits: 1.4e-10 is looser than 1e-10."""
-    return f"{gate.relative:g}" if gate.relative is not None else str(gate)
-
-
 def looser(gate: Gate) -> str | None:
     """A loud line where the gate lets pass what the default would not."""
     if not gate.looser:
         return None
-    default = tolerance(gate.default) if gate.default is not None else "none"
-    return f"LOOSER THAN THE DEFAULT: {tolerance(gate)} instead of {default} ({gate.reason})"
+    default = str(gate.default) if gate.default is not None else "none"
+    return f"LOOSER THAN THE DEFAULT: {gate} instead of {default} ({gate.reason})"
 
 
 def findings(report: Report) -> list[str]:
@@ -153,7 +145,7 @@ def to_text(report: Report, rows: int = 20) -> str:
     lines += ["", *_detection_lines(report, rows)] if report.detections else []
     if found := findings(report):
         lines += ["", *found]
-    lines += ["", f"gate: {tolerance(report.gate)} ({report.gate.reason})"]
+    lines += ["", f"gate: {report.gate} ({report.gate.reason})"]
     if loud is not None:
         lines.append(loud)
     lines += [f"{mode}: skipped: {reason}" for mode, reason in report.skipped.items()]
@@ -247,7 +239,7 @@ def to_json(report: Report, *, pictures: bool = False) -> dict[str, Any]:
 
 def _gate(gate: Gate) -> dict[str, Any]:
     return {
-        "text": tolerance(gate),
+        "text": str(gate),
         "relative": gate.relative,
         "times": gate.times,
         "reason": gate.reason,
@@ -313,7 +305,7 @@ def _suite(report: Report, name: str, cases: Sequence[tuple[str, bool | None, st
         "testsuite", name=name, tests=str(len(cases)), failures=str(passed.count(False)), errors="0",
         skipped=str(passed.count(None)),
     )  # fmt: skip
-    about = {"capture": report.capture, "device": report.device, "dtype": report.dtype, "gate": tolerance(report.gate)}
+    about = {"capture": report.capture, "device": report.device, "dtype": report.dtype, "gate": str(report.gate)}
     loud = looser(report.gate)
     about |= {"gate.reason": report.gate.reason, **({"gate.warning": loud} if loud else {})}
     about |= {

@@ -191,3 +191,15 @@ def test_help_does_not_import_torch() -> None:
         "assert not {'torch', 'numpy', 'jsonschema'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("module", ["torch", "safetensors"])
+def test_without_torch_the_next_step_is_said(module: str, weights: Path, reference: Path) -> None:
+    code = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        "from converter.cli import main; main(['parity', *sys.argv[1:]])"
+    )  # fmt: skip
+    command = [sys.executable, "-c", code, str(weights), "--reference", str(reference)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, "pip install 'converter[model]'" in done.stderr) == (8, True), done.stderr
+    assert "Traceback" not in done.stderr
