@@ -22,15 +22,17 @@ def lint(table: Table) -> list[str]:
         except TableError as error:
             problems.append(f"{label}: {error}")
             continue
-        active |= {entry.pointer for section in (bound.rules, bound.ignores, bound.source_taps) for entry in section}
+        sections = (bound.rules, bound.ignores, bound.absent, bound.source_taps)
+        active |= {entry.pointer for section in sections for entry in section}
         found += _ambiguities(bound, transfers)
         found += _unproved(transfers)
         found += _repeated_taps(bound)
         problems += [f"{label}: {problem}" for problem in found]
-    for section in ("rules", "ignore", "taps"):
+    for section in ("rules", "ignore", "absent", "taps"):
         for pointer in table.pointers(section):
             if pointer not in active:
                 problems.append(f"{pointer}: its 'when' holds for no variant of {table.spec.name}")
+    problems += table.doubts()
     return problems + [f"{pointer}: no pattern or op uses it" for pointer in table.unused_names()]
 
 
