@@ -22,6 +22,8 @@ ORDER = [
     "diff",
     "staging",
     "writer",
+    "torch_archive",
+    "residue",
     "model",
     "convert",
     "parity",
