@@ -20,6 +20,7 @@ ORDER = [
     "diff",
     "staging",
     "writer",
+    "torch_archive",
     "model",
     "convert",
     "parity",
