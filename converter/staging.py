@@ -155,7 +155,7 @@ class Staging:
         linked: list[tuple[Path, Path]] = []
         try:
             for name in sorted(self._files, key=lambda name: name == self.destination.name):
-                final = self.destination.with_name(name)
+                final = self.destination.with_name(name) if len(self._files) > 1 else self.destination
                 # a link cannot replace, a rename can
                 path = final.with_name(f".{name}.{secrets.token_hex(4)}.partial") if self._force else final
                 self._link(name, path)
