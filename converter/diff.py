@@ -152,7 +152,8 @@ class _Side:
     """
 
     def __init__(self, letter: str, checkpoint: Checkpoint, table: Table | None) -> None:
-        self.letter, self.checkpoint, self.prefixes = letter, checkpoint, table.prefixes if table else ()
+        self.letter, self.checkpoint = letter, checkpoint
+        self._short: Callable[[str], str] = table.short if table else str
         self.family: Family = "unknown"
         self.plan: Plan | None = None
         self.unreadable = {**checkpoint.objects, **checkpoint.unsupported}
@@ -252,11 +253,6 @@ class _Side:
             arrays = apply_ops(seen.step.ops, [self.checkpoint.read(source) for source in seen.sources])
             self._made.update(zip((target.name for target in seen.step.targets), arrays, strict=True))
         return cast(self._made.pop(name), seen.step.sources[0].dtype, seen.dtype, name).ravel()
-
-    def _short(self, name: str) -> str:
-        while prefix := next((p for p in self.prefixes if name.startswith(p)), None):
-            name = name[len(prefix) :]
-        return name
 
 
 def _compare(side_a: _Side, side_b: _Side, name: str, tolerance: float | None) -> Pair | None:

@@ -1,6 +1,7 @@
 """The plan: everything that a conversion will do, decided and proved before a byte of tensor data is read.
 
-Dry run, `explain`, the conversion itself and its reverse all read this one value.
+Dry run, `explain`, the conversion itself and its reverse all read this one value. A table makes two kinds of plan: from
+its format to the target of the spec, and, read backwards, from there to the format.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 from converter.checkpoint import DTYPES, DType
 from converter.errors import PlanError, TableError
@@ -86,9 +87,42 @@ class LeftOut:
 
 
 @dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """A tensor of the written format that comes from no source, but follows from the config."""
+
+    tensor: Tensor
+    pointer: str
+    make: Callable[[], Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """What the written file will lack, and why it may or what that does. `names` has captures where they are many."""
+
+    names: str
+    pointer: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """The format that a plan writes where it is not the target's own: the table, and how its tools save a file.
+
+    `root` is the key of a .pth under which the state dict lies; `config` the config.json that its tools read.
+    """
+
+    name: str
+    sha256: str
+    root: str
+    config: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What becomes of every source tensor and where every target tensor comes from.
 
+    `target` is the spec whose tensors pass through, `part` the part of it that is filled; `written` is None where just
+    these are written. `carried` are steps from the residue that an earlier conversion kept.
     `problems` is empty for a plan that can be executed; `make_plan` raises otherwise unless told not to.
     """
 
@@ -100,11 +134,22 @@ class Plan:
     steps: tuple[Step, ...]
     left_out: tuple[LeftOut, ...]
     problems: tuple[str, ...]
+    part: str = ""
+    missing: tuple[Missing, ...] = ()
+    rebuilt: tuple[Rebuilt, ...] = ()
+    carried: tuple[Step, ...] = ()
+    written: Format | None = None
 
     @property
     def targets(self) -> Iterator[Tensor]:
-        """Target tensors, in the order of the steps."""
-        return (target for step in self.steps for target in step.targets)
+        """Target tensors: those of the steps in their order, then what is rebuilt."""
+        yield from (target for step in (*self.steps, *self.carried) for target in step.targets)
+        yield from (rebuilt.tensor for rebuilt in self.rebuilt)
+
+    @property
+    def format(self) -> str:
+        """The name of what is written."""
+        return self.written.name if self.written else self.target
 
     def reverse(self) -> Plan:
         """The plan from the target back to the source. What was left out stays out; a lossy cast stays lost."""
@@ -139,68 +184,185 @@ def make_plan(
     are no tensors: a problem only where a tensor is needed.
     Raises PlanError with every problem at once, unless `refuse` is False: then they are in the plan.
     """
-    stripped, problems = _strip_prefixes(tensors, table.prefixes)
-    try:
-        stated = table.spec.variant(variant) if variant else None
-    except TableError as error:
-        raise PlanError(str(error)) from None
-    unreadable = {_strip(name, table.prefixes): reason for name, reason in (*objects.items(), *unsupported.items())}
-    extra = {_strip(name, table.prefixes) for name in unsupported}
-    fits = [_Fit(table, v, stripped, unreadable) for v in table.spec.variants]
-    best = max(fits, key=lambda fit: fit.score)
-    fit = next(f for f in fits if f.variant == stated) if stated else best
-    steps, found = fit.steps(DTYPES[dtype] if dtype else None)
-    left_out, unmatched = fit.account()
-    unmatched += fit.extra(extra)
-    # the fewer first: of a model that is quite another one, what is missing would hide what is there
-    fewer, more = sorted([unmatched, found], key=len)
-    problems += [*fit.static_problems, *fewer, *more]
-    plan = Plan(table.name, table.sha256, table.spec.name, fit.variant, fit.config, steps, left_out, tuple(problems))
-    if refuse and problems:
-        raise PlanError(_headline(table, fit, best, stated, len(stripped), len(problems)), problems)
+    stripped, problems = _stripped(tensors, table)
+    unreadable = {table.short(name): reason for name, reason in (*objects.items(), *unsupported.items())}
+    fits = Fits(table, stripped, unreadable, variant)
+    found = fits.fit.plan(dtype, [table.short(name) for name in unsupported])
+    plan = replace(found, problems=(*table.doubts(), *problems, *found.problems))
+    if refuse and plan.problems:
+        raise PlanError(_headline(table, fits, len(stripped), len(plan.problems)), plan.problems)
     return plan
 
 
-def _headline(table: Table, fit: _Fit, best: _Fit, stated: Variant | None, keys: int, problems: int) -> str:
+def make_export(
+    table: Table,
+    tensors: Iterable[Tensor],
+    *,
+    dtype: str | None = None,
+    kept: Mapping[str, Described] = MappingProxyType({}),
+) -> Plan:
+    """Read `table` backwards: from tensors of its spec, which need not be there yet, to its format.
+
+    `kept` is the residue of a conversion from this format: tensors that its own state dict had and the target has not.
+    Raises PlanError with every problem at once.
+    """
+    inside = {tensor.name: tensor for tensor in tensors if table.spec.holds(tensor.name)}
+    outside = tuple(
+        LeftOut(tensor, "", f"{table.name} holds {table.spec.title} alone", None)
+        for tensor in tensors
+        if not table.spec.holds(tensor.name)
+    )
+    fits = Fits(table, inside, {}, None, backwards=True, kept={table.short(name): t for name, t in kept.items()})
+    plan = fits.fit.plan(dtype, [])
+    if problems := (*table.doubts(), *plan.problems):
+        raise PlanError(_headline(table, fits, len(inside), len(problems)), problems)
+    return replace(plan, left_out=(*outside, *plan.left_out))
+
+
+class Fits:
+    """A table laid against tensors under every variant; `best` fits best, `fit` is that, or of the stated variant."""
+
+    def __init__(
+        self,
+        table: Table,
+        tensors: Mapping[str, Tensor],
+        unreadable: Mapping[str, str],
+        variant: str | None,
+        **direction: Any,
+    ) -> None:
+        try:
+            self.stated = table.spec.variant(variant) if variant else None
+        except TableError as error:
+            raise PlanError(str(error)) from None
+        fits = [_Fit(table, v, tensors, unreadable, **direction) for v in table.spec.variants]
+        self.best = max(fits, key=lambda fit: fit.score)
+        self.fit = next(f for f in fits if f.variant == self.stated) if self.stated else self.best
+
+
+def _headline(table: Table, fits: Fits, keys: int, problems: int) -> str:
+    fit, best = fits.fit, fits.best
     found = f"{fit.found} of the {len(fit.needed)} tensors that {fit.variant.name} needs are there"
+    if fit.backwards:
+        return f"{table.name}: cannot be made of this {table.spec.label}: {found}, {problems} problems"
     if best.score < 0.1:
         return f"{table.name}: this is no checkpoint of this family: among its {keys} tensors {found}"
-    if stated and best is not fit and best.score > fit.score:
+    if fits.stated and best is not fit and best.score > fit.score:
         return (
-            f"{table.name}: {stated.name} was stated, but this looks like {best.variant.name} "
+            f"{table.name}: {fits.stated.name} was stated, but this looks like {best.variant.name} "
             f"({best.found} of {len(best.needed)} tensors fit it): {found}, {problems} problems"
         )
     return f"{table.name}: the checkpoint does not fit {fit.variant.name}: {found}, {problems} problems"
 
 
 class _Fit:
-    """A table under one variant, laid against the tensors of a checkpoint."""
+    """A table under one variant, laid against tensors: those of a checkpoint, or backwards against the spec's own."""
 
     def __init__(
-        self, table: Table, variant: Variant, tensors: Mapping[str, Tensor], unreadable: Mapping[str, str]
+        self,
+        table: Table,
+        variant: Variant,
+        tensors: Mapping[str, Tensor],
+        unreadable: Mapping[str, str],
+        backwards: bool = False,
+        kept: Mapping[str, Described] = MappingProxyType({}),
     ) -> None:
+        self.table = table
         self.variant = variant
         self.tensors = tensors
         self.unreadable = unreadable
-        self.config = _with_options(table, variant, tensors)
-        self.bound: Bound = table.bind(self.config)
-        self.transfers, self.static_problems = table.transfers(self.bound, self.config)
-        self.needed = {name: (shape, t) for t in self.transfers for name, shape in t.sources}
+        self.backwards = backwards
+        self.kept = kept
+        self.config = _with_options(table, variant, tensors, backwards)
+        self.there: Bound = table.bind(self.config)
+        self.transfers, self.static_problems = table.transfers(self.there, self.config)
+        self.bound = self.there.reverse() if backwards else self.there
+        if backwards:
+            self.transfers = [transfer.reverse() for transfer in self.transfers]
+        self.dropped = [t for t in self.transfers if t.rule.optional and not any(n in tensors for n, _ in t.sources)]
+        absent = {name for transfer in self.dropped for name, _ in transfer.sources}
+        needed = {name: (shape, t) for t in self.transfers for name, shape in t.sources}
+        self.needed = {name: item for name, item in needed.items() if name not in absent}
         self.found = sum(name in tensors and tensors[name].shape == shape for name, (shape, _) in self.needed.items())
         ignored = sum(any(i.source.match(name) is not None for i in self.bound.ignores) for name in tensors)
         # shared part of what is needed and what is there
         self.score = self.found / max(1, len(self.needed) + len(tensors) - ignored - self.found)
 
-    def steps(self, dtype: DType | None) -> tuple[tuple[Step, ...], list[str]]:
+    def plan(self, dtype: str | None, extra: Iterable[str]) -> Plan:
+        """Everything that this fit decides; `extra` are tensors that cannot be read."""
+        steps, found = self._steps(DTYPES[dtype] if dtype else None)
+        left_out, unmatched = self._account()
+        unmatched += self._extra(extra)
+        # the fewer first: of a model that is quite another one, what is missing would hide what is there
+        fewer, more = sorted([unmatched, found], key=len)
+        missing = [
+            Missing(_folded(t.rule.targets[0].text, t), t.rule.pointer, t.rule.optional or "") for t in self.dropped
+        ]
+        plan = Plan(
+            self.table.name,
+            self.table.sha256,
+            self.table.spec.name,
+            self.variant,
+            self.config,
+            steps,
+            left_out,
+            (*self.static_problems, *fewer, *more),
+            self.table.spec.part,
+            tuple(dict.fromkeys(missing)),
+        )
+        return self._export(plan) if self.backwards else plan
+
+    def _export(self, plan: Plan) -> Plan:
+        """`plan`, with what the format has beyond the spec: rebuilt, or kept from the checkpoint it once came from."""
+        rebuilt, missing = [], list(plan.missing)
+        carried = [
+            _carry(name, self.kept[name])
+            for transfer in self.dropped
+            for name, _ in transfer.targets
+            if name in self.kept
+        ]
+        for ignore in self.there.ignores:
+            kept = {name: t for name, t in self.kept.items() if ignore.source.match(name) is not None}
+            carried += [_carry(name, tensor) for name, tensor in kept.items()]
+            for captures in ignore.written:
+                assert ignore.rebuild is not None  # `written` needs it
+                make = partial(ignore.rebuild, captures)
+                value = make()
+                tensor = Tensor(ignore.source.format(captures), value.shape, DTYPES[value.dtype.name])
+                if tensor.name not in kept:
+                    rebuilt.append(Rebuilt(tensor, ignore.pointer, make))
+            if ignore.without and not kept and not ignore.written:
+                missing.append(Missing(ignore.source.text, ignore.pointer, ignore.without))
+        got = {tensor.name for step in carried for tensor in step.targets}
+        missing = [m for m in missing if m.names not in got]
+        prefix = self.table.saved_as.prefix
+
+        def named(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(replace(tensor, name=prefix + tensor.name) for tensor in tensors)
+
+        return replace(
+            plan,
+            steps=tuple(replace(step, targets=named(step.targets)) for step in plan.steps),
+            carried=tuple(replace(step, targets=named(step.targets)) for step in carried),
+            rebuilt=tuple(replace(r, tensor=named((r.tensor,))[0]) for r in rebuilt),
+            missing=tuple(missing),
+            written=Format(
+                self.table.name, self.table.sha256, self.table.saved_as.root, self.table.config_document(self.config)
+            ),
+        )
+
+    def _steps(self, dtype: DType | None) -> tuple[tuple[Step, ...], list[str]]:
         steps, problems = [], []
         proved: dict[tuple[tuple[Op, ...], tuple[Shape, ...]], str | None] = {}
+        dropped = set(map(id, self.dropped))
         for transfer in self.transfers:
+            if id(transfer) in dropped:
+                continue
             wrong = list(self._misfits(transfer))
             sources = [self.tensors[name] for name, _ in transfer.sources if name in self.tensors]
             if not wrong:
                 wrong += _wrong_dtypes(transfer, sources)
-            if not wrong and transfer.rule.ops:
-                proof = (transfer.rule.ops, tuple(shape for _, shape in transfer.sources))
+            if not wrong and transfer.ops:
+                proof = (transfer.ops, tuple(shape for _, shape in transfer.sources))
                 if proof not in proved:
                     proved[proof] = prove_bijective(*proof)
                 if said := proved[proof]:
@@ -208,8 +370,9 @@ class _Fit:
             problems += wrong
             if not wrong:
                 kept = DTYPES[transfer.rule.cast[1]] if transfer.rule.cast else sources[0].dtype
-                targets = tuple(Tensor(name, shape, dtype or kept) for name, shape in transfer.targets)
-                steps.append(Step(transfer.rule.pointer, tuple(sources), targets, transfer.rule.ops))
+                made = dtype if dtype and is_float(kept) else kept
+                targets = tuple(Tensor(name, shape, made) for name, shape in transfer.targets)
+                steps.append(Step(transfer.rule.pointer, tuple(sources), targets, transfer.ops))
         return tuple(steps), problems
 
     def _misfits(self, transfer: Transfer) -> Iterator[str]:
@@ -224,7 +387,7 @@ class _Fit:
                 hint = " (it looks transposed)" if there.shape[::-1] == shape else ""
                 yield (f"{there.name!r} is {there.shape}{hint}; {transfer.rule.pointer} needs {shape} to make {made}")
 
-    def account(self) -> tuple[tuple[LeftOut, ...], list[str]]:
+    def _account(self) -> tuple[tuple[LeftOut, ...], list[str]]:
         """What becomes of the tensors that no transfer needs; every one must be left out by exactly one entry."""
         left_out, problems = [], []
         matched: set[str] = set()
@@ -237,6 +400,8 @@ class _Fit:
             pointers = ", ".join([*(r.pointer for r in makers), *(i.pointer for i in claims)])
             if len(makers) + len(claims) > 1:
                 problems.append(f"{tensor.name!r} {tensor.shape} is matched more than once: {pointers}")
+            elif claims and claims[0].refused:
+                problems.append(f"{self.table.name} cannot hold {tensor.name!r} {tensor.shape}: {claims[0].reason}")
             elif claims:
                 (claim,) = claims
                 rebuild = claim.rebuild and partial(claim.rebuild, claim.source.match(name) or {})
@@ -260,7 +425,7 @@ class _Fit:
                 )
         return tuple(left_out), problems
 
-    def extra(self, names: Iterable[str]) -> list[str]:
+    def _extra(self, names: Iterable[str]) -> list[str]:
         """Problems of tensors that cannot be read and that neither a transfer needs nor the table leaves out."""
         return [
             f"{self.unreadable[name]}; the table does not leave it out"
@@ -294,7 +459,9 @@ def _without_numbers(name: str) -> str:
 
 def _wrong_dtypes(transfer: Transfer, sources: Sequence[Tensor]) -> Iterator[str]:
     for tensor in sources:
-        if not is_float(tensor.dtype):
+        if transfer.dtype is not None and tensor.dtype.name != transfer.dtype:
+            yield f"{tensor.name!r} is {tensor.dtype.name}; {transfer.rule.pointer} takes {transfer.dtype}"
+        elif transfer.dtype is None and not is_float(tensor.dtype):
             yield f"{tensor.name!r} is {tensor.dtype.name}; {transfer.rule.pointer} takes floating-point weights"
         elif transfer.rule.cast and tensor.dtype.name != transfer.rule.cast[0]:
             yield f"{tensor.name!r} is {tensor.dtype.name}; {transfer.rule.pointer} casts from {transfer.rule.cast[0]}"
@@ -302,11 +469,22 @@ def _wrong_dtypes(transfer: Transfer, sources: Sequence[Tensor]) -> Iterator[str
         yield f"{transfer.rule.pointer} joins tensors of different dtypes: {', '.join(map(str, sources))}"
 
 
-def _strip_prefixes(tensors: Mapping[str, Described], prefixes: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
+def _carry(name: str, tensor: Described) -> Step:
+    """What was kept goes on as it is, under its short name."""
+    there = Tensor(name, tensor.shape, tensor.dtype)
+    return Step("residue", (there,), (there,), ())
+
+
+def _folded(pattern: str, transfer: Transfer) -> str:
+    """What a rule would have made: its pattern, or the name where it makes a single one."""
+    return pattern if "{" in pattern else transfer.targets[0][0]
+
+
+def _stripped(tensors: Mapping[str, Described], table: Table) -> tuple[dict[str, Tensor], list[str]]:
     stripped: dict[str, Tensor] = {}
     problems = []
     for name, info in tensors.items():
-        short = _strip(name, prefixes)
+        short = table.short(name)
         if short in stripped:
             problems.append(f"{stripped[short].name!r} and {name!r} are the same key once prefixes are taken off")
         else:
@@ -314,19 +492,17 @@ def _strip_prefixes(tensors: Mapping[str, Described], prefixes: Sequence[str]) -
     return stripped, problems
 
 
-def _strip(name: str, prefixes: Sequence[str]) -> str:
-    while prefix := next((p for p in prefixes if name.startswith(p)), None):
-        name = name[len(prefix) :]
-    return name
-
-
-def _with_options(table: Table, variant: Variant, tensors: Mapping[str, Tensor]) -> Config:
+def _with_options(table: Table, variant: Variant, tensors: Mapping[str, Tensor], backwards: bool) -> Config:
     """The variant's config, with the fields that the checkpoint decides."""
     config = dict(variant.config)
     for option in table.spec.options:
+        if backwards:
+            if option.tensor in tensors and len(tensors[option.tensor].shape) > option.axis:
+                config[option.field] = tensors[option.tensor].shape[option.axis]
+            continue
         bound = table.bind({**config, option.field: 1})
         rule = next((r for r in bound.rules if any(t.match(option.tensor) == {} for t in r.targets)), None)
-        if rule is None or rule.ops:
+        if rule is None or rule.ops({}):
             raise TableError(f"{table.name}: option {option.field!r} needs a rule that renames to {option.tensor!r}")
         tensor = tensors.get(rule.sources[0].format({}))
         if tensor is not None and len(tensor.shape) > option.axis:
