@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from comparison import Results, images, load, needs, relative_error
 from conversion import Official
 from packages import package
@@ -66,6 +67,20 @@ def test_timm_computes_something_else(official: Official, sizes: dict[str, tuple
     error = relative_error(timm_map(official, size, img_size=size), last_map(official, size))
     results.note("timm", TIMM[official.name], official.name, f"C5 at {size[0]}x{size[1]}: differs", error)
     assert error > 1e-2
+
+
+@with_models
+def test_timm_reads_the_released_format_as_its_own(official: Official) -> None:
+    """timm's own reading of Microsoft's checkpoints gives of ours what we write for timm."""
+    timm = package("timm")
+    path = official.converted_pth("swin-original")
+    content = torch.load(path, weights_only=True)
+    path.unlink()
+    net = timm.create_model(TIMM[official.name], num_classes=0)
+    found = timm.models.swin_transformer.checkpoint_filter_fn(content, net)
+    expected = official.converted("timm-swin")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in found.items())
 
 
 @with_models
