@@ -24,24 +24,19 @@ class Official:
     @cached_property
     def glip(self) -> GLIP:
         """The in-house model in float64."""
-        path = self._convert("own.safetensors")
-        glip = GLIP.from_pretrained(path).double()
-        path.unlink()
-        return glip
+        return GLIP.from_pretrained(self._convert("own.safetensors")).double()
 
     def converted(self, to: str) -> dict[str, Tensor]:
         """What `convert --to` makes of it."""
-        path = self._convert(f"{to}.safetensors", "--to", to)
-        weights = load_file(path)
-        path.unlink()
-        return weights
+        return load_file(self._convert(f"{to}.safetensors", "--to", to))
 
     def converted_pth(self, to: str) -> Path:
-        """The same as PyTorch itself saves it; the caller deletes it."""
+        """The same as PyTorch itself saves it."""
         return self._convert(f"{to}.pth", "--to", to)
 
     def _convert(self, name: str, *options: str) -> Path:
         path = self.path.with_name(name)
-        result = CliRunner().invoke(main, ["convert", "--src", str(self.path), "--dst", str(path), *options])
-        assert result.exit_code == 0, result.output
+        if not path.exists():
+            result = CliRunner().invoke(main, ["convert", "--src", str(self.path), "--dst", str(path), *options])
+            assert result.exit_code == 0, result.output
         return path

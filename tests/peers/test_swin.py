@@ -75,7 +75,6 @@ def test_timm_reads_the_released_format_as_its_own(official: Official) -> None:
     timm = package("timm")
     path = official.converted_pth("swin-original")
     content = torch.load(path, weights_only=True)
-    path.unlink()
     net = timm.create_model(TIMM[official.name], num_classes=0)
     found = timm.models.swin_transformer.checkpoint_filter_fn(content, net)
     expected = official.converted("timm-swin")
