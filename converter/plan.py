@@ -184,14 +184,25 @@ def make_plan(
     are no tensors: a problem only where a tensor is needed.
     Raises PlanError with every problem at once, unless `refuse` is False: then they are in the plan.
     """
+    laid = fits(table, tensors, unsupported, objects, variant)
+    plan = laid.fit.plan(dtype)
+    if refuse and plan.problems:
+        raise PlanError(_headline(laid, len(tensors), len(plan.problems)), plan.problems)
+    return plan
+
+
+def fits(
+    table: Table,
+    tensors: Mapping[str, Described],
+    unsupported: Mapping[str, str],
+    objects: Mapping[str, str],
+    variant: str | None = None,
+) -> Fits:
+    """`table` laid against the index of a checkpoint, under every variant. Arguments as for `make_plan`."""
     stripped, problems = _stripped(tensors, table)
     unreadable = {table.short(name): reason for name, reason in (*objects.items(), *unsupported.items())}
-    fits = Fits(table, stripped, unreadable, variant)
-    found = fits.fit.plan(dtype, [table.short(name) for name in unsupported])
-    plan = replace(found, problems=(*table.doubts(), *problems, *found.problems))
-    if refuse and plan.problems:
-        raise PlanError(_headline(table, fits, len(stripped), len(plan.problems)), plan.problems)
-    return plan
+    extra = [table.short(name) for name in unsupported]
+    return Fits(table, stripped, variant, unreadable=unreadable, extra=extra, problems=problems)
 
 
 def make_export(
@@ -212,35 +223,37 @@ def make_export(
         for tensor in tensors
         if not table.spec.holds(tensor.name)
     )
-    fits = Fits(table, inside, {}, None, backwards=True, kept={table.short(name): t for name, t in kept.items()})
-    plan = fits.fit.plan(dtype, [])
-    if problems := (*table.doubts(), *plan.problems):
-        raise PlanError(_headline(table, fits, len(inside), len(problems)), problems)
+    laid = Fits(table, inside, None, backwards=True, kept=_stripped(kept, table)[0])
+    plan = laid.fit.plan(dtype)
+    if plan.problems:
+        raise PlanError(_headline(laid, len(inside), len(plan.problems)), plan.problems)
     return replace(plan, left_out=(*outside, *plan.left_out))
 
 
 class Fits:
-    """A table laid against tensors under every variant; `best` fits best, `fit` is that, or of the stated variant."""
+    """A table laid against tensors under every variant; `best` fits best, `fit` is that, or of the stated variant.
+
+    `details` are those of `Fit`.
+    """
 
     def __init__(
         self,
         table: Table,
         tensors: Mapping[str, Tensor],
-        unreadable: Mapping[str, str],
         variant: str | None,
-        **direction: Any,
+        **details: Any,
     ) -> None:
         try:
             self.stated = table.spec.variant(variant) if variant else None
         except TableError as error:
             raise PlanError(str(error)) from None
-        fits = [_Fit(table, v, tensors, unreadable, **direction) for v in table.spec.variants]
+        fits = [Fit(table, v, tensors, **details) for v in table.spec.variants]
         self.best = max(fits, key=lambda fit: fit.score)
         self.fit = next(f for f in fits if f.variant == self.stated) if self.stated else self.best
 
 
-def _headline(table: Table, fits: Fits, keys: int, problems: int) -> str:
-    fit, best = fits.fit, fits.best
+def _headline(fits: Fits, keys: int, problems: int) -> str:
+    fit, best, table = fits.fit, fits.best, fits.fit.table
     found = f"{fit.found} of the {len(fit.needed)} tensors that {fit.variant.name} needs are there"
     if fit.backwards:
         return f"{table.name}: cannot be made of this {table.spec.label}: {found}, {problems} problems"
@@ -254,7 +267,7 @@ def _headline(table: Table, fits: Fits, keys: int, problems: int) -> str:
     return f"{table.name}: the checkpoint does not fit {fit.variant.name}: {found}, {problems} problems"
 
 
-class _Fit:
+class Fit:
     """A table under one variant, laid against tensors: those of a checkpoint, or backwards against the spec's own."""
 
     def __init__(
@@ -262,14 +275,19 @@ class _Fit:
         table: Table,
         variant: Variant,
         tensors: Mapping[str, Tensor],
-        unreadable: Mapping[str, str],
+        *,
+        unreadable: Mapping[str, str] = MappingProxyType({}),
+        extra: Sequence[str] = (),
+        problems: Sequence[str] = (),
         backwards: bool = False,
-        kept: Mapping[str, Described] = MappingProxyType({}),
+        kept: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         self.table = table
         self.variant = variant
         self.tensors = tensors
         self.unreadable = unreadable
+        self.extra = extra
+        self.problems = problems
         self.backwards = backwards
         self.kept = kept
         self.config = _with_options(table, variant, tensors, backwards)
@@ -278,7 +296,12 @@ class _Fit:
         self.bound = self.there.reverse() if backwards else self.there
         if backwards:
             self.transfers = [transfer.reverse() for transfer in self.transfers]
-        self.dropped = [t for t in self.transfers if t.rule.optional and not any(n in tensors for n, _ in t.sources)]
+        self.dropped = [
+            t
+            for t in self.transfers
+            if not any(name in tensors for name, _ in t.sources)
+            and (t.rule.optional or all(name in kept for name, _ in t.targets))
+        ]
         absent = {name for transfer in self.dropped for name, _ in transfer.sources}
         needed = {name: (shape, t) for t in self.transfers for name, shape in t.sources}
         self.needed = {name: item for name, item in needed.items() if name not in absent}
@@ -287,11 +310,16 @@ class _Fit:
         # shared part of what is needed and what is there
         self.score = self.found / max(1, len(self.needed) + len(tensors) - ignored - self.found)
 
-    def plan(self, dtype: str | None, extra: Iterable[str]) -> Plan:
-        """Everything that this fit decides; `extra` are tensors that cannot be read."""
+    @property
+    def is_sound(self) -> bool:
+        """Whether the plan would have no problem."""
+        return not self.plan(None).problems
+
+    def plan(self, dtype: str | None) -> Plan:
+        """Everything that this fit decides, and what is wrong with it."""
         steps, found = self._steps(DTYPES[dtype] if dtype else None)
         left_out, unmatched = self._account()
-        unmatched += self._extra(extra)
+        unmatched += self._unread()
         # the fewer first: of a model that is quite another one, what is missing would hide what is there
         fewer, more = sorted([unmatched, found], key=len)
         missing = [
@@ -305,7 +333,7 @@ class _Fit:
             self.config,
             steps,
             left_out,
-            (*self.static_problems, *fewer, *more),
+            (*self.table.doubts(), *self.problems, *self.static_problems, *fewer, *more),
             self.table.spec.part,
             tuple(dict.fromkeys(missing)),
         )
@@ -345,7 +373,9 @@ class _Fit:
             carried=tuple(replace(step, targets=named(step.targets)) for step in carried),
             rebuilt=tuple(replace(r, tensor=named((r.tensor,))[0]) for r in rebuilt),
             missing=tuple(missing),
-            written=Format(
+            written=None
+            if self.table.is_hub
+            else Format(
                 self.table.name, self.table.sha256, self.table.saved_as.root, self.table.config_document(self.config)
             ),
         )
@@ -425,11 +455,11 @@ class _Fit:
                 )
         return tuple(left_out), problems
 
-    def _extra(self, names: Iterable[str]) -> list[str]:
+    def _unread(self) -> list[str]:
         """Problems of tensors that cannot be read and that neither a transfer needs nor the table leaves out."""
         return [
             f"{self.unreadable[name]}; the table does not leave it out"
-            for name in names
+            for name in self.extra
             if name not in self.needed and all(ignore.source.match(name) is None for ignore in self.bound.ignores)
         ]
 
@@ -469,10 +499,9 @@ def _wrong_dtypes(transfer: Transfer, sources: Sequence[Tensor]) -> Iterator[str
         yield f"{transfer.rule.pointer} joins tensors of different dtypes: {', '.join(map(str, sources))}"
 
 
-def _carry(name: str, tensor: Described) -> Step:
+def _carry(name: str, tensor: Tensor) -> Step:
     """What was kept goes on as it is, under its short name."""
-    there = Tensor(name, tensor.shape, tensor.dtype)
-    return Step("residue", (there,), (there,), ())
+    return Step("residue", (tensor,), (replace(tensor, name=name),), ())
 
 
 def _folded(pattern: str, transfer: Transfer) -> str:
@@ -502,8 +531,12 @@ def _with_options(table: Table, variant: Variant, tensors: Mapping[str, Tensor],
             continue
         bound = table.bind({**config, option.field: 1})
         rule = next((r for r in bound.rules if any(t.match(option.tensor) == {} for t in r.targets)), None)
-        if rule is None or rule.ops({}):
-            raise TableError(f"{table.name}: option {option.field!r} needs a rule that renames to {option.tensor!r}")
+        if rule is None:  # the format has no such tensor
+            continue
+        if rule.ops({}):
+            raise TableError(
+                f"{table.name}: option {option.field!r} needs a rule that only renames to {option.tensor!r}"
+            )
         tensor = tensors.get(rule.sources[0].format({}))
         if tensor is not None and len(tensor.shape) > option.axis:
             config[option.field] = tensor.shape[option.axis]

@@ -17,6 +17,8 @@ ORDER = [
     "checkpoint",
     "mapping",
     "plan",
+    "compose",
+    "formats",
     "diff",
     "staging",
     "writer",
