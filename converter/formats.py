@@ -123,7 +123,7 @@ def make_route(
         variant=variant,
         dtype=dtype if own else None,
     )
-    if own:
+    if own and residue is None:
         return first
     if not any(target.spec.holds(tensor.name) for tensor in first.targets):
         raise PlanError(f"{source.label} holds {source.spec.title}, {target.label} {target.spec.title}: nothing passes")
