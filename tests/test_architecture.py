@@ -18,6 +18,7 @@ ORDER = [
     "mapping",
     "plan",
     "diff",
+    "draft",
     "staging",
     "writer",
     "model",
