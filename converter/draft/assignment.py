@@ -21,11 +21,12 @@ _NAMED = 4  # alternatives that a doubt lists
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A source and a target (positions), and why the pair is doubtful, if it is."""
+    """A source and a target (positions), why the pair is doubtful, if it is, and how alike the names are, 0 to 1."""
 
     source: int
     target: int
     doubt: str | None
+    alike: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class Judge:
                 doubt = _near(row, column, score, sources, targets)
             elif similarity[row, column] < _FAINT and not (several and agreement[row, column] > 0.5):
                 doubt = "only the shape speaks for it: the names have next to nothing in common"
-            choices.append(Choice(row, column, doubt))
+            choices.append(Choice(row, column, doubt, float(similarity[row, column])))
         return choices
 
 
@@ -122,7 +123,7 @@ def _by_order(sources: Sequence[str], targets: Sequence[str]) -> list[Choice]:
     free = sorted((i for i in range(len(targets)) if i not in taken), key=targets.__getitem__)
     doubt = f"{len(sources)} and {len(targets)} tensors have this shape, too many to compare: paired in order of name"
     pairs = zip(rest, free, strict=False)
-    return [Choice(i, j, None) for i, j in same.items()] + [Choice(i, j, doubt) for i, j in pairs]
+    return [Choice(i, j, None, 1.0) for i, j in same.items()] + [Choice(i, j, doubt, 0.0) for i, j in pairs]
 
 
 def labels(units: Sequence[Unit]) -> list[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from converter.draft.assignment import Judge, labels
@@ -22,17 +22,21 @@ from converter.draft.words import JOINED, Neighbours, Vocabulary, meaning
 Op = Literal["rename", "concat", "split", "transpose", "reshape"]
 _ROUNDS = 3
 _SURE, _DOUBTFUL = 1.0, 0.25  # weight of a pair as evidence for its neighbours
+_ALIKE = 0.75  # similarity that needs no other evidence
+_TORN = "the module as a whole has no counterpart, only its tensors one by one"
+_INCOMPLETE = "no other has its shape, but the names differ, and part of the target has no counterpart at all"
 _COUNTED_JOIN = 0.3  # similarity from which tensors that differ in a number may be parts of one
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """`sources` become `targets` by `op`; one of the two sides is a single unit."""
+    """`sources` become `targets` by `op`; one of the two sides is a single unit. `alike`: how alike the names are."""
 
     sources: tuple[Unit, ...]
     targets: tuple[Unit, ...]
     op: Op
     doubt: str | None
+    alike: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,16 @@ def match(
         if number < _ROUNDS - 1:
             likely = Neighbours(_evidence(result.matches))
             certain = Neighbours(_evidence(found for found in result.matches if not found.doubt))
+    if result.left_targets:
+        result = replace(result, matches=tuple(map(_less_sure, result.matches)))
     return result
+
+
+def _less_sure(found: Match) -> Match:
+    """A match beside tensors of the target that nothing makes: its true counterpart may be missing, too."""
+    if found.doubt or found.alike >= _ALIKE:
+        return found
+    return replace(found, doubt=_INCOMPLETE)
 
 
 def _evidence(matches: Iterable[Match]) -> Iterator[tuple[str, str, float]]:
@@ -87,7 +100,7 @@ class _Round:
         self._join(_counted_siblings, left, right, _COUNTED_JOIN)
         self._reformed(left, right)
         left, right = self._units(by_module=False)
-        self._rename(left, right, lambda unit: True)
+        self._assign(_by_signature(left), _by_signature(right), "rename", None, torn=True)
         self._reformed(left, right)
         return Matching(tuple(self.matches), tuple(self.sources.values()), tuple(self.targets.values()))
 
@@ -120,8 +133,9 @@ class _Round:
         right: Mapping[Signature, list[Unit]],
         op: Op,
         always: str | None,
+        torn: bool = False,
     ) -> None:
-        """Match units under equal keys, the largest first."""
+        """Match units under equal keys, the largest first. `torn`: their modules as a whole have no counterpart."""
         common = [key for key in left if key in right]
         for key in sorted(common, key=len, reverse=True):
             some, others = _open(left[key], self.sources), _open(right[key], self.targets)
@@ -131,7 +145,9 @@ class _Round:
                 pair = (some[choice.source],), (others[choice.target],)
                 if self._still(*pair):  # units of one family may overlap
                     said = [text for text in (always, choice.doubt) if text]
-                    self._take(Match(*pair, op, "; ".join(said) or None))
+                    if torn and pair[0][0].label != pair[1][0].label:
+                        said.insert(0, _TORN)
+                    self._take(Match(*pair, op, "; ".join(said) or None, choice.alike))
 
     def _in_order(self) -> None:
         """Families whose tensors correspond in the order of their numbers, though these follow no one formula."""
