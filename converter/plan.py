@@ -361,8 +361,8 @@ class _Fit:
             sources = [self.tensors[name] for name, _ in transfer.sources if name in self.tensors]
             if not wrong:
                 wrong += _wrong_dtypes(transfer, sources)
-            if not wrong and transfer.rule.ops:
-                proof = (transfer.rule.ops, tuple(shape for _, shape in transfer.sources))
+            if not wrong and transfer.ops:
+                proof = (transfer.ops, tuple(shape for _, shape in transfer.sources))
                 if proof not in proved:
                     proved[proof] = prove_bijective(*proof)
                 if said := proved[proof]:
@@ -372,7 +372,7 @@ class _Fit:
                 kept = DTYPES[transfer.rule.cast[1]] if transfer.rule.cast else sources[0].dtype
                 made = dtype if dtype and is_float(kept) else kept
                 targets = tuple(Tensor(name, shape, made) for name, shape in transfer.targets)
-                steps.append(Step(transfer.rule.pointer, tuple(sources), targets, transfer.rule.ops))
+                steps.append(Step(transfer.rule.pointer, tuple(sources), targets, transfer.ops))
         return tuple(steps), problems
 
     def _misfits(self, transfer: Transfer) -> Iterator[str]:
@@ -502,7 +502,7 @@ def _with_options(table: Table, variant: Variant, tensors: Mapping[str, Tensor],
             continue
         bound = table.bind({**config, option.field: 1})
         rule = next((r for r in bound.rules if any(t.match(option.tensor) == {} for t in r.targets)), None)
-        if rule is None or rule.ops:
+        if rule is None or rule.ops({}):
             raise TableError(f"{table.name}: option {option.field!r} needs a rule that renames to {option.tensor!r}")
         tensor = tensors.get(rule.sources[0].format({}))
         if tensor is not None and len(tensor.shape) > option.axis:

@@ -63,9 +63,9 @@ def _unproved(transfers: list[Transfer]) -> Iterator[str]:
     proved = set()
     for transfer in transfers:
         shapes = tuple(shape for _, shape in transfer.sources)
-        if transfer.rule.ops and (transfer.rule.ops, shapes) not in proved:
-            proved.add((transfer.rule.ops, shapes))
-            if wrong := prove_bijective(transfer.rule.ops, shapes):
+        if transfer.ops and (transfer.ops, shapes) not in proved:
+            proved.add((transfer.ops, shapes))
+            if wrong := prove_bijective(transfer.ops, shapes):
                 yield f"{transfer.rule.pointer}: {wrong}"
 
 

@@ -11,39 +11,38 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from converter.errors import TableError
-from converter.mapping.documents import find_document
+from converter.mapping.documents import find_document, names_of
 from converter.mapping.expression import Value, evaluate, integer
 from converter.mapping.ops import Array, Op, Shape, chain_shapes, invert_ops, make_op
-from converter.mapping.pattern import Pattern, compile_pattern
+from converter.mapping.pattern import Captures, Pattern, compile_pattern
 from converter.mapping.rebuild import REBUILDERS
 from converter.mapping.spec import Config, Spec, each, load_spec
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Source patterns -> ops (and a cast) -> target patterns, under one config. `pointer` is its place in the JSON."""
+    """Source patterns -> ops (and a cast) -> target patterns, under one config. `pointer` is its place in the JSON.
+
+    `ops` gives the chain for the captures of one application: sizes may differ from stage to stage.
+    """
 
     pointer: str
     sources: tuple[Pattern, ...]
     targets: tuple[Pattern, ...]
-    ops: tuple[Op, ...]
     cast: tuple[str, str] | None
     optional: str | None
+    ops: Callable[[Captures], tuple[Op, ...]]
 
     def reverse(self) -> Rule:
         """The rule from the targets back to the sources."""
-        return Rule(
-            self.pointer,
-            self.targets,
-            self.sources,
-            invert_ops(self.ops),
-            self.cast and (self.cast[1], self.cast[0]),
-            self.optional,
+        cast = self.cast and (self.cast[1], self.cast[0])
+        return replace(
+            self, sources=self.targets, targets=self.sources, cast=cast, ops=lambda c: invert_ops(self.ops(c))
         )
 
 
@@ -91,11 +90,12 @@ class Transfer:
     rule: Rule
     sources: tuple[tuple[str, Shape], ...]
     targets: tuple[tuple[str, Shape], ...]
+    ops: tuple[Op, ...]
     dtype: str | None = None
 
     def reverse(self) -> Transfer:
         """From the targets back to the sources."""
-        return Transfer(self.rule.reverse(), self.targets, self.sources, self.dtype)
+        return Transfer(self.rule.reverse(), self.targets, self.sources, invert_ops(self.ops), self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,11 +179,12 @@ class Table:
         ]
 
     def short(self, name: str) -> str:
-        """`name` without the prefixes of wrappers, and with old endings as they are called now."""
+        """`name` without the prefixes of wrappers, and with old or other names of parts as the rules call them."""
         while prefix := next((p for p in self.prefixes if name.startswith(p)), None):
             name = name[len(prefix) :]
-        ending = next((old for old in self.aliases if name.endswith(old)), None)
-        return name if ending is None else name[: -len(ending)] + self.aliases[ending]
+        for other, ours in self.aliases.items():
+            name = name.replace(other, ours)
+        return name
 
     def config_document(self, config: Config) -> dict[str, Any] | None:
         """The config.json that the format's own tools read, if they read one."""
@@ -277,7 +278,8 @@ class Table:
                         problems.append(f"source {source!r} is used twice, by {used[source]} and {rule.pointer}")
                     used[source] = rule.pointer
                 try:
-                    shapes = chain_shapes(invert_ops(rule.ops), [wanted[target] for target in targets])
+                    ops = rule.ops(captures)
+                    shapes = chain_shapes(invert_ops(ops), [wanted[target] for target in targets])
                 except TableError as error:
                     problems.append(f"{rule.pointer}: making {targets[0]!r} {wanted[targets[0]]}: {error}")
                     continue
@@ -293,6 +295,7 @@ class Table:
                         rule,
                         tuple(zip(sources, shapes, strict=True)),
                         tuple((target, wanted[target]) for target in targets),
+                        ops,
                         exact.pop(),
                     )
                 )
@@ -325,14 +328,19 @@ def _rule(
                 f"{sources[0].text!r} captures {sorted(bound)}, {pattern.text!r} captures "
                 f"{sorted(pattern.captures)}; every pattern of a rule must capture the same"
             )
-    described = [{k: _evaluated(v, names) for k, v in op.items()} for op in entry.get("ops", ())]
+    described = entry.get("ops", ())
     casts = [(op["from"], op["to"]) for op in described if op["op"] == "cast"]
     if len(casts) > 1:
         raise TableError("a rule casts once at most")
-    ops = tuple(make_op(op) for op in described if op["op"] != "cast")
-    if not ops and (len(sources), len(targets)) != (1, 1):
+    moves = [op for op in described if op["op"] != "cast"]
+
+    def ops(captures: Captures) -> tuple[Op, ...]:
+        known = {**names, **captures}
+        return tuple(make_op({k: _evaluated(v, known) for k, v in op.items()}) for op in moves)
+
+    if not moves and (len(sources), len(targets)) != (1, 1):
         raise TableError(f"{len(sources)} sources and {len(targets)} targets need an op that joins or splits them")
-    return Rule(pointer, sources, targets, ops, casts[0] if casts else None, entry.get("optional"))
+    return Rule(pointer, sources, targets, casts[0] if casts else None, entry.get("optional"), ops)
 
 
 def _ignore(pointer: str, source: Pattern, entry: Mapping[str, Any], names: Mapping[str, Value]) -> Ignore:
@@ -446,7 +454,8 @@ class _Merged:
         for include in content.get("include", ()):
             if include["table"] in path:
                 raise TableError(f"{path[0]}: {' includes '.join([*path, include['table']])}")
-            document = find_document(include["table"], "table")
+            kind = "table" if include["table"] in names_of("table") else "fragment"
+            document = find_document(include["table"], kind)
             self.included.append(document.sha256)
             name = document.name
             self.add(document.content, at + include["at"], f"{name}:", (*path, name))
