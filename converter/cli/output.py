@@ -45,10 +45,11 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
         except ConverterError as error:
             _fail(error, as_json=bool(kwargs.get("as_json")))
         except ModuleNotFoundError as error:
-            if error.name not in _EXTRAS:
+            package = (error.name or "").split(".")[0]
+            if package not in _EXTRAS:
                 raise
-            why, extra = _EXTRAS[error.name]
-            missing = CaptureError(f"this command {why} and needs {error.name}: pip install 'converter[{extra}]'")
+            why, extra = _EXTRAS[package]
+            missing = CaptureError(f"this command {why} and needs {package}: pip install 'converter[{extra}]'")
             _fail(missing, as_json=bool(kwargs.get("as_json")))
         except KeyboardInterrupt:
             click.echo(f"{'terminated' if terminated else 'interrupted'}; nothing is half-written", err=True)

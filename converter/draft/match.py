@@ -58,6 +58,8 @@ def match(
     for number in range(_ROUNDS):
         result = _Round(sources, targets, Judge(vocabulary, likely, certain)).run()
         on_round(1)
+        if not result.left_targets and not any(found.doubt for found in result.matches):
+            break  # another round could only say the same
         if number < _ROUNDS - 1:
             likely = Neighbours(_evidence(result.matches))
             certain = Neighbours(_evidence(found for found in result.matches if not found.doubt))

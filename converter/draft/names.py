@@ -26,6 +26,8 @@ _NUMBER = re.compile(r"(?<![0-9])(?:0|[1-9][0-9]{0,8})(?![0-9])")
 _PARAMETER = re.compile(rf"(.*[._])({'|'.join(PARAMETERS)})")
 # a family with more varying numbers than this is split in few ways only: the ways double with each
 _SPLIT_FREELY = 4
+# and one of more modules than this is matched as a whole, or one by one
+_LARGE = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,8 @@ def _split(template: str, members: Mapping[Numbers, Mapping[str, Named]]) -> Ite
     sizes: Iterable[int] = range(len(varying) + 1)
     if len(varying) > _SPLIT_FREELY:
         sizes = (0, 1, len(varying))
+    if len(members) > _LARGE:
+        sizes = sorted({0, len(varying)})
     for size in sizes:
         for chosen in combinations(varying, size):
             free = tuple(slot for slot in varying if slot not in chosen)
