@@ -32,7 +32,7 @@ def compose(first: Plan, second: Plan) -> Plan:
         unused = [tensor for tensor in made if tensor not in taken]
         if not takers:
             out = reasons[made[0].name]
-            left_out += [LeftOut(t, makers[0].pointer, out.reason, None) for step in makers for t in step.sources]
+            left_out += [LeftOut(t, step.pointer, out.reason, None) for step in makers for t in step.sources]
         elif unused:
             problems.append(
                 f"{makers[0].pointer} makes {unused[0].name!r}, which {second.format} does not hold, together with "
@@ -43,7 +43,8 @@ def compose(first: Plan, second: Plan) -> Plan:
                 f"{narrow[0].pointer} rounds {narrow[0].sources[0].name!r} on its way; convert in two steps"
             )
         else:
-            steps += _joined(makers, takers)
+            pointers = [*(_at(first.table, s) for s in makers), *(_at(second.format, s) for s in takers)]
+            steps += _joined(makers, takers, " ".join(dict.fromkeys(pointers)))
     problems += _disproved(steps)
     if problems:
         raise PlanError(f"{first.table} and {second.format} cannot be joined: {len(problems)} problems", problems)
@@ -84,7 +85,12 @@ def _groups(first: Sequence[Step], second: Sequence[Step]) -> Iterator[tuple[lis
         yield list(group.values()), list(beyond.values())
 
 
-def _joined(makers: Sequence[Step], takers: Sequence[Step]) -> Iterator[Step]:
+def _at(table: str, step: Step) -> str:
+    """The rule of a step, with its table."""
+    return step.pointer if not step.pointer.startswith("/") else f"{table}:{step.pointer}"
+
+
+def _joined(makers: Sequence[Step], takers: Sequence[Step], pointer: str) -> Iterator[Step]:
     """One step for the whole group, or one for each tensor where nothing is left that joins or splits."""
     made = [tensor.name for step in makers for tensor in step.targets]
     taken = [tensor.name for step in takers for tensor in step.sources]
@@ -93,7 +99,6 @@ def _joined(makers: Sequence[Step], takers: Sequence[Step]) -> Iterator[Step]:
                             *_side_by_side(takers)])  # fmt: skip
     sources = [tensor for step in makers for tensor in step.sources]
     targets = [tensor for step in takers for tensor in step.targets]
-    pointer = " ".join(dict.fromkeys(step.pointer for step in (*makers, *takers)))
     if all(map(is_elementwise, ops)):
         for source, target in zip(sources, targets, strict=True):
             yield Step(pointer, (source,), (target,), ops)

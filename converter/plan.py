@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from types import MappingProxyType
@@ -105,6 +105,19 @@ class Missing:
 
 
 @dataclass(frozen=True, slots=True)
+class Residue:
+    """What an earlier conversion kept of a checkpoint of the format that is now written, by short names.
+
+    `tensors` carry their names in the residue; `buffers` are those that the checkpoint had and that can be rebuilt,
+    with their dtypes; `prefix` stood before its keys.
+    """
+
+    tensors: Mapping[str, Tensor]
+    buffers: Mapping[str, DType]
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
 class Format:
     """The format that a plan writes where it is not the target's own: the table, and how its tools save a file.
 
@@ -122,7 +135,8 @@ class Plan:
     """What becomes of every source tensor and where every target tensor comes from.
 
     `target` is the spec whose tensors pass through, `part` the part of it that is filled; `written` is None where just
-    these are written. `carried` are steps from the residue that an earlier conversion kept.
+    these are written. `carried` are steps from the residue that an earlier conversion kept, `prefix` is what stood
+    before the source's keys.
     `problems` is empty for a plan that can be executed; `make_plan` raises otherwise unless told not to.
     """
 
@@ -138,6 +152,7 @@ class Plan:
     missing: tuple[Missing, ...] = ()
     rebuilt: tuple[Rebuilt, ...] = ()
     carried: tuple[Step, ...] = ()
+    prefix: str = ""
     written: Format | None = None
 
     @property
@@ -184,26 +199,42 @@ def make_plan(
     are no tensors: a problem only where a tensor is needed.
     Raises PlanError with every problem at once, unless `refuse` is False: then they are in the plan.
     """
-    stripped, problems = _stripped(tensors, table)
-    unreadable = {table.short(name): reason for name, reason in (*objects.items(), *unsupported.items())}
-    fits = Fits(table, stripped, unreadable, variant)
-    found = fits.fit.plan(dtype, [table.short(name) for name in unsupported])
-    plan = replace(found, problems=(*table.doubts(), *problems, *found.problems))
+    laid = fits(table, tensors, unsupported, objects, variant)
+    plan = laid.fit.plan(dtype)
     if refuse and plan.problems:
-        raise PlanError(_headline(table, fits, len(stripped), len(plan.problems)), plan.problems)
+        raise PlanError(_headline(laid, len(tensors), len(plan.problems)), plan.problems)
     return plan
 
 
-def make_export(
+def fits(
     table: Table,
-    tensors: Iterable[Tensor],
-    *,
-    dtype: str | None = None,
-    kept: Mapping[str, Described] = MappingProxyType({}),
+    tensors: Mapping[str, Described],
+    unsupported: Mapping[str, str],
+    objects: Mapping[str, str],
+    variant: str | None = None,
+) -> Fits:
+    """`table` laid against the index of a checkpoint, under every variant. Arguments as for `make_plan`."""
+    stripped, problems = _stripped(tensors, table)
+    unreadable = {table.short(name): reason for name, reason in (*objects.items(), *unsupported.items())}
+    extra = [table.short(name) for name in unsupported]
+    first = next(iter(tensors), "")
+    return Fits(
+        table,
+        stripped,
+        variant,
+        unreadable=unreadable,
+        extra=extra,
+        problems=problems,
+        prefix=first.removesuffix(table.short(first)) if first.endswith(table.short(first)) else "",
+    )
+
+
+def make_export(
+    table: Table, tensors: Sequence[Tensor], *, dtype: str | None = None, residue: Residue | None = None
 ) -> Plan:
     """Read `table` backwards: from tensors of its spec, which need not be there yet, to its format.
 
-    `kept` is the residue of a conversion from this format: tensors that its own state dict had and the target has not.
+    `residue` is that of a conversion from this format: what its own state dict had and the spec has not.
     Raises PlanError with every problem at once.
     """
     inside = {tensor.name: tensor for tensor in tensors if table.spec.holds(tensor.name)}
@@ -212,35 +243,37 @@ def make_export(
         for tensor in tensors
         if not table.spec.holds(tensor.name)
     )
-    fits = Fits(table, inside, {}, None, backwards=True, kept={table.short(name): t for name, t in kept.items()})
-    plan = fits.fit.plan(dtype, [])
-    if problems := (*table.doubts(), *plan.problems):
-        raise PlanError(_headline(table, fits, len(inside), len(problems)), problems)
+    laid = Fits(table, inside, None, backwards=True, residue=residue)
+    plan = laid.fit.plan(dtype)
+    if plan.problems:
+        raise PlanError(_headline(laid, len(inside), len(plan.problems)), plan.problems)
     return replace(plan, left_out=(*outside, *plan.left_out))
 
 
 class Fits:
-    """A table laid against tensors under every variant; `best` fits best, `fit` is that, or of the stated variant."""
+    """A table laid against tensors under every variant; `best` fits best, `fit` is that, or of the stated variant.
+
+    `details` are those of `Fit`.
+    """
 
     def __init__(
         self,
         table: Table,
         tensors: Mapping[str, Tensor],
-        unreadable: Mapping[str, str],
         variant: str | None,
-        **direction: Any,
+        **details: Any,
     ) -> None:
         try:
             self.stated = table.spec.variant(variant) if variant else None
         except TableError as error:
             raise PlanError(str(error)) from None
-        fits = [_Fit(table, v, tensors, unreadable, **direction) for v in table.spec.variants]
+        fits = [Fit(table, v, tensors, **details) for v in table.spec.variants]
         self.best = max(fits, key=lambda fit: fit.score)
         self.fit = next(f for f in fits if f.variant == self.stated) if self.stated else self.best
 
 
-def _headline(table: Table, fits: Fits, keys: int, problems: int) -> str:
-    fit, best = fits.fit, fits.best
+def _headline(fits: Fits, keys: int, problems: int) -> str:
+    fit, best, table = fits.fit, fits.best, fits.fit.table
     found = f"{fit.found} of the {len(fit.needed)} tensors that {fit.variant.name} needs are there"
     if fit.backwards:
         return f"{table.name}: cannot be made of this {table.spec.label}: {found}, {problems} problems"
@@ -254,7 +287,7 @@ def _headline(table: Table, fits: Fits, keys: int, problems: int) -> str:
     return f"{table.name}: the checkpoint does not fit {fit.variant.name}: {found}, {problems} problems"
 
 
-class _Fit:
+class Fit:
     """A table under one variant, laid against tensors: those of a checkpoint, or backwards against the spec's own."""
 
     def __init__(
@@ -262,23 +295,36 @@ class _Fit:
         table: Table,
         variant: Variant,
         tensors: Mapping[str, Tensor],
-        unreadable: Mapping[str, str],
+        *,
+        unreadable: Mapping[str, str] = MappingProxyType({}),
+        extra: Sequence[str] = (),
+        problems: Sequence[str] = (),
+        prefix: str = "",
         backwards: bool = False,
-        kept: Mapping[str, Described] = MappingProxyType({}),
+        residue: Residue | None = None,
     ) -> None:
         self.table = table
         self.variant = variant
         self.tensors = tensors
         self.unreadable = unreadable
+        self.extra = extra
+        self.problems = problems
+        self.prefix = prefix
         self.backwards = backwards
-        self.kept = kept
+        self.residue = residue
+        kept = residue.tensors if residue else {}
         self.config = _with_options(table, variant, tensors, backwards)
         self.there: Bound = table.bind(self.config)
         self.transfers, self.static_problems = table.transfers(self.there, self.config)
         self.bound = self.there.reverse() if backwards else self.there
         if backwards:
             self.transfers = [transfer.reverse() for transfer in self.transfers]
-        self.dropped = [t for t in self.transfers if t.rule.optional and not any(n in tensors for n, _ in t.sources)]
+        self.dropped = [
+            t
+            for t in self.transfers
+            if not any(name in tensors for name, _ in t.sources)
+            and (t.rule.optional or all(name in kept for name, _ in t.targets))
+        ]
         absent = {name for transfer in self.dropped for name, _ in transfer.sources}
         needed = {name: (shape, t) for t in self.transfers for name, shape in t.sources}
         self.needed = {name: item for name, item in needed.items() if name not in absent}
@@ -287,11 +333,16 @@ class _Fit:
         # shared part of what is needed and what is there
         self.score = self.found / max(1, len(self.needed) + len(tensors) - ignored - self.found)
 
-    def plan(self, dtype: str | None, extra: Iterable[str]) -> Plan:
-        """Everything that this fit decides; `extra` are tensors that cannot be read."""
+    @property
+    def is_sound(self) -> bool:
+        """Whether the plan would have no problem."""
+        return not self.plan(None).problems
+
+    def plan(self, dtype: str | None) -> Plan:
+        """Everything that this fit decides, and what is wrong with it."""
         steps, found = self._steps(DTYPES[dtype] if dtype else None)
         left_out, unmatched = self._account()
-        unmatched += self._extra(extra)
+        unmatched += self._unread()
         # the fewer first: of a model that is quite another one, what is missing would hide what is there
         fewer, more = sorted([unmatched, found], key=len)
         missing = [
@@ -305,50 +356,54 @@ class _Fit:
             self.config,
             steps,
             left_out,
-            (*self.static_problems, *fewer, *more),
+            (*self.table.doubts(), *self.problems, *self.static_problems, *fewer, *more),
             self.table.spec.part,
             tuple(dict.fromkeys(missing)),
+            prefix=self.prefix,
         )
         return self._export(plan) if self.backwards else plan
 
     def _export(self, plan: Plan) -> Plan:
         """`plan`, with what the format has beyond the spec: rebuilt, or kept from the checkpoint it once came from."""
-        rebuilt, missing = [], list(plan.missing)
-        carried = [
-            _carry(name, self.kept[name])
-            for transfer in self.dropped
-            for name, _ in transfer.targets
-            if name in self.kept
-        ]
+        kept = self.residue.tensors if self.residue else {}
+        carried = [n for transfer in self.dropped for n, _ in transfer.targets if n in kept]
+        carried += [n for n in kept if any(ignore.source.match(n) is not None for ignore in self.there.ignores)]
+        missing = [entry for entry in plan.missing if entry.names not in kept]
         for ignore in self.there.ignores:
-            kept = {name: t for name, t in self.kept.items() if ignore.source.match(name) is not None}
-            carried += [_carry(name, tensor) for name, tensor in kept.items()]
-            for captures in ignore.written:
-                assert ignore.rebuild is not None  # `written` needs it
-                make = partial(ignore.rebuild, captures)
-                value = make()
-                tensor = Tensor(ignore.source.format(captures), value.shape, DTYPES[value.dtype.name])
-                if tensor.name not in kept:
-                    rebuilt.append(Rebuilt(tensor, ignore.pointer, make))
-            if ignore.without and not kept and not ignore.written:
+            if ignore.without and not any(ignore.source.match(name) is not None for name in kept):
                 missing.append(Missing(ignore.source.text, ignore.pointer, ignore.without))
-        got = {tensor.name for step in carried for tensor in step.targets}
-        missing = [m for m in missing if m.names not in got]
-        prefix = self.table.saved_as.prefix
+        prefix = self.residue.prefix if self.residue else self.table.saved_as.prefix
 
-        def named(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return tuple(replace(tensor, name=prefix + tensor.name) for tensor in tensors)
+        def named(tensor: Tensor) -> Tensor:
+            return replace(tensor, name=prefix + tensor.name)
 
         return replace(
             plan,
-            steps=tuple(replace(step, targets=named(step.targets)) for step in plan.steps),
-            carried=tuple(replace(step, targets=named(step.targets)) for step in carried),
-            rebuilt=tuple(replace(r, tensor=named((r.tensor,))[0]) for r in rebuilt),
+            steps=tuple(replace(step, targets=tuple(map(named, step.targets))) for step in plan.steps),
+            carried=tuple(
+                Step("residue", (kept[n],), (replace(kept[n], name=prefix + n),), ()) for n in dict.fromkeys(carried)
+            ),
+            rebuilt=tuple(replace(r, tensor=named(r.tensor)) for r in self._rebuilt()),
             missing=tuple(missing),
-            written=Format(
+            written=None
+            if self.table.is_hub
+            else Format(
                 self.table.name, self.table.sha256, self.table.saved_as.root, self.table.config_document(self.config)
             ),
         )
+
+    def _rebuilt(self) -> Iterator[Rebuilt]:
+        """The buffers that the format's own tools save, or that the checkpoint had which the residue is of."""
+        for ignore in self.there.ignores:
+            if ignore.rebuild is None:
+                continue
+            wanted: dict[str, DType | None] = {ignore.source.format(captures): None for captures in ignore.written}
+            if self.residue:
+                wanted = {n: t for n, t in self.residue.buffers.items() if ignore.source.match(n) is not None}
+            for name, dtype in wanted.items():
+                make = partial(ignore.rebuild, ignore.source.match(name) or {})
+                value = make()
+                yield Rebuilt(Tensor(name, value.shape, dtype or DTYPES[value.dtype.name]), ignore.pointer, make)
 
     def _steps(self, dtype: DType | None) -> tuple[tuple[Step, ...], list[str]]:
         steps, problems = [], []
@@ -425,11 +480,11 @@ class _Fit:
                 )
         return tuple(left_out), problems
 
-    def _extra(self, names: Iterable[str]) -> list[str]:
+    def _unread(self) -> list[str]:
         """Problems of tensors that cannot be read and that neither a transfer needs nor the table leaves out."""
         return [
             f"{self.unreadable[name]}; the table does not leave it out"
-            for name in names
+            for name in self.extra
             if name not in self.needed and all(ignore.source.match(name) is None for ignore in self.bound.ignores)
         ]
 
@@ -469,12 +524,6 @@ def _wrong_dtypes(transfer: Transfer, sources: Sequence[Tensor]) -> Iterator[str
         yield f"{transfer.rule.pointer} joins tensors of different dtypes: {', '.join(map(str, sources))}"
 
 
-def _carry(name: str, tensor: Described) -> Step:
-    """What was kept goes on as it is, under its short name."""
-    there = Tensor(name, tensor.shape, tensor.dtype)
-    return Step("residue", (there,), (there,), ())
-
-
 def _folded(pattern: str, transfer: Transfer) -> str:
     """What a rule would have made: its pattern, or the name where it makes a single one."""
     return pattern if "{" in pattern else transfer.targets[0][0]
@@ -502,8 +551,12 @@ def _with_options(table: Table, variant: Variant, tensors: Mapping[str, Tensor],
             continue
         bound = table.bind({**config, option.field: 1})
         rule = next((r for r in bound.rules if any(t.match(option.tensor) == {} for t in r.targets)), None)
-        if rule is None or rule.ops({}):
-            raise TableError(f"{table.name}: option {option.field!r} needs a rule that renames to {option.tensor!r}")
+        if rule is None:  # the format has no such tensor
+            continue
+        if rule.ops({}):
+            raise TableError(
+                f"{table.name}: option {option.field!r} needs a rule that only renames to {option.tensor!r}"
+            )
         tensor = tensors.get(rule.sources[0].format({}))
         if tensor is not None and len(tensor.shape) > option.axis:
             config[option.field] = tensor.shape[option.axis]

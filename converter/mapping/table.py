@@ -154,6 +154,11 @@ class Table:
         """Whether this is the spec's own naming, made by `hub_table`."""
         return self.name == self.spec.name
 
+    @property
+    def label(self) -> str:
+        """What a message calls the format."""
+        return self.spec.label if self.is_hub else self.name
+
     def pointers(self, section: str) -> list[str]:
         """JSON pointers of the entries of `section`, bound or not."""
         return [pointer for pointer, _ in self.entries.get(section, ())]
@@ -168,6 +173,17 @@ class Table:
             for name in names
             if name not in used
         ]
+
+    def source_forms(self) -> set[str]:
+        """All source patterns with `*` for numbers: what a key looks like, whatever the variant."""
+        forms = set()
+        for section in ("rules", "ignore"):
+            for _, entry in self.entries.get(section, ()):
+                texts = [entry["source"]] if isinstance(entry["source"], str) else entry["source"]
+                for name, words in self.words.items():
+                    texts = [t.replace(f"{{{name}}}", word) for t in texts for word in words]
+                forms |= {re.sub(r"\{[^{}]*\}|[0-9]+", "*", text) for text in texts}
+        return forms
 
     def doubts(self) -> list[str]:
         """What a person has to decide before the table is used."""
