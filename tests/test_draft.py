@@ -327,13 +327,10 @@ def test_a_thousand_tensors_of_one_shape_take_seconds() -> None:
     assert len(draft.doubtful) == 1000
 
 
-def test_a_hundred_thousand_names_are_folded() -> None:
+def test_tens_of_thousands_of_names_are_folded() -> None:
     def some(word: str) -> list[Named]:
         return [
-            Named(f"{word}.{i}.experts.{j}.fc{k}.weight", (2, 3))
-            for i in range(250)
-            for j in range(200)
-            for k in (1, 2)
+            Named(f"{word}.{i}.experts.{j}.fc{k}.weight", (2, 3)) for i in range(75) for j in range(200) for k in (1, 2)
         ]
 
     draft = propose("many", some("blocks"), new_target("t", some("layers")))
