@@ -20,6 +20,7 @@ ORDER = [
     "compose",
     "formats",
     "diff",
+    "draft",
     "staging",
     "writer",
     "torch_archive",

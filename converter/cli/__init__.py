@@ -9,6 +9,7 @@ from converter.cli.capture import capture
 from converter.cli.certify import certify, verify
 from converter.cli.convert import convert
 from converter.cli.diff import diff
+from converter.cli.draft import draft
 from converter.cli.explain import explain
 from converter.cli.inspect import inspect
 from converter.cli.parity import parity
@@ -40,7 +41,7 @@ def main() -> None:
     """
 
 
-for _command in (convert, inspect, explain, diff, parity, capture, certify, verify, tables, lint):
+for _command in (convert, inspect, explain, diff, draft, parity, capture, certify, verify, tables, lint):
     main.add_command(_command)
 
 

@@ -18,6 +18,12 @@ from converter.errors import CaptureError, ConverterError, PlanError, TableError
 
 P = ParamSpec("P")
 _SHOWN_PROBLEMS = 40
+# what only some commands need: what for, and the extra that installs it
+_EXTRAS = {
+    "torch": ("runs the model", "model"),
+    "safetensors": ("runs the model", "model"),
+    "scipy": ("matches names", "draft"),
+}
 
 
 def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
@@ -39,11 +45,11 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
         except ConverterError as error:
             _fail(error, as_json=bool(kwargs.get("as_json")))
         except ModuleNotFoundError as error:
-            if error.name not in ("torch", "safetensors"):
+            package = (error.name or "").split(".")[0]
+            if package not in _EXTRAS:
                 raise
-            missing = CaptureError(
-                f"this command runs the model and needs {error.name}: pip install 'converter[model]'"
-            )
+            why, extra = _EXTRAS[package]
+            missing = CaptureError(f"this command {why} and needs {package}: pip install 'converter[{extra}]'")
             _fail(missing, as_json=bool(kwargs.get("as_json")))
         except KeyboardInterrupt:
             click.echo(f"{'terminated' if terminated else 'interrupted'}; nothing is half-written", err=True)
