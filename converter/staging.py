@@ -161,12 +161,33 @@ class Staging:
                 self._link(name, path)
                 linked.append((path, final))
             if self._force:
-                for path, final in linked:
-                    os.replace(path, final)
+                self._replace(linked)
         except BaseException:
             for path, _ in linked:
                 path.unlink(missing_ok=True)
             raise
+
+    def _replace(self, files: list[tuple[Path, Path]]) -> None:
+        """Give each file its name; should one fail, those before it get back what they had."""
+        before: dict[Path, Path | None] = {}
+        try:
+            for path, final in files:
+                before[final] = None
+                if final.exists() and len(files) > 1:
+                    before[final] = final.with_name(f".{final.name}.{secrets.token_hex(4)}.partial")
+                    os.link(final, before[final])
+                os.replace(path, final)
+        except BaseException:
+            for final, old in list(before.items())[:-1]:
+                if old is None:
+                    final.unlink()
+                else:
+                    os.replace(old, final)
+            raise
+        finally:
+            for old in before.values():
+                if old is not None:
+                    old.unlink(missing_ok=True)
 
     def _commit_folder(self) -> None:
         beside = self.destination.with_name(f".{self.destination.name}.{secrets.token_hex(4)}.partial")
