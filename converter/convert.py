@@ -1,19 +1,10 @@
-"""Carrying out a plan: one pass that reads, checks, hashes and writes, and the ledger of what was written.
-
-Steps run in a few threads, since reading, CRC, SHA-256 and writing all release the interpreter lock: while one tensor
-is hashed another is read and a third is written. A step that only renames, casts or joins along the first axis flows
-through in chunks; only one that moves elements about holds its tensors in memory, and only one such at a time.
-"""
+"""Carrying out a plan: one pass that reads, checks, hashes and writes, and the ledger of what was written."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +15,14 @@ from converter import __version__
 from converter.checkpoint import DTYPES, Checkpoint
 from converter.errors import DestinationError, PlanError, TableError
 from converter.mapping.cast import cast
-from converter.mapping.ops import Array, Concat, Op, Reshape, apply_ops
-from converter.plan import Plan, Step, Tensor
+from converter.mapping.ops import Array
+from converter.plan import Plan, Tensor
 from converter.residue import residue_metadata, residue_path, steps_to_keep
 from converter.staging import ARCHIVES, Staging, check_destination, is_file_name, writing
 from converter.torch_archive import lay_out_archive
+from converter.transfer import Transfer, flushing, raw_bytes, write_at
 from converter.writer import INDEX_NAME, Shard, lay_out, nbytes, shard_index, to_json
 
-_THREADS = 3  # two cores: one thread waits for the disk while two compute
 _NO_HASH = "0" * 64
 
 
@@ -100,22 +91,22 @@ def convert(
             for places_of_one in places[: len(places) - keep_residue]
             for name, place in places_of_one.items()
         }
-        with _flushing(descriptors):
-            transfer = _Transfer(checkpoint, written, destination, on_bytes)
+        with flushing(descriptors):
+            transfer = Transfer(checkpoint, written, destination, on_bytes)
             hashes = transfer.run(plan.steps)
             crcs = transfer.crcs
             if residue is not None:
-                again = _Transfer(residue, written, destination, on_bytes)
+                again = Transfer(residue, written, destination, on_bytes)
                 carried = again.run(plan.carried)
                 hashes |= {t.name: carried[t.name] for step in plan.carried for t in step.targets}
                 crcs |= again.crcs
             for rebuilt in plan.rebuilt:
-                data = _bytes(_implied(rebuilt.make(), rebuilt.tensor))
+                data = raw_bytes(_implied(rebuilt.make(), rebuilt.tensor))
                 hashes[rebuilt.tensor.name] = hashlib.sha256(data).hexdigest()
                 crcs[rebuilt.tensor.name] = zlib.crc32(data)
                 transfer.put(rebuilt.tensor.name, data)
             if keep_residue:
-                _Transfer(checkpoint, places[-1], destination, on_bytes).run(kept)
+                Transfer(checkpoint, places[-1], destination, on_bytes).run(kept)
         checkpoint.verify_unchanged()
         if residue is not None:
             residue.verify_unchanged()
@@ -123,7 +114,7 @@ def convert(
         with writing(destination):
             for output, descriptor in zip(outputs, descriptors, strict=True):
                 for position, piece in output.frame(ledger, crcs):
-                    _write(descriptor, piece, position)
+                    write_at(descriptor, piece, position)
         if not is_file_name(destination):
             _add_documents(staging, plan, shards, ledger)
         staging.commit()
@@ -220,7 +211,7 @@ def _add_documents(staging: Staging, plan: Plan, shards: list[Shard], ledger: di
         documents[INDEX_NAME] = shard_index(shards)
     for name, content in documents.items():
         with writing(staging.destination):
-            _write(staging.create(name, len(content)), content, 0)
+            write_at(staging.create(name, len(content)), content, 0)
 
 
 def _digest(plan: Plan, hashes: dict[str, str]) -> str:
@@ -258,140 +249,3 @@ def _ledger(checkpoint: Checkpoint, plan: Plan, hashes: dict[str, str], source_s
         if _NO_HASH in hashes.values()
         else digest_of_tensors((t.name, t.dtype.name, t.shape, hashes[t.name]) for t in plan.targets),
     }
-
-
-@contextmanager
-def _flushing(descriptors: Iterable[int]) -> Iterator[None]:
-    """Keep the disk busy meanwhile, so that little is left for the last fsync to wait for."""
-    done = threading.Event()
-
-    def flush() -> None:
-        while not done.wait(0.05):
-            with suppress(OSError):  # the last fsync reports it
-                for descriptor in descriptors:
-                    os.fdatasync(descriptor)
-
-    thread = threading.Thread(target=flush)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-class _Cancelled(Exception):
-    """Another thread failed; its error is the one to show."""
-
-
-def _joins_rows(ops: Sequence[Op]) -> bool:
-    return len(ops) == 1 and isinstance(ops[0], Concat) and ops[0].axis == 0
-
-
-class _Transfer:
-    """Executes steps, in threads; `run` gives the sha256 of every target, and of every source as `source NAME`.
-
-    `crcs` are the CRC-32 of the targets, which one kind of file needs.
-    """
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        places: dict[str, tuple[int, int]],
-        destination: Path,
-        on_bytes: Callable[[int], None],
-    ) -> None:
-        self._checkpoint = checkpoint
-        self._places = places
-        self._destination = destination
-        self._wants_crcs = destination.suffix in ARCHIVES
-        self._on_bytes = on_bytes
-        self._hashes: dict[str, str] = {}
-        self.crcs: dict[str, int] = {}
-        self._cancelled = threading.Event()
-        self._materialising = threading.Lock()
-
-    def run(self, steps: Iterable[Step]) -> dict[str, str]:
-        # large ones first, so that no thread is left alone with one at the end
-        ordered = sorted(steps, key=lambda step: -sum(map(nbytes, step.targets)))
-        pool = ThreadPoolExecutor(_THREADS)
-        try:
-            done, _ = wait([pool.submit(self._run, step) for step in ordered], return_when=FIRST_EXCEPTION)
-            for future in done:
-                if not isinstance(future.exception(), _Cancelled):
-                    future.result()
-        finally:  # on Ctrl-C too: the others stop at their next chunk
-            self._cancelled.set()
-            pool.shutdown(cancel_futures=True)
-        return self._hashes
-
-    def _run(self, step: Step) -> None:
-        if len(step.targets) == 1 and (all(isinstance(op, Reshape) for op in step.ops) or _joins_rows(step.ops)):
-            self._stream(step)
-        else:
-            with self._materialising:
-                self._materialise(step)
-
-    def _stream(self, step: Step) -> None:
-        """Source after source, chunk by chunk: their bytes in C order are the target's."""
-        (target,) = step.targets
-        descriptor, position = self._places[target.name]
-        whole = hashlib.sha256()
-        crc = 0
-        same_bytes = len(step.sources) == 1 and not step.casts
-        for source in step.sources:
-            part = hashlib.sha256()
-            for chunk in self._chunks(source.name):
-                part.update(chunk)
-                if step.casts:
-                    array = np.frombuffer(chunk, dtype=source.dtype.carrier)
-                    chunk = _bytes(cast(array, source.dtype, target.dtype, source.name))
-                if not same_bytes:
-                    whole.update(chunk)
-                crc = zlib.crc32(chunk, crc) if self._wants_crcs else 0
-                self._put(descriptor, chunk, position)
-                position += len(chunk)
-            self._hashes[f"source {source.name}"] = part.hexdigest()
-        self._hashes[target.name] = part.hexdigest() if same_bytes else whole.hexdigest()
-        self.crcs[target.name] = crc
-
-    def _materialise(self, step: Step) -> None:
-        arrays = []
-        for source in step.sources:
-            array = self._checkpoint.read(source.name)
-            self._hashes[f"source {source.name}"] = hashlib.sha256(_bytes(array)).hexdigest()
-            arrays.append(array)
-        for target, array in zip(step.targets, apply_ops(step.ops, arrays), strict=True):
-            data = _bytes(cast(array, step.sources[0].dtype, target.dtype, target.name))
-            self._hashes[target.name] = hashlib.sha256(data).hexdigest()
-            self.crcs[target.name] = zlib.crc32(data)
-            self.put(target.name, data)
-
-    def put(self, name: str, data: memoryview) -> None:
-        """Write all of a tensor's bytes."""
-        descriptor, position = self._places[name]
-        self._put(descriptor, data, position)
-
-    def _chunks(self, name: str) -> Iterator[memoryview]:
-        for chunk in self._checkpoint.chunks(name):
-            if self._cancelled.is_set():
-                raise _Cancelled
-            yield chunk
-
-    def _put(self, descriptor: int, data: memoryview, position: int) -> None:
-        with writing(self._destination):
-            _write(descriptor, data, position)
-        self._on_bytes(len(data))
-
-
-def _bytes(array: Array) -> memoryview:
-    """The array's bytes in C order."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
-def _write(descriptor: int, data: bytes | memoryview, position: int) -> None:
-    view = memoryview(data)
-    while len(view):
-        written = os.pwrite(descriptor, view, position)
-        view = view[written:]
-        position += written

@@ -18,10 +18,11 @@ import numpy as np
 from converter.checkpoint import DTYPES, Checkpoint, DType
 from converter.display import quoted
 from converter.errors import TableError
+from converter.fit import make_plan, nearest
 from converter.mapping.cast import cast, is_float
 from converter.mapping.ops import Array, Shape, apply_ops
 from converter.mapping.table import Table, Transfer
-from converter.plan import Plan, Step, make_plan, nearest
+from converter.plan import Plan, Step
 
 Family: TypeAlias = Literal["source", "target", "unknown"]
 Kind: TypeAlias = Literal["shape", "dtype", "value"]

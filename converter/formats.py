@@ -11,10 +11,11 @@ from typing import Protocol
 
 from converter.compose import compose
 from converter.errors import PlanError, TableError
+from converter.fit import fits, make_export, make_plan
 from converter.mapping.documents import kind_of, names_of
 from converter.mapping.spec import Spec, load_spec
 from converter.mapping.table import Table, hub_table, load_table
-from converter.plan import Described, Plan, Residue, fits, make_export, make_plan
+from converter.plan import Described, Plan, Residue
 
 _NEAR = 0.5  # of the names that a table knows, as compared with the table that knows most
 _SURE = 0.8  # of all names

@@ -174,20 +174,21 @@ class Staging:
             for path, final in files:
                 before[final] = None
                 if final.exists() and len(files) > 1:
-                    before[final] = final.with_name(f".{final.name}.{secrets.token_hex(4)}.partial")
-                    os.link(final, before[final])
+                    old = final.with_name(f".{final.name}.{secrets.token_hex(4)}.partial")
+                    os.link(final, old)
+                    before[final] = old
                 os.replace(path, final)
         except BaseException:
-            for final, old in list(before.items())[:-1]:
-                if old is None:
+            for final, kept in list(before.items())[:-1]:
+                if kept is None:
                     final.unlink()
                 else:
-                    os.replace(old, final)
+                    os.replace(kept, final)
             raise
         finally:
-            for old in before.values():
-                if old is not None:
-                    old.unlink(missing_ok=True)
+            for kept in before.values():
+                if kept is not None:
+                    kept.unlink(missing_ok=True)
 
     def _commit_folder(self) -> None:
         beside = self.destination.with_name(f".{self.destination.name}.{secrets.token_hex(4)}.partial")

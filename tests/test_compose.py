@@ -11,11 +11,11 @@ from small_formats import FORMATS, Weights, execute, hub_weights, same
 
 from converter.compose import compose
 from converter.errors import PlanError
+from converter.fit import make_export, make_plan
 from converter.formats import make_route
 from converter.mapping.lint import lint
 from converter.mapping.ops import Arrange, Branches, Concat, Reshape, Split, Transpose, apply_ops, invert_ops
 from converter.mapping.table import Table, hub_table
-from converter.plan import make_export, make_plan
 
 LAW = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 

@@ -23,9 +23,10 @@ from converter.draft.assignment import assign, margins_of
 from converter.draft.names import take_apart
 from converter.draft.propose import to_text
 from converter.errors import TableError
+from converter.fit import make_plan
 from converter.mapping.lint import lint
 from converter.mapping.table import Table, load_table
-from converter.plan import Plan, make_plan
+from converter.plan import Plan
 
 DATA = Path(__file__).parent / "data" / "draft"
 GLIP = ("glip-t-a", "glip-t-b", "glip-t", "glip-l")
