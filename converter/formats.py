@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
 from typing import Protocol
 
 from converter.compose import compose
 from converter.errors import PlanError, TableError
-from converter.mapping.documents import names_of
+from converter.mapping.documents import kind_of, names_of
 from converter.mapping.spec import Spec, load_spec
 from converter.mapping.table import Table, hub_table, load_table
-from converter.plan import Described, Plan, Step, Tensor, fits, make_export, make_plan
+from converter.plan import Described, Plan, Residue, fits, make_export, make_plan
 
-HUB = "glip"
 _NEAR = 0.5  # of the names that a table knows, as compared with the table that knows most
 _SURE = 0.8  # of all names
 
@@ -34,8 +32,8 @@ class Contents(Protocol):
 
 
 def load_format(name_or_path: str) -> Table:
-    """The table of a format by name or path; the name of a spec is its own naming. Raises TableError."""
-    if name_or_path in names_of("spec"):
+    """The table of a format by name or path; a spec stands for its own naming. Raises TableError."""
+    if name_or_path in names_of("spec") or kind_of(name_or_path) == "spec":
         return hub_table(load_spec(name_or_path))
     return load_table(name_or_path)
 
@@ -43,6 +41,14 @@ def load_format(name_or_path: str) -> Table:
 def format_names() -> list[str]:
     """Names that `load_format` knows."""
     return sorted([*names_of("spec"), *names_of("table")])
+
+
+def choose_formats(contents: Contents, source: str | None, target: str | None) -> tuple[Table, Table]:
+    """Both ends of a conversion, each by name or path; without one, the source is recognised, the target its spec's own
+    naming. Raises TableError, or PlanError as `recognise`."""
+    to = load_format(target) if target else None
+    found = load_format(source) if source else recognise(contents, to.spec if to else None)
+    return found, to or hub_table(found.spec)
 
 
 def recognise(contents: Contents, spec: Spec | None = None) -> Table:
@@ -73,9 +79,9 @@ def recognise(contents: Contents, spec: Spec | None = None) -> Table:
 
 
 def _candidates(spec: Spec | None) -> Iterator[Table]:
-    for name in [spec.name] if spec else names_of("spec"):
-        own = spec or load_spec(name)
-        yield from (hub_table(whole_or_part) for whole_or_part in (own, *own.parts.values()))
+    built_in = [load_spec(name) for name in names_of("spec")]
+    for whole in built_in if spec is None or any(spec.name == known.name for known in built_in) else [spec]:
+        yield from (hub_table(part) for part in (whole, *whole.parts.values()))
     for name in names_of("table"):
         table = load_table(name)
         if spec is None or table.spec.name == spec.name:
@@ -99,32 +105,31 @@ def make_route(
     *,
     variant: str | None = None,
     dtype: str | None = None,
-    residue: Mapping[str, Described] = MappingProxyType({}),
+    residue: Residue | None = None,
 ) -> Plan:
     """The plan from one format to another, through the spec that both are tables of.
 
-    `residue` are tensors that an earlier conversion from the target format kept.
+    `residue` is what an earlier conversion from the target format kept.
     Raises PlanError with every problem at once, TableError if the formats have nothing in common.
     """
     if source.spec.name != target.spec.name:
         raise TableError(f"{source.label} is a format of {source.spec.name}, {target.label} one of {target.spec.name}")
-    whole = target.is_hub and not target.spec.part
+    own = target.is_hub and target.spec.part in ("", source.spec.part)
     first = make_plan(
         source,
         contents.tensors,
         unsupported=contents.unsupported,
         objects=contents.objects,
         variant=variant,
-        dtype=dtype if whole else None,
+        dtype=dtype if own else None,
     )
-    if whole:
+    if own:
         return first
     if not any(target.spec.holds(tensor.name) for tensor in first.targets):
         raise PlanError(f"{source.label} holds {source.spec.title}, {target.label} {target.spec.title}: nothing passes")
-    return compose(first, make_export(target, list(first.targets), dtype=dtype, kept=residue))
-
-
-def residue_of(plan: Plan) -> list[Step]:
-    """Steps that keep, under their own names, what a plan leaves out and nothing can rebuild."""
-    kept = [Tensor(o.tensor.name, o.tensor.shape, o.tensor.dtype) for o in plan.left_out if o.rebuild is None]
-    return [Step(f"left out of {plan.format}", (tensor,), (tensor,), ()) for tensor in kept]
+    if source.spec.part and not target.spec.part and residue is None:
+        raise PlanError(
+            f"{source.label} holds {source.spec.title} alone, {target.label} needs all of {source.spec.name}. "
+            f"Convert a whole checkpoint, or choose as --to a format of {source.spec.title}"
+        )
+    return compose(first, make_export(target, list(first.targets), dtype=dtype, residue=residue))

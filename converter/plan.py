@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from types import MappingProxyType
@@ -105,6 +105,19 @@ class Missing:
 
 
 @dataclass(frozen=True, slots=True)
+class Residue:
+    """What an earlier conversion kept of a checkpoint of the format that is now written, by short names.
+
+    `tensors` carry their names in the residue; `buffers` are those that the checkpoint had and that can be rebuilt,
+    with their dtypes; `prefix` stood before its keys.
+    """
+
+    tensors: Mapping[str, Tensor]
+    buffers: Mapping[str, DType]
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
 class Format:
     """The format that a plan writes where it is not the target's own: the table, and how its tools save a file.
 
@@ -122,7 +135,8 @@ class Plan:
     """What becomes of every source tensor and where every target tensor comes from.
 
     `target` is the spec whose tensors pass through, `part` the part of it that is filled; `written` is None where just
-    these are written. `carried` are steps from the residue that an earlier conversion kept.
+    these are written. `carried` are steps from the residue that an earlier conversion kept, `prefix` is what stood
+    before the source's keys.
     `problems` is empty for a plan that can be executed; `make_plan` raises otherwise unless told not to.
     """
 
@@ -138,6 +152,7 @@ class Plan:
     missing: tuple[Missing, ...] = ()
     rebuilt: tuple[Rebuilt, ...] = ()
     carried: tuple[Step, ...] = ()
+    prefix: str = ""
     written: Format | None = None
 
     @property
@@ -202,19 +217,24 @@ def fits(
     stripped, problems = _stripped(tensors, table)
     unreadable = {table.short(name): reason for name, reason in (*objects.items(), *unsupported.items())}
     extra = [table.short(name) for name in unsupported]
-    return Fits(table, stripped, variant, unreadable=unreadable, extra=extra, problems=problems)
+    first = next(iter(tensors), "")
+    return Fits(
+        table,
+        stripped,
+        variant,
+        unreadable=unreadable,
+        extra=extra,
+        problems=problems,
+        prefix=first.removesuffix(table.short(first)) if first.endswith(table.short(first)) else "",
+    )
 
 
 def make_export(
-    table: Table,
-    tensors: Iterable[Tensor],
-    *,
-    dtype: str | None = None,
-    kept: Mapping[str, Described] = MappingProxyType({}),
+    table: Table, tensors: Sequence[Tensor], *, dtype: str | None = None, residue: Residue | None = None
 ) -> Plan:
     """Read `table` backwards: from tensors of its spec, which need not be there yet, to its format.
 
-    `kept` is the residue of a conversion from this format: tensors that its own state dict had and the target has not.
+    `residue` is that of a conversion from this format: what its own state dict had and the spec has not.
     Raises PlanError with every problem at once.
     """
     inside = {tensor.name: tensor for tensor in tensors if table.spec.holds(tensor.name)}
@@ -223,7 +243,7 @@ def make_export(
         for tensor in tensors
         if not table.spec.holds(tensor.name)
     )
-    laid = Fits(table, inside, None, backwards=True, kept=_stripped(kept, table)[0])
+    laid = Fits(table, inside, None, backwards=True, residue=residue)
     plan = laid.fit.plan(dtype)
     if plan.problems:
         raise PlanError(_headline(laid, len(inside), len(plan.problems)), plan.problems)
@@ -279,8 +299,9 @@ class Fit:
         unreadable: Mapping[str, str] = MappingProxyType({}),
         extra: Sequence[str] = (),
         problems: Sequence[str] = (),
+        prefix: str = "",
         backwards: bool = False,
-        kept: Mapping[str, Tensor] = MappingProxyType({}),
+        residue: Residue | None = None,
     ) -> None:
         self.table = table
         self.variant = variant
@@ -288,8 +309,10 @@ class Fit:
         self.unreadable = unreadable
         self.extra = extra
         self.problems = problems
+        self.prefix = prefix
         self.backwards = backwards
-        self.kept = kept
+        self.residue = residue
+        kept = residue.tensors if residue else {}
         self.config = _with_options(table, variant, tensors, backwards)
         self.there: Bound = table.bind(self.config)
         self.transfers, self.static_problems = table.transfers(self.there, self.config)
@@ -336,42 +359,31 @@ class Fit:
             (*self.table.doubts(), *self.problems, *self.static_problems, *fewer, *more),
             self.table.spec.part,
             tuple(dict.fromkeys(missing)),
+            prefix=self.prefix,
         )
         return self._export(plan) if self.backwards else plan
 
     def _export(self, plan: Plan) -> Plan:
         """`plan`, with what the format has beyond the spec: rebuilt, or kept from the checkpoint it once came from."""
-        rebuilt, missing = [], list(plan.missing)
-        carried = [
-            _carry(name, self.kept[name])
-            for transfer in self.dropped
-            for name, _ in transfer.targets
-            if name in self.kept
-        ]
+        kept = self.residue.tensors if self.residue else {}
+        carried = [n for transfer in self.dropped for n, _ in transfer.targets if n in kept]
+        carried += [n for n in kept if any(ignore.source.match(n) is not None for ignore in self.there.ignores)]
+        missing = [entry for entry in plan.missing if entry.names not in kept]
         for ignore in self.there.ignores:
-            kept = {name: t for name, t in self.kept.items() if ignore.source.match(name) is not None}
-            carried += [_carry(name, tensor) for name, tensor in kept.items()]
-            for captures in ignore.written:
-                assert ignore.rebuild is not None  # `written` needs it
-                make = partial(ignore.rebuild, captures)
-                value = make()
-                tensor = Tensor(ignore.source.format(captures), value.shape, DTYPES[value.dtype.name])
-                if tensor.name not in kept:
-                    rebuilt.append(Rebuilt(tensor, ignore.pointer, make))
-            if ignore.without and not kept and not ignore.written:
+            if ignore.without and not any(ignore.source.match(name) is not None for name in kept):
                 missing.append(Missing(ignore.source.text, ignore.pointer, ignore.without))
-        got = {tensor.name for step in carried for tensor in step.targets}
-        missing = [m for m in missing if m.names not in got]
-        prefix = self.table.saved_as.prefix
+        prefix = self.residue.prefix if self.residue else self.table.saved_as.prefix
 
-        def named(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return tuple(replace(tensor, name=prefix + tensor.name) for tensor in tensors)
+        def named(tensor: Tensor) -> Tensor:
+            return replace(tensor, name=prefix + tensor.name)
 
         return replace(
             plan,
-            steps=tuple(replace(step, targets=named(step.targets)) for step in plan.steps),
-            carried=tuple(replace(step, targets=named(step.targets)) for step in carried),
-            rebuilt=tuple(replace(r, tensor=named((r.tensor,))[0]) for r in rebuilt),
+            steps=tuple(replace(step, targets=tuple(map(named, step.targets))) for step in plan.steps),
+            carried=tuple(
+                Step("residue", (kept[n],), (replace(kept[n], name=prefix + n),), ()) for n in dict.fromkeys(carried)
+            ),
+            rebuilt=tuple(replace(r, tensor=named(r.tensor)) for r in self._rebuilt()),
             missing=tuple(missing),
             written=None
             if self.table.is_hub
@@ -379,6 +391,19 @@ class Fit:
                 self.table.name, self.table.sha256, self.table.saved_as.root, self.table.config_document(self.config)
             ),
         )
+
+    def _rebuilt(self) -> Iterator[Rebuilt]:
+        """The buffers that the format's own tools save, or that the checkpoint had which the residue is of."""
+        for ignore in self.there.ignores:
+            if ignore.rebuild is None:
+                continue
+            wanted: dict[str, DType | None] = {ignore.source.format(captures): None for captures in ignore.written}
+            if self.residue:
+                wanted = {n: t for n, t in self.residue.buffers.items() if ignore.source.match(n) is not None}
+            for name, dtype in wanted.items():
+                make = partial(ignore.rebuild, ignore.source.match(name) or {})
+                value = make()
+                yield Rebuilt(Tensor(name, value.shape, dtype or DTYPES[value.dtype.name]), ignore.pointer, make)
 
     def _steps(self, dtype: DType | None) -> tuple[tuple[Step, ...], list[str]]:
         steps, problems = [], []
@@ -497,11 +522,6 @@ def _wrong_dtypes(transfer: Transfer, sources: Sequence[Tensor]) -> Iterator[str
             yield f"{tensor.name!r} is {tensor.dtype.name}; {transfer.rule.pointer} casts from {transfer.rule.cast[0]}"
     if len({tensor.dtype for tensor in sources}) > 1:
         yield f"{transfer.rule.pointer} joins tensors of different dtypes: {', '.join(map(str, sources))}"
-
-
-def _carry(name: str, tensor: Tensor) -> Step:
-    """What was kept goes on as it is, under its short name."""
-    return Step("residue", (tensor,), (replace(tensor, name=name),), ())
 
 
 def _folded(pattern: str, transfer: Transfer) -> str:

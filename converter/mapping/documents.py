@@ -50,6 +50,11 @@ def names_of(kind: str) -> list[str]:
     return [path.stem for path, found in _listing() if found == kind]
 
 
+def kind_of(path: str | Path) -> str | None:
+    """The kind that the document at a path says it is; None for a name."""
+    return str(_parse(Path(path))[0].get("kind")) if str(path).endswith(".json") else None
+
+
 def list_documents(kind: str) -> list[Document]:
     """All built-in tables or specs, by name, checked by the schema."""
     return [_checked(path, kind) for path, found in _listing() if found == kind]
