@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Load converted full-size weights into the models of other packages and compare what these compute with our model.
-# They need old versions of this and that, so they live in .peers, apart from .venv. Needs Python 3.11 or 3.12 and pip,
-# 5 GB of memory for GLIP-T, 12 for all models. Arguments go to pytest: scripts/peers.sh -k 'timm and glip-l'
+# They need old versions of this and that, so they live in .peers, apart from .venv. Needs Python 3.11 and pip,
+# some 10 GB of memory and 12 GB of disk. Arguments go to pytest: scripts/peers.sh -k 'timm and glip-l'
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ ! -e .peers/.ready ] || [ pyproject.toml -nt .peers/.ready ] || [ scripts/peers-constraints.txt -nt .peers/.ready ]; then

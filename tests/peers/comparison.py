@@ -16,7 +16,7 @@ LIMIT = 1e-10  # of the relative Frobenius error in float64: right code is near 
 
 def needs(*packages: str) -> list[pytest.MarkDecorator]:
     """The marks of a test module that compares with these packages."""
-    missing = [package for package in packages if find_spec(package) is None]
+    missing = [package for package in (*packages, "torchvision") if find_spec(package) is None]
     reason = f"{', '.join(missing)} not installed: scripts/peers.sh runs this in an environment of its own"
     return [pytest.mark.peers, pytest.mark.skipif(bool(missing), reason=reason)]
 

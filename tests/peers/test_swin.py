@@ -106,6 +106,20 @@ def test_transformers_on_a_map_larger_than_a_window(official: Official, results:
 
 
 @with_models
+def test_transformers_remembers_a_single_window(official: Official, results: Results) -> None:
+    """Once seen, the shift stays off for larger maps."""
+    swin = package("transformers.models.swin.modeling_swin")
+    net = load(swin.SwinModel(swin.SwinConfig(**TRANSFORMERS[official.name])), official.converted("transformers-swin"))
+    size = LARGER[official.name]
+    net(images(1, 3, *ONE[official.name]))
+    found = net(images(1, 3, *size)).last_hidden_state
+    error = relative_error(found, last_map(official, size).flatten(2).transpose(1, 2))
+    compared = f"C5 at {size[0]}x{size[1]} after {ONE[official.name][0]}x{ONE[official.name][1]}: differs"
+    results.note("transformers", "SwinModel", official.name, compared, error)
+    assert error > 1e-2
+
+
+@with_models
 def test_transformers_as_a_backbone_on_any_map(official: Official, results: Results) -> None:
     swin = package("transformers.models.swin.modeling_swin")
 
