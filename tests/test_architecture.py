@@ -23,6 +23,8 @@ ORDER = [
     "model",
     "convert",
     "parity",
+    "hub",
+    "publish",
     "cli",
 ]
 SOURCES = sorted(PACKAGE.rglob("*.py"))

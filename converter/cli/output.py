@@ -14,7 +14,7 @@ from typing import Any, NoReturn, ParamSpec
 
 import click
 
-from converter.errors import CaptureError, ConverterError, PlanError, TableError
+from converter.errors import CaptureError, ConverterError, HubError, PlanError, TableError
 
 P = ParamSpec("P")
 _SHOWN_PROBLEMS = 40
@@ -39,11 +39,9 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
         except ConverterError as error:
             _fail(error, as_json=bool(kwargs.get("as_json")))
         except ModuleNotFoundError as error:
-            if error.name not in ("torch", "safetensors"):
+            missing = _missing(error.name)
+            if missing is None:
                 raise
-            missing = CaptureError(
-                f"this command runs the model and needs {error.name}: pip install 'converter[model]'"
-            )
             _fail(missing, as_json=bool(kwargs.get("as_json")))
         except KeyboardInterrupt:
             click.echo(f"{'terminated' if terminated else 'interrupted'}; nothing is half-written", err=True)
@@ -55,6 +53,15 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
             sys.exit(143)
 
     return wrapped
+
+
+def _missing(package: str | None) -> ConverterError | None:
+    """What to install where an optional package is not there."""
+    if package in ("torch", "safetensors"):
+        return CaptureError(f"this command runs the model and needs {package}: pip install 'converter[model]'")
+    if package == "huggingface_hub":
+        return HubError("the Hub is reached through huggingface_hub: pip install 'converter[hub]'")
+    return None
 
 
 def _fail(error: ConverterError, *, as_json: bool) -> NoReturn:
