@@ -57,6 +57,7 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 def _missing(package: str | None) -> ConverterError | None:
     """What to install where an optional package is not there."""
+    package = package and package.split(".")[0]
     if package in ("torch", "safetensors"):
         return CaptureError(f"this command runs the model and needs {package}: pip install 'converter[model]'")
     if package == "huggingface_hub":

@@ -53,9 +53,9 @@ def publish(
 ) -> None:
     """Make the Hub's repository REPO_ID (org/name) hold what DIR holds.
 
-    The weights are checked against the certificate in DIR first. Then everything is one commit: what changed is uploaded,
-    what is there already is not, shards and documents that DIR no longer has are deleted. At last the Hub is asked for the
-    hash of every file.
+    The weights are checked against the certificate in DIR first. Then everything is one commit: what changed is
+    uploaded, what is there already is not, shards and documents that DIR no longer has are deleted. At last the Hub is
+    asked for the hash of every file.
     """
     from converter import publish as engine
     from converter.hub import show_progress

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from saved_glip import save
 from server import HubServer, clear
 from small_capture import small_capture
@@ -61,7 +62,8 @@ def hub(
     running.reset(tmp_path / "hub")
     running.tokens[CANARY] = ("somebody", "write")
     monkeypatch.setenv("HF_TOKEN", CANARY)
-    caplog.set_level(logging.DEBUG)
+    for logger in ("huggingface_hub", "httpx", "httpx2", "converter"):
+        caplog.set_level(logging.DEBUG, logger)
     yield running
     out, err = capfd.readouterr()
     assert CANARY not in out + err + caplog.text
@@ -84,9 +86,12 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "conversion.json").write_text('{"converter": "0.1.0"}\n')
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# GLIP\n")
     (folder / "report.html").write_text("<!doctype html>\n")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # of layers as small as these, several threads make ten times the work
     with small_capture(tmp_path_factory.mktemp("capture")) as capture:
         double = GLIP.from_pretrained(folder).double()
         certify(folder, capture, [parity(double, capture)], None, double)
+    torch.set_num_threads(threads)
     return folder
 
 

@@ -48,7 +48,8 @@ class Fault:
     """What happens instead of an answer.
 
     `kind`: `status`, `drop-before` (connection closed, nothing done), `drop-after` (done, and then closed),
-    `late` (closed at once, done after `seconds`), `flip` (one byte of the download), `truncate` (its second half), `slow`.
+    `late` (closed at once, done after `seconds`), `flip` (one byte of the download), `truncate` (its second half),
+    `slow`.
     """
 
     kind: str
@@ -183,8 +184,9 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         self.query = parse_qs(url.query)
         self._unread = self._body()
-        for method, name, pattern in _ROUTES:
+        for method, endpoint, pattern in _ROUTES:
             if method == self.command and (match := pattern.fullmatch(url.path)):
+                name = endpoint
                 break
         else:
             self.hub.requests.append(("unknown", self.command, self.path))

@@ -1,72 +1,41 @@
-"""Publishing a folder as one commit on the Hub: checked before, made once, read back after.
+"""One commit on the Hub: compared before, made once, read back after.
 
-Nothing is sent before the folder is known to be complete and its weights to be those of its certificate. Large files go
-first, where nobody sees them; then one commit adds, replaces and deletes everything at once, on the parent that the
-comparison was made with, so that it cannot be made twice and cannot overwrite what somebody else pushed meanwhile. Where
-the answer to a commit is lost, the history of the repository says whether it was made.
+Large files go first, where nobody sees them; then one commit adds, replaces and deletes everything at once, on the
+parent that the comparison was made with, so that it can neither be made twice nor overwrite what somebody else pushed
+meanwhile. Where the answer to a commit is lost, the history of the repository says whether it was made.
 """
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from converter import __version__
-from converter.checkpoint import open_checkpoint
-from converter.display import counted, file_name, plain, quoted
-from converter.errors import CaptureError, HubError
-from converter.hub import (
-    CONFIG,
-    MODEL_FILES,
-    SHARD,
-    SINGLE,
-    Failure,
-    Hashes,
-    Retry,
-    attempt,
-    hash_file,
-    insist,
-    parse_reference,
-    pause,
-    quiet,
-)
+from converter.display import file_name, plain, quoted
+from converter.errors import HubError
+from converter.hub import Failure, Retry, attempt, insist, parse_reference, pause, quiet
+from converter.publish.folder import LocalFile, is_written, read_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.hf_api import RepoFile
 
 T = TypeVar("T")
-CARD, CERTIFICATE, REPORT = "README.md", "parity.json", "report.html"
-WRITTEN = (*MODEL_FILES, REPORT)  # what this package writes, and deletes from a repository that has it too much
-KEPT = (CARD, "LICENSE", "NOTICE")  # may be uploaded, and stay where the folder has none
-UNVERIFIED = "unverified"  # the word that the card of weights without a certificate must have
 MAIN = "main"
-_SMALL = 10 << 20  # bytes up to which a file that is no weights is sent with the commit, from memory
 _NOT_DONE = (429, 503)  # answers that say that a request was not even begun
 _RECENT = 20  # pull requests looked at for one that proposes the same
-
-
-@dataclass(frozen=True, slots=True)
-class LocalFile:
-    """A file to publish, and what it held when it was checked; `content` is kept of small ones."""
-
-    name: str
-    path: Path
-    hashes: Hashes
-    content: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Publication:
     """What was, or would be, published.
 
-    `commit` is None if nothing was to be done or nothing was to be changed; `head` is then what was compared with (None:
-    no such repository yet). `verified`: files whose hashes the Hub stated as they are here.
+    `commit` is None if nothing was done, or was to be done; `head` is what was compared with (None: no such repository
+    yet). `verified`: files whose hashes the Hub stated as they are here.
     """
 
     repo_id: str
@@ -99,8 +68,9 @@ def publish(
 ) -> Publication:
     """Make the repository hold what `folder` holds, by one commit on `revision` or as a pull request.
 
-    private: of a repository that is created now (default: yes). unverified: publish without a certificate; the card must
-    say so. dry_run: only compare. `on_bytes` gets the bytes hashed before anything is sent, `say` lines for people.
+    private: of a repository that is created now (default: yes). unverified: publish without a certificate; the card
+    must say so. dry_run: only compare. `on_bytes` gets the bytes hashed before anything is sent, `say` lines for
+    people.
     Raises HubError, CaptureError for a certificate that is none, CheckpointError for weights that cannot be read.
     """
     parsed = parse_reference(repo_id)
@@ -122,90 +92,6 @@ def publish(
             retry or Retry(),
             say,
         ).run(dry_run)
-
-
-def read_folder(
-    folder: Path, *, unverified: bool = False, on_bytes: Callable[[int], object] = lambda count: None
-) -> list[LocalFile]:
-    """Every file of a folder that may be published, hashed. Raises HubError listing what may not, or what is missing.
-
-    The weights' tensors are hashed again and compared with the certificate, unless `unverified`.
-    """
-    try:
-        paths = sorted(folder.iterdir())
-    except OSError as error:
-        raise HubError(
-            f"{file_name(folder)}: is no folder that can be read ({error.strerror}). `convert --dst FOLDER` makes one."
-        ) from None
-    foreign = [path.name for path in paths if not path.is_file() or not _is_allowed(path.name)]
-    if foreign:
-        raise HubError(
-            f"{file_name(folder)}: holds what is not published: {', '.join(map(plain, foreign[:10]))}"
-            f"{', ...' if len(foreign) > 10 else ''}. Move it elsewhere; expected only {', '.join((*KEPT, *WRITTEN))}."
-        )
-    names = {path.name for path in paths}
-    if CONFIG not in names:
-        raise HubError(f"{file_name(folder)}: has no {CONFIG}. `convert --dst FOLDER` writes it.")
-    with open_checkpoint(folder) as checkpoint:
-        used = {path.name for path in checkpoint.files}
-    if unused := sorted(name for name in names if name.endswith(".safetensors") and name not in used):
-        raise HubError(
-            f"{file_name(folder)}: {', '.join(map(plain, unused))} is not of this model, whose weights are in "
-            f"{', '.join(map(plain, sorted(used)))}. Move it elsewhere."
-        )
-    if unverified:
-        _check_unverified(folder, names)
-    else:
-        _check_certificate(folder, names, on_bytes)
-    return [_read_file(path, on_bytes) for path in paths]
-
-
-def _is_allowed(name: str) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in (*KEPT, *WRITTEN))
-
-
-def _check_certificate(folder: Path, names: set[str], on_bytes: Callable[[int], object]) -> None:
-    if CERTIFICATE not in names:
-        raise HubError(
-            f"{file_name(folder)}: has no {CERTIFICATE}, so nothing shows that these weights compute what the official "
-            f"code does. Write it: converter certify {shlex.quote(str(folder))} --reference CAPTURE"
-        )
-    from converter.parity.certificate import compare_tensors
-
-    _, changed, missing, added = compare_tensors(folder, folder / CERTIFICATE, on_bytes)
-    problems = [
-        f"{counted(len(found), 'tensor')} {word} ({', '.join(map(plain, found[:3]))}{', ...' if len(found) > 3 else ''})"
-        for word, found in (("changed", changed), ("missing", missing), ("added", added))
-        if found
-    ]
-    if problems:
-        raise HubError(
-            f"{file_name(folder)}: {CERTIFICATE} is of other weights: {'; '.join(problems)}. Certify these: "
-            f"converter certify {shlex.quote(str(folder))} --reference CAPTURE --force"
-        )
-
-
-def _check_unverified(folder: Path, names: set[str]) -> None:
-    if CERTIFICATE in names:
-        raise HubError(
-            f"{file_name(folder)}: has {CERTIFICATE}, which says that it is verified. Leave out --unverified, or move "
-            "the certificate elsewhere."
-        )
-    card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if CARD in names else ""
-    if UNVERIFIED not in card.lower():
-        found = "does not say so" if card else "is not there"
-        raise HubError(
-            f"{file_name(folder)}: is to be published without a certificate, but {CARD} {found}. Write in it that these "
-            f"weights are {UNVERIFIED}."
-        )
-
-
-def _read_file(path: Path, on_bytes: Callable[[int], object]) -> LocalFile:
-    hashes = hash_file(path, on_bytes)
-    content = None
-    if hashes.size <= _SMALL and path.suffix != ".safetensors":
-        content = path.read_bytes()
-    return LocalFile(path.name, path, hashes, content)
 
 
 class _Publisher:
@@ -248,7 +134,7 @@ class _Publisher:
         uploads = [file for file in self._files if not _is_there(file, remote)]
         unchanged = [file for file in self._files if _is_there(file, remote)]
         names = {file.name for file in self._files}
-        deleted = [name for name in remote if name not in names and _is_written(name)]
+        deleted = [name for name in remote if name not in names and is_written(name)]
 
         def publication(commit: str | None, pull_request: str | None, verified: int) -> Publication:
             url = f"{self._api.endpoint}/{self._repo_id}"
@@ -383,6 +269,7 @@ class _Publisher:
                 )
             if not goes_on:
                 break
+        assert isinstance(answer, Failure)
         self._refuse(answer, "committing; nothing was published")
 
     def _made(self, head: str, deleted: Sequence[str]) -> tuple[str | None, str | None]:
@@ -426,9 +313,9 @@ class _Publisher:
         info = attempt(lambda: self._api.model_info(self._repo_id, revision=self._revision))
         now = "moved on" if isinstance(info, Failure) else f"is now at {info.sha}"
         return (
-            f"{self._repo_id}: somebody else changed {plain(self._revision)} meanwhile: it {now}, expected {head}. Nothing "
-            f"was published. Look at {self._api.endpoint}/{self._repo_id}/commits/{plain(self._revision)}, then publish "
-            f"on top of it: {self._command}"
+            f"{self._repo_id}: somebody else changed {plain(self._revision)} meanwhile: it {now}, expected {head}. "
+            f"Nothing was published. Look at {self._api.endpoint}/{self._repo_id}/commits/{plain(self._revision)}, "
+            f"then publish on top of it: {self._command}"
         )
 
     # after
@@ -451,7 +338,7 @@ class _Publisher:
         if problems:
             raise HubError(
                 f"{self._repo_id}: commit {commit} was made, but does not hold what was sent: "
-                f"{'; '.join(map(plain, problems[:5]))}{'; ...' if len(problems) > 5 else ''}. Do not use it; run again: "
+                f"{'; '.join(map(plain, problems[:5]))}{'; ...' if problems[5:] else ''}. Do not use it; run again: "
                 f"{self._command}"
             )
 
@@ -464,7 +351,7 @@ class _Publisher:
     def _refuse(self, failure: Failure, doing: str) -> NoReturn:
         hints = {
             "token": f"Sign in (hf auth login) or set HF_TOKEN, and run: {self._command}",
-            "access": "Sign in with a token that may write there (hf auth login), or propose the change with --create-pr",
+            "access": "Sign in with a token that may write there (hf auth login), or propose it with --create-pr",
             "repository": "Check the name, or sign in with a token that may see it: hf auth login",
             "revision": f"Make that branch first: hf repos branch create {self._repo_id} {plain(self._revision)}",
             "offline": "Unset HF_HUB_OFFLINE",
@@ -477,14 +364,3 @@ class _Publisher:
 
 def _is_there(file: LocalFile, remote: dict[str, RepoFile]) -> bool:
     return file.name in remote and file.hashes.match(remote[file.name])
-
-
-def _is_written(name: str) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in WRITTEN)
-
-
-def weights_size(folder: Path) -> int:
-    """Bytes that `publish` hashes: weights twice, as tensors and as files, others once."""
-    files = [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
-    is_weights = [path.name == SINGLE or fnmatchcase(path.name, SHARD) for path in files]
-    return sum(path.stat().st_size * (1 + weights) for path, weights in zip(files, is_weights, strict=True))
