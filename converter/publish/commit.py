@@ -213,18 +213,17 @@ class _Publisher:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         additions = [CommitOperationAdd(file.name, file.content or str(file.path)) for file in uploads]
-        # the client itself repeats these requests; what was received whole is not sent again by another run
-        failure = attempt(
+        # by content: what was received whole is not sent again, by another attempt or another run
+        self._ask(
             lambda: self._api.preupload_lfs_files(
                 self._repo_id,
                 additions,
                 revision=self._revision,
                 create_pr=self._create_pr,
                 free_memory=False,
-            )
+            ),
+            "uploading; nothing was published",
         )
-        if isinstance(failure, Failure):
-            self._refuse(failure, "uploading; nothing was published")
         for file, addition in zip(uploads, additions, strict=True):
             if addition.upload_info.sha256.hex() != file.hashes.sha256:
                 raise HubError(

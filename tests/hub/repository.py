@@ -76,6 +76,7 @@ class Storage:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.repositories: dict[str, Repository] = {}
+        self.verified: set[str] = set()  # LFS objects that a client has asked to be verified
         self.lock = threading.Lock()
         for part in ("lfs", "git", "incoming"):
             (folder / part).mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ Where it differs from the real Hub:
 - Over http the client does not take a bare 401 for a missing repository, as it does over https; the server says
   `RepoNotFound` where the Hub leaves that to be guessed.
 - Multipart uploads are offered for files larger than `chunk_size`, not from some size in gigabytes.
+- An LFS object is there once it was verified, for all repositories; the Hub may be less strict.
 - Which files are LFS is decided by name and size, not by `.gitattributes`. `.gitignore` is ignored.
 - YAML of a card is not parsed: a card is refused if its front matter does not end.
 - A pull request is a ref, a title and whether it is open: no discussion events, no merging.
@@ -452,7 +453,7 @@ class _Handler(BaseHTTPRequestHandler):
         objects = []
         for wanted in self._json()["objects"]:
             oid, size = wanted["oid"], wanted["size"]
-            if self.hub.storage.lfs_path(oid).exists():
+            if oid in self.hub.storage.verified:
                 objects.append({"oid": oid, "size": size})
                 continue
             upload: dict[str, Any] = {"href": f"{self.hub.url}/s3/{oid}"}
@@ -517,6 +518,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.hub.storage.lfs_path(wanted["oid"])
         if not path.exists() or path.stat().st_size != wanted["size"]:
             raise Refusal(404, "the object is not there")
+        self.hub.storage.verified.add(wanted["oid"])
         self._say({"message": "verified"})
 
     # commits
@@ -555,7 +557,7 @@ class _Handler(BaseHTTPRequestHandler):
             files[path] = self.hub.storage.add(base64.b64decode(value["content"]))
         elif key == "lfsFile":
             stored = self.hub.storage.lfs_path(value["oid"])
-            if not stored.exists():
+            if value["oid"] not in self.hub.storage.verified:
                 raise Refusal(400, f"LFS pointer pointed to a file that does not exist: {path}")
             files[path] = self.hub.storage.lfs_entry(value["oid"], stored.stat().st_size)
         elif key == "deletedFile":
