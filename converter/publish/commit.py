@@ -86,7 +86,7 @@ def publish(
             repo_id,
             revision or MAIN,
             create_pr,
-            message or f"Publish with converter {__version__}",
+            (message or "").strip() or f"Publish with converter {__version__}",
             private,
             unverified,
             retry or Retry(),
@@ -118,6 +118,7 @@ class _Publisher:
         self._revision = revision
         self._create_pr = create_pr
         self._message = message
+        self._title = message.splitlines()[0].strip()  # as the history states it
         self._private = private
         self._retry = retry
         self._say = say
@@ -283,7 +284,7 @@ class _Publisher:
         if head not in ids[1:]:
             return None, None
         child = history[ids.index(head) - 1]
-        if child.title != self._message or self._differences(child.commit_id, deleted):
+        if child.title != self._title or self._differences(child.commit_id, deleted):
             return None, None
         return child.commit_id, None
 
@@ -292,13 +293,14 @@ class _Publisher:
         refs = self._ask(
             lambda: self._api.list_repo_refs(self._repo_id, include_pull_requests=True), "listing pull requests"
         )
-        numbers = [int(ref.ref.rpartition("/")[2]) for ref in refs.pull_requests or ()]
+        names = [ref.ref.rpartition("/")[2] for ref in refs.pull_requests or ()]
+        numbers = [int(name) for name in names if name.isdecimal()]
         for number in sorted(numbers, reverse=True)[:_RECENT]:
             history = self._ask(
                 partial(self._api.list_repo_commits, self._repo_id, revision=f"refs/pr/{number}"),
                 f"looking at pull request {number}",
             )
-            if len(history) < 2 or history[0].title != self._message or history[1].commit_id != head:
+            if len(history) < 2 or history[0].title != self._title or history[1].commit_id != head:
                 continue
             details = self._ask(
                 partial(self._api.get_discussion_details, self._repo_id, number),

@@ -543,11 +543,17 @@ class _Handler(BaseHTTPRequestHandler):
             ref = rev if rev.startswith("refs/") else f"refs/heads/{rev}"
             if is_pull_request:
                 number = len(repository.pull_requests) + 1
-                repository.pull_requests[number] = header["summary"]
+                repository.pull_requests[number] = header["summary"].split("\n")[0]
                 ref = f"refs/pr/{number}"
                 answer["pullRequestUrl"] = f"{url}/discussions/{number}"
             commit = self.hub.storage.commit(
-                repository, ref, base.id, header["summary"], header["description"], str(self._user()), files
+                repository,
+                ref,
+                base.id,
+                header["summary"].split("\n")[0],
+                header["description"],
+                str(self._user()),
+                files,
             )
         self._say(answer | {"commitOid": commit.id, "commitUrl": f"{url}/commit/{commit.id}"})
 

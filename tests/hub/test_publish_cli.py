@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from conftest import CANARY, REPO
 from server import HubServer, status
 
+import converter
 from converter.cli import main
 
 
@@ -71,6 +72,7 @@ def test_a_process_of_its_own_shows_no_token(folder: Path, hub: HubServer) -> No
     hub.fail("preupload", status(400, X_Error_Message=f"no, {CANARY}"))
     done = subprocess.run(
         [sys.executable, "-m", "converter", "publish", str(folder), REPO],
+        cwd=Path(converter.__file__).parent.parent,
         env={**os.environ, "HF_DEBUG": "1"},
         capture_output=True,
         text=True,
