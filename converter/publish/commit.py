@@ -86,7 +86,7 @@ def publish(
             repo_id,
             revision or MAIN,
             create_pr,
-            (message or "").strip() or f"Publish with converter {__version__}",
+            (message or "").strip(),
             private,
             unverified,
             retry or Retry(),
@@ -117,13 +117,15 @@ class _Publisher:
         self._repo_id = repo_id
         self._revision = revision
         self._create_pr = create_pr
-        self._message = message
-        self._title = message.splitlines()[0].strip()  # as the history states it
+        self._message = message or f"Publish with converter {__version__}"
+        self._title = self._message.splitlines()[0].strip()  # as the history states it
         self._private = private
         self._retry = retry
         self._say = say
         options = [] if revision == MAIN else ["--revision", revision]
         options += ["--create-pr"] if create_pr else []
+        options += ["--message", message] if message else []
+        options += [] if private is None else ["--private" if private else "--public"]
         options += ["--unverified"] if unverified else []
         self._command = shlex.join(["converter", "publish", str(folder), repo_id, *options])
 
@@ -284,7 +286,7 @@ class _Publisher:
         if head not in ids[1:]:
             return None, None
         child = history[ids.index(head) - 1]
-        if child.title != self._title or self._differences(child.commit_id, deleted):
+        if child.title.strip() != self._title or self._differences(child.commit_id, deleted):
             return None, None
         return child.commit_id, None
 
@@ -300,7 +302,7 @@ class _Publisher:
                 partial(self._api.list_repo_commits, self._repo_id, revision=f"refs/pr/{number}"),
                 f"looking at pull request {number}",
             )
-            if len(history) < 2 or history[0].title != self._title or history[1].commit_id != head:
+            if len(history) < 2 or history[0].title.strip() != self._title or history[1].commit_id != head:
                 continue
             details = self._ask(
                 partial(self._api.get_discussion_details, self._repo_id, number),

@@ -511,6 +511,21 @@ def test_what_is_missing_is_noticed(name: str, folder: Path, hub: HubServer, clo
     assert f"{name} is missing" in refused(lambda: go(folder, clock))
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, ""),
+        ({"create_pr": True, "message": "Two words"}, " --create-pr --message 'Two words'"),
+        ({"private": False}, " --public"),
+    ],
+)
+def test_the_next_command_is_the_same_again(
+    options: dict[str, Any], said: str, folder: Path, hub: HubServer, clock: Clock
+) -> None:
+    hub.fail("batch", status(400))
+    assert refused(lambda: go(folder, clock, **options)).endswith(f"converter publish {folder} {REPO}{said}")
+
+
 # The token
 
 
