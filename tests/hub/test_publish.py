@@ -529,10 +529,18 @@ def test_the_next_command_is_the_same_again(
 # The token
 
 
-def test_the_token_goes_to_the_hub_alone_and_is_shown_nowhere(folder: Path, hub: HubServer, clock: Clock) -> None:
+@pytest.mark.parametrize("token", [CANARY, "tokens.of.other-kinds.do.not.begin.so"])
+def test_the_token_goes_to_the_hub_alone_and_is_shown_nowhere(
+    token: str, folder: Path, hub: HubServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.tokens[token] = ("somebody", "write")
+    monkeypatch.setenv("HF_TOKEN", token)
     hub.fail("upload", status(500))
-    hub.fail("commit", Fault("status", 500, body=json.dumps({"error": f"told {CANARY} to fail"})))
+    hub.fail("commit", Fault("status", 500, body=json.dumps({"error": f"told {token} to fail"})))
     done = go(folder, clock)
-    assert CANARY not in repr(done)
-    assert "[token]" in "\n".join(clock.lines)
-    assert CANARY not in "\n".join(clock.lines)
+    assert token not in repr(done)
+    assert "told [token] to fail" in "\n".join(clock.lines)
+    hub.fail("whoami", Fault("status", 403, body=json.dumps({"error": f"told {token} to fail"})))
+    said = refused(lambda: go(folder, clock))
+    assert "told [token] to fail" in said
+    assert token not in "\n".join([said, *clock.lines])
