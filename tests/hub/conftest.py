@@ -6,20 +6,17 @@ import json
 import logging
 import shutil
 import sys
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from publishing import CANARY, shard
 from saved_glip import save
 from server import HubServer, clear
 from small_capture import small_capture
 from small_glip import small_glip
-
-CANARY = "hf_CanaryThatMustNeverBeShown0123456789"
-REPO = "somebody/glip-small"
 
 
 @pytest.fixture(scope="session")
@@ -104,31 +101,3 @@ def folder(certified: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def sharded(folder: Path) -> Path:
     return shard(folder)
-
-
-def shard(folder: Path) -> Path:
-    """The same weights in two files; the certificate is of tensors, so it stays what it is."""
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    names = sorted(tensors)
-    weight_map = {}
-    for number, part in enumerate((names[: len(names) // 2], names[len(names) // 2 :]), start=1):
-        file = f"model-{number:05d}-of-00002.safetensors"
-        save_file({name: tensors[name] for name in part}, folder / file, {"format": "pt"})
-        weight_map |= dict.fromkeys(part, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    return folder
-
-
-def refused(request: Callable[[], object]) -> str:
-    """The message of the HubError that it raises, with the token in no part of the traceback."""
-    from converter.errors import HubError
-
-    with pytest.raises(HubError) as caught:
-        request()
-    error = caught.value
-    assert CANARY not in "".join(traceback.format_exception(error))
-    assert error.__context__ is None or CANARY not in repr(error.__context__)
-    return str(error)

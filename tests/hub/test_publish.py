@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CANARY, REPO, refused, shard
+from publishing import CANARY, REPO, refused, shard
 from server import Fault, HubServer, status
 
 from converter.errors import CaptureError

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import CANARY, REPO
+from publishing import CANARY, REPO
 from server import HubServer, status
 
 import converter

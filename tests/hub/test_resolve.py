@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from conftest import REPO, refused, shard
+from publishing import REPO, refused, shard
 from server import Fault, HubServer, status
 
 from converter.hub import Reference, Resolved, Retry, parse_reference, resolve
