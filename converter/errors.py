@@ -10,7 +10,8 @@
     ├── PlanError                  5   table and checkpoint do not fit; carries all problems at once
     ├── DestinationError           6   the output cannot be written there
     ├── ModelError                 7   weights or inputs do not fit the in-house model
-    └── CaptureError               8   a capture or certificate cannot be used: nothing was compared
+    ├── CaptureError               8   a capture or certificate cannot be used: nothing was compared
+    └── HubError                   9   the Hub, or what is to go there: not published, or not downloaded
 
 1 is also what a comparison says that was made and failed. 2 is click's own code for a wrong command line, 130 and 143
 are Ctrl-C and SIGTERM.
@@ -86,3 +87,9 @@ class CaptureError(ConverterError):
     """A capture or certificate is no sound one, or is of something else; nothing was compared."""
 
     exit_code = 8
+
+
+class HubError(ConverterError):
+    """A model cannot be published as it is, or the Hub did not do what was asked; nothing is there by half."""
+
+    exit_code = 9

@@ -31,6 +31,8 @@ ORDER = [
     "convert",
     "zoo",
     "parity",
+    "hub",
+    "publish",
     "cli",
 ]
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -13,6 +13,7 @@ from converter.cli.draft import draft
 from converter.cli.explain import explain
 from converter.cli.inspect import inspect
 from converter.cli.parity import parity
+from converter.cli.publish import publish
 from converter.cli.tables import lint, tables
 
 __all__ = ["convert_main", "main"]
@@ -29,6 +30,7 @@ Exit codes:
   4 a table is wrong   5 the table does not fit the checkpoint
   6 the destination cannot be written           7 weights do not fit the model
   1 compared, and it differs                    8 could not be compared
+  9 the Hub: not published, or not downloaded
   130 interrupted      143 terminated"""
 
 
@@ -41,7 +43,20 @@ def main() -> None:
     """
 
 
-for _command in (convert, inspect, explain, diff, draft, parity, capture, certify, verify, tables, lint):
+for _command in (
+    convert,
+    inspect,
+    explain,
+    diff,
+    draft,
+    parity,
+    capture,
+    certify,
+    verify,
+    publish,
+    tables,
+    lint,
+):
     main.add_command(_command)
 
 

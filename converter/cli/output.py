@@ -14,7 +14,7 @@ from typing import Any, NoReturn, ParamSpec
 
 import click
 
-from converter.errors import CaptureError, ConverterError, PlanError, TableError
+from converter.errors import CaptureError, ConverterError, HubError, PlanError, TableError
 
 P = ParamSpec("P")
 _SHOWN_PROBLEMS = 40
@@ -23,6 +23,7 @@ _EXTRAS = {
     "torch": ("runs the model", "model"),
     "safetensors": ("runs the model", "model"),
     "scipy": ("matches names", "draft"),
+    "huggingface_hub": ("speaks to the Hub or for it", "hub"),
 }
 
 
@@ -49,7 +50,8 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
             if package not in _EXTRAS:
                 raise
             why, extra = _EXTRAS[package]
-            missing = CaptureError(f"this command {why} and needs {package}: pip install 'converter[{extra}]'")
+            kind = HubError if package == "huggingface_hub" else CaptureError
+            missing = kind(f"this command {why} and needs {package}: pip install 'converter[{extra}]'")
             _fail(missing, as_json=bool(kwargs.get("as_json")))
         except KeyboardInterrupt:
             click.echo(f"{'terminated' if terminated else 'interrupted'}; nothing is half-written", err=True)

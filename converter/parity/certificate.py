@@ -139,16 +139,9 @@ def verify(
     Raises CaptureError if there is no sound certificate, CheckpointError or ModelError if the weights cannot be read.
     """
     path = certificate or certificate_path(weights)
-    content = _read(path)
-    expected: Mapping[str, str] = content["weights"]["tensors"]
-    found = tensor_hashes(weights, on_bytes)
-    changed = tuple(name for name in expected if name in found and found[name] != expected[name])
-    missing, added = tuple(sorted(set(expected) - set(found))), tuple(sorted(set(found) - set(expected)))
+    content, changed, missing, added = compare_tensors(weights, path, on_bytes)
     report = None
     if not (changed or missing or added):
-        with open_checkpoint(weights) as checkpoint:
-            if _digest(checkpoint, found) != content["weights"]["sha256"]:
-                raise CaptureError(f"{file_name(path)}: its hash of all tensors is not that of its list. Get it again.")
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "fingerprint.safetensors"
             file.write_bytes(_decoded(path, content["fingerprint"]))
@@ -162,6 +155,27 @@ def verify(
                 model = load() if load else GLIP.from_pretrained(weights).double()
                 report = parity(model, capture, modes=["propagated"])
     return Verification(path, changed, missing, added, report)
+
+
+def compare_tensors(
+    weights: Path, certificate: Path, on_bytes: Callable[[int], object] = lambda count: None
+) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Hash every tensor again: the certificate's content, and the names of tensors changed, missing and added.
+
+    Raises CaptureError if there is no sound certificate, CheckpointError if the weights cannot be read.
+    """
+    content = _read(certificate)
+    expected: Mapping[str, str] = content["weights"]["tensors"]
+    found = tensor_hashes(weights, on_bytes)
+    changed = tuple(name for name in expected if name in found and found[name] != expected[name])
+    missing, added = tuple(sorted(set(expected) - set(found))), tuple(sorted(set(found) - set(expected)))
+    if not (changed or missing or added):
+        with open_checkpoint(weights) as checkpoint:
+            if _digest(checkpoint, found) != content["weights"]["sha256"]:
+                raise CaptureError(
+                    f"{file_name(certificate)}: its hash of all tensors is not that of its list. Get it again."
+                )
+    return content, changed, missing, added
 
 
 def _digest(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> str:

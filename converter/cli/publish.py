@@ -1,0 +1,123 @@
+"""`converter publish`: a converted model on the Hugging Face Hub, as one commit that is read back."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from converter.cli.output import gigabytes, print_json, progress, reports_errors
+from converter.display import counted, plain
+
+if TYPE_CHECKING:
+    from converter.publish import LocalFile, Publication
+
+_EPILOG = """\b
+Examples:
+  converter publish glip-t/ org/glip-t --dry-run
+  converter publish glip-t/ org/glip-t
+  converter publish glip-t/ org/glip-t --create-pr --message "Convert again"
+  converter publish glip-t/ org/glip-t --revision fp16 --json
+\b
+Needs a token that may write: hf auth login, or HF_TOKEN.
+A run that was interrupted is completed by running it again.
+\b
+Exit codes: 0 published, or already so; 8 no sound certificate; 9 not published."""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("repo_id")
+@click.option("--revision", help="Branch to commit to.  [default: main]")
+@click.option("--create-pr", is_flag=True, help="Open a pull request instead of changing main.")
+@click.option("--message", help="First line of the commit.")
+@click.option(
+    "--public/--private", "public", default=None, help="Of a repository that is made now.  [default: private]"
+)
+@click.option("--unverified", is_flag=True, help="Publish without a certificate; the card must say so.")
+@click.option("--dry-run", is_flag=True, help="List what would be uploaded and deleted; change nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@reports_errors
+def publish(
+    folder: Path,
+    repo_id: str,
+    revision: str | None,
+    create_pr: bool,
+    message: str | None,
+    public: bool | None,
+    unverified: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Make the Hub's repository REPO_ID (org/name) hold what DIR holds.
+
+    The weights are checked against the certificate in DIR first. Then everything is one commit: what changed is
+    uploaded, what is there already is not, shards and documents that DIR no longer has are deleted. At last the Hub is
+    asked for the hash of every file.
+    """
+    from converter import publish as engine
+    from converter.hub import show_progress
+
+    show_progress(sys.stderr.isatty() and not as_json)
+    with progress(engine.weights_size(folder), "hashing") as advance:
+        done = engine.publish(
+            folder,
+            repo_id,
+            revision=revision,
+            create_pr=create_pr,
+            message=message,
+            private=None if public is None else not public,
+            unverified=unverified,
+            dry_run=dry_run,
+            on_bytes=advance,
+            say=lambda line: click.echo(line, err=True),
+        )
+    if as_json:
+        print_json(_json(done, dry_run))
+    else:
+        click.echo("\n".join(_text(done, dry_run)))
+
+
+def _text(done: Publication, dry_run: bool) -> list[str]:
+    would = "would be " if dry_run else ""
+    privacy = "private" if done.private else "public"
+    made = f", {would}made now" if done.is_new else ""
+    lines = [f"{done.url} ({privacy}{made}), {plain(done.revision)}"]
+    lines += [f"  {would}uploaded   {_file(file)}" for file in done.uploaded]
+    lines += [f"  {would}deleted    {plain(name)}" for name in done.deleted]
+    lines += [f"  unchanged  {_file(file)}" for file in done.unchanged]
+    if dry_run:
+        size = gigabytes(sum(file.hashes.size for file in done.uploaded))
+        return [*lines, f"dry run: {counted(len(done.uploaded), 'file')}, {size} to upload; nothing was changed"]
+    if done.commit is None:
+        lines.append("nothing to do: the Hub has exactly these files; no commit was made")
+    else:
+        lines.append(f"pull request: {done.pull_request}" if done.pull_request else f"commit: {done.commit}")
+    return [*lines, f"read back: {counted(done.verified, 'file')}, every hash as here"]
+
+
+def _file(file: LocalFile) -> str:
+    return f"{plain(file.name)}, {gigabytes(file.hashes.size)}"
+
+
+def _json(done: Publication, dry_run: bool) -> dict[str, Any]:
+    def of(files: tuple[LocalFile, ...]) -> list[dict[str, Any]]:
+        return [{"name": file.name, "size": file.hashes.size, "sha256": file.hashes.sha256} for file in files]
+
+    return {
+        "repository": done.repo_id,
+        "revision": done.revision,
+        "url": done.url,
+        "dry_run": dry_run,
+        "new": done.is_new,
+        "private": done.private,
+        "parent": done.head,
+        "commit": done.commit,
+        "pull_request": done.pull_request,
+        "uploaded": of(done.uploaded),
+        "unchanged": of(done.unchanged),
+        "deleted": list(done.deleted),
+        "verified": done.verified,
+    }

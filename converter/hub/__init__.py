@@ -1,0 +1,27 @@
+"""The Hugging Face Hub, through huggingface_hub alone, which is imported when it is needed.
+
+Its settings are that package's: `HF_TOKEN` or `hf auth login`, `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_OFFLINE`. The token is
+in no variable of this package, and texts of errors are cleaned of it.
+"""
+
+from converter.hub.hashes import Hashes, hash_file
+from converter.hub.requests import Failure, Retry, attempt, insist, pause, quiet, show_progress
+from converter.hub.resolve import MODEL_FILES, Reference, Resolved, is_model_file, parse_reference, resolve
+
+__all__ = [
+    "MODEL_FILES",
+    "Failure",
+    "Hashes",
+    "Reference",
+    "Resolved",
+    "Retry",
+    "attempt",
+    "hash_file",
+    "insist",
+    "is_model_file",
+    "parse_reference",
+    "pause",
+    "quiet",
+    "resolve",
+    "show_progress",
+]

@@ -1,0 +1,181 @@
+"""Requests to the Hub through huggingface_hub: made again when they may be, and failures as values.
+
+An error of the client is taken apart where it is caught, and no traceback of ours leads to it: it, or its frames, might
+hold the token.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal, TypeVar
+
+from converter.display import plain
+from converter.errors import HubError
+
+T = TypeVar("T")
+_TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How often a request is made, and the seconds between: `first`, doubled each time up to `longest`.
+
+    A Hub that asks for more than `patience` seconds is not waited for.
+    """
+
+    attempts: int = 5
+    first: float = 1.0
+    longest: float = 30.0
+    patience: float = 300.0
+    sleep: Callable[[float], object] = time.sleep
+
+    def delay(self, attempt: int, failure: Failure) -> float | None:
+        """Seconds to wait after attempt 0, 1, ...; None if there is to be no other."""
+        if attempt + 1 >= self.attempts:
+            return None
+        if failure.wait is not None:
+            return failure.wait if failure.wait <= self.patience else None
+        return min(self.first * 2.0**attempt, self.longest)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a request gave no answer. `wait`: seconds that the Hub asks to wait; `text`: one line, without secrets."""
+
+    kind: Literal["repository", "revision", "file", "access", "token", "stale", "busy", "lost", "offline", "other"]
+    text: str
+    status: int | None = None
+    wait: float | None = None
+
+    @property
+    def passes(self) -> bool:
+        """Whether the same request may succeed a little later."""
+        return self.kind in ("busy", "lost")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep huggingface_hub's own notes back: they name addresses with signatures in them."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(max(level, logging.ERROR))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def show_progress(shown: bool) -> None:
+    """Whether huggingface_hub draws its bars, for the rest of the process."""
+    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+
+    (enable_progress_bars if shown else disable_progress_bars)()
+
+
+def attempt(request: Callable[[], T]) -> T | Failure:
+    """Make a request once. What the client raises becomes a value, so that no traceback can carry it further."""
+    try:
+        return request()
+    except HubError:
+        raise
+    except Exception as error:
+        return _failure(error)
+
+
+def insist(request: Callable[[], T], retry: Retry, say: Callable[[str], object]) -> T | Failure:
+    """Make a request that changes nothing when made twice, until it succeeds or cannot."""
+    for number in range(retry.attempts):
+        answer = attempt(request)
+        if not isinstance(answer, Failure) or not answer.passes or not pause(number, answer, retry, say):
+            break
+    return answer
+
+
+def pause(number: int, failure: Failure, retry: Retry, say: Callable[[str], object]) -> bool:
+    """Wait before another attempt; False if there is to be none."""
+    delay = retry.delay(number, failure)
+    if delay is None:
+        return False
+    say(f"{failure.text}; again in {delay:g} s ({number + 2} of {retry.attempts})")
+    retry.sleep(delay)
+    return True
+
+
+def _failure(error: Exception) -> Failure:
+    from huggingface_hub import errors
+
+    # an upload's own error is wrapped by a plain RuntimeError, one of a download by "not in the cache"
+    while (
+        isinstance(error, RuntimeError | errors.LocalEntryNotFoundError) or type(error) is ValueError
+    ) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    text = _clean(getattr(error, "server_message", None) or str(error) or type(error).__name__)
+    text = f"the Hub answered {status}: {text}" if status and not text.startswith(str(status)) else text
+    transport = sys.modules[errors.HfHubHTTPError.__mro__[1].__module__.split(".")[0]]  # httpx, or httpx2
+    if isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError):
+        return Failure("offline", text)
+    if isinstance(error, errors.LocalTokenNotFoundError):
+        return Failure("token", "no token was found")
+    if isinstance(error, errors.GatedRepoError):
+        return Failure("access", text, status)
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return Failure("repository", text, status)
+    if isinstance(error, errors.RevisionNotFoundError):
+        return Failure("revision", text, status)
+    if isinstance(error, errors.EntryNotFoundError):
+        return Failure("file", text, status)
+    if status in (401, 403):
+        return Failure("access", text, status)
+    if status == 412:
+        return Failure("stale", text, status)
+    if status in _TRANSIENT_STATUS:
+        return Failure("busy", text, status, _wait(response.headers) if response is not None else None)
+    if isinstance(error, transport.TimeoutException | transport.NetworkError | transport.RemoteProtocolError):
+        return Failure("lost", f"the connection was lost ({text})")
+    if isinstance(error, UnicodeEncodeError):
+        return Failure("token", "the token holds what no token has")
+    if isinstance(error, json.JSONDecodeError):
+        return Failure("busy", "the Hub's answer is no JSON")
+    if isinstance(error, OSError) and "Consistency check failed" in str(error):
+        return Failure("lost", "the download ended too early")
+    return Failure("other", text, status)
+
+
+def _wait(headers: Any) -> float | None:
+    """Seconds asked for by Retry-After, as a number or a date, or by the rate limit's headers."""
+    value = str(headers.get("retry-after") or "").strip()
+    if re.fullmatch(r"[0-9]{1,9}", value):
+        return float(value)
+    if value:
+        try:
+            return max((parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds(), 0.0)
+        except (TypeError, ValueError):
+            return None
+    limit = re.search(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*([0-9]{1,9})", str(headers.get("ratelimit") or ""))
+    return float(limit[1]) if limit else None
+
+
+def _clean(text: str) -> str:
+    """One line without tokens and without what follows `?` in an address, where signatures are."""
+    from huggingface_hub import get_token
+
+    try:
+        secret = get_token()
+    except Exception:  # what the client says about it is not to be shown either
+        secret = None
+    if secret:
+        text = text.replace(secret, "[token]")
+    text = re.sub(r"\bhf_[A-Za-z0-9_]{8,}|(?<=Bearer )[^\s'\"]+", "[token]", text)
+    text = re.sub(r"(https?://[^\s?]*)\?\S+", r"\1?...", text)
+    return plain(" ".join(text.split()), limit=400).rstrip(".")

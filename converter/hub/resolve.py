@@ -1,0 +1,234 @@
+"""Models and files of the Hub as local paths, in huggingface_hub's cache, with every hash checked."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from converter.display import file_name, plain, quoted
+from converter.errors import HubError
+from converter.hub.hashes import hash_file
+from converter.hub.requests import Failure, Retry, attempt, insist, quiet
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+T = TypeVar("T")
+SCHEME = "hf://"
+CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+SHARD = "model-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].safetensors"
+# what is downloaded of a model: without the card and the report, which nothing here reads
+MODEL_FILES = (
+    CONFIG, SINGLE, INDEX, SHARD, "conversion.json", "parity.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
+)  # fmt: skip
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+_REFERENCE = re.compile(rf"({_NAME}/{_NAME})(?:/([^@]+))?(?:@(.+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """`org/name`, and of it perhaps one file and a revision: branch, tag, `refs/pr/1` or commit."""
+
+    repo_id: str
+    file: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A local file, or a folder with a model, and the commit that it is of."""
+
+    path: Path
+    repo_id: str
+    commit: str
+
+
+def parse_reference(text: str) -> Reference | None:
+    """What `org/name[@revision]` or `hf://org/name[/file.pth][@revision]` names; None if it is of neither form."""
+    match = _REFERENCE.fullmatch(text.removeprefix(SCHEME))
+    if match is None or (match[2] is not None and not text.startswith(SCHEME)):
+        return None
+    if match[2] is not None and any(part in ("", ".", "..") for part in match[2].split("/")):
+        return None
+    return Reference(match[1], match[2], match[3])
+
+
+def resolve(
+    reference: str,
+    *,
+    revision: str | None = None,
+    cache_dir: Path | None = None,
+    retry: Retry | None = None,
+    on_bytes: Callable[[int], object] = lambda count: None,
+    say: Callable[[str], object] = lambda line: None,
+) -> Resolved:
+    """A model or file of the Hub as a local path in huggingface_hub's cache, downloaded if it is not there.
+
+    Every file is hashed and compared with what the Hub states for that commit; a damaged one is downloaded once more.
+    With HF_HUB_OFFLINE the cache alone is asked, and hashes are compared with those that it names its files by.
+    `on_bytes` gets the number of bytes hashed, `say` lines about retries. Raises HubError.
+    """
+    parsed = parse_reference(reference)
+    if parsed is None:
+        raise HubError(
+            f"{quoted(reference)}: names nothing on the Hub. Expected org/name, or hf://org/name/file.pth, each "
+            "perhaps with @revision."
+        )
+    if revision is not None and parsed.revision not in (None, revision):
+        raise HubError(
+            f"{quoted(reference)}: names revision {quoted(str(parsed.revision))}, but {quoted(revision)} was asked "
+            "for. Give one of them."
+        )
+    wanted = Reference(parsed.repo_id, parsed.file, revision or parsed.revision)
+    retry = retry or Retry()
+    with quiet():
+        from huggingface_hub import constants
+
+        if constants.HF_HUB_OFFLINE:
+            return _from_cache(wanted, cache_dir, on_bytes)
+        return _downloaded(wanted, cache_dir, retry, on_bytes, say)
+
+
+def _downloaded(
+    wanted: Reference,
+    cache_dir: Path | None,
+    retry: Retry,
+    on_bytes: Callable[[int], object],
+    say: Callable[[str], object],
+) -> Resolved:
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    api = HfApi(library_name="converter")
+    at = f"{wanted.repo_id}@{wanted.revision}" if wanted.revision else wanted.repo_id
+
+    def ask(request: Callable[[], T]) -> T:
+        answer = insist(request, retry, say)
+        if isinstance(answer, Failure):
+            raise HubError(f"{plain(at)}: {_not_downloaded(answer, wanted)}")
+        return answer
+
+    local = ask(lambda: _fetch(api, wanted, cache_dir, offline=False))
+    commit = _commit_of(local)
+    tree = ask(lambda: list(api.list_repo_tree(wanted.repo_id, recursive=True, revision=commit)))
+    remote = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    if wanted.file is None:
+        _check_model(local, at, tuple(remote))
+    names = [wanted.file] if wanted.file else [name for name in remote if is_model_file(name)]
+    folder = local if wanted.file is None else _snapshot(local)
+    for name in names:
+        if hash_file(folder / name, on_bytes).match(remote[name]):
+            continue
+        say(f"{plain(name)}: damaged in the cache; downloading it again")
+        ask(
+            partial(
+                api.hf_hub_download, wanted.repo_id, name, revision=commit, cache_dir=cache_dir, force_download=True
+            )
+        )
+        found = hash_file(folder / name)
+        if not found.match(remote[name]):
+            own, stated = found.beside(remote[name])
+            raise HubError(
+                f"{plain(at)}: {plain(name)} is damaged, and was again when downloaded once more: "
+                f"{own} is its hash, the Hub states {stated}. "
+                f"Remove {file_name((folder / name).resolve())} and try again later."
+            )
+    return Resolved(local, wanted.repo_id, commit)
+
+
+def _from_cache(wanted: Reference, cache_dir: Path | None, on_bytes: Callable[[int], object]) -> Resolved:
+    from huggingface_hub import HfApi
+
+    at = f"{wanted.repo_id}@{wanted.revision}" if wanted.revision else wanted.repo_id
+    found = attempt(lambda: _fetch(HfApi(), wanted, cache_dir, offline=True))
+    if isinstance(found, Failure):
+        raise HubError(
+            f"{plain(at)}: {plain(wanted.file or 'the model')} is not in the cache, and HF_HUB_OFFLINE is set, so that "
+            "the Hub is not asked. Unset it, or download once with it unset."
+        )
+    if wanted.file is None:
+        _check_model(found, at, tuple(path.name for path in found.iterdir()))
+    files = [found] if wanted.file else [path for path in found.iterdir() if is_model_file(path.name)]
+    for path in files:
+        stated = path.resolve().name  # the cache's own: sha256 of LFS files, git's sha1 of others
+        if path.is_symlink() and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", stated):
+            hashes = hash_file(path, on_bytes)
+            if stated not in (hashes.sha256, hashes.blob):
+                raise HubError(
+                    f"{plain(at)}: {plain(path.name)} is damaged in the cache. Remove {file_name(path.resolve())}, "
+                    "unset HF_HUB_OFFLINE and try again."
+                )
+    return Resolved(found, wanted.repo_id, _commit_of(found))
+
+
+def _fetch(api: HfApi, wanted: Reference, cache_dir: Path | None, *, offline: bool) -> Path:
+    if wanted.file is not None:
+        return Path(
+            api.hf_hub_download(
+                wanted.repo_id, wanted.file, revision=wanted.revision, cache_dir=cache_dir, local_files_only=offline
+            )
+        )
+    return Path(
+        api.snapshot_download(
+            wanted.repo_id,
+            revision=wanted.revision,
+            cache_dir=cache_dir,
+            allow_patterns=list(MODEL_FILES),
+            local_files_only=offline,
+        )
+    )
+
+
+def _snapshot(path: Path) -> Path:
+    """The folder of a commit in the cache, `snapshots/COMMIT`, that a path is in, or is."""
+    return next(folder for folder in (path, *path.parents) if folder.parent.name == "snapshots")
+
+
+def _commit_of(path: Path) -> str:
+    return _snapshot(path).name
+
+
+def _check_model(folder: Path, at: str, names: Sequence[str]) -> None:
+    """Refuse a repository without a converted model, and one whose index names shards that are not there."""
+    there = set(names)
+    missing = {CONFIG} - there
+    if not {SINGLE, INDEX} & there:
+        missing |= {SINGLE}
+    elif INDEX in there:
+        try:
+            weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+            missing |= {str(name) for name in weight_map.values()} - there
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise HubError(f"{plain(at)}: {INDEX} is no index of shards. Publish the model again.") from None
+    if missing:
+        checkpoint = next((name for name in sorted(there) if name.endswith((".pth", ".pt", ".bin"))), None)
+        hint = (
+            f"It has {plain(checkpoint)}: convert --src hf://{at.split('@')[0]}/{plain(checkpoint)}"
+            if checkpoint
+            else "Check the name and the revision"
+        )
+        raise HubError(f"{plain(at)}: holds no converted model: no {', '.join(map(plain, sorted(missing)))}. {hint}.")
+
+
+def is_model_file(name: str) -> bool:
+    """Whether a file of a repository belongs to a model, as this package writes them."""
+    return any(fnmatchcase(name, pattern) for pattern in MODEL_FILES)
+
+
+def _not_downloaded(failure: Failure, wanted: Reference) -> str:
+    hints = {
+        "repository": "no such repository, or this token may not see it. Check the name, or sign in: hf auth login",
+        "revision": "no such revision. Check its name",
+        "file": f"no file {quoted(str(wanted.file))} there. Check its name",
+        "access": "this token may not read it. Ask for access on its page, or sign in: hf auth login",
+        "busy": f"{failure.text}. Try again later, or set HF_HUB_OFFLINE=1 to use what is in the cache",
+        "lost": f"{failure.text}. Check the connection, or set HF_HUB_OFFLINE=1 to use what is in the cache",
+    }
+    return hints.get(failure.kind, failure.text) + "."
