@@ -8,6 +8,7 @@ from converter import __version__
 from converter.cli.capture import capture
 from converter.cli.certify import certify, verify
 from converter.cli.convert import convert
+from converter.cli.detect import detect
 from converter.cli.diff import diff
 from converter.cli.explain import explain
 from converter.cli.inspect import inspect
@@ -40,7 +41,7 @@ def main() -> None:
     """
 
 
-for _command in (convert, inspect, explain, diff, parity, capture, certify, verify, tables, lint):
+for _command in (convert, inspect, explain, diff, parity, capture, certify, verify, detect, tables, lint):
     main.add_command(_command)
 
 

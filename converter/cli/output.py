@@ -18,6 +18,14 @@ from converter.errors import CaptureError, ConverterError, PlanError, TableError
 
 P = ParamSpec("P")
 _SHOWN_PROBLEMS = 40
+# what a command imports that is not always installed: the package that holds it, and the extra that asks for it
+_EXTRAS = {
+    "torch": ("torch", "model"),
+    "safetensors": ("safetensors", "model"),
+    "PIL": ("pillow", "detect"),
+    "tokenizers": ("tokenizers", "detect"),
+    "huggingface_hub": ("huggingface_hub", "package"),
+}
 
 
 def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
@@ -39,11 +47,10 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
         except ConverterError as error:
             _fail(error, as_json=bool(kwargs.get("as_json")))
         except ModuleNotFoundError as error:
-            if error.name not in ("torch", "safetensors"):
+            if error.name not in _EXTRAS:
                 raise
-            missing = CaptureError(
-                f"this command runs the model and needs {error.name}: pip install 'converter[model]'"
-            )
+            package, extra = _EXTRAS[error.name]
+            missing = CaptureError(f"this command needs {package}: pip install 'converter[{extra}]'")
             _fail(missing, as_json=bool(kwargs.get("as_json")))
         except KeyboardInterrupt:
             click.echo(f"{'terminated' if terminated else 'interrupted'}; nothing is half-written", err=True)
