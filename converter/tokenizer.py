@@ -156,6 +156,15 @@ class Tokenizer:
         return backend
 
 
+def find_tokenizer(model: Path, vocabulary: Path | None) -> Tokenizer:
+    """The vocabulary that the user gave, else the one in the model's folder, else that of BERT from the Hub."""
+    if vocabulary is not None:
+        return Tokenizer.load(vocabulary)
+    if any((model / name).is_file() for name in FILES):
+        return Tokenizer.load(model)
+    return Tokenizer.from_hub()
+
+
 _NAME = "BERT base uncased"
 
 

@@ -26,6 +26,7 @@ ORDER = [
     "preprocessing",
     "tokenizer",
     "detect",
+    "package",
     "cli",
 ]
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -12,6 +12,7 @@ from converter.cli.detect import detect
 from converter.cli.diff import diff
 from converter.cli.explain import explain
 from converter.cli.inspect import inspect
+from converter.cli.package import package
 from converter.cli.parity import parity
 from converter.cli.tables import lint, tables
 
@@ -41,7 +42,10 @@ def main() -> None:
     """
 
 
-for _command in (convert, inspect, explain, diff, parity, capture, certify, verify, detect, tables, lint):
+_COMMANDS = (
+    convert, inspect, explain, diff, parity, capture, certify, verify, detect, package, tables, lint,
+)  # fmt: skip
+for _command in _COMMANDS:
     main.add_command(_command)
 
 

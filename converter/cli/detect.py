@@ -71,8 +71,9 @@ def detect(
         raise click.UsageError("--caption needs a --span for each phrase to look for")
     places = _places(out, images, force)
     from converter.detect import Detector, read_image
-    from converter.detect.detector import as_lists, find_tokenizer, folder_settings
+    from converter.detect.detector import as_lists, folder_settings
     from converter.parity.device import load_model
+    from converter.tokenizer import find_tokenizer
 
     prompt = _prompt(names, caption, spans)
     tokenizer = find_tokenizer(model, vocab)

@@ -19,7 +19,7 @@ from converter.errors import ModelError
 from converter.model import GLIP
 from converter.model.detection import DETECTIONS_PER_IMAGE
 from converter.preprocessing import Preprocessing, glip_preprocessing
-from converter.tokenizer import FILES, Tokenizer
+from converter.tokenizer import Tokenizer, find_tokenizer
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -115,15 +115,6 @@ class Detector:
         out = self.model(batch.to(device), ids, torch.ones_like(ids))
         (found,) = self.model.detect(out, [size], caption.positive_map)
         return found.boxes, found.scores, found.labels
-
-
-def find_tokenizer(model: Path, vocabulary: Path | None) -> Tokenizer:
-    """The vocabulary that the user gave, else the one in the model's folder, else that of BERT from the Hub."""
-    if vocabulary is not None:
-        return Tokenizer.load(vocabulary)
-    if any((model / name).is_file() for name in FILES):
-        return Tokenizer.load(model)
-    return Tokenizer.from_hub()
 
 
 def folder_settings(model: Path) -> Preprocessing:
