@@ -196,6 +196,17 @@ def test_the_card_has_the_numbers_of_the_certificate(folder: Path) -> None:
     assert "UNVERIFIED" not in card
     assert "Nothing was compared on a GPU." in card
     assert "Nothing was compared in float32, bfloat16, float16." in card
+    assert "capture `small`, on 2 images of 101x75 and 90x60 pixels" in card
+
+
+def test_a_capture_that_is_not_of_the_official_code_is_not_said_to_be(folder: Path) -> None:
+    assert "**The capture does not say that it is of the official code.**" in card_of(packaged(folder))
+    official = "configs/pretrain/glip_Swin_T_O365_GoldG.yaml"
+    edit(folder / "glip" / "parity.json", lambda c: c["capture"]["facts"].update(official_config=official))
+    assert run(folder, "glip", folder / "again").exit_code == 0
+    card = card_of(folder / "again")
+    assert f"capture `small`, a recording of the official code (`{official}`)" in card
+    assert "does not say that it is of the official code" not in card
 
 
 def test_without_a_certificate_the_card_begins_with_it(folder: Path) -> None:
@@ -205,6 +216,7 @@ def test_without_a_certificate_the_card_begins_with_it(folder: Path) -> None:
     card = card_of(folder / "out")
     assert card.index("> **UNVERIFIED.**") < card.index("\n## ")
     assert "What was verified" not in card
+    assert "Nothing was compared with the official code" in card
     assert "passed" not in card
     assert not (folder / "out" / "parity.json").exists()
 

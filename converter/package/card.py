@@ -81,11 +81,12 @@ def model_card(facts: Facts) -> str:
 def _head(facts: Facts, released: dict[str, Any]) -> str:
     title = released.get("title", f"GLIP ({code(str(facts.config['variant']))})")
     paper = zoo()["sources"]["paper"]
+    origin = "the official checkpoint" if released else "a checkpoint in the official layout"
     text = (
         f"# {title} for plain PyTorch\n\n"
-        f"[GLIP]({paper}) finds in images what a caption names. These weights were converted from an official "
-        f"checkpoint (`.pth`) to safetensors by `converter` {code(facts.ledger['converter'])}, for a GLIP that needs "
-        f"no compiled extension: {facts.parameters / 1e6:.1f} million parameters, {', '.join(facts.dtypes)}."
+        f"[GLIP]({paper}) finds in images what a caption names. These weights were converted from {origin} to "
+        f"safetensors by `converter` {code(facts.ledger['converter'])}, for a GLIP that needs no compiled extension: "
+        f"{facts.parameters / 1e6:.1f} million parameters, {', '.join(facts.dtypes)}."
     )
     if facts.evidence is None:
         text += (
@@ -110,11 +111,15 @@ def _verification(facts: Facts) -> str:
          str(run.images)]
         for run in evidence.runs
     ]  # fmt: skip
+    recording = f", a recording of the official code ({code(evidence.official)})" if evidence.official else ""
+    recording += ", of which some hundred numbers of each activation are kept" if evidence.compact else ""
+    sizes = " and ".join(f"{width}x{height}" for height, width in evidence.sizes[:8])
     lines = [
         "## What was verified",
         "",
-        f"This model was compared with capture {code(evidence.capture)}, activation by activation, as it runs and "
-        "block by block where the capture allows. Every comparison passed:",
+        f"The model was compared with capture {code(evidence.capture)}{recording}, on "
+        f"{counted(len(evidence.sizes), 'image')} of {sizes} pixels: activation by activation as it runs and, where "
+        "the capture allows, block by block. Every comparison passed:",
         "",
         *_table(
             ["device", "dtype", "comparisons", "largest relative error", "allowed", "images with detections"], rows
@@ -147,15 +152,23 @@ def _verification(facts: Facts) -> str:
 def _not_verified(facts: Facts) -> str:
     runs = facts.evidence.runs if facts.evidence else ()
     points = ["No benchmark was run on these weights: figures below, if any, are the authors' own, of their code."]
-    if not any(run.device.startswith("cuda") for run in runs):
-        points.append("Nothing was compared on a GPU.")
-    missing = [name for name in ("float32", "bfloat16", "float16") if name not in {run.dtype for run in runs}]
-    if missing:
-        points.append(f"Nothing was compared in {', '.join(missing)}.")
-    points.append(
-        "The comparison begins at token ids and normalised images. The tokenizer and the resizing of pictures are "
-        "not part of it."
-    )
+    if not runs:
+        points.append("Nothing was compared with the official code, on no device and in no dtype.")
+    else:
+        if facts.evidence and not facts.evidence.official:
+            points.append(
+                "**The capture does not say that it is of the official code.** If it is of this model itself, the "
+                "comparison shows nothing but that the file is read as it was."
+            )
+        if not any(run.device.startswith("cuda") for run in runs):
+            points.append("Nothing was compared on a GPU.")
+        missing = [name for name in ("float32", "bfloat16", "float16") if name not in {run.dtype for run in runs}]
+        if missing:
+            points.append(f"Nothing was compared in {', '.join(missing)}.")
+        points.append(
+            "The comparison begins at token ids and normalised images. The tokenizer and the resizing of pictures "
+            "are not part of it."
+        )
     if not facts.bert_base_uncased:
         points.append(
             "**The vocabulary is not that of BERT base uncased**, with which the released models were trained."
@@ -245,7 +258,7 @@ def _reported(released: dict[str, Any]) -> str:
         [
             "## Reported by the authors",
             "",
-            f"Trained on {data}. Figures of the official code with this checkpoint, not measured here:",
+            f"Trained on {data}. Figures of the official code, not measured here:",
             "",
             *_table(["benchmark", "reported"], rows),
             "",

@@ -29,13 +29,22 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A certificate. `tensors`: SHA-256 of each tensor that it is of; `made`, `caught`: of the mutations."""
+    """A certificate.
+
+    tensors           SHA-256 of each tensor that it is of
+    official          the configuration of the official code that was captured, None if the capture does not say so
+    compact           whether the capture holds only some numbers of each activation
+    sizes             (height, width) of its images
+    made, caught      of the mutations, and `equivalent`: those that no input can show
+    """
 
     tensors: dict[str, str]
     sha256: str
     capture: str
     capture_sha256: str
-    table: str
+    official: str | None
+    compact: bool
+    sizes: tuple[tuple[int, int], ...]
     runs: tuple[Run, ...]
     made: int
     caught: int
@@ -50,12 +59,16 @@ def read_evidence(path: Path) -> Evidence:
         content = json.loads(path.read_bytes())
         runs = tuple(_run(run) for run in content["runs"])
         mutations = content["mutations"] or {"made": 0, "caught": 0, "equivalent": 0}
+        facts = content["capture"]["facts"]
+        official = facts.get("official_config")
         evidence = Evidence(
             {str(name): str(sha256) for name, sha256 in content["weights"]["tensors"].items()},
             str(content["weights"]["sha256"]),
             str(content["capture"]["name"]),
             str(content["capture"]["sha256"]),
-            str(content["table"]["name"]),
+            None if official is None else str(official),
+            bool(content["capture"]["compact"]),
+            tuple((int(height), int(width)) for height, width in facts["image_sizes_hw"]),
             runs,
             *(int(mutations[key]) for key in ("made", "caught", "equivalent")),
         )
