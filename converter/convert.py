@@ -1,18 +1,10 @@
-"""Carrying out a plan: one pass that reads, checks, hashes and writes, and the ledger of what was written.
-
-Steps run in a few threads, since reading, CRC, SHA-256 and writing all release the interpreter lock: while one tensor
-is hashed another is read and a third is written. A step that only renames, casts or joins along the first axis flows
-through in chunks; only one that moves elements about holds its tensors in memory, and only one such at a time.
-"""
+"""Carrying out a plan: one pass that reads, checks, hashes and writes, and the ledger of what was written."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +13,16 @@ import numpy as np
 
 from converter import __version__
 from converter.checkpoint import DTYPES, Checkpoint
-from converter.errors import PlanError, TableError
+from converter.errors import DestinationError, PlanError, TableError
 from converter.mapping.cast import cast
-from converter.mapping.ops import Array, Concat, apply_ops
-from converter.plan import Plan, Step, Tensor
-from converter.staging import Staging, check_destination, writing
+from converter.mapping.ops import Array
+from converter.plan import Plan, Tensor
+from converter.residue import residue_metadata, residue_path, steps_to_keep
+from converter.staging import ARCHIVES, Staging, check_destination, is_file_name, writing
+from converter.torch_archive import lay_out_archive
+from converter.transfer import Transfer, flushing, raw_bytes, write_at
 from converter.writer import INDEX_NAME, Shard, lay_out, nbytes, shard_index, to_json
 
-_THREADS = 3  # two cores: one thread waits for the disk while two compute
 _NO_HASH = "0" * 64
 
 
@@ -42,6 +36,19 @@ class Conversion:
     ledger: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """A file to write: its tensors, and what stands around them, which is known once they are hashed.
+
+    `frame` makes the latter of the ledger and the CRC-32 of each tensor; its size does not depend on either.
+    """
+
+    name: str
+    size: int
+    offsets: Mapping[str, int]
+    frame: Callable[[dict[str, Any], Mapping[str, int]], Iterable[tuple[int, bytes]]]
+
+
 def convert(
     checkpoint: Checkpoint,
     plan: Plan,
@@ -49,39 +56,100 @@ def convert(
     *,
     max_shard_size: int | None = None,
     force: bool = False,
+    residue: Checkpoint | None = None,
+    keep_residue: bool = False,
     on_bytes: Callable[[int], None] = lambda count: None,
 ) -> Conversion:
-    """Write what `plan` says to `destination`: one file if it ends in `.safetensors`, else a folder.
+    """Write what `plan` says to `destination`: one file if it ends in `.safetensors` or `.pth`, else a folder.
 
+    `residue` is where the plan's carried steps read; `keep_residue` writes what is left out beside the result.
     `on_bytes` is called from several threads with the number of bytes written since the last call.
     Raises DestinationError, CheckpointError, or PlanError for a value that a cast cannot hold. Whatever is raised, the
     destination is as it was.
     """
-    check_destination(destination, force=force, inputs=checkpoint.files)
-    single = destination.suffix == ".safetensors"
-    shards = lay_out(plan.targets, destination.name if single else "model.safetensors", max_shard_size)
+    inputs = [*checkpoint.files, *(residue.files if residue else [])]
+    check_destination(destination, force=force, inputs=inputs)
+    kept = steps_to_keep(plan) if keep_residue else []
+    beside = residue_path(destination)
+    if keep_residue and is_file_name(destination):
+        check_destination(beside, force=force, inputs=inputs)
     # hashes are not known yet, but their length is, and so is the length of every header
     draft = _ledger(checkpoint, plan, {t.name: _NO_HASH for t in plan.targets}, _NO_HASH)
-    headers = [shard.header(_metadata(plan, draft, single)) for shard in shards]
+    outputs, shards = _outputs(plan, destination, draft, max_shard_size)
+    if keep_residue:
+        (shard,) = lay_out([target for step in kept for target in step.targets], beside.name)
+        outputs.append(_safetensors(shard, lambda ledger: residue_metadata(plan, ledger["sha256"]), draft))
     with Staging(destination, force=force) as staging:
-        staging.require_space(sum(shard.size + len(header) for shard, header in zip(shards, headers, strict=True)))
-        places: dict[str, tuple[int, int]] = {}
-        descriptors = []
-        for shard, header in zip(shards, headers, strict=True):
-            descriptor = staging.create(shard.name, len(header) + shard.size)
-            descriptors.append(descriptor)
-            places |= {name: (descriptor, len(header) + offset) for name, offset in shard.offsets.items()}
-        with _flushing(descriptors):
-            hashes = _Transfer(checkpoint, places, destination, on_bytes).run(plan.steps)
+        staging.require_space(sum(output.size for output in outputs))
+        descriptors = [staging.create(output.name, output.size) for output in outputs]
+        places = [
+            {name: (descriptor, offset) for name, offset in output.offsets.items()}
+            for descriptor, output in zip(descriptors, outputs, strict=True)
+        ]
+        written = {
+            name: place
+            for places_of_one in places[: len(places) - keep_residue]
+            for name, place in places_of_one.items()
+        }
+        with flushing(descriptors):
+            transfer = Transfer(checkpoint, written, destination, on_bytes)
+            hashes = transfer.run(plan.steps)
+            crcs = transfer.crcs
+            if residue is not None:
+                again = Transfer(residue, written, destination, on_bytes)
+                carried = again.run(plan.carried)
+                hashes |= {t.name: carried[t.name] for step in plan.carried for t in step.targets}
+                crcs |= again.crcs
+            for rebuilt in plan.rebuilt:
+                data = raw_bytes(_implied(rebuilt.make(), rebuilt.tensor))
+                hashes[rebuilt.tensor.name] = hashlib.sha256(data).hexdigest()
+                crcs[rebuilt.tensor.name] = zlib.crc32(data)
+                transfer.put(rebuilt.tensor.name, data)
+            if keep_residue:
+                Transfer(checkpoint, places[-1], destination, on_bytes).run(kept)
         checkpoint.verify_unchanged()
+        if residue is not None:
+            residue.verify_unchanged()
         ledger = _ledger(checkpoint, plan, {t.name: hashes[t.name] for t in plan.targets}, _digest(plan, hashes))
         with writing(destination):
-            for shard, descriptor in zip(shards, descriptors, strict=True):
-                _write(descriptor, shard.header(_metadata(plan, ledger, single)), 0)
-        if not single:
+            for output, descriptor in zip(outputs, descriptors, strict=True):
+                for position, piece in output.frame(ledger, crcs):
+                    write_at(descriptor, piece, position)
+        if not is_file_name(destination):
             _add_documents(staging, plan, shards, ledger)
         staging.commit()
-    return Conversion(destination, tuple(s.name for s in shards), sum(s.size for s in shards), ledger)
+    size = sum(nbytes(tensor) for tensor in plan.targets)
+    return Conversion(destination, tuple(output.name for output in outputs), size, ledger)
+
+
+def _outputs(
+    plan: Plan, destination: Path, draft: dict[str, Any], max_shard_size: int | None
+) -> tuple[list[_Output], list[Shard]]:
+    """The files that hold the plan's targets, and their shards where they are safetensors."""
+    single = is_file_name(destination)
+    if destination.suffix in ARCHIVES:
+        if plan.written is None:
+            raise DestinationError(
+                f"{destination.name}: {plan.target} is read from safetensors alone. End --dst in '.safetensors', or "
+                "choose another format with --to"
+            )
+        archive = lay_out_archive(list(plan.targets), plan.written.root, len(to_json(draft)))
+        whole = _Output(
+            destination.name, archive.size, archive.offsets, lambda ledger, crcs: archive.frame(crcs, to_json(ledger))
+        )
+        return [whole], []
+    shards = lay_out(plan.targets, destination.name if single else "model.safetensors", max_shard_size)
+    return [_safetensors(shard, lambda ledger: _metadata(plan, ledger, single), draft) for shard in shards], shards
+
+
+def _safetensors(shard: Shard, metadata: Callable[[dict[str, Any]], dict[str, str]], draft: dict[str, Any]) -> _Output:
+    start = len(shard.header(metadata(draft)))
+    return _Output(
+        shard.name,
+        start + shard.size,
+        {name: start + offset for name, offset in shard.offsets.items()},
+        lambda ledger, crcs: [(0, shard.header(metadata(ledger)))],
+    )
 
 
 def verify_left_out(checkpoint: Checkpoint, plan: Plan) -> None:
@@ -109,31 +177,41 @@ def _holds(checkpoint: Checkpoint, tensor: Tensor, rebuild: Callable[[], Array])
         return False
     if tensor.shape != implied.shape:
         return False
+    return np.array_equal(checkpoint.read(tensor.name), _implied(implied, tensor))
+
+
+def _implied(value: Array, tensor: Tensor) -> Array:
+    """A rebuilt value in the dtype of the tensor, which a cast of the whole model may have changed."""
     if tensor.dtype.name == "bfloat16":
-        implied = cast(implied.astype(np.float32), DTYPES["float32"], tensor.dtype, tensor.name)
-    return np.array_equal(checkpoint.read(tensor.name), implied.astype(tensor.dtype.carrier))
+        value = cast(value.astype(np.float32), DTYPES["float32"], tensor.dtype, tensor.name)
+    return value.astype(tensor.dtype.carrier)
 
 
 def config_document(plan: Plan) -> dict[str, Any]:
     """What `config.json` holds, and the `config` entry of a single file's metadata."""
-    return {"model": plan.target, "variant": plan.variant.name, "config": dict(plan.config)}
+    part = {"part": plan.part} if plan.part else {}
+    return {"model": plan.target, **part, "variant": plan.variant.name, "config": dict(plan.config)}
 
 
 def _metadata(plan: Plan, ledger: dict[str, Any], single: bool) -> dict[str, str]:
     metadata = {"format": "pt"}
     if single:
-        metadata["config"] = to_json(config_document(plan), indent=None).decode()
+        if plan.written is None:
+            metadata["config"] = to_json(config_document(plan), indent=None).decode()
         metadata["conversion"] = to_json(ledger, indent=None).decode()
     return metadata
 
 
 def _add_documents(staging: Staging, plan: Plan, shards: list[Shard], ledger: dict[str, Any]) -> None:
-    documents = {"config.json": to_json(config_document(plan)), "conversion.json": to_json(ledger)}
+    documents = {"conversion.json": to_json(ledger)}
+    config = config_document(plan) if plan.written is None else plan.written.config
+    if config is not None:
+        documents["config.json"] = to_json(config)
     if len(shards) > 1:
         documents[INDEX_NAME] = shard_index(shards)
     for name, content in documents.items():
         with writing(staging.destination):
-            _write(staging.create(name, len(content)), content, 0)
+            write_at(staging.create(name, len(content)), content, 0)
 
 
 def _digest(plan: Plan, hashes: dict[str, str]) -> str:
@@ -149,11 +227,17 @@ def digest_of_tensors(tensors: Iterable[tuple[str, str, Sequence[int], str]]) ->
 
 
 def _ledger(checkpoint: Checkpoint, plan: Plan, hashes: dict[str, str], source_sha256: str) -> dict[str, Any]:
+    target = {"name": plan.target, "variant": plan.variant.name, "also": list(plan.variant.also)}
+    through = {"through": {"name": plan.written.name, "sha256": plan.written.sha256}} if plan.written else {}
     return {
         "converter": __version__,
         "table": {"name": plan.table, "sha256": plan.table_sha256},
-        "target": {"name": plan.target, "variant": plan.variant.name, "also": list(plan.variant.also)},
+        **through,
+        "target": {**target, "part": plan.part} if plan.part else target,
         "lossless": all(step.is_lossless for step in plan.steps),
+        "missing": [{"names": entry.names, "reason": entry.reason} for entry in plan.missing],
+        "rebuilt": [rebuilt.tensor.name for rebuilt in plan.rebuilt],
+        "carried": [tensor.name for step in plan.carried for tensor in step.targets],
         "source": {"layout": checkpoint.layout, "root": checkpoint.root, "sha256": source_sha256},
         "left_out": [
             {"name": out.tensor.name, "shape": list(out.tensor.shape), "reason": out.reason} for out in plan.left_out
@@ -165,123 +249,3 @@ def _ledger(checkpoint: Checkpoint, plan: Plan, hashes: dict[str, str], source_s
         if _NO_HASH in hashes.values()
         else digest_of_tensors((t.name, t.dtype.name, t.shape, hashes[t.name]) for t in plan.targets),
     }
-
-
-@contextmanager
-def _flushing(descriptors: Iterable[int]) -> Iterator[None]:
-    """Keep the disk busy meanwhile, so that little is left for the last fsync to wait for."""
-    done = threading.Event()
-
-    def flush() -> None:
-        while not done.wait(0.05):
-            with suppress(OSError):  # the last fsync reports it
-                for descriptor in descriptors:
-                    os.fdatasync(descriptor)
-
-    thread = threading.Thread(target=flush)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-class _Cancelled(Exception):
-    """Another thread failed; its error is the one to show."""
-
-
-class _Transfer:
-    """Executes steps, in threads; `run` gives the sha256 of every target, and of every source as `source NAME`."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        places: dict[str, tuple[int, int]],
-        destination: Path,
-        on_bytes: Callable[[int], None],
-    ) -> None:
-        self._checkpoint = checkpoint
-        self._places = places
-        self._destination = destination
-        self._on_bytes = on_bytes
-        self._hashes: dict[str, str] = {}
-        self._cancelled = threading.Event()
-        self._materialising = threading.Lock()
-
-    def run(self, steps: Iterable[Step]) -> dict[str, str]:
-        # large ones first, so that no thread is left alone with one at the end
-        ordered = sorted(steps, key=lambda step: -sum(map(nbytes, step.targets)))
-        pool = ThreadPoolExecutor(_THREADS)
-        try:
-            done, _ = wait([pool.submit(self._run, step) for step in ordered], return_when=FIRST_EXCEPTION)
-            for future in done:
-                if not isinstance(future.exception(), _Cancelled):
-                    future.result()
-        finally:  # on Ctrl-C too: the others stop at their next chunk
-            self._cancelled.set()
-            pool.shutdown(cancel_futures=True)
-        return self._hashes
-
-    def _run(self, step: Step) -> None:
-        if not step.ops or (len(step.ops) == 1 and isinstance(step.ops[0], Concat) and step.ops[0].axis == 0):
-            self._stream(step)
-        else:
-            with self._materialising:
-                self._materialise(step)
-
-    def _stream(self, step: Step) -> None:
-        """Source after source, chunk by chunk: their bytes in C order are the target's."""
-        (target,) = step.targets
-        descriptor, position = self._places[target.name]
-        whole = hashlib.sha256()
-        same_bytes = len(step.sources) == 1 and not step.casts
-        for source in step.sources:
-            part = hashlib.sha256()
-            for chunk in self._chunks(source.name):
-                part.update(chunk)
-                if step.casts:
-                    array = np.frombuffer(chunk, dtype=source.dtype.carrier)
-                    chunk = _bytes(cast(array, source.dtype, target.dtype, source.name))
-                if not same_bytes:
-                    whole.update(chunk)
-                self._put(descriptor, chunk, position)
-                position += len(chunk)
-            self._hashes[f"source {source.name}"] = part.hexdigest()
-        self._hashes[target.name] = part.hexdigest() if same_bytes else whole.hexdigest()
-
-    def _materialise(self, step: Step) -> None:
-        arrays = []
-        for source in step.sources:
-            array = self._checkpoint.read(source.name)
-            self._hashes[f"source {source.name}"] = hashlib.sha256(_bytes(array)).hexdigest()
-            arrays.append(array)
-        for target, array in zip(step.targets, apply_ops(step.ops, arrays), strict=True):
-            data = _bytes(cast(array, step.sources[0].dtype, target.dtype, target.name))
-            self._hashes[target.name] = hashlib.sha256(data).hexdigest()
-            descriptor, position = self._places[target.name]
-            self._put(descriptor, data, position)
-
-    def _chunks(self, name: str) -> Iterator[memoryview]:
-        for chunk in self._checkpoint.chunks(name):
-            if self._cancelled.is_set():
-                raise _Cancelled
-            yield chunk
-
-    def _put(self, descriptor: int, data: memoryview, position: int) -> None:
-        with writing(self._destination):
-            _write(descriptor, data, position)
-        self._on_bytes(len(data))
-
-
-def _bytes(array: Array) -> memoryview:
-    """The array's bytes in C order."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
-def _write(descriptor: int, data: bytes | memoryview, position: int) -> None:
-    view = memoryview(data)
-    while len(view):
-        written = os.pwrite(descriptor, view, position)
-        view = view[written:]
-        position += written

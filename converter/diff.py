@@ -18,10 +18,11 @@ import numpy as np
 from converter.checkpoint import DTYPES, Checkpoint, DType
 from converter.display import quoted
 from converter.errors import TableError
+from converter.fit import make_plan, nearest
 from converter.mapping.cast import cast, is_float
 from converter.mapping.ops import Array, Shape, apply_ops
 from converter.mapping.table import Table, Transfer
-from converter.plan import Plan, Step, make_plan, nearest
+from converter.plan import Plan, Step
 
 Family: TypeAlias = Literal["source", "target", "unknown"]
 Kind: TypeAlias = Literal["shape", "dtype", "value"]
@@ -152,7 +153,8 @@ class _Side:
     """
 
     def __init__(self, letter: str, checkpoint: Checkpoint, table: Table | None) -> None:
-        self.letter, self.checkpoint, self.prefixes = letter, checkpoint, table.prefixes if table else ()
+        self.letter, self.checkpoint = letter, checkpoint
+        self._short: Callable[[str], str] = table.short if table else str
         self.family: Family = "unknown"
         self.plan: Plan | None = None
         self.unreadable = {**checkpoint.objects, **checkpoint.unsupported}
@@ -252,11 +254,6 @@ class _Side:
             arrays = apply_ops(seen.step.ops, [self.checkpoint.read(source) for source in seen.sources])
             self._made.update(zip((target.name for target in seen.step.targets), arrays, strict=True))
         return cast(self._made.pop(name), seen.step.sources[0].dtype, seen.dtype, name).ravel()
-
-    def _short(self, name: str) -> str:
-        while prefix := next((p for p in self.prefixes if name.startswith(p)), None):
-            name = name[len(prefix) :]
-        return name
 
 
 def _compare(side_a: _Side, side_b: _Side, name: str, tolerance: float | None) -> Pair | None:

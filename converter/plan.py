@@ -5,22 +5,14 @@ Dry run, `explain`, the conversion itself and its reverse all read this one valu
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
-from converter.checkpoint import DTYPES, DType
-from converter.errors import PlanError, TableError
-from converter.mapping.cast import is_float, is_lossless
-from converter.mapping.ops import Array, Op, Shape, describe, invert_ops, prove_bijective
+from converter.checkpoint import DType
+from converter.mapping.cast import is_lossless
+from converter.mapping.ops import Array, Op, Shape, describe, invert_ops
 from converter.mapping.spec import Config, Variant
-from converter.mapping.table import Bound, Table, Transfer
-
-_HINTS = 50  # unknown names for which near ones are looked up
 
 
 class Described(Protocol):
@@ -86,9 +78,56 @@ class LeftOut:
 
 
 @dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """A tensor of the written format that comes from no source, but follows from the config."""
+
+    tensor: Tensor
+    pointer: str
+    make: Callable[[], Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """What the written file will lack, and why it may or what that does. `names` has captures where they are many."""
+
+    names: str
+    pointer: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Residue:
+    """What an earlier conversion kept of a checkpoint of the format that is now written, by short names.
+
+    `tensors` carry their names in the residue; `buffers` are those that the checkpoint had and that can be rebuilt,
+    with their dtypes; `prefix` stood before its keys.
+    """
+
+    tensors: Mapping[str, Tensor]
+    buffers: Mapping[str, DType]
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """The format that a plan writes where it is not the target's own: the table, and how its tools save a file.
+
+    `root` is the key of a .pth under which the state dict lies; `config` the config.json that its tools read.
+    """
+
+    name: str
+    sha256: str
+    root: str
+    config: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What becomes of every source tensor and where every target tensor comes from.
 
+    `target` is the spec whose tensors pass through, `part` the part of it that is filled; `written` is None where just
+    these are written. `carried` are steps from the residue that an earlier conversion kept, `prefix` is what stood
+    before the source's keys.
     `problems` is empty for a plan that can be executed; `make_plan` raises otherwise unless told not to.
     """
 
@@ -100,11 +139,23 @@ class Plan:
     steps: tuple[Step, ...]
     left_out: tuple[LeftOut, ...]
     problems: tuple[str, ...]
+    part: str = ""
+    missing: tuple[Missing, ...] = ()
+    rebuilt: tuple[Rebuilt, ...] = ()
+    carried: tuple[Step, ...] = ()
+    prefix: str = ""
+    written: Format | None = None
 
     @property
     def targets(self) -> Iterator[Tensor]:
-        """Target tensors, in the order of the steps."""
-        return (target for step in self.steps for target in step.targets)
+        """Target tensors: those of the steps in their order, then what is rebuilt."""
+        yield from (target for step in (*self.steps, *self.carried) for target in step.targets)
+        yield from (rebuilt.tensor for rebuilt in self.rebuilt)
+
+    @property
+    def format(self) -> str:
+        """The name of what is written."""
+        return self.written.name if self.written else self.target
 
     def reverse(self) -> Plan:
         """The plan from the target back to the source. What was left out stays out; a lossy cast stays lost."""
@@ -120,215 +171,3 @@ class Plan:
     def transposable(self) -> list[str]:
         """Square matrices: were one transposed, no shape would tell."""
         return [t.name for t in self.targets if len(t.shape) > 1 and t.shape[0] == t.shape[1] > 1]
-
-
-def make_plan(
-    table: Table,
-    tensors: Mapping[str, Described],
-    *,
-    unsupported: Mapping[str, str] = MappingProxyType({}),
-    objects: Mapping[str, str] = MappingProxyType({}),
-    variant: str | None = None,
-    dtype: str | None = None,
-    refuse: bool = True,
-) -> Plan:
-    """Fit `table` to the index of a checkpoint.
-
-    The variant is inferred from names and shapes unless stated; `dtype` casts every tensor, else each keeps its own.
-    `unsupported` says of further tensors why they cannot be read: a problem unless the table leaves them out. `objects`
-    are no tensors: a problem only where a tensor is needed.
-    Raises PlanError with every problem at once, unless `refuse` is False: then they are in the plan.
-    """
-    stripped, problems = _strip_prefixes(tensors, table.prefixes)
-    try:
-        stated = table.spec.variant(variant) if variant else None
-    except TableError as error:
-        raise PlanError(str(error)) from None
-    unreadable = {_strip(name, table.prefixes): reason for name, reason in (*objects.items(), *unsupported.items())}
-    extra = {_strip(name, table.prefixes) for name in unsupported}
-    fits = [_Fit(table, v, stripped, unreadable) for v in table.spec.variants]
-    best = max(fits, key=lambda fit: fit.score)
-    fit = next(f for f in fits if f.variant == stated) if stated else best
-    steps, found = fit.steps(DTYPES[dtype] if dtype else None)
-    left_out, unmatched = fit.account()
-    unmatched += fit.extra(extra)
-    # the fewer first: of a model that is quite another one, what is missing would hide what is there
-    fewer, more = sorted([unmatched, found], key=len)
-    problems += [*fit.static_problems, *fewer, *more]
-    plan = Plan(table.name, table.sha256, table.spec.name, fit.variant, fit.config, steps, left_out, tuple(problems))
-    if refuse and problems:
-        raise PlanError(_headline(table, fit, best, stated, len(stripped), len(problems)), problems)
-    return plan
-
-
-def _headline(table: Table, fit: _Fit, best: _Fit, stated: Variant | None, keys: int, problems: int) -> str:
-    found = f"{fit.found} of the {len(fit.needed)} tensors that {fit.variant.name} needs are there"
-    if best.score < 0.1:
-        return f"{table.name}: this is no checkpoint of this family: among its {keys} tensors {found}"
-    if stated and best is not fit and best.score > fit.score:
-        return (
-            f"{table.name}: {stated.name} was stated, but this looks like {best.variant.name} "
-            f"({best.found} of {len(best.needed)} tensors fit it): {found}, {problems} problems"
-        )
-    return f"{table.name}: the checkpoint does not fit {fit.variant.name}: {found}, {problems} problems"
-
-
-class _Fit:
-    """A table under one variant, laid against the tensors of a checkpoint."""
-
-    def __init__(
-        self, table: Table, variant: Variant, tensors: Mapping[str, Tensor], unreadable: Mapping[str, str]
-    ) -> None:
-        self.variant = variant
-        self.tensors = tensors
-        self.unreadable = unreadable
-        self.config = _with_options(table, variant, tensors)
-        self.bound: Bound = table.bind(self.config)
-        self.transfers, self.static_problems = table.transfers(self.bound, self.config)
-        self.needed = {name: (shape, t) for t in self.transfers for name, shape in t.sources}
-        self.found = sum(name in tensors and tensors[name].shape == shape for name, (shape, _) in self.needed.items())
-        ignored = sum(any(i.source.match(name) is not None for i in self.bound.ignores) for name in tensors)
-        # shared part of what is needed and what is there
-        self.score = self.found / max(1, len(self.needed) + len(tensors) - ignored - self.found)
-
-    def steps(self, dtype: DType | None) -> tuple[tuple[Step, ...], list[str]]:
-        steps, problems = [], []
-        proved: dict[tuple[tuple[Op, ...], tuple[Shape, ...]], str | None] = {}
-        for transfer in self.transfers:
-            wrong = list(self._misfits(transfer))
-            sources = [self.tensors[name] for name, _ in transfer.sources if name in self.tensors]
-            if not wrong:
-                wrong += _wrong_dtypes(transfer, sources)
-            if not wrong and transfer.rule.ops:
-                proof = (transfer.rule.ops, tuple(shape for _, shape in transfer.sources))
-                if proof not in proved:
-                    proved[proof] = prove_bijective(*proof)
-                if said := proved[proof]:
-                    wrong.append(f"{transfer.rule.pointer}: {said}")
-            problems += wrong
-            if not wrong:
-                kept = DTYPES[transfer.rule.cast[1]] if transfer.rule.cast else sources[0].dtype
-                targets = tuple(Tensor(name, shape, dtype or kept) for name, shape in transfer.targets)
-                steps.append(Step(transfer.rule.pointer, tuple(sources), targets, transfer.rule.ops))
-        return tuple(steps), problems
-
-    def _misfits(self, transfer: Transfer) -> Iterator[str]:
-        made = f"{transfer.targets[0][0]!r} {transfer.targets[0][1]}"
-        for name, shape in transfer.sources:
-            there = self.tensors.get(name)
-            if there is None and name in self.unreadable:
-                yield f"{self.unreadable[name]}; {transfer.rule.pointer} makes {made} of it"
-            elif there is None:
-                yield f"{name!r} {shape} is missing; {transfer.rule.pointer} makes {made} of it"
-            elif there.shape != shape:
-                hint = " (it looks transposed)" if there.shape[::-1] == shape else ""
-                yield (f"{there.name!r} is {there.shape}{hint}; {transfer.rule.pointer} needs {shape} to make {made}")
-
-    def account(self) -> tuple[tuple[LeftOut, ...], list[str]]:
-        """What becomes of the tensors that no transfer needs; every one must be left out by exactly one entry."""
-        left_out, problems = [], []
-        matched: set[str] = set()
-        for name, tensor in self.tensors.items():
-            claims = [ignore for ignore in self.bound.ignores if ignore.source.match(name) is not None]
-            matched |= {ignore.pointer for ignore in claims}
-            makers = [r for r in self.bound.rules if any(p.match(name) is not None for p in r.sources)]
-            if name in self.needed and len(makers) + len(claims) == 1:
-                continue
-            pointers = ", ".join([*(r.pointer for r in makers), *(i.pointer for i in claims)])
-            if len(makers) + len(claims) > 1:
-                problems.append(f"{tensor.name!r} {tensor.shape} is matched more than once: {pointers}")
-            elif claims:
-                (claim,) = claims
-                rebuild = claim.rebuild and partial(claim.rebuild, claim.source.match(name) or {})
-                left_out.append(LeftOut(tensor, claim.pointer, claim.reason, rebuild))
-            elif makers:
-                problems.append(
-                    f"{tensor.name!r} {tensor.shape} matches {pointers}, but {self.variant.name} has nothing "
-                    "that it could make"
-                )
-            else:
-                # a search for each of a hundred thousand names would take minutes, and nobody reads so many
-                hint = self._nearest(name, tensor.shape) if len(problems) < _HINTS else ""
-                problems.append(
-                    f"no rule matches {tensor.name!r} {tensor.shape}. {hint}Add a rule, or an ignore with a reason."
-                )
-        for ignore in self.bound.ignores:
-            if ignore.pointer not in matched and ignore.optional is None:
-                problems.append(
-                    f"{ignore.pointer} matches nothing: {ignore.source.text!r}. If a checkpoint may lack it, say why "
-                    "in 'optional'."
-                )
-        return tuple(left_out), problems
-
-    def extra(self, names: Iterable[str]) -> list[str]:
-        """Problems of tensors that cannot be read and that neither a transfer needs nor the table leaves out."""
-        return [
-            f"{self.unreadable[name]}; the table does not leave it out"
-            for name in names
-            if name not in self.needed and all(ignore.source.match(name) is None for ignore in self.bound.ignores)
-        ]
-
-    def _nearest(self, name: str, shape: Shape) -> str:
-        candidates = {key: shape for key, (shape, _) in self.needed.items()}
-        near = nearest(name, candidates, shape)
-        return f"Nearest: {', '.join(f'{key!r} {candidates[key]}' for key in near)}. " if near else ""
-
-
-def nearest(name: str, candidates: Mapping[str, Shape], shape: Shape | None = None) -> list[str]:
-    """Up to three candidates that read like `name` (numbers aside), those of the same shape first."""
-    examples: dict[str, str] = {}
-    for candidate in candidates:
-        examples.setdefault(_without_numbers(candidate), candidate)
-    close = _close_names(_without_numbers(name), tuple(examples))
-    return sorted((examples[c] for c in close), key=lambda key: candidates[key] != shape)
-
-
-@cache
-def _close_names(name: str, names: tuple[str, ...]) -> list[str]:
-    return difflib.get_close_matches(name[:400], names, n=3, cutoff=0.6)
-
-
-def _without_numbers(name: str) -> str:
-    return re.sub(r"[0-9]+", "*", name)
-
-
-def _wrong_dtypes(transfer: Transfer, sources: Sequence[Tensor]) -> Iterator[str]:
-    for tensor in sources:
-        if not is_float(tensor.dtype):
-            yield f"{tensor.name!r} is {tensor.dtype.name}; {transfer.rule.pointer} takes floating-point weights"
-        elif transfer.rule.cast and tensor.dtype.name != transfer.rule.cast[0]:
-            yield f"{tensor.name!r} is {tensor.dtype.name}; {transfer.rule.pointer} casts from {transfer.rule.cast[0]}"
-    if len({tensor.dtype for tensor in sources}) > 1:
-        yield f"{transfer.rule.pointer} joins tensors of different dtypes: {', '.join(map(str, sources))}"
-
-
-def _strip_prefixes(tensors: Mapping[str, Described], prefixes: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
-    stripped: dict[str, Tensor] = {}
-    problems = []
-    for name, info in tensors.items():
-        short = _strip(name, prefixes)
-        if short in stripped:
-            problems.append(f"{stripped[short].name!r} and {name!r} are the same key once prefixes are taken off")
-        else:
-            stripped[short] = Tensor(name, info.shape, info.dtype)
-    return stripped, problems
-
-
-def _strip(name: str, prefixes: Sequence[str]) -> str:
-    while prefix := next((p for p in prefixes if name.startswith(p)), None):
-        name = name[len(prefix) :]
-    return name
-
-
-def _with_options(table: Table, variant: Variant, tensors: Mapping[str, Tensor]) -> Config:
-    """The variant's config, with the fields that the checkpoint decides."""
-    config = dict(variant.config)
-    for option in table.spec.options:
-        bound = table.bind({**config, option.field: 1})
-        rule = next((r for r in bound.rules if any(t.match(option.tensor) == {} for t in r.targets)), None)
-        if rule is None or rule.ops:
-            raise TableError(f"{table.name}: option {option.field!r} needs a rule that renames to {option.tensor!r}")
-        tensor = tensors.get(rule.sources[0].format({}))
-        if tensor is not None and len(tensor.shape) > option.axis:
-            config[option.field] = tensor.shape[option.axis]
-    return config

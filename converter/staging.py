@@ -24,6 +24,14 @@ _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT}
 _RENAME_EXCHANGE = 2  # linux/fs.h
 
 
+ARCHIVES = (".pth", ".pt", ".bin")  # names of files in torch.save's layout
+
+
+def is_file_name(destination: Path) -> bool:
+    """Whether one file is to be written under that name, rather than a folder."""
+    return destination.suffix in {".safetensors", *ARCHIVES}
+
+
 def check_destination(destination: Path, *, force: bool, inputs: list[Path], also_ours: Collection[str] = ()) -> None:
     """Refuse, before any work, a destination that could not be committed or that would harm something.
 
@@ -49,11 +57,11 @@ def _check_destination(destination: Path, force: bool, inputs: list[Path], also_
             raise DestinationError(f"{destination} is the source itself; choose another destination")
         if destination.is_dir() and destination.resolve() in path.resolve().parents:
             raise DestinationError(f"{destination} holds the source {path.name}; choose another destination")
-    is_file = destination.suffix == ".safetensors"
-    if not is_file and destination.suffix in {".pth", ".pt", ".bin", ".ckpt", ".pkl", ".json"}:
+    is_file = is_file_name(destination)
+    if not is_file and destination.suffix in {".ckpt", ".pkl", ".json", ".tar", ".pdparams", ".onnx"}:
         raise DestinationError(
-            f"{destination.name}: only safetensors are written. End its name in '.safetensors' for one file, or name a "
-            "folder"
+            f"{destination.name}: only safetensors and .pth are written. End its name in one of "
+            f"{', '.join(('.safetensors', *ARCHIVES))} for one file, or name a folder"
         )
     if not destination.exists():
         return
@@ -78,13 +86,16 @@ def _check_destination(destination: Path, force: bool, inputs: list[Path], also_
 def _is_ours(path: Path, also_ours: Collection[str]) -> bool:
     name = path.name
     return path.is_file() and (
-        name in {"config.json", "conversion.json", "model.safetensors.index.json", *also_ours}
+        name in {"config.json", "conversion.json", "model.safetensors.index.json", "residue.safetensors", *also_ours}
         or (name.startswith("model") and name.endswith(".safetensors"))
     )
 
 
 class Staging:
-    """A context in which files are written beside `destination`, and committed or gone when it is left."""
+    """A context in which files are written beside `destination`, and committed or gone when it is left.
+
+    For a single file, those of other names become its neighbours, each there before the file itself is.
+    """
 
     def __init__(self, destination: Path, *, force: bool) -> None:
         self.destination = destination
@@ -142,25 +153,50 @@ class Staging:
         with writing(self.destination):
             for descriptor in self._files.values():
                 os.fsync(descriptor)
-            if self.destination.suffix == ".safetensors":
-                self._commit_file()
+            if is_file_name(self.destination):
+                self._commit_files()
             else:
                 self._commit_folder()
             _sync_folder(self.destination.parent)
 
-    def _commit_file(self) -> None:
-        (name,) = self._files
-        if not self._force:
-            self._link(name, self.destination)
-            return
-        # a link cannot replace, a rename can
-        beside = self.destination.with_name(f".{self.destination.name}.{secrets.token_hex(4)}.partial")
-        self._link(name, beside)
+    def _commit_files(self) -> None:
+        linked: list[tuple[Path, Path]] = []
         try:
-            os.replace(beside, self.destination)
+            for name in sorted(self._files, key=lambda name: name == self.destination.name):
+                final = self.destination.with_name(name) if len(self._files) > 1 else self.destination
+                # a link cannot replace, a rename can
+                path = final.with_name(f".{name}.{secrets.token_hex(4)}.partial") if self._force else final
+                self._link(name, path)
+                linked.append((path, final))
+            if self._force:
+                self._replace(linked)
         except BaseException:
-            beside.unlink()
+            for path, _ in linked:
+                path.unlink(missing_ok=True)
             raise
+
+    def _replace(self, files: list[tuple[Path, Path]]) -> None:
+        """Give each file its name; should one fail, those before it get back what they had."""
+        before: dict[Path, Path | None] = {}
+        try:
+            for path, final in files:
+                before[final] = None
+                if final.exists() and len(files) > 1:
+                    old = final.with_name(f".{final.name}.{secrets.token_hex(4)}.partial")
+                    os.link(final, old)
+                    before[final] = old
+                os.replace(path, final)
+        except BaseException:
+            for final, kept in list(before.items())[:-1]:
+                if kept is None:
+                    final.unlink()
+                else:
+                    os.replace(kept, final)
+            raise
+        finally:
+            for kept in before.values():
+                if kept is not None:
+                    kept.unlink(missing_ok=True)
 
     def _commit_folder(self) -> None:
         beside = self.destination.with_name(f".{self.destination.name}.{secrets.token_hex(4)}.partial")

@@ -22,8 +22,8 @@ from converter.cli.diff import diff as command
 from converter.convert import convert
 from converter.diff import diff as engine
 from converter.errors import CorruptCheckpointError
+from converter.fit import make_plan
 from converter.mapping.table import load_table
-from converter.plan import make_plan
 
 Weights = dict[str, torch.Tensor]
 

@@ -22,6 +22,7 @@ from safetensors import safe_open
 from synthetic_checkpoint import manifest, synthetic_tensor, write_checkpoint
 
 from converter.cli import main
+from converter.fit import make_plan
 from converter.mapping.ops import apply_ops
 from converter.mapping.table import load_table
 from converter.model import GLIP
@@ -29,7 +30,6 @@ from converter.parity.capture import Capture, load_capture, write_capture
 from converter.parity.mutate import mutation_score
 from converter.parity.record import Inputs, record
 from converter.parity.run import parity
-from converter.plan import make_plan
 
 pytestmark = pytest.mark.fullsize
 

@@ -338,6 +338,10 @@ DAMAGE: dict[str, tuple[str, Callable[[dict[str, Any]], object], int, str]] = {
         "conversion.json", lambda c: c["tensors"].update({"head.bias": "0" * 64}), 8, "what conversion.json says"
     ),
     "no record": ("conversion.json", lambda c: c.clear(), 7, "its record 'conversion' is none"),
+    "a part of a model": ("conversion.json", lambda c: c["target"].update(part="swin"), 7, "only a part of a model"),
+    "tensors that are missing": (
+        "conversion.json", lambda c: c.update(missing=[{"names": "a", "reason": "b"}]), 7, "only a part of a model"
+    ),
     "another model": ("config.json", lambda c: c.update(model="detr"), 7, "its record 'config' is none"),
     "another vocabulary": ("config.json", lambda c: c["config"].update(vocab_size=30522), 7, "has 50 entries"),
 }  # fmt: skip
@@ -389,7 +393,8 @@ def test_nothing_is_lost(folder: Path) -> None:
     assert result.exit_code == 6
     assert "letter.txt" in result.stderr
     assert run(folder, "glip", folder / "glip", "--force").exit_code == 6
-    assert run(folder, "glip", folder / "out.safetensors").exit_code == 6
+    for name in ("out.safetensors", "out.pth", "out.json"):
+        assert run(folder, "glip", folder / name).exit_code == 6
     assert run(folder, "glip", folder / "new", "--repo-id", "no/such/id").exit_code == 2
 
 

@@ -31,7 +31,7 @@ def test_the_wheel_works_from_another_folder(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    where, said = done.stdout.splitlines()
+    where, *said = done.stdout.splitlines()
     assert Path(where).is_relative_to(site)
-    assert said == "glip-official: 60 rules, sound for every variant"
+    assert "glip-official: 60 rules, sound for every variant" in said
     assert {path.name for path in (site / "bin").iterdir()} == {"convert", "converter"}

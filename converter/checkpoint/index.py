@@ -95,7 +95,7 @@ class Checkpoint:
         tensors: of the root taken, in file order.
         globals: `module.name` of everything the pickle names, sorted; none of it was imported.
         skipped: what was left aside, and why, one sentence each.
-        metadata: `__metadata__` of safetensors, otherwise empty.
+        metadata: `__metadata__` of safetensors; of another file the `conversion` that wrote it, if it was one of ours.
         unsupported: tensors of the root that cannot be read, with the reason.
         objects: what is among its tensors and is none, nor a plain value, with a description.
     """

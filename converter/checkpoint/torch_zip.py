@@ -17,6 +17,8 @@ from converter.checkpoint.zip_archive import ZipArchive
 from converter.display import counted, file_name, quoted
 from converter.errors import CorruptCheckpointError, NotACheckpointError
 
+NOTES = "conversion.json"  # what a conversion says of itself; torch never asks for it
+_NOTES_LIMIT = 16 * 1024 * 1024
 _PICKLE = "data.pkl"
 _BYTE_ORDER = "byteorder"
 
@@ -49,7 +51,15 @@ def open_torch_zip(source: SourceFile, root: str | None) -> Checkpoint:
         unsupported=contents.unsupported,
         objects=contents.objects,
         skipped=contents.skipped,
+        metadata=_notes(archive),
     )
+
+
+def _notes(archive: ZipArchive) -> dict[str, str]:
+    """What `convert` wrote beside the tensors, as it stands in the metadata of safetensors."""
+    if NOTES not in archive.members:
+        return {}
+    return {"conversion": archive.read(NOTES, _NOTES_LIMIT).decode(errors="replace")}
 
 
 def _is_big_endian(archive: ZipArchive) -> bool:

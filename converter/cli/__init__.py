@@ -10,6 +10,7 @@ from converter.cli.certify import certify, verify
 from converter.cli.convert import convert
 from converter.cli.detect import detect
 from converter.cli.diff import diff
+from converter.cli.draft import draft
 from converter.cli.explain import explain
 from converter.cli.inspect import inspect
 from converter.cli.package import package
@@ -43,7 +44,7 @@ def main() -> None:
 
 
 _COMMANDS = (
-    convert, inspect, explain, diff, parity, capture, certify, verify, detect, package, tables, lint,
+    convert, inspect, explain, diff, draft, parity, capture, certify, verify, detect, package, tables, lint,
 )  # fmt: skip
 for _command in _COMMANDS:
     main.add_command(_command)

@@ -1,7 +1,8 @@
-"""`convert`: an official checkpoint becomes safetensors for the in-house model."""
+"""`convert`: a checkpoint of any known format becomes one of any other, by default of the in-house model."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,15 @@ Examples:
   convert --src official.pth --dst glip-t/ --max-shard-size 500MB
   convert --src official.pth --dst glip-t.safetensors --dry-run --json
   convert --src official.pth --dst glip-t-bf16.safetensors --dtype bfloat16
+  convert --src official.pth --dst mmdet.pth --to mmdet-glip
+  convert --src mmdet.pth --dst swin-t/ --to transformers-swin-backbone
+  convert --src official.pth --dst glip-t.safetensors --keep-residue
+  convert --src glip-t.safetensors --dst again.pth --to glip-official
 \b
-A --dst that ends in .safetensors becomes one self-describing file. Any other
-becomes a folder with model.safetensors (or shards and their index),
-config.json and conversion.json. It appears whole or not at all.
+A --dst that ends in .safetensors becomes one self-describing file, one in .pth
+a file as torch.save writes it (not of glip). Any other becomes a folder with
+model.safetensors (or shards and their index), conversion.json and the
+config.json that the format's own tools read. It appears whole or not at all.
 Exit codes: see 'converter --help'."""
 
 
@@ -43,11 +49,24 @@ Exit codes: see 'converter --help'."""
     help="File (.safetensors) or folder to write.",
 )
 @click.option(
+    "--from",
     "--table",
-    "table_name",
-    default="glip-official",
-    show_default=True,
-    help="Mapping table: a name or a path to JSON.",
+    "source_format",
+    metavar="FORMAT",
+    help="Format of the checkpoint: a name of 'converter tables' or a path to JSON. Default: recognised.",
+)
+@click.option(
+    "--to",
+    "target_format",
+    metavar="FORMAT",
+    help="Format to write: likewise. Default: glip, the in-house model.",
+)
+@click.option("--keep-residue", is_flag=True, help="Also write what the format does not hold, for the way back.")
+@click.option(
+    "--residue",
+    "residue_file",
+    type=click.Path(path_type=Path),
+    help="What an earlier conversion kept. Default: the one that lies beside --src, if it belongs to it.",
 )
 @click.option("--root", help="State dict to take where the file holds several (model, model_ema, ...).")
 @click.option("--variant", help="State the variant instead of inferring it; a contradiction is an error.")
@@ -69,7 +88,10 @@ Exit codes: see 'converter --help'."""
 def convert(
     source: Path,
     destination: Path,
-    table_name: str,
+    source_format: str | None,
+    target_format: str | None,
+    keep_residue: bool,
+    residue_file: Path | None,
     root: str | None,
     variant: str | None,
     dtype: str | None,
@@ -78,28 +100,22 @@ def convert(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Convert a GLIP checkpoint to safetensors for the in-house model.
+    """Convert a checkpoint from one format to another, by default to safetensors for the in-house GLIP.
 
-    The variant is inferred; every tensor is accounted for, or nothing is written.
+    Format and variant are recognised; every tensor is accounted for, or nothing is written.
     """
-    if max_shard_size is not None and destination.suffix == ".safetensors":
-        raise click.UsageError("--max-shard-size needs a folder as --dst, not a .safetensors file")
+    if max_shard_size is not None and destination.suffix:
+        raise click.UsageError("--max-shard-size needs a folder as --dst, not a file")
     from converter import convert as engine
     from converter.checkpoint import open_checkpoint
-    from converter.mapping.table import load_table
-    from converter.plan import make_plan
     from converter.staging import check_destination
     from converter.writer import nbytes
 
-    with open_checkpoint(source, root) as checkpoint:
+    with ExitStack() as opened:
+        checkpoint = opened.enter_context(open_checkpoint(source, root))
         check_destination(destination, force=force, inputs=checkpoint.files)
-        plan = make_plan(
-            load_table(table_name),
-            checkpoint.tensors,
-            unsupported=checkpoint.unsupported,
-            objects=checkpoint.objects,
-            variant=variant,
-            dtype=dtype,
+        plan, residue = _plan(
+            checkpoint, source_format, target_format, residue_file, opened, variant=variant, dtype=dtype
         )
         engine.verify_left_out(checkpoint, plan)
         size = sum(map(nbytes, plan.targets))
@@ -108,30 +124,79 @@ def convert(
             return
         with progress(size, destination.name) as advance:
             done = engine.convert(
-                checkpoint, plan, destination, max_shard_size=max_shard_size, force=force, on_bytes=advance
+                checkpoint,
+                plan,
+                destination,
+                max_shard_size=max_shard_size,
+                force=force,
+                residue=residue,
+                keep_residue=keep_residue,
+                on_bytes=advance,
             )
         if as_json:
             print_json({"destination": str(destination), "files": done.files, "bytes": done.size, **done.ledger})
             return
         _print_summary(checkpoint, plan, size)
-        click.echo(f"written: {destination}" + (f" ({len(done.files)} shards)" if len(done.files) > 1 else ""))
+        click.echo(f"written: {destination}" + (f" ({len(done.files)} files)" if len(done.files) > 1 else ""))
         click.echo(f"sha256 of the ledger: {done.ledger['sha256']}")
+
+
+def _plan(
+    checkpoint: Checkpoint,
+    source_format: str | None,
+    target_format: str | None,
+    residue_file: Path | None,
+    opened: ExitStack,
+    *,
+    variant: str | None,
+    dtype: str | None,
+) -> tuple[Plan, Checkpoint | None]:
+    """The plan, and the residue that it reads, if there is one and it is of the format to be written."""
+    from converter.checkpoint import open_checkpoint
+    from converter.errors import RootError
+    from converter.formats import choose_formats, make_route
+    from converter.residue import ledger_sha256, read_residue, residue_path
+
+    source, target = choose_formats(checkpoint, source_format, target_format)
+    residue = kept = None
+    beside = residue_path(checkpoint.path if checkpoint.layout != "safetensors-sharded" else checkpoint.path.parent)
+    if checkpoint.path.name == "model.safetensors":
+        beside = residue_path(checkpoint.path.parent)
+    if residue_file is not None or (not target.is_hub and beside.is_file()):
+        residue = opened.enter_context(open_checkpoint(residue_file or beside))
+        kept = read_residue(residue, target)
+        if kept.format != target.name:
+            if residue_file is not None:
+                raise RootError(f"{residue_file}: was left out of {kept.format}, not of {target.label}. Leave it out.")
+            residue = kept = None
+        elif residue_file is None and kept.belongs_to != ledger_sha256(checkpoint):
+            click.echo(f"{beside.name} belongs to another conversion and is not used; --residue insists", err=True)
+            residue = kept = None
+    plan = make_route(source, target, checkpoint, variant=variant, dtype=dtype, residue=kept.residue if kept else None)
+    return plan, residue
 
 
 def _print_summary(checkpoint: Checkpoint, plan: Plan, size: int) -> None:
     also = f" (same architecture: {', '.join(plan.variant.also)})" if plan.variant.also else ""
+    click.echo(f"from {plan.table} to {plan.format}" + (f", {plan.part} alone" if plan.part else ""))
     click.echo(f"variant: {plan.variant.name}{also}")
     others = [name for name in checkpoint.roots if name != checkpoint.root]
     if checkpoint.root:
         hint = f"; also there: {', '.join(map(plain, others))} (--root chooses)" if others else ""
         click.echo(f"taken from the file: {plain(checkpoint.root)}{hint}")
-    sources = sum(len(step.sources) for step in plan.steps)
+    sources = sum(len(step.sources) for step in (*plan.steps, *plan.carried))
     click.echo(f"{sources} tensors -> {sum(1 for _ in plan.targets)} tensors, {gigabytes(size)}, " + _exactness(plan))
     reasons: dict[str, int] = {}
     for out in plan.left_out:
         reasons[out.reason] = reasons.get(out.reason, 0) + 1
     for reason, count in reasons.items():
         click.echo(f"  left out: {count} ({reason})")
+    if plan.rebuilt:
+        click.echo(f"  rebuilt: {len(plan.rebuilt)} buffers that the format's own tools save")
+    if plan.carried:
+        click.echo(f"  from the residue: {len(plan.carried)} tensors")
+    for entry in plan.missing:
+        click.echo(f"  missing: {entry.names} ({entry.reason})")
     for sentence in (*checkpoint.skipped, *checkpoint.unsupported.values(), *checkpoint.objects.values()):
         click.echo(f"  left aside: {sentence}")
 
@@ -143,7 +208,7 @@ def _exactness(plan: Plan) -> str:
 
 
 def _print_plan(checkpoint: Checkpoint, plan: Plan, size: int) -> None:
-    for step in plan.steps:
+    for step in (*plan.steps, *plan.carried):
         sources, targets = (", ".join(map(str, side)) for side in (step.sources, step.targets))
         click.echo(f"{sources} -> {targets}  [{'; '.join(step.describe())}]")
     _print_summary(checkpoint, plan, size)
@@ -158,7 +223,10 @@ def _plan_json(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
         return [{"name": t.name, "shape": t.shape, "dtype": t.dtype.name} for t in items]
 
     return {
+        "from": plan.table,
+        "to": plan.format,
         "table": plan.table,
+        "part": plan.part,
         "variant": plan.variant.name,
         "also": plan.variant.also,
         "config": plan.config,
@@ -177,6 +245,9 @@ def _plan_json(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
             {"name": o.tensor.name, "entry": o.pointer, "reason": o.reason, "rebuildable": o.rebuild is not None}
             for o in plan.left_out
         ],
+        "missing": [{"names": m.names, "entry": m.pointer, "reason": m.reason} for m in plan.missing],
+        "rebuilt": tensors(rebuilt.tensor for rebuilt in plan.rebuilt),
+        "carried": tensors(tensor for step in plan.carried for tensor in step.targets),
         "indistinguishable": [{"shape": shape, "tensors": names} for shape, names in plan.indistinguishable()],
         "transposable": plan.transposable(),
     }

@@ -40,8 +40,8 @@ def explain(key: str, source: Path, table_name: str, root: str | None, variant: 
     """
     from converter.checkpoint import open_checkpoint
     from converter.errors import PlanError
+    from converter.fit import make_plan, nearest
     from converter.mapping.table import load_table
-    from converter.plan import make_plan, nearest
 
     table = load_table(table_name)
     with open_checkpoint(source, root) as checkpoint:

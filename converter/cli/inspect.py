@@ -24,9 +24,9 @@ Examples:
 def inspect(file: Path, root: str | None, as_json: bool) -> None:
     """Show the layout, tensors, pickled globals and variant of a checkpoint. Nothing in it is executed."""
     from converter.checkpoint import open_checkpoint
+    from converter.fit import make_plan
     from converter.mapping.documents import list_documents
     from converter.mapping.table import load_table
-    from converter.plan import make_plan
 
     with open_checkpoint(file, root) as checkpoint:
         fits = []

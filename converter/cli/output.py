@@ -18,13 +18,14 @@ from converter.errors import CaptureError, ConverterError, PlanError, TableError
 
 P = ParamSpec("P")
 _SHOWN_PROBLEMS = 40
-# what a command imports that is not always installed: the package that holds it, and the extra that asks for it
+# what only some commands need: the package that holds it, what for, and the extra that installs it
 _EXTRAS = {
-    "torch": ("torch", "model"),
-    "safetensors": ("safetensors", "model"),
-    "PIL": ("pillow", "detect"),
-    "tokenizers": ("tokenizers", "detect"),
-    "huggingface_hub": ("huggingface_hub", "package"),
+    "torch": ("torch", "runs the model", "model"),
+    "safetensors": ("safetensors", "runs the model", "model"),
+    "scipy": ("scipy", "matches names", "draft"),
+    "PIL": ("pillow", "reads pictures", "detect"),
+    "tokenizers": ("tokenizers", "makes tokens", "detect"),
+    "huggingface_hub": ("huggingface_hub", "speaks to the Hub or for it", "package"),
 }
 
 
@@ -47,10 +48,11 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
         except ConverterError as error:
             _fail(error, as_json=bool(kwargs.get("as_json")))
         except ModuleNotFoundError as error:
-            if error.name not in _EXTRAS:
+            module = (error.name or "").split(".")[0]
+            if module not in _EXTRAS:
                 raise
-            package, extra = _EXTRAS[error.name]
-            missing = CaptureError(f"this command needs {package}: pip install 'converter[{extra}]'")
+            package, why, extra = _EXTRAS[module]
+            missing = CaptureError(f"this command {why} and needs {package}: pip install 'converter[{extra}]'")
             _fail(missing, as_json=bool(kwargs.get("as_json")))
         except KeyboardInterrupt:
             click.echo(f"{'terminated' if terminated else 'interrupted'}; nothing is half-written", err=True)

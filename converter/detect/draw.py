@@ -25,6 +25,7 @@ def draw(image: Image.Image, found: Found) -> Image.Image:
         x1, y1, x2, y2 = pen.textbbox((0, 0), text, font=font)
         # above the box where there is room, else inside it
         y = top - (y2 - y1) - 2 * line if top >= (y2 - y1) + 2 * line else top
+        left = max(0, min(left, image.width - (x2 - x1) - 2 * line))  # the name stays in the picture
         pen.rectangle((left, y, left + x2 - x1 + 2 * line, y + y2 - y1 + 2 * line), fill=ink)
         pen.text((left + line - x1, y + line - y1), text, fill=(255, 255, 255), font=font)
     return image

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -39,21 +38,32 @@ def find_document(name_or_path: str | Path, kind: str) -> Document:
     """The table or spec (`kind`) of that name, or at that path if it ends in `.json`."""
     if str(name_or_path).endswith(".json"):
         return _checked(Path(name_or_path), kind)
-    known = {path.stem for path, found in _listing() if found == kind}
+    known = names_of(kind)
     if name_or_path not in known:
         raise TableError(f"no {kind} is called {str(name_or_path)!r}; known: {', '.join(sorted(known))}")
-    return _checked(mappings_folder() / f"{name_or_path}.json", kind)
+    content, sha256 = _parse(path := mappings_folder() / f"{name_or_path}.json")
+    return Document(path, sha256, content)  # `list_documents` checks the built-in ones, where there is time for it
+
+
+def names_of(kind: str) -> list[str]:
+    """Names of the built-in tables or specs."""
+    return [path.stem for path, found in _listing() if found == kind]
+
+
+def kind_of(path: str | Path) -> str | None:
+    """The kind that the document at a path says it is; None for a name."""
+    return str(_parse(Path(path))[0].get("kind")) if str(path).endswith(".json") else None
 
 
 def list_documents(kind: str) -> list[Document]:
-    """All built-in tables or specs, by name."""
+    """All built-in tables or specs, by name, checked by the schema."""
     return [_checked(path, kind) for path, found in _listing() if found == kind]
 
 
-def _listing() -> Iterator[tuple[Path, str]]:
-    for path in sorted(mappings_folder().glob("*.json")):
-        if path.name != "schema.json":
-            yield path, str(_parse(path)[0].get("kind"))
+@cache
+def _listing() -> tuple[tuple[Path, str], ...]:
+    paths = (path for path in sorted(mappings_folder().glob("*.json")) if path.name != "schema.json")
+    return tuple((path, str(_parse(path)[0].get("kind"))) for path in paths)
 
 
 def _checked(path: Path, kind: str) -> Document:

@@ -22,15 +22,17 @@ def lint(table: Table) -> list[str]:
         except TableError as error:
             problems.append(f"{label}: {error}")
             continue
-        active |= {entry.pointer for section in (bound.rules, bound.ignores, bound.source_taps) for entry in section}
+        sections = (bound.rules, bound.ignores, bound.absent, bound.source_taps)
+        active |= {entry.pointer for section in sections for entry in section}
         found += _ambiguities(bound, transfers)
         found += _unproved(transfers)
         found += _repeated_taps(bound)
         problems += [f"{label}: {problem}" for problem in found]
-    for section in ("rules", "ignore", "taps"):
+    for section in ("rules", "ignore", "absent", "taps"):
         for pointer in table.pointers(section):
             if pointer not in active:
                 problems.append(f"{pointer}: its 'when' holds for no variant of {table.spec.name}")
+    problems += table.doubts()
     return problems + [f"{pointer}: no pattern or op uses it" for pointer in table.unused_names()]
 
 
@@ -61,9 +63,9 @@ def _unproved(transfers: list[Transfer]) -> Iterator[str]:
     proved = set()
     for transfer in transfers:
         shapes = tuple(shape for _, shape in transfer.sources)
-        if transfer.rule.ops and (transfer.rule.ops, shapes) not in proved:
-            proved.add((transfer.rule.ops, shapes))
-            if wrong := prove_bijective(transfer.rule.ops, shapes):
+        if transfer.ops and (transfer.ops, shapes) not in proved:
+            proved.add((transfer.ops, shapes))
+            if wrong := prove_bijective(transfer.ops, shapes):
                 yield f"{transfer.rule.pointer}: {wrong}"
 
 

@@ -10,7 +10,7 @@ one exception; it lives in `cast.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 
@@ -175,6 +175,53 @@ class Reorder:
         return Reorder(self.axis, _inverse_permutation(self.index))
 
 
+@dataclass(frozen=True, slots=True)
+class Branches:
+    """Several chains side by side, each of (tensors in, tensors out, ops). Made by composition, never by a table."""
+
+    name: ClassVar[str] = "side_by_side"
+    branches: tuple[tuple[int, int, tuple[Op, ...]], ...]
+
+    def shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
+        return [shape for ops, part in self._parts(inputs) for shape in chain_shapes(ops, part)]
+
+    def apply(self, inputs: Sequence[Array]) -> list[Array]:
+        return [array for ops, part in self._parts(inputs) for array in apply_ops(ops, part)]
+
+    def inverse(self) -> Op:
+        return Branches(tuple((made, taken, invert_ops(ops)) for taken, made, ops in self.branches))
+
+    def _parts(self, inputs: Sequence[_T]) -> Iterator[tuple[tuple[Op, ...], Sequence[_T]]]:
+        start = 0
+        for taken, _, ops in self.branches:
+            yield ops, inputs[start : start + taken]
+            start += taken
+        if start != len(inputs):
+            raise TableError(f"{describe(self)} takes {start} tensors, not {len(inputs)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Arrange:
+    """Put whole tensors into another order. Made by composition, never by a table."""
+
+    name: ClassVar[str] = "arrange"
+    order: tuple[int, ...]
+
+    def shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
+        return [inputs[i] for i in self.order]
+
+    def apply(self, inputs: Sequence[Array]) -> list[Array]:
+        return [inputs[i] for i in self.order]
+
+    def inverse(self) -> Op:
+        return Arrange(_inverse_permutation(self.order))
+
+
+def is_elementwise(op: Op) -> bool:
+    """Whether the op does the same to every tensor, each by itself."""
+    return isinstance(op, Transpose | Reshape | PermuteBlocks | Reorder)
+
+
 # name in a table -> constructor from the op's JSON object, whose expressions are already evaluated
 _OPS: Mapping[str, Callable[[Mapping[str, Any]], Op]] = {
     "concat": lambda o: Concat(o["axis"], tuple(o["sizes"])),
@@ -193,6 +240,9 @@ def make_op(description: Mapping[str, Any]) -> Op:
 
 def describe(op: Op) -> str:
     """`concat(axis=0, sizes=(768, 768, 768))`."""
+    if isinstance(op, Branches):
+        chains = (", then ".join(map(describe, ops)) or "as is" for _, _, ops in op.branches)
+        return f"{op.name}({'; '.join(chains)})"
     fields: dict[str, Any] = asdict(op)  # type: ignore[call-overload]
     return f"{op.name}({', '.join(f'{key}={value}' for key, value in fields.items())})"
 

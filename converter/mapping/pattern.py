@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 from converter.errors import TableError
@@ -49,6 +50,9 @@ class Pattern:
 
     def match(self, key: str) -> dict[str, int | str] | None:
         """Captures that make this pattern equal `key`, or None. A capture that occurs twice must agree."""
+        start = self._parts[0]
+        if isinstance(start, str) and not key.startswith(start):  # a third of the time of the expression
+            return None
         found = self._regex.fullmatch(key)
         if found is None:
             return None
@@ -93,6 +97,19 @@ class Pattern:
 
 def compile_pattern(text: str, words: Mapping[str, Sequence[str]], constants: Mapping[str, Value]) -> Pattern:
     """Compile `text`. `words` lists the values of word captures; every other capture is an integer."""
+    names = re.findall(r"[A-Za-z_][A-Za-z0-9_]*", "".join(re.findall(r"\{[^{}]*\}", text)))
+    return _compile(
+        text,
+        tuple((name, tuple(words[name])) for name in names if name in words),
+        tuple((name, constants[name]) for name in names if name in constants),
+    )
+
+
+@lru_cache(maxsize=4096)  # most patterns are the same for every variant
+def _compile(
+    text: str, listed: tuple[tuple[str, tuple[str, ...]], ...], known: tuple[tuple[str, Value], ...]
+) -> Pattern:
+    words, constants = dict(listed), dict(known)
     parts: list[str | _Integer | _Word] = []
     regex = []
     for piece in re.split(r"(\{[^{}]*\})", text):

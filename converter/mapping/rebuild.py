@@ -24,6 +24,17 @@ def relative_position_index(window_size: int) -> Array:
     return rows * (2 * window_size - 1) + x[:, None] - x + window_size - 1
 
 
+def shifted_window_mask(side: int, window_size: int) -> Array:
+    """(windows, w*w, w*w) float32: -100 between tokens of a shifted window that are no neighbours in a square map
+    of `side` tokens, else 0 (Swin, section 3.2). `side` is rounded up to whole windows."""
+    side += -side % window_size
+    # the shift rolls the first rows and columns behind the last ones; a window that holds both must not mix them
+    rolled = np.arange(side) >= side - window_size // 2
+    regions = (2 * rolled[:, None] + rolled).reshape(side // window_size, window_size, -1, window_size)
+    windows = regions.swapaxes(1, 2).reshape(-1, window_size * window_size)
+    return np.where(windows[:, None] == windows[:, :, None], np.float32(0), np.float32(-100))
+
+
 def cell_anchor(stride: int, size: int) -> Array:
     """(1, 4) float32: the square anchor of a cell, xyxy in pixels of inclusive corners."""
     center, half = (stride - 1) / 2, (size - 1) / 2
@@ -34,5 +45,6 @@ def cell_anchor(stride: int, size: int) -> Array:
 REBUILDERS: Mapping[str, Callable[..., Array]] = {
     "numbers": numbers,
     "relative_position_index": relative_position_index,
+    "shifted_window_mask": shifted_window_mask,
     "cell_anchor": cell_anchor,
 }

@@ -1,9 +1,13 @@
-"""The spec of a target: its variants, and the name and shape of every tensor as expressions of the config."""
+"""The spec of a target: its variants, and the name and shape of every tensor as expressions of the config.
+
+A spec may name parts of itself that others hold alone: of GLIP, the image encoder and the text encoder. A part is a
+spec too, of the tensors below one module, with variants of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -38,14 +42,26 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What a target is made of. `tensors(config)` gives every tensor with its shape, in order."""
+    """What a target is made of. `tensors(config)` gives every tensor with its shape, in order.
+
+    `part` is the module whose tensors these are, empty for the whole; `parts` are those that have a name. `optional`
+    says of some entries why a checkpoint may lack them.
+    """
 
     name: str
     title: str
     sha256: str
     variants: tuple[Variant, ...]
     options: tuple[Option, ...]
-    _tensors: tuple[Mapping[str, Any], ...]
+    entries: tuple[Mapping[str, Any], ...]
+    part: str = ""
+    parts: Mapping[str, Spec] = field(default_factory=dict)
+    optional: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """`glip`, `glip backbone`."""
+        return f"{self.name} {self.part}".rstrip()
 
     def variant(self, name: str) -> Variant:
         """The variant called `name`, also by the name of a model of the same architecture."""
@@ -58,7 +74,7 @@ class Spec:
     def tensors(self, config: Config) -> dict[str, Shape]:
         """Name -> shape of every tensor under `config`. Raises TableError for a name made twice."""
         result: dict[str, Shape] = {}
-        for entry in self._tensors:
+        for entry in self.entries:
             try:
                 for name, shape in _expand(entry, config):
                     if name in result:
@@ -67,6 +83,14 @@ class Spec:
             except TableError as error:
                 raise TableError(f"{self.name}, {entry['name']!r}: {error}") from None
         return result
+
+    def dtypes(self, config: Config) -> dict[str, str]:
+        """Name -> dtype of the tensors that must have just that one; all others are of some floating-point type."""
+        return {n: entry["dtype"] for entry in self.entries if "dtype" in entry for n, _ in _expand(entry, config)}
+
+    def holds(self, name: str) -> bool:
+        """Whether a tensor of that name is among those of this part; the whole holds everything."""
+        return not self.part or name.startswith(f"{self.part}.")
 
 
 def _expand(entry: Mapping[str, Any], config: Config) -> Iterator[tuple[str, Shape]]:
@@ -94,21 +118,51 @@ def load_spec(name_or_path: str | Path) -> Spec:
     """Read a spec by name or path. Raises TableError for a config that lacks a field or has one too many."""
     document = find_document(name_or_path, "spec")
     content = document.content
-    variants = []
-    problems = []
     options = tuple(
         Option(field, o["tensor"], o["axis"], o["absent"]) for field, o in content.get("options", {}).items()
     )
-    for name, variant in content["variants"].items():
-        raw = {**content.get("common", {}), **{o.field: o.absent for o in options}, **variant["config"]}
-        if set(raw) != set(content["config"]):
-            wrong = sorted(set(raw) ^ set(content["config"]))
-            problems.append(f"/variants/{name}/config: fields without a value or a meaning: {', '.join(wrong)}")
-        config = {field: _frozen(raw[field]) for field in content["config"] if field in raw}
-        variants.append(Variant(name, variant["title"], tuple(variant.get("also", ())), config))
+    common = {**content.get("common", {}), **{o.field: o.absent for o in options}}
+    entries = tuple(content["tensors"])
+    problems: list[str] = []
+    variants = _variants("", content["variants"], common, content["config"], problems)
+    parts = {}
+    for name, part in content.get("parts", {}).items():
+        shared = {field: value for field, value in common.items() if field in part["config"]}
+        parts[name] = Spec(
+            document.name,
+            part["title"],
+            document.sha256,
+            _variants(f"/parts/{name}", part["variants"], shared, part["config"], problems),
+            tuple(option for option in options if option.tensor.startswith(f"{name}.")),
+            tuple(entry for entry in entries if entry["name"].startswith(f"{name}.")),
+            name,
+            optional=part.get("optional", {}),
+        )
+        if unknown := set(parts[name].optional) - {entry["name"] for entry in parts[name].entries}:
+            problems.append(f"/parts/{name}/optional: no tensor entry is called {sorted(unknown)[0]!r}")
     if problems:
         raise TableError(f"{document.path} has wrong variants", problems)
-    return Spec(document.name, content["title"], document.sha256, tuple(variants), options, tuple(content["tensors"]))
+    return Spec(document.name, content["title"], document.sha256, variants, options, entries, parts=parts)
+
+
+def _variants(
+    pointer: str,
+    variants: Mapping[str, Any],
+    common: Mapping[str, Any],
+    fields: Sequence[str],
+    problems: list[str],
+) -> tuple[Variant, ...]:
+    found = []
+    for name, variant in variants.items():
+        raw = {**common, **variant["config"]}
+        if set(raw) != set(fields):
+            wrong = sorted(set(raw) ^ set(fields))
+            problems.append(
+                f"{pointer}/variants/{name}/config: fields without a value or a meaning: {', '.join(wrong)}"
+            )
+        config = {field: _frozen(raw[field]) for field in fields if field in raw}
+        found.append(Variant(name, variant["title"], tuple(variant.get("also", ())), config))
+    return tuple(found)
 
 
 def _frozen(value: Any) -> Value:

@@ -1,47 +1,67 @@
 """A mapping table: rules between source and target keys, what is left out, and pairs of activations (taps).
 
 A table is independent of any checkpoint. Together with the target's config it expands, read backwards from the
-target, into every tensor that a checkpoint must hold: `Table.transfers`.
+target, into every tensor that a checkpoint must hold: `Table.transfers`. Rules, transfers and bound tables can all be
+reversed, so that one table serves to read a format and to write it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from converter.errors import TableError
-from converter.mapping.documents import find_document
+from converter.mapping.documents import find_document, names_of
 from converter.mapping.expression import Value, evaluate, integer
 from converter.mapping.ops import Array, Op, Shape, chain_shapes, invert_ops, make_op
-from converter.mapping.pattern import Pattern, compile_pattern
+from converter.mapping.pattern import Captures, Pattern, compile_pattern
 from converter.mapping.rebuild import REBUILDERS
 from converter.mapping.spec import Config, Spec, each, load_spec
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Source patterns -> ops (and a cast) -> target patterns, under one config. `pointer` is its place in the JSON."""
+    """Source patterns -> ops (and a cast) -> target patterns, under one config. `pointer` is its place in the JSON.
+
+    `ops` gives the chain for the captures of one application: sizes may differ from stage to stage.
+    """
 
     pointer: str
     sources: tuple[Pattern, ...]
     targets: tuple[Pattern, ...]
-    ops: tuple[Op, ...]
     cast: tuple[str, str] | None
+    optional: str | None
+    ops: Callable[[Captures], tuple[Op, ...]]
+
+    def reverse(self) -> Rule:
+        """The rule from the targets back to the sources."""
+        cast = self.cast and (self.cast[1], self.cast[0])
+        return replace(
+            self, sources=self.targets, targets=self.sources, cast=cast, ops=lambda c: invert_ops(self.ops(c))
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Ignore:
-    """Source keys that are left out on purpose. `rebuild` gives the value that the config implies, or None."""
+    """Source keys that are left out on purpose. `rebuild` gives the value that the config implies, or None.
+
+    `written` are the captures for which it is rebuilt where this format is written; `without` says what the format's
+    own tools do where it is missing. `refused`: leaving it out would change what the model computes.
+    """
 
     pointer: str
     source: Pattern
     reason: str
     optional: str | None
     rebuild: Callable[[Mapping[str, Value]], Array] | None
+    written: tuple[Mapping[str, int], ...] = ()
+    without: str | None = None
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,29 +85,57 @@ class Tap:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """One application of a rule: names and shapes on both sides."""
+    """One application of a rule: names and shapes on both sides, and the dtype that the spec demands, if any."""
 
     rule: Rule
     sources: tuple[tuple[str, Shape], ...]
     targets: tuple[tuple[str, Shape], ...]
+    ops: tuple[Op, ...]
+    dtype: str | None = None
+
+    def reverse(self) -> Transfer:
+        """From the targets back to the sources."""
+        return Transfer(self.rule.reverse(), self.targets, self.sources, invert_ops(self.ops), self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
     """A table under one config: patterns compiled, conditions decided, ops with numbers.
 
-    `source_taps`: every activation that can be captured; `taps`: those that a module of the target computes too.
+    `absent` are target keys that the format does not hold, as what is left out of the way back. `source_taps`: every
+    activation that can be captured; `taps`: those that a module of the target computes too.
     """
 
     rules: tuple[Rule, ...]
     ignores: tuple[Ignore, ...]
-    source_taps: tuple[SourceTap, ...]
-    taps: tuple[Tap, ...]
+    absent: tuple[Ignore, ...]
+    source_taps: tuple[SourceTap, ...] = ()
+    taps: tuple[Tap, ...] = ()
+
+    def reverse(self) -> Bound:
+        """The way back: what was absent is what is left out."""
+        return Bound(tuple(rule.reverse() for rule in self.rules), self.absent, ())
+
+
+@dataclass(frozen=True, slots=True)
+class SavedAs:
+    """How a format's own tools save it: under which key of a .pth (empty: none), with what before every key, and the
+    config.json that they read, whose text may be an expression of the config after '='."""
+
+    root: str = ""
+    prefix: str = ""
+    config: Mapping[str, Any] | None = None
+
+
+Entries = tuple[tuple[str, Mapping[str, Any]], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A checked table and the spec of its target."""
+    """A checked table and the spec of its target, or of the part of it that the format holds.
+
+    `entries` are those of each section with their pointers, those of included tables first.
+    """
 
     name: str
     title: str
@@ -95,42 +143,93 @@ class Table:
     path: Path
     spec: Spec
     prefixes: tuple[str, ...]
-    _content: Mapping[str, Any]
+    aliases: Mapping[str, str]
+    saved_as: SavedAs
+    words: Mapping[str, Sequence[str]]
+    constants: Mapping[str, str | int]
+    entries: Mapping[str, Entries]
+
+    @property
+    def is_hub(self) -> bool:
+        """Whether this is the spec's own naming, made by `hub_table`."""
+        return self.name == self.spec.name
+
+    @property
+    def label(self) -> str:
+        """What a message calls the format."""
+        return self.spec.label if self.is_hub else self.name
 
     def pointers(self, section: str) -> list[str]:
         """JSON pointers of the entries of `section`, bound or not."""
-        return [f"/{section}/{position}" for position in range(len(self._content.get(section, ())))]
+        return [pointer for pointer, _ in self.entries.get(section, ())]
 
     def unused_names(self) -> list[str]:
         """Pointers of the words and constants that no pattern or op mentions."""
-        used = set(re.findall(r"[a-z][a-z0-9_]*", json.dumps([self._content["rules"], self._content.get("ignore")])))
+        sections = [[entry for _, entry in self.entries.get(s, ())] for s in ("rules", "ignore", "absent")]
+        used = set(re.findall(r"[a-z][a-z0-9_]*", json.dumps(sections)))
         return [
             f"/{section}/{name}"
-            for section in ("words", "constants")
-            for name in self._content.get(section, {})
+            for section, names in (("words", self.words), ("constants", self.constants))
+            for name in names
             if name not in used
         ]
 
+    def source_forms(self) -> set[str]:
+        """All source patterns with `*` for numbers: what a key looks like, whatever the variant."""
+        forms = set()
+        for section in ("rules", "ignore"):
+            for _, entry in self.entries.get(section, ()):
+                texts = [entry["source"]] if isinstance(entry["source"], str) else entry["source"]
+                for name, words in self.words.items():
+                    texts = [t.replace(f"{{{name}}}", word) for t in texts for word in words]
+                forms |= {re.sub(r"\{[^{}]*\}|[0-9]+", "*", text) for text in texts}
+        return forms
+
+    def doubts(self) -> list[str]:
+        """What a person has to decide before the table is used."""
+        return [
+            f"{pointer} is in doubt: {entry['doubt']}. Decide, and take 'doubt' out"
+            for section in ("rules", "ignore")
+            for pointer, entry in self.entries.get(section, ())
+            if "doubt" in entry
+        ]
+
+    def short(self, name: str) -> str:
+        """`name` without the prefixes of wrappers, and with old or other names of parts as the rules call them."""
+        while prefix := next((p for p in self.prefixes if name.startswith(p)), None):
+            name = name[len(prefix) :]
+        for other, ours in self.aliases.items():
+            name = name.replace(other, ours)
+        return name
+
+    def config_document(self, config: Config) -> dict[str, Any] | None:
+        """The config.json that the format's own tools read, if they read one."""
+        if self.saved_as.config is None:
+            return None
+        constants = {k: evaluate(v, config) for k, v in self.constants.items()}
+        filled: dict[str, Any] = _filled(self.saved_as.config, {**config, **constants})
+        return filled
+
     def bind(self, config: Config) -> Bound:
         """The table under `config`. Raises TableError with every rule that cannot be bound."""
-        constants = {k: evaluate(v, config) for k, v in self._content.get("constants", {}).items()}
+        constants = {k: evaluate(v, config) for k, v in self.constants.items()}
         names: dict[str, Value] = {**config, **constants}
-        words = self._content.get("words", {})
         problems: list[str] = []
 
         def active(section: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-            for position, entry in enumerate(self._content.get(section, ())):
+            for pointer, entry in self.entries.get(section, ()):
                 try:
                     if evaluate(entry.get("when", 1), names):
-                        yield f"/{section}/{position}", entry
+                        yield pointer, entry
                 except TableError as error:
-                    problems.append(f"/{section}/{position}: {error}")
+                    problems.append(f"{pointer}: {error}")
 
         def patterns(texts: str | Sequence[str]) -> tuple[Pattern, ...]:
-            return tuple(compile_pattern(t, words, names) for t in ([texts] if isinstance(texts, str) else texts))
+            return tuple(compile_pattern(t, self.words, names) for t in ([texts] if isinstance(texts, str) else texts))
 
         rules: list[Rule] = []
         ignores: list[Ignore] = []
+        absent: list[Ignore] = []
         source_taps: list[SourceTap] = []
         taps: list[Tap] = []
         for pointer, entry in active("rules"):
@@ -141,9 +240,14 @@ class Table:
         for pointer, entry in active("ignore"):
             try:
                 (source,) = patterns(entry["source"])
-                ignores.append(
-                    Ignore(pointer, source, entry["reason"], entry.get("optional"), _rebuilder(entry["rebuild"], names))
-                )
+                ignores.append(_ignore(pointer, source, entry, names))
+            except TableError as error:
+                problems.append(f"{pointer}: {error}")
+        for pointer, entry in active("absent"):
+            try:
+                (target,) = patterns(entry["target"])
+                reason, refused = entry["reason"], entry.get("refused", False)
+                absent.append(Ignore(pointer, target, reason, reason, None, refused=refused))
             except TableError as error:
                 problems.append(f"{pointer}: {error}")
         for pointer, entry in active("taps"):
@@ -155,7 +259,7 @@ class Table:
                 problems.append(f"{pointer}: {error}")
         if problems:
             raise TableError(f"{self.path}: {len(problems)} entries are wrong", problems)
-        return Bound(tuple(rules), tuple(ignores), tuple(source_taps), tuple(taps))
+        return Bound(tuple(rules), tuple(ignores), tuple(absent), tuple(source_taps), tuple(taps))
 
     def transfers(self, bound: Bound, config: Config) -> tuple[list[Transfer], list[str]]:
         """Every application of every rule that makes the target, and what is wrong with them.
@@ -164,6 +268,7 @@ class Table:
         part of what it must; a source key used twice; ops that do not fit the target's shapes.
         """
         wanted = self.spec.tensors(config)
+        dtypes = self.spec.dtypes(config)
         transfers: list[Transfer] = []
         problems: list[str] = []
         made: dict[str, str] = {}
@@ -189,23 +294,39 @@ class Table:
                         problems.append(f"source {source!r} is used twice, by {used[source]} and {rule.pointer}")
                     used[source] = rule.pointer
                 try:
-                    shapes = chain_shapes(invert_ops(rule.ops), [wanted[target] for target in targets])
+                    ops = rule.ops(captures)
+                    shapes = chain_shapes(invert_ops(ops), [wanted[target] for target in targets])
                 except TableError as error:
                     problems.append(f"{rule.pointer}: making {targets[0]!r} {wanted[targets[0]]}: {error}")
                     continue
                 if len(shapes) != len(sources):
                     problems.append(f"{rule.pointer}: the ops take {len(shapes)} tensors, {len(sources)} are named")
                     continue
+                exact = {dtypes.get(target) for target in targets}
+                if len(exact) > 1 or (rule.cast and exact != {None}):
+                    problems.append(f"{rule.pointer}: makes {targets[0]!r}, whose dtype is fixed, together with others")
+                    continue
                 transfers.append(
                     Transfer(
                         rule,
                         tuple(zip(sources, shapes, strict=True)),
                         tuple((target, wanted[target]) for target in targets),
+                        ops,
+                        exact.pop(),
                     )
                 )
-            if not seen:
+            if not seen and not self.is_hub:  # which has a rule for whatever any variant has
                 problems.append(f"{rule.pointer}: makes nothing; {rule.targets[0].text!r} fits no tensor of the target")
-        problems += [f"{name!r} {wanted[name]} is made by no rule" for name in wanted if name not in made]
+        unused = {entry.pointer: entry.source.text for entry in bound.absent}
+        for name in wanted:
+            claims = [entry for entry in bound.absent if entry.source.match(name) is not None]
+            for entry in claims:
+                unused.pop(entry.pointer, None)
+            if name in made and claims:
+                problems.append(f"{name!r} is made by {made[name]}, yet absent by {claims[0].pointer}")
+            elif name not in made and not claims:
+                problems.append(f"{name!r} {wanted[name]} is made by no rule")
+        problems += [f"{pointer}: {text!r} fits no tensor of the target" for pointer, text in unused.items()]
         return transfers, problems
 
 
@@ -223,14 +344,31 @@ def _rule(
                 f"{sources[0].text!r} captures {sorted(bound)}, {pattern.text!r} captures "
                 f"{sorted(pattern.captures)}; every pattern of a rule must capture the same"
             )
-    described = [{k: _evaluated(v, names) for k, v in op.items()} for op in entry.get("ops", ())]
+    described = entry.get("ops", ())
     casts = [(op["from"], op["to"]) for op in described if op["op"] == "cast"]
     if len(casts) > 1:
         raise TableError("a rule casts once at most")
-    ops = tuple(make_op(op) for op in described if op["op"] != "cast")
-    if not ops and (len(sources), len(targets)) != (1, 1):
+    moves = [op for op in described if op["op"] != "cast"]
+
+    def ops(captures: Captures) -> tuple[Op, ...]:
+        known = {**names, **captures}
+        return tuple(make_op({k: _evaluated(v, known) for k, v in op.items()}) for op in moves)
+
+    if not moves and (len(sources), len(targets)) != (1, 1):
         raise TableError(f"{len(sources)} sources and {len(targets)} targets need an op that joins or splits them")
-    return Rule(pointer, sources, targets, ops, casts[0] if casts else None)
+    return Rule(pointer, sources, targets, casts[0] if casts else None, entry.get("optional"), ops)
+
+
+def _ignore(pointer: str, source: Pattern, entry: Mapping[str, Any], names: Mapping[str, Value]) -> Ignore:
+    rebuild = _rebuilder(entry["rebuild"], names)
+    written: list[dict[str, int]] = []
+    if "written" in entry:
+        if rebuild is None or source.captures != set(entry["written"]):
+            raise TableError(f"'written' needs 'rebuild', and the captures of {source.text!r}: no fewer, no more")
+        written = [{k: integer(k, c) for k in entry["written"]} for c in each(entry["written"], names)]
+    return Ignore(
+        pointer, source, entry["reason"], entry.get("optional"), rebuild, tuple(written), entry.get("without")
+    )
 
 
 def _rebuilder(
@@ -275,21 +413,92 @@ def _taps(pointer: str, entry: Mapping[str, Any], names: Config) -> Iterator[tup
         )
 
 
+def _filled(value: Any, names: Mapping[str, Value]) -> Any:
+    """`value` with every text that begins with '=' evaluated."""
+    if isinstance(value, dict):
+        return {key: _filled(item, names) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_filled(item, names) for item in value]
+    if isinstance(value, str) and value.startswith("="):
+        found = evaluate(value[1:], names)
+        return list(found) if isinstance(found, tuple) else found
+    return value
+
+
 def load_table(name_or_path: str | Path) -> Table:
     """Read a table by name (`glip-official`) or path (`my-table.json`), with the spec of its target.
 
     A table at a path may name a spec at a path beside it: `target` is looked up there first.
+    Raises TableError.
     """
     document = find_document(name_or_path, "table")
     content = document.content
     beside = document.path.parent / f"{content['target']}.json"
     spec = load_spec(beside if beside.is_file() else content["target"])
+    if (part := content.get("part")) is not None:
+        if part not in spec.parts:
+            raise TableError(f"{document.path}: {spec.name} has no part {part!r}; known: {', '.join(spec.parts)}")
+        spec = spec.parts[part]
+    merged = _Merged()
+    merged.add(content, "", "", (document.name,))
+    hashes = [document.sha256, *merged.included]
     return Table(
         document.name,
         content["title"],
-        document.sha256,
+        hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
         document.path,
         spec,
         tuple(content.get("prefixes", ())),
-        content,
+        merged.names["aliases"],
+        SavedAs(**content.get("saved_as", {})),
+        merged.names["words"],
+        merged.names["constants"],
+        {section: tuple(entries) for section, entries in merged.entries.items()},
     )
+
+
+class _Merged:
+    """What a table and those that it includes say together; `included` are the hashes of the latter."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+        self.names: dict[str, dict[str, Any]] = {"words": {}, "constants": {}, "aliases": {}}
+        self.included: list[str] = []
+
+    def add(self, content: Mapping[str, Any], at: str, origin: str, path: tuple[str, ...]) -> None:
+        """Take over `content`, whose keys stand behind `at` here; `path` are the tables that led to it."""
+        for include in content.get("include", ()):
+            if include["table"] in path:
+                raise TableError(f"{path[0]}: {' includes '.join([*path, include['table']])}")
+            kind = "table" if include["table"] in names_of("table") else "fragment"
+            document = find_document(include["table"], kind)
+            self.included.append(document.sha256)
+            name = document.name
+            self.add(document.content, at + include["at"], f"{name}:", (*path, name))
+        for section, known in self.names.items():
+            for name, value in content.get(section, {}).items():
+                if known.setdefault(name, value) != value:
+                    raise TableError(f"{path[0]}: included tables disagree on /{section}/{name}")
+        for section in ("rules", "ignore", "absent"):
+            for position, entry in enumerate(content.get(section, ())):
+                moved = {**entry, "source": _behind(at, entry["source"])} if at and "source" in entry else entry
+                self.entries.setdefault(section, []).append((f"{origin}/{section}/{position}", moved))
+        if not origin:  # the modules of an included format are elsewhere here
+            self.entries["taps"] = [(f"/taps/{i}", entry) for i, entry in enumerate(content.get("taps", ()))]
+
+
+def _behind(at: str, patterns: str | list[str]) -> str | list[str]:
+    return at + patterns if isinstance(patterns, str) else [at + pattern for pattern in patterns]
+
+
+def hub_table(spec: Spec) -> Table:
+    """The table of the spec's own naming, by which a converted file is read and written like any other format."""
+    rules: dict[str, dict[str, Any]] = {}
+    for entry in spec.entries:
+        for suffix, key in (("", "shape"), (".weight", "weight"), (".bias", "bias")):
+            if key in entry:
+                name = entry["name"] + suffix
+                optional = {"optional": spec.optional[entry["name"]]} if entry["name"] in spec.optional else {}
+                rules[name] = {"source": name, "target": name, **optional}
+    entries = {"rules": tuple((f"/{name}", rule) for name, rule in rules.items())}
+    return Table(spec.name, spec.title, spec.sha256, Path(spec.name), spec, (), {}, SavedAs(), {}, {}, entries)

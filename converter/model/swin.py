@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from converter.errors import ModelError
 from converter.model.config import STAGES, GLIPConfig
 from converter.model.precision import Linear
 
@@ -79,11 +80,15 @@ class MLP(nn.Module):
 class SwinBlock(nn.Module):
     """Pre-norm transformer block on (shifted) windows: tokens (B, H*W, C) -> (B, H*W, C).
 
-    A shifted block shifts whatever the size of the map, also where one window covers it.
+    A shifted block shifts whatever the size of the map, also where one window covers it: `shift_small_maps`. Without
+    that it does as Swin does for classification: no shift where a side of the map is one window, ModelError below.
     """
 
-    def __init__(self, dim: int, heads: int, window_size: int, mlp_ratio: int, shift: int) -> None:
+    def __init__(
+        self, dim: int, heads: int, window_size: int, mlp_ratio: int, shift: int, shift_small_maps: bool
+    ) -> None:
         super().__init__()
+        self.shift_small_maps = shift_small_maps
         self.window_size = window_size
         self.shift = shift
         self.norm1 = nn.LayerNorm(dim)
@@ -94,17 +99,25 @@ class SwinBlock(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int], relative_index: Tensor, mask: Tensor) -> Tensor:
         batch, _, dim = x.shape
         height, width = size
+        shift = self.shift
+        if not self.shift_small_maps and min(size) <= self.window_size:
+            if min(size) < self.window_size:
+                raise ModelError(
+                    f"images: a map of {height} x {width} is smaller than the window of {self.window_size} tokens, "
+                    "which GLIP pads and MMPretrain by default refuses. Give larger images, or pad_small_map=True."
+                )
+            shift = 0
         y: Tensor = self.norm1(x)
         y = y.view(batch, height, width, dim)
         # Padding comes after the norm: the added tokens are zero, not the norm's bias, and are attended to.
         y = F.pad(y, (0, 0, 0, -width % self.window_size, 0, -height % self.window_size))
-        if self.shift:
-            y = y.roll((-self.shift, -self.shift), (1, 2))
+        if shift:
+            y = y.roll((-shift, -shift), (1, 2))
         padded = (y.shape[1], y.shape[2])
-        y = self.attention(to_windows(y, self.window_size), relative_index, mask if self.shift else None)
+        y = self.attention(to_windows(y, self.window_size), relative_index, mask if shift else None)
         y = from_windows(y, self.window_size, padded)
-        if self.shift:
-            y = y.roll((self.shift, self.shift), (1, 2))
+        if shift:
+            y = y.roll((shift, shift), (1, 2))
         x = x + y[:, :height, :width].reshape(batch, height * width, dim)
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
@@ -134,7 +147,7 @@ class PatchMerging(nn.Module):
 class SwinStage(nn.Module):
     """Blocks at one resolution, every second one shifted; then, except in the last stage, patch merging."""
 
-    def __init__(self, config: GLIPConfig, stage: int) -> None:
+    def __init__(self, config: GLIPConfig, stage: int, shift_small_maps: bool) -> None:
         super().__init__()
         self.window_size = config.window_size
         dim = config.stage_dims[stage]
@@ -145,6 +158,7 @@ class SwinStage(nn.Module):
                 config.window_size,
                 config.mlp_ratio,
                 shift=config.window_size // 2 if block % 2 else 0,
+                shift_small_maps=shift_small_maps,
             )
             for block in range(config.depths[stage])
         )
@@ -163,13 +177,13 @@ class SwinTransformer(nn.Module):
     """Images (B, 3, H, W) -> the maps C2, C3, C4, C5 as (B, C, H, W), of stride 4, 8, 16 and 32, rounded up.
 
     C3 to C5 are layer-normalised; that norm does not feed the next stage. C2 is the bare output of the first
-    stage: nothing in GLIP reads it.
+    stage: nothing in GLIP reads it. `shift_small_maps`: see `SwinBlock`.
     """
 
-    def __init__(self, config: GLIPConfig) -> None:
+    def __init__(self, config: GLIPConfig, *, shift_small_maps: bool = True) -> None:
         super().__init__()
         self.patch_embed = PatchEmbed(config.embed_dim, config.patch_size)
-        self.stages = nn.ModuleList(SwinStage(config, stage) for stage in range(STAGES))
+        self.stages = nn.ModuleList(SwinStage(config, stage, shift_small_maps) for stage in range(STAGES))
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in config.stage_dims[1:])
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -259,6 +259,11 @@ def _config(document: dict[str, Any], where: Path) -> GLIPConfig:
             f"{where}: expected the configuration of this project's GLIP, {{'model': 'glip', 'variant': ..., "
             f"'config': {{...}}}}, found the keys {sorted(document)}."
         )
+    if part := document.get("part"):
+        raise ModelError(
+            f"{where}: holds the {part} of GLIP alone. converter.zoo.get_model loads the image encoder; a whole GLIP "
+            "comes from a whole checkpoint."
+        )
     try:
         return GLIPConfig.from_dict(document["config"])
     except ModelError as error:

@@ -81,7 +81,7 @@ def model_card(facts: Facts) -> str:
 def _head(facts: Facts, released: dict[str, Any]) -> str:
     title = released.get("title", f"GLIP ({code(str(facts.config['variant']))})")
     paper = zoo()["sources"]["paper"]
-    origin = "the official checkpoint" if released else "a checkpoint in the official layout"
+    origin = "the released checkpoint" if released else "a checkpoint"
     text = (
         f"# {title} for plain PyTorch\n\n"
         f"[GLIP]({paper}) finds in images what a caption names. These weights were converted from {origin} to "

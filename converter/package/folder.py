@@ -18,7 +18,7 @@ from converter.errors import CaptureError, DestinationError, ModelError
 from converter.package.card import Facts, model_card, zoo
 from converter.package.evidence import Evidence, read_evidence
 from converter.preprocessing import glip_preprocessing
-from converter.staging import Staging, check_destination, writing
+from converter.staging import Staging, check_destination, is_file_name, writing
 from converter.tokenizer import Tokenizer
 from converter.writer import INDEX_NAME, to_json
 
@@ -143,8 +143,10 @@ def write_package(package: Package, destination: Path, *, force: bool = False) -
 
 def check_package_destination(destination: Path, *, force: bool, inputs: Collection[Path]) -> None:
     """Refuse, before anything is read, a destination that can't be a folder of ours."""
-    if destination.suffix == ".safetensors":
-        raise DestinationError(f"{file_name(destination)}: a package is a folder; choose a name without .safetensors")
+    if is_file_name(destination):
+        raise DestinationError(
+            f"{file_name(destination)}: a package is a folder; choose a name without {destination.suffix}"
+        )
     check_destination(destination, force=force, inputs=list(inputs), also_ours=DOCUMENTS)
 
 
@@ -176,7 +178,10 @@ def _records(conversion: Path, checkpoint: Checkpoint) -> tuple[dict[str, Any], 
         if not sound:
             raise ModelError(f"{file_name(conversion)}: its record {key!r} is none. Convert again.")
         found.append(content)
-    return found[0], found[1]
+    config, ledger = found
+    if ledger["target"].get("part") or ledger.get("missing"):
+        raise ModelError(f"{file_name(conversion)}: holds only a part of a model. Package a whole one.")
+    return config, ledger
 
 
 def _is_ledger(content: dict[str, Any]) -> bool:

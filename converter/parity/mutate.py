@@ -147,14 +147,14 @@ def _of_sources(model: GLIP, table: str) -> Iterator[Mutation]:
     loaded = load_table(table)
     config = asdict(model.config)
     for transfer in loaded.transfers(loaded.bind(config), config)[0]:
-        back = invert_ops(transfer.rule.ops)
+        back = invert_ops(transfer.ops)
         for first in range(len(transfer.sources) - 1):
             (name, shape), (other, other_shape) = transfer.sources[first : first + 2]
             if shape != other_shape:
                 continue
 
             def change(
-                values: Sequence[Tensor], back: Any = back, ops: Any = transfer.rule.ops, first: int = first
+                values: Sequence[Tensor], back: Any = back, ops: Any = transfer.ops, first: int = first
             ) -> list[Tensor]:
                 parts = apply_ops(back, [value.double().numpy() for value in values])  # numpy has no bfloat16
                 parts[first], parts[first + 1] = parts[first + 1], parts[first]

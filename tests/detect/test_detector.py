@@ -160,6 +160,11 @@ def test_boxes_of_two_labels_have_two_colours() -> None:
     assert len({colour(label) for label in range(1, 100)}) > 90
 
 
+def test_a_name_stays_in_the_picture() -> None:
+    drawn = np.asarray(draw(Image.new("RGB", (100, 80)), boxes((95, 30, 99, 60))))
+    assert tuple(drawn[22, 60]) == colour(1)  # its background begins left of the box
+
+
 @pytest.mark.parametrize("corners", [(0, 0, 99, 79), (0, 0, 0, 0), (99, 79, 99, 79), (50, 40, 50.2, 40.1)])
 def test_any_box_can_be_drawn(corners: tuple[float, float, float, float]) -> None:
     for size in ((100, 80), (1, 1)):

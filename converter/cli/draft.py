@@ -1,0 +1,219 @@
+"""`converter draft`: a mapping table proposed for a checkpoint that nobody has described."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from converter.cli.output import print_json, progress, reports_errors
+from converter.display import counted, plain
+from converter.errors import DestinationError, TableError
+
+if TYPE_CHECKING:
+    from converter.draft import Draft, Named, Target
+
+_EPILOG = """\b
+Examples:
+  converter draft --src model.pth --target glip --out tables/
+  converter draft --src timm-vit.safetensors --target hf-vit.safetensors --out tables/
+  converter draft --src new.pth --target other.pth --out tables/ --name new-to-other --json
+\b
+It writes NAME.json, the table, and for a target that is a checkpoint its spec.
+A rule that is not sure has a 'doubt': what it is, and what the alternatives are.
+Settle each and take it out; no plan is made while one is left. Then
+'converter lint tables/NAME.json'. docs/new-model.md shows it from end to end.
+Matching needs scipy: pip install 'converter[draft]'."""
+_SHOWN = 20
+
+
+@click.command(epilog=_EPILOG)
+@click.option("--src", "source", required=True, type=click.Path(path_type=Path), help="Checkpoint to describe.")
+@click.option(
+    "--target",
+    required=True,
+    help="What it is to become: a spec (glip), or a checkpoint of that model: its names and shapes.",
+)
+@click.option(
+    "--out", "folder", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder to write to."
+)
+@click.option("--name", help="Name of the table. Default: that of the file.")
+@click.option("--root", help="State dict of --src to take where the file holds several.")
+@click.option("--target-root", help="The same for --target.")
+@click.option("--force", is_flag=True, help="Replace tables that are there.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@reports_errors
+def draft(
+    source: Path,
+    target: str,
+    folder: Path,
+    name: str | None,
+    root: str | None,
+    target_root: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Propose a mapping table from --src to --target, by names and shapes alone.
+
+    What is sure becomes rules, what is not becomes rules with a doubt for a person to settle. No weight is read.
+    """
+    from converter.draft import known_target, new_target, propose
+
+    if name is not None and not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+        raise click.BadParameter("a name is of a-z, 0-9 and '-', and begins with a letter", param_hint="--name")
+    sources, aside = _tensors(source, root)
+    wanted: Target
+    if _is_checkpoint(target):
+        wanted = new_target(_identifier(Path(target)), _tensors(Path(target), target_root)[0])
+    else:
+        wanted = known_target(target, sources)
+    table = name or _identifier(source)
+    if table == wanted.name:
+        table += "-draft"
+    files = [folder / f"{part}.json" for part in ([wanted.name] if wanted.spec else []) + [table]]
+    _check(folder, files, force)
+    with progress(3, "matching", unit=" rounds") as advance:
+        result = propose(table, sources, wanted, advance)
+    _write(files, [document for document in (result.spec, result.table) if document], force)
+    if as_json:
+        print_json(_as_json(result, files))
+        return
+    _print(result, files, len(sources), aside)
+
+
+def _tensors(path: Path, root: str | None) -> tuple[list[Named], list[str]]:
+    """The tensors of a checkpoint, and what in it is none."""
+    from converter.checkpoint import open_checkpoint
+    from converter.draft import Named
+    from converter.mapping.cast import is_float
+
+    with open_checkpoint(path, root) as checkpoint:
+        found = [
+            Named(t.name, tuple(t.shape), "" if is_float(t.dtype) else t.dtype.name)
+            for t in checkpoint.tensors.values()
+        ]
+        return found, [*checkpoint.unsupported.values(), *checkpoint.objects.values()]
+
+
+def _is_checkpoint(target: str) -> bool:
+    if target.endswith(".json") and not target.endswith(".index.json"):
+        return False
+    return os.path.exists(target) or os.sep in target or bool(Path(target).suffix)
+
+
+def _identifier(path: Path) -> str:
+    """A name for a table or spec from a file's: lower case, digits and dashes."""
+    stem = path.resolve().name if path.is_dir() else path.name.split(".")[0]
+    text = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:60].rstrip("-")
+    return text if text[:1].isalpha() else f"model-{text}".rstrip("-")
+
+
+def _check(folder: Path, files: list[Path], force: bool) -> None:
+    """Refuse before the work what could not be written after it."""
+    if folder.exists() and not folder.is_dir():
+        raise DestinationError(f"{folder} is no folder; choose another --out")
+    if not folder.exists() and not folder.parent.is_dir():
+        raise DestinationError(f"{folder.parent} is not a folder; create it first or choose another --out")
+    for path in files:
+        if path.is_dir() or path.is_symlink():
+            raise DestinationError(f"{path} is no plain file; choose another --out or --name")
+        if path.exists() and not force:
+            raise DestinationError(f"{path} exists; --force replaces it, --name chooses another name")
+
+
+def _write(files: list[Path], documents: list[Mapping[str, Any]], force: bool) -> None:
+    """Write the documents once all of them were found to load; a table that is there is replaced in one step."""
+    from converter.draft.propose import to_text
+    from converter.mapping.table import load_table
+    from converter.staging import writing
+
+    texts = [to_text(document) for document in documents]
+    if max(map(len, texts)) > 4 << 20:
+        raise TableError(
+            f"the draft has {max(map(len, texts)) >> 20} MiB, more than a table may have: too few of the names follow "
+            "patterns. Draft a part of the checkpoint"
+        )
+    with tempfile.TemporaryDirectory() as trial:
+        for path, text in zip(files, texts, strict=True):
+            (Path(trial) / path.name).write_text(text)
+        load_table(Path(trial) / files[-1].name)
+    folder = files[0].parent
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+        for path, text in zip(files, texts, strict=True):
+            partial = folder / f".{path.name}.{secrets.token_hex(4)}.partial"
+            try:
+                with partial.open("x") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if force:
+                    os.replace(partial, path)
+                else:
+                    os.link(partial, path)  # fails rather than replace what another writer put there meanwhile
+            finally:
+                with suppress(FileNotFoundError):
+                    partial.unlink()
+
+
+def _as_json(result: Draft, files: list[Path]) -> dict[str, Any]:
+    def tensors(items: Any) -> list[dict[str, Any]]:
+        return [{"name": t.name, "shape": t.shape, "dtype": t.kind or "float"} for t in items]
+
+    rules = result.table["rules"]
+    return {
+        "table": str(files[-1]),
+        "spec": str(files[0]) if len(files) > 1 else None,
+        "target": result.table["target"],
+        "variant": result.variant,
+        "rules": len(rules),
+        "sure": len(rules) - len(result.doubtful),
+        "doubtful": [{"rule": f"/rules/{i}", **rule} for i, rule in enumerate(rules) if "doubt" in rule],
+        "unmatched_source": tensors(result.matching.left_sources),
+        "unmatched_target": tensors(result.matching.left_targets),
+    }
+
+
+def _print(result: Draft, files: list[Path], sources: int, aside: list[str]) -> None:
+    rules = result.table["rules"]
+    left, missing = result.matching.left_sources, result.matching.left_targets
+    matched = sources - len(left)
+    click.echo(
+        f"{files[-1].stem}: {matched} of {sources} tensors matched to {result.table['target']}, {result.variant}"
+    )
+    click.echo(
+        f"{counted(len(rules), 'rule')}: {len(rules) - len(result.doubtful)} sure, {len(result.doubtful)} doubtful"
+    )
+    for position, rule in enumerate(rules):
+        if "doubt" in rule:
+            sides = (
+                rule[side] if isinstance(rule[side], str) else " + ".join(rule[side]) for side in ("source", "target")
+            )
+            click.echo(f"  /rules/{position}  {' -> '.join(sides)}")
+            click.echo(f"      {rule['doubt']}")
+    for items, what in (
+        (left, "of the source without a counterpart, in 'ignore'"),
+        (missing, "of the target made by no rule"),
+    ):
+        if items:
+            click.echo(f"{counted(len(items), 'tensor')} {what}:")
+            for tensor in items[:_SHOWN]:
+                click.echo(f"  {plain(tensor.name)} {tensor.shape}{' ' + tensor.kind if tensor.kind else ''}")
+            if len(items) > _SHOWN:
+                click.echo(f"  ... and {len(items) - _SHOWN} more; --json lists all")
+    for sentence in aside:
+        click.echo(f"left aside: {sentence}")
+    for path in files:
+        click.echo(f"written: {path}")
+    entries = [entry for entry in (*rules, *result.table.get("ignore", ())) if "doubt" in entry]
+    if entries:
+        click.echo(f"next: settle {counted(len(entries), 'doubt')}, then converter lint {files[-1]}")
+    else:
+        click.echo(f"next: converter lint {files[-1]}")

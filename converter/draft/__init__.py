@@ -1,0 +1,18 @@
+"""Proposing a mapping table for a checkpoint that nobody has described yet, for a person to review.
+
+    names.py       names as templates with numbers; the units that fold into one rule each
+    words.py       how alike two names read
+    assignment.py  the best assignment, and where another is nearly as good
+    match.py       which unit becomes which, from the most consistent evidence to the least
+    captures.py    units as patterns
+    rules.py       matches as rules and ignores
+    spec.py        a target that is known by a checkpoint only, as a spec
+    propose.py     all of it, and the documents
+
+A rule that is not sure says so in `doubt`. Sure means: no other assignment of tensors of the same shapes comes near.
+"""
+
+from converter.draft.names import Named
+from converter.draft.propose import Draft, Target, known_target, new_target, propose
+
+__all__ = ["Draft", "Named", "Target", "known_target", "new_target", "propose"]

@@ -1,0 +1,193 @@
+"""From two lists of tensors to the documents of a draft."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from converter.display import quoted
+from converter.draft.captures import Names, is_writable
+from converter.draft.match import Matching, match
+from converter.draft.names import Named
+from converter.draft.rules import Rule, Writer
+from converter.draft.spec import draft_spec
+from converter.draft.words import Vocabulary
+from converter.errors import TableError
+from converter.mapping.documents import find_document
+from converter.mapping.expression import Value
+from converter.mapping.pattern import compile_pattern
+from converter.mapping.spec import load_spec
+
+_WRAPPERS = ("module.", "_orig_mod.")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is drafted for. `conditions`: pattern of names -> the `when` of the spec's entry.
+
+    `options`: tensors that only some checkpoints have, by the config field that they decide.
+    """
+
+    name: str
+    variant: str
+    tensors: tuple[Named, ...]
+    fields: tuple[str, ...]
+    conditions: tuple[tuple[str, str], ...]
+    options: tuple[tuple[str, Named, int], ...]
+    spec: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A table, the spec if it was drafted too, and what is left on either side."""
+
+    table: dict[str, Any]
+    spec: Mapping[str, Any] | None
+    variant: str
+    matching: Matching
+
+    @property
+    def doubtful(self) -> list[Rule]:
+        """Rules to be reviewed."""
+        return [rule for rule in self.table["rules"] if "doubt" in rule]
+
+
+def known_target(name: str, sources: Sequence[Named]) -> Target:
+    """The variant of a spec, by name or path, whose shapes are nearest to those of `sources`."""
+    document = find_document(name, "spec")
+    spec = load_spec(name)
+    shapes = Counter(tensor.shape for tensor in sources)
+
+    def fit(config: Mapping[str, Value]) -> float:
+        needed = Counter(spec.tensors(config).values())
+        return (needed & shapes).total() / max(1, (needed | shapes).total())
+
+    best = max(spec.variants, key=lambda variant: fit(variant.config))
+    dtypes = spec.dtypes(best.config)
+    tensors = tuple(Named(n, shape, dtypes.get(n, "")) for n, shape in spec.tensors(best.config).items())
+    options = []
+    for option in spec.options:
+        more = spec.tensors({**best.config, option.field: 1})
+        options.append((option.field, Named(option.tensor, more[option.tensor]), option.axis))
+    conditions = [
+        (entry["name"] + suffix, str(entry["when"]))
+        for entry in spec.entries
+        if "when" in entry
+        for suffix in (("",) if "shape" in entry else (".weight", ".bias"))
+    ]
+    fields = tuple(document.content["config"])
+    at_path = name.endswith(".json")
+    return Target(
+        spec.name, best.name, tensors, fields, tuple(conditions), tuple(options), document.content if at_path else None
+    )
+
+
+def new_target(name: str, tensors: Sequence[Named]) -> Target:
+    """A target that is known by its tensors only."""
+    check_names(tensors, "target")
+    spec = draft_spec(name, f"Drafted from the names and shapes of a checkpoint of {len(tensors)} tensors", tensors)
+    return Target(name, name, tuple(tensors), tuple(spec["config"]), (), (), spec)
+
+
+def check_names(tensors: Iterable[Named], side: str) -> None:
+    """Raises TableError for names that no pattern can say."""
+    wrong = [tensor.name for tensor in tensors if not is_writable(tensor.name)]
+    if wrong:
+        raise TableError(
+            f"{len(wrong)} names of the {side} cannot be written in a table: a pattern is 1 to 360 of A-Z a-z 0-9 and "
+            "_ . * + / space -. Rename or remove these tensors first",
+            [quoted(name) for name in wrong],
+        )
+
+
+def propose(
+    name: str, sources: Sequence[Named], target: Target, on_round: Callable[[int], None] = lambda _: None
+) -> Draft:
+    """A table called `name` from `sources` to `target`. Raises TableError for names that a table cannot say."""
+    if not sources or not target.tensors:
+        raise TableError(f"the {'target' if sources else 'source'} has no tensors; there is nothing to draft")
+    prefixes, sources = _without_wrappers(sources)
+    check_names(sources, "source")
+    matching = match(sources, target.tensors, on_round)
+    writer = Writer(
+        Names(tensor.name for tensor in sources), Names(tensor.name for tensor in target.tensors), target.fields
+    )
+    order = {tensor.name: i for i, tensor in enumerate(target.tensors)}
+    written = [piece for found in matching.matches for piece in writer.rules(found)]
+    written.sort(key=lambda piece: min(order[n] for unit in piece[1].targets for n in unit.names))
+    rules: list[Rule] = []
+    for rule, part in written:
+        conditions = {_condition(target, n) for unit in part.targets for n in unit.names}
+        if (when := conditions.pop()) and not conditions:
+            rule["when"] = when
+        ordered: tuple[str, ...] = ("source", "target", "ops", "when", "doubt")
+        rules.append({key: rule[key] for key in ordered if key in rule})
+    left = list(matching.left_sources)
+    for option, tensor, axis in target.options:
+        rules.append(_optional(option, tensor, axis, left))
+    if not rules:
+        raise TableError("no tensor of the source has a counterpart in the target; there is nothing to draft")
+    ignores = list(writer.ignores(left))
+    table: dict[str, Any] = {
+        "kind": "table",
+        "name": name,
+        "title": f"Drafted: {name} to {target.name}",
+        "facts": ["Drafted from names and shapes alone; every 'doubt' is to be settled by a person, then removed."],
+        "target": target.name,
+    }
+    table |= {"prefixes": prefixes} if prefixes else {}
+    table |= {"words": writer.words} if writer.words else {}
+    table |= {"rules": rules} | ({"ignore": ignores} if ignores else {})
+    return Draft(table, target.spec, target.variant, matching)
+
+
+def _without_wrappers(sources: Sequence[Named]) -> tuple[list[str], list[Named]]:
+    """The prefixes that every name has, and the tensors without them."""
+    prefixes: list[str] = []
+    current = list(sources)
+    while prefix := next((w for w in _WRAPPERS if all(t.name.startswith(w) for t in current)), None):
+        prefixes += [] if prefix in prefixes else [prefix]
+        current = [Named(t.name.removeprefix(prefix), t.shape, t.kind) for t in current]
+    return prefixes, current
+
+
+def _condition(target: Target, name: str) -> str | None:
+    for pattern, when in target.conditions:
+        if compile_pattern(pattern, {}, {}).match(name) is not None:
+            return when
+    return None
+
+
+def _optional(option: str, tensor: Named, axis: int, left: list[Named]) -> Rule:
+    """The rule for a tensor that decides `option`; the table needs it even for a checkpoint without the tensor."""
+
+    def others(shape: Sequence[int]) -> list[int]:
+        return [size for i, size in enumerate(shape) if i != axis]
+
+    fits = [t for t in left if len(t.shape) == len(tensor.shape) and others(t.shape) == others(tensor.shape)]
+    doubt = f"this checkpoint has no tensor for it: the name of the source is made up. What decides {option!r}?"
+    source = f"drafted.no.counterpart.{tensor.name}"
+    if fits:
+        scores = Vocabulary([tensor.name, *(t.name for t in fits)]).similarity([t.name for t in fits], [tensor.name])
+        best = fits[int(scores[:, 0].argmax())]
+        left.remove(best)
+        source, doubt = best.name, f"the shape fits, but nothing else says that it decides {option!r}"
+    return {"source": source, "target": tensor.name, "when": option, "doubt": doubt}
+
+
+def to_text(document: Mapping[str, Any]) -> str:
+    """JSON with a line for each rule, as tables are written by hand."""
+    lines = []
+    for key, value in document.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            items = ",\n".join("    " + json.dumps(item) for item in value)
+            lines.append(f"  {json.dumps(key)}: [\n{items}\n  ]")
+        elif key in ("config", "variants", "words") and value:
+            items = ",\n".join(f"    {json.dumps(name)}: {json.dumps(item)}" for name, item in value.items())
+            lines.append(f"  {json.dumps(key)}: {{\n{items}\n  }}")
+        else:
+            lines.append(f"  {json.dumps(key)}: {json.dumps(value)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"

@@ -1,0 +1,172 @@
+"""Matches written as the rules of a table, and what has no match as its ignores.
+
+A rule's ops hold sizes, not captures, so a match whose sizes differ by stage becomes a rule for each. A pattern that
+would match anything beyond its unit is replaced by rules without captures: longer, but never wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from converter.draft.captures import Names, affine, capture_names, pattern_of, restrict
+from converter.draft.match import Match
+from converter.draft.names import Named, Unit, units
+from converter.draft.words import PARAMETERS
+
+Rule = dict[str, Any]
+_NO_COUNTERPART = "drafted: no counterpart found"
+
+
+@dataclass(slots=True)
+class Writer:
+    """Writes rules and collects the `words` that they use. `taken`: names that no capture may have."""
+
+    sources: Names
+    targets: Names
+    taken: Collection[str]
+    words: dict[str, list[str]] = field(default_factory=dict)
+
+    def rules(self, match: Match) -> Iterator[tuple[Rule, Match]]:
+        """The rules of one match, each with the part of the match that it stands for."""
+        for part, ops in _parts(match):
+            rule = self._rule(part, ops)
+            pieces = [(rule, part)] if rule is not None else self._literal(part)
+            for written, of in pieces:
+                if of.op != "rename" and ops:
+                    written["ops"] = ops
+                if of.doubt:
+                    written["doubt"] = of.doubt
+                yield written, of
+
+    def _rule(self, match: Match, ops: Any) -> Rule | None:
+        whole = match.targets[0]
+        captures = capture_names(whole.template, whole.free, {*self.taken, *self.words})
+        parameter = self._parameter(whole)
+        sides = (match.sources, match.targets)
+        shared = [len({unit.progressions[i] for side in sides for unit in side}) == 1 for i in range(len(whole.free))]
+        # where both sides count alike, their own numbers read better than indices
+        for plain in [shared, [False] * len(shared)] if any(shared) else [shared]:
+            texts = []
+            for side, names in zip(sides, (self.sources, self.targets), strict=True):
+                patterns = [pattern_of(unit, _numbers(unit, captures, plain), parameter) for unit in side]
+                if not all(names.is_exactly(p, u, self.words) for p, u in zip(patterns, side, strict=True)):
+                    break
+                texts.append(patterns[0] if len(patterns) == 1 else patterns)
+            else:
+                return {"source": texts[0], "target": texts[1]}
+        return None
+
+    def _literal(self, match: Match) -> Iterator[tuple[Rule, Match]]:
+        for index, params in match.targets[0].members.items():
+            for parameter in params:
+                fix = dict(enumerate(index))
+                sides = [tuple(restrict(u, [parameter], fix) for u in side) for side in (match.sources, match.targets)]
+                texts = [[pattern_of(unit, {}, parameter) for unit in side] for side in sides]
+                source, target = (text[0] if len(text) == 1 else text for text in texts)
+                yield {"source": source, "target": target}, Match(sides[0], sides[1], match.op, match.doubt)
+
+    def _parameter(self, unit: Unit) -> str:
+        """The parameter, or a capture for several; one capture for each set of words."""
+        if len(unit.parameters) == 1:
+            return unit.parameters[0]
+        words = [p for p in PARAMETERS if p in unit.parameters]
+        for name, known in self.words.items():
+            if known == words:
+                return f"{{{name}}}"
+        name = "param" if words == ["weight", "bias"] else "statistic" if "running_mean" in words else "part"
+        while name in self.words or name in self.taken:
+            name += "_2"
+        self.words[name] = words
+        return f"{{{name}}}"
+
+    def ignores(self, left: Sequence[Named]) -> Iterator[dict[str, Any]]:
+        """Entries for source tensors without a counterpart, folded as far as a pattern says just them."""
+        open_names = {tensor.name for tensor in left}
+        for unit in sorted(units(left), key=lambda unit: -len(unit.names)):
+            if not unit.names <= open_names:
+                continue
+            captures = capture_names(unit.template, unit.free, {*self.taken, *self.words})
+            text = pattern_of(unit, _numbers(unit, captures, [False] * len(captures)), self._parameter(unit))
+            if not self.sources.is_exactly(text, unit, self.words):
+                if unit.free or len(unit.names) > 1:
+                    for tensor in _tensors(unit):
+                        open_names.discard(tensor.name)
+                        yield _ignore(tensor.name, [tensor])
+                    continue
+                text = next(iter(unit.names))
+            open_names -= unit.names
+            yield _ignore(text, list(_tensors(unit)))
+
+
+def _ignore(text: str, tensors: Sequence[Named]) -> dict[str, Any]:
+    shapes = ", ".join(dict.fromkeys(f"{t.shape}{' ' + t.kind if t.kind else ''}" for t in tensors[:200]))
+    return {
+        "source": text,
+        "reason": _NO_COUNTERPART,
+        "rebuild": None,
+        "doubt": f"{len(tensors)} of shape {shapes[:200]}: does the target not need it, or compute it by itself?",
+    }
+
+
+def _tensors(unit: Unit) -> Iterator[Named]:
+    for params in unit.members.values():
+        yield from params.values()
+
+
+def _numbers(unit: Unit, captures: Sequence[str], plain: Sequence[bool]) -> Mapping[int, str]:
+    return {
+        slot: f"{{{name}}}" if as_is else affine(name, start, step)
+        for slot, name, (start, step), as_is in zip(unit.free, captures, unit.progressions, plain, strict=True)
+    }
+
+
+def _parts(match: Match) -> Iterator[tuple[Match, list[dict[str, Any]]]]:
+    """The match in parts of the same ops each."""
+    if match.op == "rename":
+        yield match, []
+        return
+    whole = match.targets[0]
+    ops = {(index, p): _ops(match, index, p) for index, params in whole.members.items() for p in params}
+    groups: list[list[str]] = []  # parameters that take the same ops wherever they are
+    for parameter in whole.parameters:
+        own = {index: op for (index, p), op in ops.items() if p == parameter}
+        for group in groups:
+            if own == {index: op for (index, p), op in ops.items() if p == group[0]}:
+                group.append(parameter)
+                break
+        else:
+            groups.append([parameter])
+    for group in groups:
+        own = {index: op for (index, p), op in ops.items() if p == group[0]}
+        for fix in _fixed(own, len(whole.free)):
+            sides = [tuple(restrict(u, group, fix) for u in side) for side in (match.sources, match.targets)]
+            needed = next(op for index, op in own.items() if all(index[i] == value for i, value in fix.items()))
+            op = match.op if needed else "rename"
+            # the reason for doubt is the op; what is left of the match is as it seems
+            yield Match(sides[0], sides[1], op, match.doubt), needed
+
+
+def _fixed(ops: Mapping[tuple[int, ...], Any], slots: int) -> list[dict[int, int]]:
+    """Which slots to fix, and at which indices, so that every part has one op: none, one, or all."""
+    for chosen in [(), *((slot,) for slot in range(slots))]:
+        parts: dict[tuple[int, ...], list[Any]] = {}
+        for index, op in ops.items():
+            parts.setdefault(tuple(index[i] for i in chosen), []).append(op)
+        if all(op == part[0] for part in parts.values() for op in part):
+            return [dict(zip(chosen, key, strict=True)) for key in parts]
+    return [dict(enumerate(index)) for index in ops]
+
+
+def _ops(match: Match, index: tuple[int, ...], parameter: str) -> list[dict[str, Any]]:
+    before, after = (side[0].members[index][parameter].shape for side in (match.sources, match.targets))
+    if match.op == "concat":
+        return [{"op": "concat", "axis": 0, "sizes": [before[0]] * len(match.sources)}]
+    if match.op == "split":
+        return [{"op": "split", "axis": 0, "sizes": [after[0]] * len(match.targets)}]
+    if match.op == "transpose" and len(before) == 2:
+        return [{"op": "transpose", "axes": [1, 0]}]
+    if match.op == "reshape" and before != after:
+        return [{"op": "reshape", "from": list(before), "to": list(after)}]
+    return []

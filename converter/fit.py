@@ -1,0 +1,406 @@
+"""Fitting a table to tensors: which variant they are, what becomes of each, and everything that is wrong.
+
+A table makes two kinds of plan: from its format to the target of the spec, and, read backwards, from there to the
+format.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from types import MappingProxyType
+from typing import Any
+
+from converter.checkpoint import DTYPES, DType
+from converter.errors import PlanError, TableError
+from converter.mapping.cast import is_float
+from converter.mapping.ops import Op, Shape, prove_bijective
+from converter.mapping.spec import Config, Variant
+from converter.mapping.table import Bound, Table, Transfer
+from converter.plan import Described, Format, LeftOut, Missing, Plan, Rebuilt, Residue, Step, Tensor
+
+_HINTS = 50  # unknown names for which near ones are looked up
+
+
+def make_plan(
+    table: Table,
+    tensors: Mapping[str, Described],
+    *,
+    unsupported: Mapping[str, str] = MappingProxyType({}),
+    objects: Mapping[str, str] = MappingProxyType({}),
+    variant: str | None = None,
+    dtype: str | None = None,
+    refuse: bool = True,
+) -> Plan:
+    """Fit `table` to the index of a checkpoint.
+
+    The variant is inferred from names and shapes unless stated; `dtype` casts every tensor, else each keeps its own.
+    `unsupported` says of further tensors why they cannot be read: a problem unless the table leaves them out. `objects`
+    are no tensors: a problem only where a tensor is needed.
+    Raises PlanError with every problem at once, unless `refuse` is False: then they are in the plan.
+    """
+    laid = fits(table, tensors, unsupported, objects, variant)
+    plan = laid.fit.plan(dtype)
+    if refuse and plan.problems:
+        raise PlanError(_headline(laid, len(tensors), len(plan.problems)), plan.problems)
+    return plan
+
+
+def fits(
+    table: Table,
+    tensors: Mapping[str, Described],
+    unsupported: Mapping[str, str],
+    objects: Mapping[str, str],
+    variant: str | None = None,
+) -> Fits:
+    """`table` laid against the index of a checkpoint, under every variant. Arguments as for `make_plan`."""
+    stripped, problems = _stripped(tensors, table)
+    unreadable = {table.short(name): reason for name, reason in (*objects.items(), *unsupported.items())}
+    extra = [table.short(name) for name in unsupported]
+    first = next(iter(tensors), "")
+    return Fits(
+        table,
+        stripped,
+        variant,
+        unreadable=unreadable,
+        extra=extra,
+        problems=problems,
+        prefix=first.removesuffix(table.short(first)) if first.endswith(table.short(first)) else "",
+    )
+
+
+def make_export(
+    table: Table, tensors: Sequence[Tensor], *, dtype: str | None = None, residue: Residue | None = None
+) -> Plan:
+    """Read `table` backwards: from tensors of its spec, which need not be there yet, to its format.
+
+    `residue` is that of a conversion from this format: what its own state dict had and the spec has not.
+    Raises PlanError with every problem at once.
+    """
+    inside = {tensor.name: tensor for tensor in tensors if table.spec.holds(tensor.name)}
+    outside = tuple(
+        LeftOut(tensor, "", f"{table.name} holds {table.spec.title} alone", None)
+        for tensor in tensors
+        if not table.spec.holds(tensor.name)
+    )
+    laid = Fits(table, inside, None, backwards=True, residue=residue)
+    plan = laid.fit.plan(dtype)
+    if plan.problems:
+        raise PlanError(_headline(laid, len(inside), len(plan.problems)), plan.problems)
+    return replace(plan, left_out=(*outside, *plan.left_out))
+
+
+class Fits:
+    """A table laid against tensors under every variant; `best` fits best, `fit` is that, or of the stated variant.
+
+    `details` are those of `Fit`.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        tensors: Mapping[str, Tensor],
+        variant: str | None,
+        **details: Any,
+    ) -> None:
+        try:
+            self.stated = table.spec.variant(variant) if variant else None
+        except TableError as error:
+            raise PlanError(str(error)) from None
+        fits = [Fit(table, v, tensors, **details) for v in table.spec.variants]
+        self.best = max(fits, key=lambda fit: fit.score)
+        self.fit = next(f for f in fits if f.variant == self.stated) if self.stated else self.best
+
+
+def _headline(fits: Fits, keys: int, problems: int) -> str:
+    fit, best, table = fits.fit, fits.best, fits.fit.table
+    found = f"{fit.found} of the {len(fit.needed)} tensors that {fit.variant.name} needs are there"
+    if fit.backwards:
+        return f"{table.name}: cannot be made of this {table.spec.label}: {found}, {problems} problems"
+    if best.score < 0.1:
+        return f"{table.name}: this is no checkpoint of this family: among its {keys} tensors {found}"
+    if fits.stated and best is not fit and best.score > fit.score:
+        return (
+            f"{table.name}: {fits.stated.name} was stated, but this looks like {best.variant.name} "
+            f"({best.found} of {len(best.needed)} tensors fit it): {found}, {problems} problems"
+        )
+    return f"{table.name}: the checkpoint does not fit {fit.variant.name}: {found}, {problems} problems"
+
+
+class Fit:
+    """A table under one variant, laid against tensors: those of a checkpoint, or backwards against the spec's own."""
+
+    def __init__(
+        self,
+        table: Table,
+        variant: Variant,
+        tensors: Mapping[str, Tensor],
+        *,
+        unreadable: Mapping[str, str] = MappingProxyType({}),
+        extra: Sequence[str] = (),
+        problems: Sequence[str] = (),
+        prefix: str = "",
+        backwards: bool = False,
+        residue: Residue | None = None,
+    ) -> None:
+        self.table = table
+        self.variant = variant
+        self.tensors = tensors
+        self.unreadable = unreadable
+        self.extra = extra
+        self.problems = problems
+        self.prefix = prefix
+        self.backwards = backwards
+        self.residue = residue
+        kept = residue.tensors if residue else {}
+        self.config = _with_options(table, variant, tensors, backwards)
+        self.there: Bound = table.bind(self.config)
+        self.transfers, self.static_problems = table.transfers(self.there, self.config)
+        self.bound = self.there.reverse() if backwards else self.there
+        if backwards:
+            self.transfers = [transfer.reverse() for transfer in self.transfers]
+        self.dropped = [
+            t
+            for t in self.transfers
+            if not any(name in tensors for name, _ in t.sources)
+            and (t.rule.optional or all(name in kept for name, _ in t.targets))
+        ]
+        absent = {name for transfer in self.dropped for name, _ in transfer.sources}
+        needed = {name: (shape, t) for t in self.transfers for name, shape in t.sources}
+        self.needed = {name: item for name, item in needed.items() if name not in absent}
+        self.found = sum(name in tensors and tensors[name].shape == shape for name, (shape, _) in self.needed.items())
+        ignored = sum(any(i.source.match(name) is not None for i in self.bound.ignores) for name in tensors)
+        # shared part of what is needed and what is there
+        self.score = self.found / max(1, len(self.needed) + len(tensors) - ignored - self.found)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the plan would have no problem."""
+        return not self.plan(None).problems
+
+    def plan(self, dtype: str | None) -> Plan:
+        """Everything that this fit decides, and what is wrong with it."""
+        steps, found = self._steps(DTYPES[dtype] if dtype else None)
+        left_out, unmatched = self._account()
+        unmatched += self._unread()
+        # the fewer first: of a model that is quite another one, what is missing would hide what is there
+        fewer, more = sorted([unmatched, found], key=len)
+        missing = [
+            Missing(_folded(t.rule.targets[0].text, t), t.rule.pointer, t.rule.optional or "") for t in self.dropped
+        ]
+        plan = Plan(
+            self.table.name,
+            self.table.sha256,
+            self.table.spec.name,
+            self.variant,
+            self.config,
+            steps,
+            left_out,
+            (*self.table.doubts(), *self.problems, *self.static_problems, *fewer, *more),
+            self.table.spec.part,
+            tuple(dict.fromkeys(missing)),
+            prefix=self.prefix,
+        )
+        return self._export(plan) if self.backwards else plan
+
+    def _export(self, plan: Plan) -> Plan:
+        """`plan`, with what the format has beyond the spec: rebuilt, or kept from the checkpoint it once came from."""
+        kept = self.residue.tensors if self.residue else {}
+        carried = [n for transfer in self.dropped for n, _ in transfer.targets if n in kept]
+        carried += [n for n in kept if any(ignore.source.match(n) is not None for ignore in self.there.ignores)]
+        missing = [entry for entry in plan.missing if entry.names not in kept]
+        for ignore in self.there.ignores:
+            if ignore.without and not any(ignore.source.match(name) is not None for name in kept):
+                missing.append(Missing(ignore.source.text, ignore.pointer, ignore.without))
+        prefix = self.residue.prefix if self.residue else self.table.saved_as.prefix
+
+        def named(tensor: Tensor) -> Tensor:
+            return replace(tensor, name=prefix + tensor.name)
+
+        return replace(
+            plan,
+            steps=tuple(replace(step, targets=tuple(map(named, step.targets))) for step in plan.steps),
+            carried=tuple(
+                Step("residue", (kept[n],), (replace(kept[n], name=prefix + n),), ()) for n in dict.fromkeys(carried)
+            ),
+            rebuilt=tuple(replace(r, tensor=named(r.tensor)) for r in self._rebuilt()),
+            missing=tuple(missing),
+            written=None
+            if self.table.is_hub
+            else Format(
+                self.table.name, self.table.sha256, self.table.saved_as.root, self.table.config_document(self.config)
+            ),
+        )
+
+    def _rebuilt(self) -> Iterator[Rebuilt]:
+        """The buffers that the format's own tools save, or that the checkpoint had which the residue is of."""
+        for ignore in self.there.ignores:
+            if ignore.rebuild is None:
+                continue
+            wanted: dict[str, DType | None] = {ignore.source.format(captures): None for captures in ignore.written}
+            if self.residue:
+                wanted = {n: t for n, t in self.residue.buffers.items() if ignore.source.match(n) is not None}
+            for name, dtype in wanted.items():
+                make = partial(ignore.rebuild, ignore.source.match(name) or {})
+                value = make()
+                yield Rebuilt(Tensor(name, value.shape, dtype or DTYPES[value.dtype.name]), ignore.pointer, make)
+
+    def _steps(self, dtype: DType | None) -> tuple[tuple[Step, ...], list[str]]:
+        steps, problems = [], []
+        proved: dict[tuple[tuple[Op, ...], tuple[Shape, ...]], str | None] = {}
+        dropped = set(map(id, self.dropped))
+        for transfer in self.transfers:
+            if id(transfer) in dropped:
+                continue
+            wrong = list(self._misfits(transfer))
+            sources = [self.tensors[name] for name, _ in transfer.sources if name in self.tensors]
+            if not wrong:
+                wrong += _wrong_dtypes(transfer, sources)
+            if not wrong and transfer.ops:
+                proof = (transfer.ops, tuple(shape for _, shape in transfer.sources))
+                if proof not in proved:
+                    proved[proof] = prove_bijective(*proof)
+                if said := proved[proof]:
+                    wrong.append(f"{transfer.rule.pointer}: {said}")
+            problems += wrong
+            if not wrong:
+                kept = DTYPES[transfer.rule.cast[1]] if transfer.rule.cast else sources[0].dtype
+                made = dtype if dtype and is_float(kept) else kept
+                targets = tuple(Tensor(name, shape, made) for name, shape in transfer.targets)
+                steps.append(Step(transfer.rule.pointer, tuple(sources), targets, transfer.ops))
+        return tuple(steps), problems
+
+    def _misfits(self, transfer: Transfer) -> Iterator[str]:
+        made = f"{transfer.targets[0][0]!r} {transfer.targets[0][1]}"
+        for name, shape in transfer.sources:
+            there = self.tensors.get(name)
+            if there is None and name in self.unreadable:
+                yield f"{self.unreadable[name]}; {transfer.rule.pointer} makes {made} of it"
+            elif there is None:
+                yield f"{name!r} {shape} is missing; {transfer.rule.pointer} makes {made} of it"
+            elif there.shape != shape:
+                hint = " (it looks transposed)" if there.shape[::-1] == shape else ""
+                yield (f"{there.name!r} is {there.shape}{hint}; {transfer.rule.pointer} needs {shape} to make {made}")
+
+    def _account(self) -> tuple[tuple[LeftOut, ...], list[str]]:
+        """What becomes of the tensors that no transfer needs; every one must be left out by exactly one entry."""
+        left_out, problems = [], []
+        matched: set[str] = set()
+        for name, tensor in self.tensors.items():
+            claims = [ignore for ignore in self.bound.ignores if ignore.source.match(name) is not None]
+            matched |= {ignore.pointer for ignore in claims}
+            makers = [r for r in self.bound.rules if any(p.match(name) is not None for p in r.sources)]
+            if name in self.needed and len(makers) + len(claims) == 1:
+                continue
+            pointers = ", ".join([*(r.pointer for r in makers), *(i.pointer for i in claims)])
+            if len(makers) + len(claims) > 1:
+                problems.append(f"{tensor.name!r} {tensor.shape} is matched more than once: {pointers}")
+            elif claims and claims[0].refused:
+                problems.append(f"{self.table.name} cannot hold {tensor.name!r} {tensor.shape}: {claims[0].reason}")
+            elif claims:
+                (claim,) = claims
+                rebuild = claim.rebuild and partial(claim.rebuild, claim.source.match(name) or {})
+                left_out.append(LeftOut(tensor, claim.pointer, claim.reason, rebuild))
+            elif makers:
+                problems.append(
+                    f"{tensor.name!r} {tensor.shape} matches {pointers}, but {self.variant.name} has nothing "
+                    "that it could make"
+                )
+            else:
+                # a search for each of a hundred thousand names would take minutes, and nobody reads so many
+                hint = self._nearest(name, tensor.shape) if len(problems) < _HINTS else ""
+                problems.append(
+                    f"no rule matches {tensor.name!r} {tensor.shape}. {hint}Add a rule, or an ignore with a reason."
+                )
+        for ignore in self.bound.ignores:
+            if ignore.pointer not in matched and ignore.optional is None:
+                problems.append(
+                    f"{ignore.pointer} matches nothing: {ignore.source.text!r}. If a checkpoint may lack it, say why "
+                    "in 'optional'."
+                )
+        return tuple(left_out), problems
+
+    def _unread(self) -> list[str]:
+        """Problems of tensors that cannot be read and that neither a transfer needs nor the table leaves out."""
+        return [
+            f"{self.unreadable[name]}; the table does not leave it out"
+            for name in self.extra
+            if name not in self.needed and all(ignore.source.match(name) is None for ignore in self.bound.ignores)
+        ]
+
+    def _nearest(self, name: str, shape: Shape) -> str:
+        candidates = {key: shape for key, (shape, _) in self.needed.items()}
+        near = nearest(name, candidates, shape)
+        return f"Nearest: {', '.join(f'{key!r} {candidates[key]}' for key in near)}. " if near else ""
+
+
+def nearest(name: str, candidates: Mapping[str, Shape], shape: Shape | None = None) -> list[str]:
+    """Up to three candidates that read like `name` (numbers aside), those of the same shape first."""
+    examples: dict[str, str] = {}
+    for candidate in candidates:
+        examples.setdefault(_without_numbers(candidate), candidate)
+    close = _close_names(_without_numbers(name), tuple(examples))
+    return sorted((examples[c] for c in close), key=lambda key: candidates[key] != shape)
+
+
+@cache
+def _close_names(name: str, names: tuple[str, ...]) -> list[str]:
+    return difflib.get_close_matches(name[:400], names, n=3, cutoff=0.6)
+
+
+def _without_numbers(name: str) -> str:
+    return re.sub(r"[0-9]+", "*", name)
+
+
+def _wrong_dtypes(transfer: Transfer, sources: Sequence[Tensor]) -> Iterator[str]:
+    for tensor in sources:
+        if transfer.dtype is not None and tensor.dtype.name != transfer.dtype:
+            yield f"{tensor.name!r} is {tensor.dtype.name}; {transfer.rule.pointer} takes {transfer.dtype}"
+        elif transfer.dtype is None and not is_float(tensor.dtype):
+            yield f"{tensor.name!r} is {tensor.dtype.name}; {transfer.rule.pointer} takes floating-point weights"
+        elif transfer.rule.cast and tensor.dtype.name != transfer.rule.cast[0]:
+            yield f"{tensor.name!r} is {tensor.dtype.name}; {transfer.rule.pointer} casts from {transfer.rule.cast[0]}"
+    if len({tensor.dtype for tensor in sources}) > 1:
+        yield f"{transfer.rule.pointer} joins tensors of different dtypes: {', '.join(map(str, sources))}"
+
+
+def _folded(pattern: str, transfer: Transfer) -> str:
+    """What a rule would have made: its pattern, or the name where it makes a single one."""
+    return pattern if "{" in pattern else transfer.targets[0][0]
+
+
+def _stripped(tensors: Mapping[str, Described], table: Table) -> tuple[dict[str, Tensor], list[str]]:
+    stripped: dict[str, Tensor] = {}
+    problems = []
+    for name, info in tensors.items():
+        short = table.short(name)
+        if short in stripped:
+            problems.append(f"{stripped[short].name!r} and {name!r} are the same key once prefixes are taken off")
+        else:
+            stripped[short] = Tensor(name, info.shape, info.dtype)
+    return stripped, problems
+
+
+def _with_options(table: Table, variant: Variant, tensors: Mapping[str, Tensor], backwards: bool) -> Config:
+    """The variant's config, with the fields that the checkpoint decides."""
+    config = dict(variant.config)
+    for option in table.spec.options:
+        if backwards:
+            if option.tensor in tensors and len(tensors[option.tensor].shape) > option.axis:
+                config[option.field] = tensors[option.tensor].shape[option.axis]
+            continue
+        bound = table.bind({**config, option.field: 1})
+        rule = next((r for r in bound.rules if any(t.match(option.tensor) == {} for t in r.targets)), None)
+        if rule is None:  # the format has no such tensor
+            continue
+        if rule.ops({}):
+            raise TableError(
+                f"{table.name}: option {option.field!r} needs a rule that only renames to {option.tensor!r}"
+            )
+        tensor = tensors.get(rule.sources[0].format({}))
+        if tensor is not None and len(tensor.shape) > option.axis:
+            config[option.field] = tensor.shape[option.axis]
+    return config

@@ -1,0 +1,136 @@
+"""Formats by name: recognising which one a checkpoint is in, and the plan from any one to any other.
+
+A format is a table: one of `mappings/`, one at a path, or the naming of a spec itself (`glip`), whole or a part of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+from converter.compose import compose
+from converter.errors import PlanError, TableError
+from converter.fit import fits, make_export, make_plan
+from converter.mapping.documents import kind_of, names_of
+from converter.mapping.spec import Spec, load_spec
+from converter.mapping.table import Table, hub_table, load_table
+from converter.plan import Described, Plan, Residue
+
+_NEAR = 0.5  # of the names that a table knows, as compared with the table that knows most
+_SURE = 0.8  # of all names
+
+
+class Contents(Protocol):
+    """What a plan is made of: the tensors of a checkpoint, and what else is among them. `Checkpoint` is one."""
+
+    @property
+    def tensors(self) -> Mapping[str, Described]: ...
+    @property
+    def unsupported(self) -> Mapping[str, str]: ...
+    @property
+    def objects(self) -> Mapping[str, str]: ...
+
+
+def load_format(name_or_path: str) -> Table:
+    """The table of a format by name or path; a spec stands for its own naming. Raises TableError."""
+    if name_or_path in names_of("spec") or kind_of(name_or_path) == "spec":
+        return hub_table(load_spec(name_or_path))
+    return load_table(name_or_path)
+
+
+def format_names() -> list[str]:
+    """Names that `load_format` knows."""
+    return sorted([*names_of("spec"), *names_of("table")])
+
+
+def choose_formats(contents: Contents, source: str | None, target: str | None) -> tuple[Table, Table]:
+    """Both ends of a conversion, each by name or path; without one, the source is recognised, the target its spec's own
+    naming. Raises TableError, or PlanError as `recognise`."""
+    to = load_format(target) if target else None
+    found = load_format(source) if source else recognise(contents, to.spec if to else None)
+    return found, to or hub_table(found.spec)
+
+
+def recognise(contents: Contents, spec: Spec | None = None) -> Table:
+    """The format that a checkpoint is in, by its names and shapes: of all known ones, or of `spec`'s alone.
+
+    Raises PlanError if none fits, or if several fit equally well: then it lists them.
+    """
+    known = [(table, _known(table, contents.tensors)) for table in _candidates(spec)]
+    most = max(share for _, share in known)
+    near = [table for table, share in known if share and share >= _NEAR * most]
+    if len(near) == 1 and most > _SURE:
+        return near[0]
+    found = [(table, fits(table, contents.tensors, contents.unsupported, contents.objects)) for table in near]
+    if not found or (best := max(fit.best.score for _, fit in found)) < 0.1:
+        closest = [f"{table.label}: {share:.0%} of the names" for table, share in _closest(known)]
+        raise PlanError(
+            f"no known format: {len(contents.tensors)} tensors were compared with {len(known)} formats. State the "
+            "format with --from, or describe it: 'converter draft' proposes a table",
+            closest,
+        )
+    chosen = [table for table, fit in found if fit.best.is_sound] or [t for t, f in found if f.best.score == best]
+    if len(chosen) > 1:
+        raise PlanError(
+            "the checkpoint could be in several formats; state the right one with --from",
+            [f"{table.label}: {table.title}" for table in chosen],
+        )
+    return chosen[0]
+
+
+def _candidates(spec: Spec | None) -> Iterator[Table]:
+    built_in = [load_spec(name) for name in names_of("spec")]
+    for whole in built_in if spec is None or any(spec.name == known.name for known in built_in) else [spec]:
+        yield from (hub_table(part) for part in (whole, *whole.parts.values()))
+    for name in names_of("table"):
+        table = load_table(name)
+        if spec is None or table.spec.name == spec.name:
+            yield table
+
+
+def _known(table: Table, tensors: Mapping[str, Described]) -> float:
+    """The share of the names, numbers aside, that the table has a pattern for."""
+    forms = {re.sub(r"[0-9]+", "*", table.short(name)) for name in tensors}
+    return len(forms & table.source_forms()) / max(1, len(forms))
+
+
+def _closest(known: list[tuple[Table, float]]) -> list[tuple[Table, float]]:
+    return sorted((item for item in known if item[1]), key=lambda item: -item[1])[:3]
+
+
+def make_route(
+    source: Table,
+    target: Table,
+    contents: Contents,
+    *,
+    variant: str | None = None,
+    dtype: str | None = None,
+    residue: Residue | None = None,
+) -> Plan:
+    """The plan from one format to another, through the spec that both are tables of.
+
+    `residue` is what an earlier conversion from the target format kept.
+    Raises PlanError with every problem at once, TableError if the formats have nothing in common.
+    """
+    if source.spec.name != target.spec.name:
+        raise TableError(f"{source.label} is a format of {source.spec.name}, {target.label} one of {target.spec.name}")
+    own = target.is_hub and target.spec.part in ("", source.spec.part)
+    first = make_plan(
+        source,
+        contents.tensors,
+        unsupported=contents.unsupported,
+        objects=contents.objects,
+        variant=variant,
+        dtype=dtype if own else None,
+    )
+    if own and residue is None:
+        return first
+    if not any(target.spec.holds(tensor.name) for tensor in first.targets):
+        raise PlanError(f"{source.label} holds {source.spec.title}, {target.label} {target.spec.title}: nothing passes")
+    if source.spec.part and not target.spec.part and residue is None:
+        raise PlanError(
+            f"{source.label} holds {source.spec.title} alone, {target.label} needs all of {source.spec.name}. "
+            f"Convert a whole checkpoint, or choose as --to a format of {source.spec.title}"
+        )
+    return compose(first, make_export(target, list(first.targets), dtype=dtype, residue=residue))

@@ -1,0 +1,165 @@
+"""Moving tensors: steps of a plan executed in threads, from an open checkpoint to places in open files.
+
+Reading, CRC, SHA-256 and writing all release the interpreter lock: while one tensor is hashed another is read and a
+third is written. A step that only renames, casts or joins along the first axis flows through in chunks; only one that
+moves elements about holds its tensors in memory, and only one such at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+
+from converter.checkpoint import Checkpoint
+from converter.mapping.cast import cast
+from converter.mapping.ops import Array, Concat, Op, Reshape, apply_ops
+from converter.plan import Step
+from converter.staging import ARCHIVES, writing
+from converter.writer import nbytes
+
+_THREADS = 3  # two cores: one thread waits for the disk while two compute
+
+
+@contextmanager
+def flushing(descriptors: Iterable[int]) -> Iterator[None]:
+    """Keep the disk busy meanwhile, so that little is left for the last fsync to wait for."""
+    done = threading.Event()
+
+    def flush() -> None:
+        while not done.wait(0.05):
+            with suppress(OSError):  # the last fsync reports it
+                for descriptor in descriptors:
+                    os.fdatasync(descriptor)
+
+    thread = threading.Thread(target=flush)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+class _Cancelled(Exception):
+    """Another thread failed; its error is the one to show."""
+
+
+def _joins_rows(ops: Sequence[Op]) -> bool:
+    return len(ops) == 1 and isinstance(ops[0], Concat) and ops[0].axis == 0
+
+
+class Transfer:
+    """Executes steps, in threads; `run` gives the sha256 of every target, and of every source as `source NAME`.
+
+    `crcs` are the CRC-32 of the targets, which one kind of file needs.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        places: dict[str, tuple[int, int]],
+        destination: Path,
+        on_bytes: Callable[[int], None],
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._places = places
+        self._destination = destination
+        self._wants_crcs = destination.suffix in ARCHIVES
+        self._on_bytes = on_bytes
+        self._hashes: dict[str, str] = {}
+        self.crcs: dict[str, int] = {}
+        self._cancelled = threading.Event()
+        self._materialising = threading.Lock()
+
+    def run(self, steps: Iterable[Step]) -> dict[str, str]:
+        # large ones first, so that no thread is left alone with one at the end
+        ordered = sorted(steps, key=lambda step: -sum(map(nbytes, step.targets)))
+        pool = ThreadPoolExecutor(_THREADS)
+        try:
+            done, _ = wait([pool.submit(self._run, step) for step in ordered], return_when=FIRST_EXCEPTION)
+            for future in done:
+                if not isinstance(future.exception(), _Cancelled):
+                    future.result()
+        finally:  # on Ctrl-C too: the others stop at their next chunk
+            self._cancelled.set()
+            pool.shutdown(cancel_futures=True)
+        return self._hashes
+
+    def _run(self, step: Step) -> None:
+        if len(step.targets) == 1 and (all(isinstance(op, Reshape) for op in step.ops) or _joins_rows(step.ops)):
+            self._stream(step)
+        else:
+            with self._materialising:
+                self._materialise(step)
+
+    def _stream(self, step: Step) -> None:
+        """Source after source, chunk by chunk: their bytes in C order are the target's."""
+        (target,) = step.targets
+        descriptor, position = self._places[target.name]
+        whole = hashlib.sha256()
+        crc = 0
+        same_bytes = len(step.sources) == 1 and not step.casts
+        for source in step.sources:
+            part = hashlib.sha256()
+            for chunk in self._chunks(source.name):
+                part.update(chunk)
+                if step.casts:
+                    array = np.frombuffer(chunk, dtype=source.dtype.carrier)
+                    chunk = raw_bytes(cast(array, source.dtype, target.dtype, source.name))
+                if not same_bytes:
+                    whole.update(chunk)
+                crc = zlib.crc32(chunk, crc) if self._wants_crcs else 0
+                self._put(descriptor, chunk, position)
+                position += len(chunk)
+            self._hashes[f"source {source.name}"] = part.hexdigest()
+        self._hashes[target.name] = part.hexdigest() if same_bytes else whole.hexdigest()
+        self.crcs[target.name] = crc
+
+    def _materialise(self, step: Step) -> None:
+        arrays = []
+        for source in step.sources:
+            array = self._checkpoint.read(source.name)
+            self._hashes[f"source {source.name}"] = hashlib.sha256(raw_bytes(array)).hexdigest()
+            arrays.append(array)
+        for target, array in zip(step.targets, apply_ops(step.ops, arrays), strict=True):
+            data = raw_bytes(cast(array, step.sources[0].dtype, target.dtype, target.name))
+            self._hashes[target.name] = hashlib.sha256(data).hexdigest()
+            self.crcs[target.name] = zlib.crc32(data)
+            self.put(target.name, data)
+
+    def put(self, name: str, data: memoryview) -> None:
+        """Write all of a tensor's bytes."""
+        descriptor, position = self._places[name]
+        self._put(descriptor, data, position)
+
+    def _chunks(self, name: str) -> Iterator[memoryview]:
+        for chunk in self._checkpoint.chunks(name):
+            if self._cancelled.is_set():
+                raise _Cancelled
+            yield chunk
+
+    def _put(self, descriptor: int, data: memoryview, position: int) -> None:
+        with writing(self._destination):
+            write_at(descriptor, data, position)
+        self._on_bytes(len(data))
+
+
+def raw_bytes(array: Array) -> memoryview:
+    """The array's bytes in C order."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def write_at(descriptor: int, data: bytes | memoryview, position: int) -> None:
+    view = memoryview(data)
+    while len(view):
+        written = os.pwrite(descriptor, view, position)
+        view = view[written:]
+        position += written

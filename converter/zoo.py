@@ -1,0 +1,133 @@
+"""Models by name, with weights of any format: the in-house GLIP, and its image encoder under MMPretrain's names.
+
+    model = get_model("swin-t_glip-pre_3rdparty", pretrained="glip_tiny_model_o365_goldg_cc_sbu.pth")
+    maps = model(images)  # (B, 192, H/8, W/8), (B, 384, H/16, W/16), (B, 768, H/32, W/32)
+
+Whatever `convert` reads is read here, too, through the same tables and the same checks, straight into the model.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from converter.checkpoint import DTYPES, Checkpoint, open_checkpoint
+from converter.convert import verify_left_out
+from converter.errors import ModelError
+from converter.formats import make_route, recognise
+from converter.mapping.cast import cast
+from converter.mapping.ops import apply_ops
+from converter.mapping.spec import load_spec
+from converter.mapping.table import hub_table
+from converter.model import GLIP, GLIPConfig
+from converter.model.inputs import check_images
+from converter.model.swin import SwinTransformer
+from converter.plan import Plan
+
+# MMPretrain's names (configs/glip of its release 1.2) and the GLIP whose image encoder each is
+BACKBONES: Mapping[str, str] = {"swin-t_glip-pre_3rdparty": "glip-t", "swin-l_glip-pre_3rdparty_384px": "glip-l"}
+
+
+class ImageEncoder(nn.Module):
+    """GLIP's Swin alone: images (B, 3, H, W) -> the maps C3, C4, C5 of stride 8, 16, 32, layer-normalised.
+
+    Images are BGR in 0..255 minus (103.53, 116.28, 123.675), divided by (57.375, 57.12, 58.395). With `pad_small_map`
+    it computes what GLIP does: windows are shifted on every map. Without, as MMPretrain does by default: not where
+    the map is as small as a window, and a smaller map is refused with a ModelError.
+    """
+
+    def __init__(self, config: GLIPConfig, *, pad_small_map: bool = True) -> None:
+        super().__init__()
+        self.backbone = SwinTransformer(config, shift_small_maps=pad_small_map)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        maps = self.backbone(check_images(images, next(self.parameters())))
+        return maps[1], maps[2], maps[3]
+
+    def extract_feat(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same as calling the model, as in MMPretrain."""
+        features: tuple[Tensor, Tensor, Tensor] = self(images)
+        return features
+
+
+def model_names() -> list[str]:
+    """Names that `get_model` knows."""
+    return [*BACKBONES, *(name for v in load_spec("glip").variants for name in (v.name, *v.also))]
+
+
+def get_model(
+    name: str,
+    pretrained: str | os.PathLike[str] | bool = False,
+    *,
+    root: str | None = None,
+    pad_small_map: bool = True,
+) -> GLIP | ImageEncoder:
+    """The model `name` in float32 on the CPU, in eval mode.
+
+    pretrained: a checkpoint of any format that holds the model or more of it; False for random numbers.
+    root: the state dict to take where the file holds several. pad_small_map: see `ImageEncoder`.
+
+    Raises ModelError for an unknown name or weights of another model, CheckpointError and PlanError as `convert`.
+    """
+    if name not in model_names():
+        near = difflib.get_close_matches(name, model_names(), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ModelError(f"no model is called {name!r}.{hint} Known: {', '.join(model_names())}.")
+    if not pad_small_map and name not in BACKBONES:
+        raise ModelError(f"pad_small_map=False is MMPretrain's, and {name} is none of its models.")
+    if pretrained is True:
+        raise ModelError(f"{name}: pretrained=True names no weights; give a path, since none are published yet.")
+    if pretrained is False:
+        config = GLIPConfig(**load_spec("glip").variant(BACKBONES.get(name, name)).config)  # type: ignore[arg-type]
+        return _build(name, config, pad_small_map).eval()
+    with open_checkpoint(Path(pretrained), root) as checkpoint:
+        return _loaded(name, checkpoint, pad_small_map).eval()
+
+
+def _build(name: str, config: GLIPConfig, pad_small_map: bool) -> GLIP | ImageEncoder:
+    return ImageEncoder(config, pad_small_map=pad_small_map) if name in BACKBONES else GLIP(config)
+
+
+def _loaded(name: str, checkpoint: Checkpoint, pad_small_map: bool) -> GLIP | ImageEncoder:
+    spec = load_spec("glip")
+    plan = make_route(
+        recognise(checkpoint, spec),
+        hub_table(spec.parts["backbone"] if name in BACKBONES else spec),
+        checkpoint,
+    )
+    wanted = asdict(GLIPConfig(**spec.variant(BACKBONES.get(name, name)).config))  # type: ignore[arg-type]
+    there = {**dict(plan.config), "prompt_length": wanted["prompt_length"]}
+    if wrong := [field for field in plan.config if there[field] != wanted[field]]:
+        raise ModelError(
+            f"{checkpoint.path}: holds {plan.variant.title}, not {name}: {wrong[0]} is {there[wrong[0]]}, expected "
+            f"{wanted[wrong[0]]}."
+        )
+    verify_left_out(checkpoint, plan)
+    with torch.device("meta"):  # no memory and no time for an initialisation that nobody sees
+        model = _build(name, GLIPConfig(**{**wanted, **plan.config}), pad_small_map)
+    model.to_empty(device="cpu")
+    _fill(model, checkpoint, plan)
+    checkpoint.verify_unchanged()
+    return model
+
+
+def _fill(model: nn.Module, checkpoint: Checkpoint, plan: Plan) -> None:
+    """Every parameter from the step that makes it, one step at a time; ModelError for one that no step makes."""
+    parameters = dict(model.named_parameters())
+    if absent := sorted(parameters.keys() - {target.name for target in plan.targets}):
+        raise ModelError(
+            f"{checkpoint.path}: {plan.table} does not hold {absent[0]} {tuple(parameters[absent[0]].shape)} and "
+            f"{len(absent) - 1} other parameters of this model."
+        )
+    with torch.no_grad():
+        for step in plan.steps:
+            arrays = apply_ops(step.ops, [checkpoint.read(source.name) for source in step.sources])
+            for target, array in zip(step.targets, arrays, strict=True):
+                values = cast(array, step.sources[0].dtype, DTYPES["float32"], target.name)
+                parameters[target.name].copy_(torch.from_numpy(values.copy()))

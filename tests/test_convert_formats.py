@@ -1,0 +1,322 @@
+"""Conversions between formats through the command line, on real files of a small GLIP."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from small_formats import FORMATS, SIZES, Weights, execute, hub_weights
+
+from converter.cli import main
+from converter.errors import ModelError
+from converter.formats import make_route
+from converter.mapping import documents
+from converter.model.weights import open_weights
+
+
+@pytest.fixture(autouse=True)
+def small_mappings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The built-in tables with a spec whose only variant is small."""
+    folder = tmp_path / "mappings"
+    shutil.copytree(documents.mappings_folder(), folder)
+    spec = json.loads((folder / "glip.json").read_text())
+    config = {name: list(v) if isinstance(v, tuple) else v for name, v in SIZES.items() if name != "prompt_length"}
+    spec["variants"] = {"small": {"title": "small", "config": config}}
+    for part in spec["parts"].values():
+        part["variants"] = {"small": {"title": "small", "config": {n: config[n] for n in part["config"]}}}
+    (folder / "glip.json").write_text(json.dumps(spec))
+    monkeypatch.setattr(documents, "mappings_folder", lambda: folder)
+    documents._listing.cache_clear()
+    yield
+    documents._listing.cache_clear()
+
+
+def weights_in(name: str) -> Weights:
+    weights = hub_weights()
+    return execute(make_route(FORMATS["glip"], FORMATS[name], weights), weights)
+
+
+def tensors_in(name: str, **extra: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
+    found = OrderedDict((n, torch.from_numpy(a.copy())) for n, a in weights_in(name).arrays.items())
+    found.update(extra)
+    return found
+
+
+def official(**extra: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
+    unused = {f"module.rpn.head.cls_logits.{n}": torch.randn(5) for n in ("weight", "bias")}
+    return tensors_in("glip-official", **unused, **extra)
+
+
+def run(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, list(map(str, arguments)))
+    assert result.exit_code == code, result.output
+    return result
+
+
+def refusal(*arguments: object, code: int) -> dict[str, Any]:
+    result = CliRunner().invoke(main, [*map(str, arguments), "--json"])
+    assert result.exit_code == code, result.output
+    error: dict[str, Any] = json.loads(result.stdout)["error"]
+    return error
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "glip"])
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_every_format_is_written_as_its_tools_read_it(name: str, ending: str, tmp_path: Path) -> None:
+    torch.save({"model": official()}, tmp_path / "official.pth")
+    out = tmp_path / f"out.{ending}"
+    result = run("convert", "--src", tmp_path / "official.pth", "--dst", out, "--to", name)
+    assert f"from glip-official to {name}" in result.output
+    if ending == "pth":
+        content = torch.load(out, weights_only=True, mmap=True)
+        found = content.get(FORMATS[name].saved_as.root, content)
+        assert isinstance(found, OrderedDict)
+    else:
+        found = load_file(out)
+    assert equal(dict(found), dict(tensors_in(name)))
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name not in ("glip", "glip-official")])
+def test_every_format_is_recognised_and_read_from_a_file(name: str, tmp_path: Path) -> None:
+    torch.save(tensors_in(name), tmp_path / "source.pth")
+    run("convert", "--src", tmp_path / "source.pth", "--dst", tmp_path / "own.safetensors")
+    own, hub = load_file(tmp_path / "own.safetensors"), hub_weights().arrays
+    assert own
+    assert all(np.array_equal(array.numpy(), hub[key]) for key, array in own.items())
+
+
+def test_official_to_glip_to_official_is_identical_with_the_residue(tmp_path: Path) -> None:
+    """Also keys without prefix, a buffer that is not there and one in another dtype come back as they were."""
+    weights = OrderedDict((name.removeprefix("module."), tensor) for name, tensor in official().items())
+    del weights["language_backbone.body.model.embeddings.position_ids"]
+    weights["rpn.anchor_generator.cell_anchors.0"] = weights["rpn.anchor_generator.cell_anchors.0"].double()
+    torch.save({"model": weights, "iteration": 7}, tmp_path / "official.pth")
+    own = tmp_path / "own.safetensors"
+    run("convert", "--src", tmp_path / "official.pth", "--dst", own, "--keep-residue")
+    assert set(load_file(tmp_path / "own.residue.safetensors")) == {
+        "rpn.head.cls_logits.weight", "rpn.head.cls_logits.bias"
+    }  # fmt: skip
+    result = run("convert", "--src", own, "--dst", tmp_path / "back.pth", "--to", "glip-official")
+    assert "from the residue: 2 tensors" in result.output
+    assert "missing" not in result.output
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
+    assert back.keys() == {"model"}
+    assert equal(back["model"], weights)
+
+
+def test_a_folder_keeps_its_residue_inside(tmp_path: Path) -> None:
+    torch.save(official(), tmp_path / "official.pth")
+    run("convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / "own", "--keep-residue")
+    assert (tmp_path / "own" / "residue.safetensors").is_file()
+    for source in ("own", "own/model.safetensors"):
+        run("convert", "--src", tmp_path / source, "--dst", tmp_path / "b.pth", "--to", "glip-official", "--force")
+        assert equal(torch.load(tmp_path / "b.pth", weights_only=True)["model"], official_of(tmp_path / "official.pth"))
+    run("convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / "own", "--force")
+    assert not (tmp_path / "own" / "residue.safetensors").exists()
+
+
+def official_of(path: Path) -> dict[str, torch.Tensor]:
+    return dict(torch.load(path, weights_only=True))
+
+
+def test_without_the_residue_it_is_said_what_is_missing_and_what_that_does(tmp_path: Path) -> None:
+    torch.save(official(), tmp_path / "official.pth")
+    own = tmp_path / "own.safetensors"
+    run("convert", "--src", tmp_path / "official.pth", "--dst", own)
+    result = run("convert", "--src", own, "--dst", tmp_path / "back.pth", "--to", "glip-official")
+    assert "missing: rpn.head.cls_logits.{param} (the official loader leaves it at its random init" in result.output
+    ledger = json.loads(
+        run("convert", "--src", own, "--dst", tmp_path / "again.pth", "--to", "glip-official", "--json").stdout
+    )
+    assert [entry["names"] for entry in ledger["missing"]] == ["rpn.head.cls_logits.{param}"]
+
+
+def test_a_residue_of_other_weights_is_not_used_unless_one_insists(tmp_path: Path) -> None:
+    torch.save(official(), tmp_path / "official.pth")
+    other = {
+        name: tensor + 1 if tensor.is_floating_point() and "anchor" not in name else tensor
+        for name, tensor in official().items()
+    }
+    torch.save(other, tmp_path / "other.pth")
+    own = tmp_path / "own.safetensors"
+    run("convert", "--src", tmp_path / "official.pth", "--dst", own, "--keep-residue")
+    run("convert", "--src", tmp_path / "other.pth", "--dst", own, "--force")
+    back = ["convert", "--src", own, "--dst", tmp_path / "back.pth", "--to", "glip-official", "--force"]
+    result = run(*back)
+    assert "own.residue.safetensors belongs to another conversion" in result.output
+    assert "missing: rpn.head.cls_logits" in result.output
+    run(*back, "--residue", tmp_path / "own.residue.safetensors")
+    found = torch.load(tmp_path / "back.pth", weights_only=True)["model"]
+    assert torch.equal(
+        found["module.rpn.head.cls_logits.bias"],
+        official_of(tmp_path / "official.pth")["module.rpn.head.cls_logits.bias"],
+    )
+    mmdet = ["convert", "--src", own, "--dst", tmp_path / "mmdet.pth", "--to", "mmdet-glip"]
+    assert (
+        "left out of glip-official"
+        in refusal(*mmdet, "--residue", tmp_path / "own.residue.safetensors", code=3)["message"]
+    )
+    assert "is no residue" in refusal(*mmdet, "--residue", own, code=3)["message"]
+
+
+def test_a_failed_conversion_with_a_residue_leaves_the_disk_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(official(), tmp_path / "official.pth")
+    residue = tmp_path / "own.residue.safetensors"
+    residue.write_bytes(b"precious")
+    arguments = ["convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / "own.safetensors", "--keep-residue"]
+    run(*arguments, code=6)
+    assert residue.read_bytes() == b"precious"
+    assert not (tmp_path / "own.safetensors").exists()
+    import os
+
+    real = os.replace
+
+    def broken(source: Any, target: Any) -> None:
+        if Path(target).name == "own.safetensors":
+            raise OSError(5, "Input/output error")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", broken)
+    run(*arguments, "--force", code=6)
+    assert residue.read_bytes() == b"precious"
+    residue.unlink()
+    run(*arguments, "--force", code=6)
+    assert {path.name for path in tmp_path.iterdir()} == {"mappings", "official.pth"}
+
+
+def test_glip_is_not_written_as_pth(tmp_path: Path) -> None:
+    torch.save(official(), tmp_path / "official.pth")
+    error = refusal("convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / "own.pth", code=6)
+    assert "End --dst in '.safetensors'" in error["message"]
+    assert not (tmp_path / "own.pth").exists()
+
+
+def test_a_pth_is_written_the_same_each_time_and_says_where_it_comes_from(tmp_path: Path) -> None:
+    torch.save(official(), tmp_path / "official.pth")
+    for name in ("a.pth", "b.pth"):
+        run("convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / name, "--to", "mmdet-glip")
+    assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
+    from converter.checkpoint import open_checkpoint
+
+    with open_checkpoint(tmp_path / "a.pth") as checkpoint:
+        ledger = json.loads(checkpoint.metadata["conversion"])
+        assert (ledger["table"]["name"], ledger["through"]["name"]) == ("glip-official", "mmdet-glip")
+        assert ledger["tensors"].keys() == checkpoint.tensors.keys()
+
+
+@pytest.mark.parametrize("name", ["transformers-swin", "transformers-swin-backbone", "transformers-bert"])
+def test_a_folder_has_the_config_that_transformers_reads(name: str, tmp_path: Path) -> None:
+    torch.save(official(), tmp_path / "official.pth")
+    run("convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / "hf", "--to", name)
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["model_type"] == name.split("-")[1]
+    assert all(not (isinstance(value, str) and value.startswith("=")) for value in config.values())
+    with safe_open(tmp_path / "hf" / "model.safetensors", "pt") as file:
+        assert file.metadata()["format"] == "pt"  # transformers refuses files without it
+
+
+def test_what_holds_a_part_says_so_and_does_not_load_as_the_whole(tmp_path: Path) -> None:
+    torch.save({"state_dict": tensors_in("mmpretrain-glip")}, tmp_path / "swin.pth")
+    out = tmp_path / "swin.safetensors"
+    result = run("convert", "--src", tmp_path / "swin.pth", "--dst", out)
+    assert "from mmpretrain-glip to glip, backbone alone" in result.output
+    with pytest.raises(ModelError, match="holds the backbone of GLIP alone"):
+        open_weights(out)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_a_stated_dtype_holds_for_weights_and_not_for_indices(dtype: str, tmp_path: Path) -> None:
+    torch.save(official(), tmp_path / "official.pth")
+    out = tmp_path / "out.pth"
+    run("convert", "--src", tmp_path / "official.pth", "--dst", out, "--to", "mmpretrain-glip", "--dtype", dtype)
+    for name, tensor in torch.load(out, weights_only=True)["state_dict"].items():
+        assert tensor.dtype == (torch.int64 if name.endswith("_index") else getattr(torch, dtype))
+
+
+# What OpenMMLab's own converters do on such files stands in docs/peers.md.
+
+
+def test_a_checkpoint_without_prefix_is_converted_like_one_with_it(tmp_path: Path) -> None:
+    bare = {name.removeprefix("module."): tensor for name, tensor in official().items()}
+    torch.save({"model": bare}, tmp_path / "bare.pth")
+    run("convert", "--src", tmp_path / "bare.pth", "--dst", tmp_path / "mmdet.pth", "--to", "mmdet-glip")
+    found = torch.load(tmp_path / "mmdet.pth", weights_only=True)["state_dict"]
+    assert equal(dict(found), dict(tensors_in("mmdet-glip")))
+
+
+@pytest.mark.parametrize("to", ["mmdet-glip", "mmpretrain-glip"])
+def test_a_foreign_checkpoint_makes_no_empty_file(to: str, tmp_path: Path) -> None:
+    torch.save({"model": {f"layer{i}.0.conv1.weight": torch.ones(3, 3) for i in range(9)}}, tmp_path / "resnet.pth")
+    out = tmp_path / "out.pth"
+    error = refusal("convert", "--src", tmp_path / "resnet.pth", "--dst", out, "--to", to, code=5)
+    assert "no known format" in error["message"]
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("to", ["mmdet-glip", "mmpretrain-glip", "glip"])
+def test_an_unexpected_key_does_not_leak_through(to: str, tmp_path: Path) -> None:
+    stray = {"module.backbone.body.layers.0.adapter.weight": torch.ones(3)}
+    torch.save({"model": official(**stray)}, tmp_path / "official.pth")
+    out = tmp_path / "out.safetensors"
+    error = refusal("convert", "--src", tmp_path / "official.pth", "--dst", out, "--to", to, code=5)
+    assert any("layers.0.adapter.weight" in problem for problem in error["problems"])
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [("module.backbone.body.patch_embed.proj.weight", (4, 3, 2)), ("module.rpn.head.bias_lang", (5,))],
+)
+def test_a_wrong_shape_and_a_missing_key_are_refused(key: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    out = tmp_path / "out.pth"
+    arguments = ["convert", "--src", tmp_path / "official.pth", "--dst", out, "--to", "mmdet-glip"]
+    torch.save(official(**{key: torch.ones(shape)}), tmp_path / "official.pth")
+    assert any(key in problem and str(shape) in problem for problem in refusal(*arguments, code=5)["problems"])
+    weights = official()
+    del weights[key]
+    torch.save(weights, tmp_path / "official.pth")
+    assert any("is missing" in problem for problem in refusal(*arguments, code=5)["problems"])
+    assert not out.exists()
+
+
+def test_two_keys_that_become_one_are_refused(tmp_path: Path) -> None:
+    twice = {"rpn.head.bias0": torch.zeros(1)}
+    torch.save(official(**twice), tmp_path / "official.pth")
+    arguments = ["convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / "o.pth", "--to", "mmdet-glip"]
+    assert any("are the same key" in problem for problem in refusal(*arguments, code=5)["problems"])
+
+
+def test_every_file_says_what_it_is(tmp_path: Path) -> None:
+    """A file of weights that says nothing of its sizes and origin cannot be used alone."""
+    torch.save(official(), tmp_path / "official.pth")
+    run("convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / "own.safetensors")
+    with safe_open(tmp_path / "own.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["config"])["config"]["embed_dim"] == SIZES["embed_dim"]
+    save_file(load_file(tmp_path / "own.safetensors"), tmp_path / "bare.safetensors")
+    run("convert", "--src", tmp_path / "bare.safetensors", "--dst", tmp_path / "bare.pth", "--to", "mmdet-glip")
+
+
+def test_a_table_in_doubt_is_not_used(tmp_path: Path) -> None:
+    table = json.loads((documents.mappings_folder() / "glip-official.json").read_text())
+    table["rules"][3]["doubt"] = "which of the two norms"
+    (tmp_path / "doubtful.json").write_text(json.dumps({**table, "name": "doubtful"}))
+    torch.save(official(), tmp_path / "official.pth")
+    arguments = ["convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / "o.safetensors"]
+    problems = refusal(*arguments, "--from", tmp_path / "doubtful.json", code=5)["problems"]
+    assert problems == ["/rules/3 is in doubt: which of the two norms. Decide, and take 'doubt' out"]
