@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -32,18 +32,21 @@ def is_file_name(destination: Path) -> bool:
     return destination.suffix in {".safetensors", *ARCHIVES}
 
 
-def check_destination(destination: Path, *, force: bool, inputs: list[Path]) -> None:
-    """Refuse, before any work, a destination that could not be committed or that would harm something."""
+def check_destination(destination: Path, *, force: bool, inputs: list[Path], also_ours: Collection[str] = ()) -> None:
+    """Refuse, before any work, a destination that could not be committed or that would harm something.
+
+    `also_ours`: names of files that `force` may replace, besides those of a conversion.
+    """
     with writing(destination):
-        _check_destination(destination, force=force, inputs=inputs)
+        _check_destination(destination, force, inputs, also_ours)
 
 
-def _check_destination(destination: Path, *, force: bool, inputs: list[Path]) -> None:
+def _check_destination(destination: Path, force: bool, inputs: list[Path], also_ours: Collection[str]) -> None:
     if destination.name in ("", "..", ".safetensors") or "\0" in str(destination):
-        raise DestinationError(f"{str(destination)!r} names no file or folder to write; choose another --dst")
+        raise DestinationError(f"{str(destination)!r} names no file or folder to write; choose another destination")
     parent = destination.parent
     if not parent.is_dir():
-        raise DestinationError(f"{parent} is not a folder; create it first or choose another --dst")
+        raise DestinationError(f"{parent} is not a folder; create it first or choose another destination")
     if destination.is_symlink():
         raise DestinationError(
             f"{destination} is a symbolic link to {os.readlink(destination)}; name the real path, so that it is clear "
@@ -51,39 +54,39 @@ def _check_destination(destination: Path, *, force: bool, inputs: list[Path]) ->
         )
     for path in inputs:
         if destination.exists() and os.path.samefile(path, destination):
-            raise DestinationError(f"{destination} is the source itself; choose another --dst")
+            raise DestinationError(f"{destination} is the source itself; choose another destination")
         if destination.is_dir() and destination.resolve() in path.resolve().parents:
-            raise DestinationError(f"{destination} holds the source {path.name}; choose another --dst")
+            raise DestinationError(f"{destination} holds the source {path.name}; choose another destination")
     is_file = is_file_name(destination)
     if not is_file and destination.suffix in {".ckpt", ".pkl", ".json", ".tar", ".pdparams", ".onnx"}:
         raise DestinationError(
-            f"{destination.name}: only safetensors and .pth are written. End --dst in one of "
+            f"{destination.name}: only safetensors and .pth are written. End its name in one of "
             f"{', '.join(('.safetensors', *ARCHIVES))} for one file, or name a folder"
         )
     if not destination.exists():
         return
     if not destination.is_dir() and not destination.is_file():
-        raise DestinationError(f"{destination} is neither a file nor a folder; choose another --dst")
+        raise DestinationError(f"{destination} is neither a file nor a folder; choose another destination")
     if destination.is_dir() == is_file:
         there, wanted = ("folder", "file") if is_file else ("file", "folder")
-        raise DestinationError(f"{destination} is a {there}, a {wanted} was to be written; choose another --dst")
+        raise DestinationError(f"{destination} is a {there}, a {wanted} was to be written; choose another destination")
     if not is_file and not any(destination.iterdir()):
         return
     if not force:
         raise DestinationError(f"{destination} exists; --force replaces it")
     if not is_file:
-        foreign = sorted(p.name for p in destination.iterdir() if not _is_ours(p))
+        foreign = sorted(p.name for p in destination.iterdir() if not _is_ours(p, also_ours))
         if foreign:
             raise DestinationError(
                 f"{destination} holds files that no conversion wrote ({', '.join(foreign[:5])}); --force would lose "
-                "them. Move them or choose another --dst"
+                "them. Move them or choose another destination"
             )
 
 
-def _is_ours(path: Path) -> bool:
+def _is_ours(path: Path, also_ours: Collection[str]) -> bool:
     name = path.name
     return path.is_file() and (
-        name in {"config.json", "conversion.json", "model.safetensors.index.json", "residue.safetensors"}
+        name in {"config.json", "conversion.json", "model.safetensors.index.json", "residue.safetensors", *also_ours}
         or (name.startswith("model") and name.endswith(".safetensors"))
     )
 
@@ -99,6 +102,7 @@ class Staging:
         self._force = force
         self._files: dict[str, int] = {}
         self._named: dict[str, Path] = {}
+        self._taken: dict[str, Path] = {}
 
     def __enter__(self) -> Staging:
         return self
@@ -119,6 +123,10 @@ class Staging:
             os.ftruncate(descriptor, size)
             return descriptor
 
+    def take(self, name: str, source: Path) -> None:
+        """Have the folder hold `source` as `name`: by a hard link, or a copy on another file system."""
+        self._taken[name] = source.resolve()
+
     def _open(self, name: str) -> int:
         parent = self.destination.parent
         if hasattr(os, "O_TMPFILE") and os.path.isdir("/proc/self/fd"):
@@ -137,7 +145,7 @@ class Staging:
         if free < size:
             raise DestinationError(
                 f"{self.destination.parent} has {free / 1e9:.2f} GB free, {size / 1e9:.2f} GB are needed; free some "
-                "space or choose another --dst"
+                "space or choose another destination"
             )
 
     def commit(self) -> None:
@@ -196,6 +204,8 @@ class Staging:
         try:
             for name in self._files:
                 self._link(name, beside / name)
+            for name, source in self._taken.items():
+                _link_or_copy(source, beside / name)
             _sync_folder(beside)
             if self._force and self.destination.exists() and any(self.destination.iterdir()):
                 _exchange(beside, self.destination)
@@ -234,10 +244,22 @@ def writing(destination: Path) -> Iterator[None]:
         if error.errno in {errno.EEXIST, errno.ENOTEMPTY}:
             hint = "it appeared while this conversion was running; --force replaces it"
         elif error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-            hint = "free some space or choose another --dst"
+            hint = "free some space or choose another destination"
         else:
-            hint = "choose another --dst"
+            hint = "choose another destination"
         raise DestinationError(f"{destination} cannot be written: {error.strerror}; {hint}") from error
+
+
+def _link_or_copy(source: Path, path: Path) -> None:
+    try:
+        os.link(source, path)
+    except OSError as error:
+        # another file system, one without links, one that has enough of them, or a file of another user
+        if error.errno not in {errno.EXDEV, errno.EOPNOTSUPP, errno.EMLINK, errno.EPERM, errno.EACCES}:
+            raise
+        shutil.copyfile(source, path)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

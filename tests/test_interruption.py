@@ -74,7 +74,7 @@ def test_a_file_size_limit_is_a_typed_error(arguments: list[str], tmp_path: Path
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
     )
     assert done.returncode == 6
-    assert "File too large; free some space or choose another --dst" in done.stderr
+    assert "File too large; free some space or choose another destination" in done.stderr
     assert not (tmp_path / "out.safetensors").exists()
 
 

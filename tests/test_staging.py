@@ -161,3 +161,24 @@ def test_a_fifo_is_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "out.safetensors")
     with pytest.raises(DestinationError, match="neither a file nor a folder"):
         check_destination(tmp_path / "out.safetensors", force=True, inputs=[])
+
+
+def test_a_folder_can_hold_files_that_exist(tmp_path: Path, system: str) -> None:
+    source = tmp_path / "in.safetensors"
+    source.write_bytes(b"weights")
+    with Staging(tmp_path / "model", force=False) as stage:
+        os.pwrite(stage.create("config.json", 1), b"2", 0)
+        stage.take("model.safetensors", source)
+        stage.commit()
+    assert listing(tmp_path / "model") == {"model.safetensors": b"weights", "config.json": b"2"}
+    assert source.read_bytes() == b"weights"
+    assert (tmp_path / "model" / "model.safetensors").samefile(source) == (system != "without links")
+
+
+def test_nothing_is_left_where_a_file_to_hold_is_gone(tmp_path: Path, system: str) -> None:
+    with Staging(tmp_path / "model", force=False) as stage:
+        os.pwrite(stage.create("config.json", 1), b"2", 0)
+        stage.take("model.safetensors", tmp_path / "gone.safetensors")
+        with pytest.raises(DestinationError):
+            stage.commit()
+    assert list(tmp_path.iterdir()) == []

@@ -8,10 +8,12 @@ from converter import __version__
 from converter.cli.capture import capture
 from converter.cli.certify import certify, verify
 from converter.cli.convert import convert
+from converter.cli.detect import detect
 from converter.cli.diff import diff
 from converter.cli.draft import draft
 from converter.cli.explain import explain
 from converter.cli.inspect import inspect
+from converter.cli.package import package
 from converter.cli.parity import parity
 from converter.cli.publish import publish
 from converter.cli.tables import lint, tables
@@ -43,20 +45,10 @@ def main() -> None:
     """
 
 
-for _command in (
-    convert,
-    inspect,
-    explain,
-    diff,
-    draft,
-    parity,
-    capture,
-    certify,
-    verify,
-    publish,
-    tables,
-    lint,
-):
+_COMMANDS = (
+    convert, inspect, explain, diff, draft, parity, capture, certify, verify, detect, package, publish, tables, lint,
+)  # fmt: skip
+for _command in _COMMANDS:
     main.add_command(_command)
 
 

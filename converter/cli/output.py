@@ -18,12 +18,14 @@ from converter.errors import CaptureError, ConverterError, HubError, PlanError, 
 
 P = ParamSpec("P")
 _SHOWN_PROBLEMS = 40
-# what only some commands need: what for, and the extra that installs it
+# what only some commands need: the package that holds it, what for, and the extra that installs it
 _EXTRAS = {
-    "torch": ("runs the model", "model"),
-    "safetensors": ("runs the model", "model"),
-    "scipy": ("matches names", "draft"),
-    "huggingface_hub": ("speaks to the Hub or for it", "hub"),
+    "torch": ("torch", "runs the model", "model"),
+    "safetensors": ("safetensors", "runs the model", "model"),
+    "scipy": ("scipy", "matches names", "draft"),
+    "PIL": ("pillow", "reads pictures", "detect"),
+    "tokenizers": ("tokenizers", "makes tokens", "detect"),
+    "huggingface_hub": ("huggingface_hub", "speaks to the Hub or for it", "hub"),
 }
 
 
@@ -46,11 +48,11 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
         except ConverterError as error:
             _fail(error, as_json=bool(kwargs.get("as_json")))
         except ModuleNotFoundError as error:
-            package = (error.name or "").split(".")[0]
-            if package not in _EXTRAS:
+            module = (error.name or "").split(".")[0]
+            if module not in _EXTRAS:
                 raise
-            why, extra = _EXTRAS[package]
-            kind = HubError if package == "huggingface_hub" else CaptureError
+            package, why, extra = _EXTRAS[module]
+            kind = HubError if extra == "hub" else CaptureError
             missing = kind(f"this command {why} and needs {package}: pip install 'converter[{extra}]'")
             _fail(missing, as_json=bool(kwargs.get("as_json")))
         except KeyboardInterrupt:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 
 from converter import __version__
 from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.checkpoint.hashes import tensor_hashes
 from converter.convert import digest_of_tensors
 from converter.display import file_name, plain, quoted
 from converter.errors import CaptureError, ConverterError
@@ -65,19 +65,6 @@ def certificate_path(weights: Path) -> Path:
     return weights / "parity.json" if weights.is_dir() else weights.with_suffix(".parity.json")
 
 
-def tensor_hashes(weights: Path, on_bytes: Callable[[int], object] = lambda count: None) -> dict[str, str]:
-    """SHA-256 of every tensor's bytes, by name."""
-    hashes = {}
-    with open_checkpoint(weights) as checkpoint:
-        for name in checkpoint.tensors:
-            digest = hashlib.sha256()
-            for chunk in checkpoint.chunks(name):
-                digest.update(chunk)
-                on_bytes(len(chunk))
-            hashes[name] = digest.hexdigest()
-    return hashes
-
-
 def certify(
     weights: Path,
     capture: Capture,
@@ -89,8 +76,8 @@ def certify(
     """Write the certificate of `weights`, which `model` (float64) holds. CaptureError unless every report passed."""
     if not reports or not all(report.passed for report in reports):
         raise CaptureError(f"{file_name(weights)}: not certified, since not every comparison passed.")
-    hashes = tensor_hashes(weights, on_bytes)
     with open_checkpoint(weights) as checkpoint:
+        hashes = tensor_hashes(checkpoint, on_bytes)
         digest = _digest(checkpoint, hashes)
     table = load_table(capture.table)
     content = {
@@ -166,15 +153,14 @@ def compare_tensors(
     """
     content = _read(certificate)
     expected: Mapping[str, str] = content["weights"]["tensors"]
-    found = tensor_hashes(weights, on_bytes)
-    changed = tuple(name for name in expected if name in found and found[name] != expected[name])
-    missing, added = tuple(sorted(set(expected) - set(found))), tuple(sorted(set(found) - set(expected)))
-    if not (changed or missing or added):
-        with open_checkpoint(weights) as checkpoint:
-            if _digest(checkpoint, found) != content["weights"]["sha256"]:
-                raise CaptureError(
-                    f"{file_name(certificate)}: its hash of all tensors is not that of its list. Get it again."
-                )
+    with open_checkpoint(weights) as checkpoint:
+        found = tensor_hashes(checkpoint, on_bytes)
+        changed = tuple(name for name in expected if name in found and found[name] != expected[name])
+        missing, added = tuple(sorted(set(expected) - set(found))), tuple(sorted(set(found) - set(expected)))
+        if not (changed or missing or added) and _digest(checkpoint, found) != content["weights"]["sha256"]:
+            raise CaptureError(
+                f"{file_name(certificate)}: its hash of all tensors is not that of its list. Get it again."
+            )
     return content, changed, missing, added
 
 

@@ -1,0 +1,172 @@
+"""`converter detect`: boxes of what a prompt names, in pictures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from converter.cli.output import print_json, progress, reports_errors
+from converter.cli.run_options import run_options
+from converter.errors import DestinationError, ModelError
+
+if TYPE_CHECKING:
+    from converter.detect import Found, Prompt
+
+_EPILOG = """\b
+Examples:
+  converter detect glip-t/ street.jpg --prompt "person. traffic light."
+  converter detect glip-t.safetensors *.jpg --prompt "dog. cat." --vocab vocab.txt --out found/
+  converter detect glip-t/ park.jpg --caption "a person with two dogs" --span 2:8 --span 18:22 --json
+\b
+Boxes are x1 y1 x2 y2 in pixels of the upright picture; labels count the phrases
+from 1. Class names are joined by '. ', as the reference does to evaluate.
+Exit codes: 0 done, 7 a picture or the prompt cannot be used (the other pictures
+are done); others as in 'converter --help'."""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
+@click.option("--prompt", "names", metavar="NAMES", help="Class names, a full stop after each: 'person. dog.'")
+@click.option("--caption", help="A sentence; its phrases are named by --span.")
+@click.option("--span", "spans", multiple=True, metavar="FROM:TO", help="A phrase of --caption, in characters.")
+@click.option(
+    "--vocab",
+    type=click.Path(path_type=Path),
+    help="vocab.txt or tokenizer.json. Default: in MODEL's folder, else BERT base uncased from the Hub.",
+)
+@click.option(
+    "--threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Keep what scores above this."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write drawn pictures and detections.json to.")
+@click.option("--force", is_flag=True, help="Write into a folder that is not empty.")
+@run_options("float32")
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+@reports_errors
+def detect(
+    model: Path,
+    images: tuple[Path, ...],
+    names: str | None,
+    caption: str | None,
+    spans: tuple[str, ...],
+    vocab: Path | None,
+    threshold: float,
+    out: Path | None,
+    force: bool,
+    device: str,
+    dtype: str,
+    tf32: bool,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Find in each IMAGE what a prompt names, with MODEL, a converted file or folder."""
+    if (names is None) == (caption is None):
+        raise click.UsageError("give either --prompt or --caption")
+    if caption is None and spans:
+        raise click.UsageError("--span names phrases of a --caption")
+    if caption is not None and not spans:
+        raise click.UsageError("--caption needs a --span for each phrase to look for")
+    places = _places(out, images, force)
+    from converter.detect import Detector, read_image
+    from converter.detect.detector import as_lists, folder_settings
+    from converter.parity.device import load_model
+    from converter.tokenizer import find_tokenizer
+
+    prompt = _prompt(names, caption, spans)
+    tokenizer = find_tokenizer(model, vocab)
+    detector = Detector(load_model(model, device, dtype, tf32, threads), tokenizer, folder_settings(model))
+    texts = [part.text for part in detector.captions(prompt)]
+    entries: list[dict[str, Any]] = []
+    problems: list[str] = []
+    with progress(len(images), "detecting", " pictures") as advance:
+        for path, place in zip(images, places, strict=True):
+            entry: dict[str, Any] = {"image": str(path)}
+            try:
+                picture = read_image(path)
+                found = detector.detect(picture, prompt, threshold)
+            except ModelError as error:
+                if len(images) == 1:
+                    raise
+                entry["error"] = str(error)
+                problems.append(str(error))
+            else:
+                entry |= {"width": found.width, "height": found.height, **as_lists(found)}
+                if place is not None:
+                    _save(place, picture, found)
+                    entry["drawing"] = str(place)
+            entries.append(entry)
+            advance(1)
+    content = {"model": str(model), "captions": texts, "threshold": threshold, "images": entries}
+    if out is not None:
+        from converter.parity.capture import write_whole
+        from converter.writer import to_json
+
+        write_whole(out / "detections.json", lambda partial: partial.write_bytes(to_json(content)))
+    if as_json:
+        print_json(content)
+    else:
+        _print(entries)
+    for problem in problems:
+        click.echo(f"error: {problem}", err=True)
+    if problems:
+        sys.exit(ModelError.exit_code)
+
+
+def _prompt(names: str | None, caption: str | None, spans: tuple[str, ...]) -> Prompt:
+    from converter.detect import Prompt
+    from converter.detect.prompt import parse_span
+
+    if caption is not None:
+        return Prompt.of_caption(caption, [parse_span(span) for span in spans])
+    return Prompt.parse(names or "")
+
+
+def _places(out: Path | None, images: tuple[Path, ...], force: bool) -> list[Path | None]:
+    """Where each drawing goes; the folder is made. DestinationError if something would be lost."""
+    if out is None:
+        return [None] * len(images)
+    try:
+        out.mkdir(exist_ok=True)
+        if any(out.iterdir()) and not force:
+            raise DestinationError(f"{out} is not empty; --force writes into it")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DestinationError(f"{out} cannot be written: {reason}; choose another folder") from None
+    places: list[Path | None] = []
+    taken: set[str] = set()
+    for path in images:
+        name, number = f"{path.stem}.png", 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{path.stem}-{number}.png"
+        taken.add(name.lower())
+        place = out / name
+        if place.exists() and any(other.exists() and place.samefile(other) for other in images):
+            raise DestinationError(f"{place} is one of the pictures; choose another folder")
+        places.append(place)
+    return places
+
+
+def _save(place: Path, picture: Any, found: Found) -> None:
+    from converter.detect.draw import draw
+    from converter.parity.capture import write_whole
+
+    drawing = draw(picture, found)
+    write_whole(place, lambda partial: drawing.save(partial, format="PNG"))
+
+
+def _print(entries: list[dict[str, Any]]) -> None:
+    from converter.display import plain
+
+    for entry in entries:
+        if "error" in entry:
+            continue
+        click.echo(f"{plain(entry['image'], 1024)}: {entry['width']}x{entry['height']}, {len(entry['boxes'])} found")
+        for box, score, phrase in zip(entry["boxes"], entry["scores"], entry["phrases"], strict=True):
+            corners = " ".join(f"{corner:8.1f}" for corner in box)
+            click.echo(f"  {score:.3f}  {corners}  {plain(phrase)}")
+        if "drawing" in entry:
+            click.echo(f"  drawn: {entry['drawing']}")

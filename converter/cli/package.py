@@ -1,0 +1,90 @@
+"""`converter package`: the folder to publish, from a conversion."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+from converter.cli.output import gigabytes, print_json, progress, reports_errors
+
+_EPILOG = """\b
+Examples:
+  converter package glip-t.safetensors to-publish/ --vocab vocab.txt --model-name glip-t
+  converter package glip-t/ to-publish/ --repo-id someone/glip-t --dry-run
+\b
+Certify first: without parity.json beside the weights the card says UNVERIFIED.
+Exit codes: see 'converter --help'; 8 also for a certificate of other weights."""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("conversion", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--vocab",
+    type=click.Path(path_type=Path),
+    help="vocab.txt or tokenizer.json. Default: in CONVERSION's folder, else BERT base uncased from the Hub.",
+)
+@click.option("--model-name", metavar="NAME", help="The released model that this is: glip-t-a, -b, -c, glip-t, glip-l.")
+@click.option("--repo-id", metavar="OWNER/NAME", help="Where it will be on the Hub; the card's example loads it there.")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Page of a comparison to add. Default: report.html in the folder, NAME.report.html beside the file.",
+)
+@click.option("--force", is_flag=True, help="Replace a folder that an earlier run wrote.")
+@click.option("--dry-run", is_flag=True, help="Check everything, write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@reports_errors
+def package(
+    conversion: Path,
+    out: Path,
+    vocab: Path | None,
+    model_name: str | None,
+    repo_id: str | None,
+    report: Path | None,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Build the folder OUT to publish from CONVERSION, a file or folder that `convert` wrote.
+
+    Weights (hard links where possible), configuration, tokenizer, evidence and a model card. It appears whole or not
+    at all.
+    """
+    if repo_id is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", repo_id, re.ASCII):
+        raise click.UsageError(f"--repo-id: {repo_id!r} is not OWNER/NAME")
+    from converter.checkpoint import open_checkpoint
+    from converter.package import make_package, write_package
+    from converter.package.folder import check_package_destination
+    from converter.tokenizer import find_tokenizer
+
+    with open_checkpoint(conversion) as checkpoint:
+        check_package_destination(out, force=force, inputs=checkpoint.files)
+        size = checkpoint.size
+    tokenizer = find_tokenizer(conversion, vocab)
+    with progress(size, "hashing") as advance:
+        made = make_package(
+            conversion, tokenizer, model_name=model_name, repo_id=repo_id, report=report, on_bytes=advance
+        )
+    if not dry_run:
+        write_package(made, out, force=force)
+    if as_json:
+        print_json(
+            {
+                "destination": str(out),
+                "written": not dry_run,
+                "certified": made.evidence is not None,
+                "files": made.sizes,
+                "card": made.documents["README.md"].decode(),
+            }
+        )
+        return
+    for name, count in made.sizes.items():
+        click.echo(f"  {gigabytes(count):>10}  {name}")
+    if made.evidence is None:
+        click.echo("UNVERIFIED: there is no certificate; the card says so. `converter certify` writes one.")
+    if model_name is None:
+        click.echo("no --model-name: the card gives neither training data nor figures nor a licence")
+    click.echo("dry run: nothing was written" if dry_run else f"written: {out}")

@@ -1,0 +1,144 @@
+"""A model with its vocabulary and its preprocessing: pictures and prompts in, boxes in the picture's pixels out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from converter.detect.images import pad, read_image, to_rgb, to_tensor
+from converter.detect.prompt import Caption, Prompt, captions
+from converter.display import file_name
+from converter.errors import ModelError
+from converter.model import GLIP
+from converter.model.detection import DETECTIONS_PER_IMAGE
+from converter.preprocessing import Preprocessing, glip_preprocessing
+from converter.tokenizer import Tokenizer, find_tokenizer
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was found in one picture, by falling score.
+
+    width, height  of the upright picture in pixels
+    boxes          (N, 4) float32, x1 y1 x2 y2 in these pixels
+    scores         (N,) in (0, 1)
+    labels         (N,) int64: which phrase of the prompt, counted from 1
+    phrases        the phrase of each
+    """
+
+    width: int
+    height: int
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    phrases: tuple[str, ...]
+
+
+class Detector:
+    """Finds in pictures what a prompt names.
+
+        detector = Detector.from_pretrained("glip-t", vocabulary="vocab.txt")
+        found = detector.detect("street.jpg", "person. traffic light.")
+
+    ModelError if the vocabulary has not as many entries as the model.
+    """
+
+    def __init__(self, model: GLIP, tokenizer: Tokenizer, settings: Preprocessing | None = None) -> None:
+        if tokenizer.size != model.config.vocab_size:
+            raise ModelError(
+                f"{tokenizer.origin}: the vocabulary has {tokenizer.size} entries, the model "
+                f"{model.config.vocab_size}. Give the one that the model was trained with."
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.settings = settings or glip_preprocessing()
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | os.PathLike[str], vocabulary: str | os.PathLike[str] | None = None, device: str = "cpu"
+    ) -> Detector:
+        """The model of a file or folder; its vocabulary from `vocabulary`, the folder, or the Hub."""
+        path = Path(path)
+        tokenizer = find_tokenizer(path, None if vocabulary is None else Path(vocabulary))
+        return cls(GLIP.from_pretrained(path).to(device), tokenizer, folder_settings(path))
+
+    def captions(self, prompt: Prompt) -> list[Caption]:
+        """What the model is given to read: several captions where the prompt is too long for one."""
+        return captions(prompt, self.tokenizer, self.settings)
+
+    @torch.inference_mode()
+    def detect(
+        self, image: str | os.PathLike[str] | Image.Image, prompt: str | Prompt, threshold: float = 0.5
+    ) -> Found:
+        """All that scores above the threshold, at most the best 100 (more only where they tie).
+
+        Where a prompt takes several captions, each is looked for by itself, and the best of all are kept, as the
+        reference does in chunks. Scores below 0.05 of the phrase, before centerness, are never found.
+        """
+        image = read_image(Path(image)) if isinstance(image, str | os.PathLike) else to_rgb(image)
+        if isinstance(prompt, str):
+            prompt = Prompt.parse(prompt)
+        tensor = to_tensor(image, self.settings)
+        height, width = tensor.shape[-2:]
+        batch = pad(tensor, self.settings.size_multiple)
+        parts = [self._detect(batch, (height, width), caption) for caption in self.captions(prompt)]
+        boxes, scores, labels = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+        order = scores.argsort(descending=True, stable=True)
+        order = order[scores[order] > threshold]
+        if len(order) > DETECTIONS_PER_IMAGE:
+            order = order[scores[order] >= scores[order[DETECTIONS_PER_IMAGE - 1]]]
+        # corners are scaled, without their last pixel, as the reference scales them
+        scale = torch.tensor([image.width / width, image.height / height] * 2)
+        labels = labels[order]
+        return Found(
+            image.width,
+            image.height,
+            boxes[order] * scale,
+            scores[order],
+            labels,
+            tuple(prompt.phrases[label - 1] for label in labels.tolist()),
+        )
+
+    def _detect(self, batch: Tensor, size: tuple[int, int], caption: Caption) -> tuple[Tensor, Tensor, Tensor]:
+        device = next(self.model.parameters()).device
+        ids = torch.tensor([caption.ids], device=device)
+        out = self.model(batch.to(device), ids, torch.ones_like(ids))
+        (found,) = self.model.detect(out, [size], caption.positive_map)
+        return found.boxes, found.scores, found.labels
+
+
+def folder_settings(model: Path) -> Preprocessing:
+    """The preprocessing that a packaged folder states, else the usual one."""
+    config = model / "config.json"
+    if not config.is_file():
+        return glip_preprocessing()
+    try:
+        stated = json.loads(config.read_bytes()).get("preprocessing")
+    except (OSError, ValueError, RecursionError, AttributeError):
+        return glip_preprocessing()  # loading the model says what is wrong with it
+    if stated is None:
+        return glip_preprocessing()
+    try:
+        return Preprocessing.from_dict(stated)
+    except ModelError as error:
+        raise ModelError(f"{file_name(config)}: {error}") from None
+
+
+def as_lists(found: Found) -> dict[str, Sequence[object]]:
+    """Boxes, scores, labels and phrases as JSON knows them."""
+    return {
+        "boxes": [[round(corner, 2) for corner in box] for box in found.boxes.tolist()],
+        "scores": [round(score, 6) for score in found.scores.tolist()],
+        "labels": found.labels.tolist(),
+        "phrases": list(found.phrases),
+    }

@@ -1,0 +1,225 @@
+"""The folder to publish as a value, and writing it: whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from converter import __version__
+from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.checkpoint.hashes import tensor_hashes
+from converter.display import counted, file_name, plain
+from converter.errors import CaptureError, DestinationError, ModelError
+from converter.package.card import Facts, model_card, zoo
+from converter.package.evidence import Evidence, read_evidence
+from converter.preprocessing import glip_preprocessing
+from converter.staging import Staging, check_destination, is_file_name, writing
+from converter.tokenizer import Tokenizer
+from converter.writer import INDEX_NAME, to_json
+
+CERTIFICATE, REPORT, CARD = "parity.json", "report.html", "README.md"
+DOCUMENTS = (
+    CERTIFICATE, REPORT, CARD, "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json",
+)  # fmt: skip
+_LIMIT = 64 << 20  # bytes of a document
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """What the folder will hold: `documents` by their content, `weights` by the files that they are now.
+
+    `evidence` is None where the conversion was never certified.
+    """
+
+    documents: Mapping[str, bytes]
+    weights: Mapping[str, Path]
+    evidence: Evidence | None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file, by name."""
+        sizes = {name: len(content) for name, content in self.documents.items()}
+        return dict(sorted((sizes | {name: path.stat().st_size for name, path in self.weights.items()}).items()))
+
+
+def make_package(
+    conversion: Path,
+    tokenizer: Tokenizer,
+    *,
+    model_name: str | None = None,
+    repo_id: str | None = None,
+    report: Path | None = None,
+    on_bytes: Callable[[int], object] = lambda count: None,
+) -> Package:
+    """All that is to be published of what `convert` wrote, checked: every tensor is hashed.
+
+    `model_name`: which released model this is, if it is one; nothing in a checkpoint tells. `repo_id`: where it will
+    be on the Hub. Raises ModelError, CheckpointError or CaptureError where the parts are not of one another.
+    """
+    with open_checkpoint(conversion) as checkpoint:
+        config, ledger = _records(conversion, checkpoint)
+        if tokenizer.size != config["config"].get("vocab_size"):
+            raise ModelError(
+                f"{tokenizer.origin}: the vocabulary has {tokenizer.size} entries, the model "
+                f"{config['config'].get('vocab_size')}. Give the one that it was trained with."
+            )
+        _check_name(model_name, ledger)
+        path = _beside(conversion, ".parity.json", CERTIFICATE)
+        evidence = read_evidence(path) if path.exists() else None
+        hashes = tensor_hashes(checkpoint, on_bytes)
+        _check_hashes(conversion, hashes, ledger["tensors"], "conversion.json")
+        if evidence is not None:
+            _check_hashes(path, hashes, evidence.tensors, "the certificate")
+        checkpoint.verify_unchanged()
+        sharded = checkpoint.layout == "safetensors-sharded"
+        weights = {source.name if sharded else "model.safetensors": source for source in checkpoint.files}
+        dtypes = sorted({tensor.dtype.name for tensor in checkpoint.tensors.values()})
+        parameters = sum(tensor.numel for tensor in checkpoint.tensors.values())
+        index = {INDEX_NAME: _content(checkpoint.path)} if sharded else {}
+    settings = glip_preprocessing()
+    files = tokenizer.files(settings.caption_tokens)
+    documents = {**index, **files}
+    documents["config.json"] = to_json(
+        {
+            **{key: config[key] for key in ("model", "variant", "config")},
+            "model_name": model_name,
+            "preprocessing": settings.to_dict(),
+            "vocabulary": {
+                "entries": tokenizer.size,
+                "sha256": hashlib.sha256(files["vocab.txt"]).hexdigest(),
+                "bert_base_uncased": tokenizer.is_bert_base_uncased,
+            },
+            "provenance": {
+                "converter": ledger["converter"],
+                "lossless": ledger["lossless"],
+                "packaged_by": __version__,
+                "source": ledger["source"],
+                "table": ledger["table"],
+                "weights_sha256": ledger["sha256"],
+            },
+        }
+    )
+    documents["conversion.json"] = to_json(ledger)
+    if evidence is not None:
+        documents[CERTIFICATE] = _content(path)
+    report = report or _beside(conversion, ".report.html", REPORT)
+    if report.exists():
+        documents[REPORT] = _content(report)
+    facts = Facts(
+        model_name=model_name,
+        repo_id=repo_id,
+        config=config,
+        ledger=ledger,
+        evidence=evidence,
+        dtypes=tuple(dtypes),
+        parameters=parameters,
+        bert_base_uncased=tokenizer.is_bert_base_uncased,
+        files=(*documents, *weights, CARD),
+    )
+    package = Package(documents, weights, evidence)
+    return replace(package, documents={**documents, CARD: model_card(facts).encode()})
+
+
+def write_package(package: Package, destination: Path, *, force: bool = False) -> None:
+    """Write the folder. Raises DestinationError; whatever is raised, the destination is as it was."""
+    check_package_destination(destination, force=force, inputs=package.weights.values())
+    with Staging(destination, force=force) as staging:
+        staging.require_space(sum(len(content) for content in package.documents.values()))
+        for name, content in package.documents.items():
+            descriptor = staging.create(name, len(content))
+            with writing(destination):
+                done = 0
+                while done < len(content):
+                    done += os.pwrite(descriptor, content[done:], done)
+        for name, source in package.weights.items():
+            staging.take(name, source)
+        staging.commit()
+
+
+def check_package_destination(destination: Path, *, force: bool, inputs: Collection[Path]) -> None:
+    """Refuse, before anything is read, a destination that can't be a folder of ours."""
+    if is_file_name(destination):
+        raise DestinationError(
+            f"{file_name(destination)}: a package is a folder; choose a name without {destination.suffix}"
+        )
+    check_destination(destination, force=force, inputs=list(inputs), also_ours=DOCUMENTS)
+
+
+def _records(conversion: Path, checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configuration and the ledger of a conversion. ModelError if either is missing or no such thing."""
+    texts: dict[str, bytes | str | None]
+    if conversion.is_dir():
+        texts = {
+            key: _content(conversion / name) if (conversion / name).is_file() else None
+            for key, name in (("config", "config.json"), ("conversion", "conversion.json"))
+        }
+    else:
+        texts = {key: checkpoint.metadata.get(key) for key in ("config", "conversion")}
+    found: list[dict[str, Any]] = []
+    for key, text in texts.items():
+        if text is None:
+            raise ModelError(
+                f"{file_name(conversion)}: has no record {key!r} of a conversion. Package what `convert` wrote."
+            )
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError):
+            content = None
+        sound = isinstance(content, dict) and (
+            content.get("model") == "glip" and isinstance(content.get("config"), dict) and "variant" in content
+            if key == "config"
+            else _is_ledger(content)
+        )  # fmt: skip
+        if not sound:
+            raise ModelError(f"{file_name(conversion)}: its record {key!r} is none. Convert again.")
+        found.append(content)
+    config, ledger = found
+    if ledger["target"].get("part") or ledger.get("missing"):
+        raise ModelError(f"{file_name(conversion)}: holds only a part of a model. Package a whole one.")
+    return config, ledger
+
+
+def _is_ledger(content: dict[str, Any]) -> bool:
+    parts = {"source": dict, "table": dict, "target": dict, "tensors": dict, "left_out": list, "converter": str,
+             "sha256": str, "lossless": bool}  # fmt: skip
+    return all(isinstance(content.get(key), kind) for key, kind in parts.items())
+
+
+def _check_name(model_name: str | None, ledger: dict[str, Any]) -> None:
+    if model_name is None:
+        return
+    target = ledger["target"]
+    possible = [target.get("variant"), *target.get("also", [])]
+    if model_name not in zoo()["models"] or model_name not in possible:
+        expected = ", ".join(name for name in zoo()["models"] if name in possible) or "no released model"
+        raise ModelError(
+            f"{plain(model_name)!r} is not what was converted: its architecture is that of {expected}. State one of "
+            "them as the model's name, or none."
+        )
+
+
+def _check_hashes(where: Path, found: Mapping[str, str], expected: Mapping[str, str], record: str) -> None:
+    differing = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    if differing:
+        raise CaptureError(
+            f"{file_name(where)}: the weights differ from what {record} says in "
+            f"{counted(len(differing), 'tensor')}, {plain(differing[0])} first. Convert or certify again."
+        )
+
+
+def _beside(conversion: Path, suffix: str, name: str) -> Path:
+    return conversion / name if conversion.is_dir() else conversion.with_suffix(suffix)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > _LIMIT:
+            raise ModelError(f"{file_name(path)}: is larger than {_LIMIT >> 20} MiB. Was another file meant?")
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{file_name(path)}: cannot be read: {error.strerror}.") from None

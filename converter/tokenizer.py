@@ -1,0 +1,213 @@
+"""BERT's uncased WordPiece (Devlin et al. 2019, arXiv:1810.04805): from a vocabulary to ids with character spans.
+
+Only the vocabulary is taken from a file. All else is fixed, so that the truncation, the padding or the case of a
+`tokenizer.json` that was made for another model can't change what GLIP reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from converter.display import file_name, plain, quoted
+from converter.errors import ModelError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+SPECIAL = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
+FILES = ("tokenizer.json", "vocab.txt")  # in a folder, the first that is there
+BERT_BASE_UNCASED = "google-bert/bert-base-uncased"
+BERT_BASE_UNCASED_COMMIT = "86b5e0934494bd15c9632b12f734a8a67f723594"
+BERT_BASE_UNCASED_SHA256 = "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
+_LIMIT = 64 << 20  # bytes of a vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A caption in tokens, [CLS] and [SEP] included; `spans`: from and to which character, None for these two."""
+
+    ids: tuple[int, ...]
+    spans: tuple[tuple[int, int] | None, ...]
+
+
+class Tokenizer:
+    """Words in, ids out. `pieces`: the vocabulary in the order of its ids; `origin`: where it is from."""
+
+    def __init__(self, pieces: tuple[str, ...], origin: str) -> None:
+        self.pieces = pieces
+        self.origin = origin
+        ids = {piece: number for number, piece in enumerate(pieces)}
+        missing = [token for token in SPECIAL.values() if token not in ids]
+        if missing:
+            raise ModelError(f"{origin}: no BERT vocabulary: it has no {', '.join(missing)}. Take that of {_NAME}.")
+        if len(ids) != len(pieces):
+            twice = next(piece for number, piece in enumerate(pieces) if ids[piece] != number)
+            raise ModelError(f"{origin}: the piece {quoted(twice, 40)} appears twice. Get the vocabulary again.")
+        self._ids = ids
+
+    @classmethod
+    def load(cls, path: Path) -> Tokenizer:
+        """From `vocab.txt`, `tokenizer.json` or a folder with one of them. ModelError if it is none of these."""
+        if os.path.isdir(path):
+            found = [path / name for name in FILES if (path / name).is_file()]
+            if not found:
+                raise ModelError(
+                    f"{file_name(path)}: has no {' and no '.join(FILES)}. Give a vocabulary: --vocab vocab.txt"
+                )
+            path = found[0]
+        text = _read(path)
+        pieces = _pieces(path, text) if path.suffix == ".json" else _lines(text)
+        return cls(pieces, file_name(path))
+
+    @classmethod
+    def from_hub(cls) -> Tokenizer:
+        """BERT base uncased from the Hub or its cache, its bytes checked. ModelError where it can't be had."""
+        from huggingface_hub import hf_hub_download
+
+        try:
+            path = Path(hf_hub_download(BERT_BASE_UNCASED, "vocab.txt", revision=BERT_BASE_UNCASED_COMMIT))
+        except Exception as error:  # network, proxy, cache, HTTP: all of them mean the same here
+            reason = plain(str(error).split("\n")[0], 200)
+            raise ModelError(
+                f"the vocabulary of {_NAME} can't be fetched ({reason}). Give a copy: --vocab vocab.txt"
+            ) from error
+        if hashlib.sha256(path.read_bytes()).hexdigest() != BERT_BASE_UNCASED_SHA256:
+            raise ModelError(f"{file_name(path)}: is not the vocabulary of {_NAME}. Remove it from the cache.")
+        return cls.load(path)
+
+    @property
+    def size(self) -> int:
+        """Entries, as `vocab_size` of a model counts them."""
+        return len(self.pieces)
+
+    @property
+    def unknown(self) -> int:
+        """The id of what is in no vocabulary."""
+        return self._ids["[UNK]"]
+
+    @property
+    def is_bert_base_uncased(self) -> bool:
+        """Whether the vocabulary is that of the released GLIP models, byte for byte."""
+        return hashlib.sha256(self._vocabulary_file()).hexdigest() == BERT_BASE_UNCASED_SHA256
+
+    def encode(self, text: str) -> Encoded:
+        """Tokens of a caption of any length."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ModelError(
+                f"{quoted(text, 80)} is no Unicode text: it holds half a character. Write it anew."
+            ) from None
+        encoding = self._backend.encode(text)
+        added = encoding.special_tokens_mask
+        spans = tuple(None if special else span for special, span in zip(added, encoding.offsets, strict=True))
+        return Encoded(tuple(encoding.ids), spans)
+
+    def files(self, caption_tokens: int) -> dict[str, bytes]:
+        """What `transformers.AutoTokenizer` loads: four files by name, the same for the same vocabulary."""
+        config = {
+            **SPECIAL,
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": True,
+            "strip_accents": None,
+            "tokenize_chinese_chars": True,
+            "model_max_length": caption_tokens,
+        }
+        return {
+            "vocab.txt": self._vocabulary_file(),
+            "tokenizer.json": self._backend.to_str(pretty=True).encode(),
+            "tokenizer_config.json": _json(config),
+            "special_tokens_map.json": _json(SPECIAL),
+        }
+
+    def _vocabulary_file(self) -> bytes:
+        return "".join(f"{piece}\n" for piece in self.pieces).encode()
+
+    @cached_property
+    def _backend(self) -> tokenizers.Tokenizer:
+        from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+        backend = Tokenizer(models.WordPiece(self._ids, unk_token="[UNK]", max_input_chars_per_word=100))
+        # accents are stripped because letters are made small: strip_accents=None follows lowercase
+        backend.normalizer = normalizers.BertNormalizer(
+            clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=True
+        )
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        backend.post_processor = processors.TemplateProcessing(
+            single="[CLS]:0 $A:0 [SEP]:0",
+            pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+            special_tokens=[(token, self._ids[token]) for token in ("[CLS]", "[SEP]")],
+        )
+        backend.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+        ordered = sorted(SPECIAL.values(), key=lambda token: self._ids[token])
+        backend.add_special_tokens([AddedToken(token, normalized=False) for token in ordered])
+        return backend
+
+
+def find_tokenizer(model: Path, vocabulary: Path | None) -> Tokenizer:
+    """The vocabulary that the user gave, else the one in the model's folder, else that of BERT from the Hub."""
+    if vocabulary is not None:
+        return Tokenizer.load(vocabulary)
+    if any((model / name).is_file() for name in FILES):
+        return Tokenizer.load(model)
+    return Tokenizer.from_hub()
+
+
+_NAME = "BERT base uncased"
+
+
+def _read(path: Path) -> str:
+    try:
+        if not path.is_file():
+            raise ModelError(f"{file_name(path)}: no such file. Give a vocabulary: --vocab vocab.txt")
+        if path.stat().st_size > _LIMIT:
+            raise ModelError(f"{file_name(path)}: is larger than {_LIMIT >> 20} MiB, so no vocabulary.")
+        return path.read_bytes().decode()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise ModelError(f"{file_name(path)}: can't be read as a vocabulary: {reason}.") from None
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    # not splitlines: the vocabulary may hold characters that other than "\n" count as ends of lines
+    lines = text.split("\n")
+    if lines and not lines[-1]:
+        lines.pop()
+    return tuple(line.removesuffix("\r") for line in lines)
+
+
+def _pieces(path: Path, text: str) -> tuple[str, ...]:
+    """The vocabulary in a `tokenizer.json`. ModelError unless it is an uncased WordPiece of ids without gaps."""
+    where = file_name(path)
+    try:
+        content: Any = json.loads(text)
+        model, normalizer = content["model"], content["normalizer"] or {}
+        kind, ids, small = model["type"], dict(model["vocab"]), normalizer.get("lowercase")
+        pieces = tuple(sorted(ids, key=lambda piece: ids[piece]))
+        gapless = [ids[piece] for piece in pieces] == list(range(len(pieces)))
+        added = [token["content"] for token in content.get("added_tokens", [])]
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        raise ModelError(f"{where}: is no tokenizer.json that can be read. Get it again, or give vocab.txt.") from None
+    if kind != "WordPiece" or small is not True:
+        raise ModelError(f"{where}: is a tokenizer of another kind, expected an uncased WordPiece: that of {_NAME}.")
+    more = [token for token in added if token not in ids]
+    if not gapless or more:
+        what = f"tokens outside its vocabulary ({plain(', '.join(map(str, more)))})" if more else "ids with gaps"
+        raise ModelError(f"{where}: has {what}, expected the ids of its vocabulary alone.")
+    return pieces
+
+
+def _json(content: Any) -> bytes:
+    return json.dumps(content, indent=2, sort_keys=True).encode() + b"\n"
