@@ -17,7 +17,7 @@ from converter.plan import Plan, Tensor
 
 SIZES: dict[str, Any] = {
     "embed_dim": 4, "depths": (2, 1, 3, 2), "num_heads": (1, 2, 2, 4), "window_size": 3, "mlp_ratio": 2,
-    "patch_size": 2, "channels": 8, "vocab_size": 11, "text_dim": 6, "text_layers": 2, "text_heads": 2,
+    "patch_size": 2, "channels": 16, "vocab_size": 11, "text_dim": 6, "text_layers": 2, "text_heads": 2,
     "text_mlp_dim": 10, "max_positions": 7, "type_vocab_size": 2, "head_blocks": 2,
     "fusion": True, "fusion_dim": 12, "fusion_heads": 2,
     "prompt_length": 0, "anchor_strides": (8, 16, 32, 64, 128), "anchor_sizes": (64, 128, 256, 512, 1024),
