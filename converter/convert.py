@@ -58,12 +58,14 @@ def convert(
     force: bool = False,
     residue: Checkpoint | None = None,
     keep_residue: bool = False,
+    origin: Mapping[str, Any] | None = None,
     on_bytes: Callable[[int], None] = lambda count: None,
 ) -> Conversion:
     """Write what `plan` says to `destination`: one file if it ends in `.safetensors` or `.pth`, else a folder.
 
-    `residue` is where the plan's carried steps read; `keep_residue` writes what is left out beside the result.
-    `on_bytes` is called from several threads with the number of bytes written since the last call.
+    `residue` is where the plan's carried steps read; `keep_residue` writes what is left out beside the result; `origin`
+    says where the checkpoint was had from, for the ledger. `on_bytes` is called from several threads with the number of
+    bytes written since the last call.
     Raises DestinationError, CheckpointError, or PlanError for a value that a cast cannot hold. Whatever is raised, the
     destination is as it was.
     """
@@ -74,7 +76,7 @@ def convert(
     if keep_residue and is_file_name(destination):
         check_destination(beside, force=force, inputs=inputs)
     # hashes are not known yet, but their length is, and so is the length of every header
-    draft = _ledger(checkpoint, plan, {t.name: _NO_HASH for t in plan.targets}, _NO_HASH)
+    draft = _ledger(checkpoint, plan, {t.name: _NO_HASH for t in plan.targets}, _NO_HASH, origin)
     outputs, shards = _outputs(plan, destination, draft, max_shard_size)
     if keep_residue:
         (shard,) = lay_out([target for step in kept for target in step.targets], beside.name)
@@ -110,7 +112,8 @@ def convert(
         checkpoint.verify_unchanged()
         if residue is not None:
             residue.verify_unchanged()
-        ledger = _ledger(checkpoint, plan, {t.name: hashes[t.name] for t in plan.targets}, _digest(plan, hashes))
+        made = {t.name: hashes[t.name] for t in plan.targets}
+        ledger = _ledger(checkpoint, plan, made, _digest(plan, hashes), origin)
         with writing(destination):
             for output, descriptor in zip(outputs, descriptors, strict=True):
                 for position, piece in output.frame(ledger, crcs):
@@ -226,7 +229,13 @@ def digest_of_tensors(tensors: Iterable[tuple[str, str, Sequence[int], str]]) ->
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
-def _ledger(checkpoint: Checkpoint, plan: Plan, hashes: dict[str, str], source_sha256: str) -> dict[str, Any]:
+def _ledger(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    hashes: dict[str, str],
+    source_sha256: str,
+    origin: Mapping[str, Any] | None,
+) -> dict[str, Any]:
     target = {"name": plan.target, "variant": plan.variant.name, "also": list(plan.variant.also)}
     through = {"through": {"name": plan.written.name, "sha256": plan.written.sha256}} if plan.written else {}
     return {
@@ -238,7 +247,12 @@ def _ledger(checkpoint: Checkpoint, plan: Plan, hashes: dict[str, str], source_s
         "missing": [{"names": entry.names, "reason": entry.reason} for entry in plan.missing],
         "rebuilt": [rebuilt.tensor.name for rebuilt in plan.rebuilt],
         "carried": [tensor.name for step in plan.carried for tensor in step.targets],
-        "source": {"layout": checkpoint.layout, "root": checkpoint.root, "sha256": source_sha256},
+        "source": {
+            "layout": checkpoint.layout,
+            "root": checkpoint.root,
+            "sha256": source_sha256,
+            **({"origin": dict(origin)} if origin else {}),
+        },
         "left_out": [
             {"name": out.tensor.name, "shape": list(out.tensor.shape), "reason": out.reason} for out in plan.left_out
         ],

@@ -12,7 +12,6 @@ import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +20,13 @@ from converter.checkpoint import DTYPES, Checkpoint, open_checkpoint
 from converter.convert import verify_left_out
 from converter.errors import ModelError
 from converter.formats import make_route, recognise
+from converter.hub import local_path
 from converter.mapping.cast import cast
 from converter.mapping.ops import apply_ops
 from converter.mapping.spec import load_spec
 from converter.mapping.table import hub_table
 from converter.model import GLIP, GLIPConfig
+from converter.model.head import Output
 from converter.model.inputs import check_images
 from converter.model.swin import SwinTransformer
 from converter.plan import Plan
@@ -56,6 +57,19 @@ class ImageEncoder(nn.Module):
         return features
 
 
+class WholeModel(GLIP):
+    """GLIP, which given images alone returns its image encoder's maps C3, C4, C5, as the other models of the zoo do."""
+
+    def forward(  # type: ignore[override]
+        self, images: Tensor, input_ids: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> Output | tuple[Tensor, Tensor, Tensor]:
+        if input_ids is None or attention_mask is None:
+            if input_ids is not attention_mask:
+                raise ModelError("input_ids and attention_mask come together; without both there is no text.")
+            return self.extract_feat(images)
+        return super().forward(images, input_ids, attention_mask)
+
+
 def model_names() -> list[str]:
     """Names that `get_model` knows."""
     return [*BACKBONES, *(name for v in load_spec("glip").variants for name in (v.name, *v.also))]
@@ -67,13 +81,15 @@ def get_model(
     *,
     root: str | None = None,
     pad_small_map: bool = True,
-) -> GLIP | ImageEncoder:
+) -> WholeModel | ImageEncoder:
     """The model `name` in float32 on the CPU, in eval mode.
 
-    pretrained: a checkpoint of any format that holds the model or more of it; False for random numbers.
+    pretrained: a checkpoint of any format that holds the model or more of it, as a path or as `org/name` or
+    `hf://org/name/file.pth@revision` of the Hugging Face Hub; False for random numbers.
     root: the state dict to take where the file holds several. pad_small_map: see `ImageEncoder`.
 
-    Raises ModelError for an unknown name or weights of another model, CheckpointError and PlanError as `convert`.
+    Raises ModelError for an unknown name or weights of another model, CheckpointError and PlanError as `convert`,
+    HubError for what the Hub does not give.
     """
     if name not in model_names():
         near = difflib.get_close_matches(name, model_names(), n=1)
@@ -82,19 +98,19 @@ def get_model(
     if not pad_small_map and name not in BACKBONES:
         raise ModelError(f"pad_small_map=False is MMPretrain's, and {name} is none of its models.")
     if pretrained is True:
-        raise ModelError(f"{name}: pretrained=True names no weights; give a path, since none are published yet.")
+        raise ModelError(f"{name}: pretrained=True names no weights; give a path, or where they are on the Hub.")
     if pretrained is False:
         config = GLIPConfig(**load_spec("glip").variant(BACKBONES.get(name, name)).config)  # type: ignore[arg-type]
         return _build(name, config, pad_small_map).eval()
-    with open_checkpoint(Path(pretrained), root) as checkpoint:
+    with open_checkpoint(local_path(pretrained), root) as checkpoint:
         return _loaded(name, checkpoint, pad_small_map).eval()
 
 
-def _build(name: str, config: GLIPConfig, pad_small_map: bool) -> GLIP | ImageEncoder:
-    return ImageEncoder(config, pad_small_map=pad_small_map) if name in BACKBONES else GLIP(config)
+def _build(name: str, config: GLIPConfig, pad_small_map: bool) -> WholeModel | ImageEncoder:
+    return ImageEncoder(config, pad_small_map=pad_small_map) if name in BACKBONES else WholeModel(config)
 
 
-def _loaded(name: str, checkpoint: Checkpoint, pad_small_map: bool) -> GLIP | ImageEncoder:
+def _loaded(name: str, checkpoint: Checkpoint, pad_small_map: bool) -> WholeModel | ImageEncoder:
     spec = load_spec("glip")
     plan = make_route(
         recognise(checkpoint, spec),

@@ -27,11 +27,11 @@ ORDER = [
     "torch_archive",
     "residue",
     "transfer",
+    "hub",
     "model",
     "convert",
     "zoo",
     "parity",
-    "hub",
     "publish",
     "preprocessing",
     "tokenizer",
@@ -67,7 +67,7 @@ def test_imports_point_upwards(path: Path) -> None:
         return
     allowed = {"", own, *ORDER[: ORDER.index(own)]}
     if own == "model":
-        allowed = {"", "model", "errors"}
+        allowed = {"", "model", "errors", "hub"}  # hub: where from_pretrained finds what is not here
     used = {part_of(name) for name in imports_of(path) if name.split(".")[0] == "converter"}
     assert used - {"__version__"} <= allowed
 

@@ -1,7 +1,6 @@
 """What is written for transformers is loaded by its current release, from a folder, and computes the same.
 
 With older releases, and with the other packages, this is done at full size by scripts/peers.sh.
-transformers is imported in the tests: tests/hub sets huggingface_hub up before anything imports it.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import pytest
 import torch
 from small_formats import FORMATS, SIZES, execute, hub_weights
 from test_convert_formats import run, small_mappings
+from transformers import BertModel, SwinBackbone, SwinModel
 
 from converter.model import GLIP, GLIPConfig
 
@@ -49,8 +49,6 @@ def error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def test_swin_model_gives_the_last_map(own: GLIP, tmp_path: Path) -> None:
-    from transformers import SwinModel
-
     model = loaded(SwinModel, "transformers-swin", tmp_path, add_pooling_layer=False)
     images = torch.randn(2, 3, 96, 112, dtype=torch.float64)
     with torch.inference_mode():
@@ -60,8 +58,6 @@ def test_swin_model_gives_the_last_map(own: GLIP, tmp_path: Path) -> None:
 
 
 def test_swin_backbone_gives_all_three_maps(own: GLIP, tmp_path: Path) -> None:
-    from transformers import SwinBackbone
-
     model = loaded(SwinBackbone, "transformers-swin-backbone", tmp_path)
     images = torch.randn(2, 3, 96, 112, dtype=torch.float64)
     with torch.inference_mode():
@@ -70,8 +66,6 @@ def test_swin_backbone_gives_all_three_maps(own: GLIP, tmp_path: Path) -> None:
 
 
 def test_bert_model_gives_the_last_layer(own: GLIP, tmp_path: Path) -> None:
-    from transformers import BertModel
-
     model = loaded(BertModel, "transformers-bert", tmp_path, add_pooling_layer=False, attn_implementation="sdpa")
     ids = torch.tensor([[1, 5, 7, 2, 0, 0], [1, 3, 4, 6, 8, 2]])
     attended = torch.tensor([[1, 1, 1, 1, 0, 0], [1] * 6])

@@ -20,6 +20,7 @@ _VERIFY = """\b
 Examples:
   converter verify glip-t.safetensors
   converter verify glip-t/ --dtype float32 --json
+  converter verify org/glip-t@main
 \b
 Exit codes: 0 this copy computes what was certified, 1 it does not, 8 no sound
 certificate, or nothing says what this dtype may differ by."""
@@ -80,18 +81,29 @@ def certify(model: Path, references: Path, mutate: int, threads: int | None, for
 
 
 @click.command(epilog=_VERIFY)
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model_source", metavar="MODEL")
 @click.option("--certificate", type=click.Path(path_type=Path), help="Default: beside the weights.")
 @run_options("float64")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 @reports_errors
 def verify(
-    model: Path, certificate: Path | None, device: str, dtype: str, tf32: bool, threads: int | None, as_json: bool
+    model_source: str,
+    certificate: Path | None,
+    device: str,
+    dtype: str,
+    tf32: bool,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Check that this copy of MODEL is what was certified, and computes the same on this machine.
 
-    Every tensor is hashed, then the certificate's fingerprint is computed again. The reference is not needed.
+    MODEL is a file, a folder, or org/name[@revision] of the Hub. Every tensor is hashed, then the certificate's
+    fingerprint is computed again. The reference is not needed.
     """
+    from converter.cli.sources import locate
+
+    located = locate(model_source, quiet=as_json)
+    model = located.path
     if not model.exists():
         raise CaptureError(f"{model}: no such file or folder")
     from converter.parity.certificate import verify
@@ -109,6 +121,7 @@ def verify(
         print_json(
             {
                 "certificate": str(result.certificate),
+                "origin": located.origin,
                 "verdict": verdict,
                 "problems": problems,
                 "device": report and report.device,

@@ -25,6 +25,7 @@ Examples:
   convert --src mmdet.pth --dst swin-t/ --to transformers-swin-backbone
   convert --src official.pth --dst glip-t.safetensors --keep-residue
   convert --src glip-t.safetensors --dst again.pth --to glip-official
+  convert --src hf://org/name/official.pth@main --dst glip-t.safetensors
 \b
 A --dst that ends in .safetensors becomes one self-describing file, one in .pth
 a file as torch.save writes it (not of glip). Any other becomes a folder with
@@ -38,8 +39,7 @@ Exit codes: see 'converter --help'."""
     "--src",
     "source",
     required=True,
-    type=click.Path(path_type=Path),
-    help="Checkpoint to read: .pth or safetensors.",
+    help="Checkpoint to read: .pth or safetensors, here or on the Hub (hf://org/name/file.pth@revision).",
 )
 @click.option(
     "--dst",
@@ -86,7 +86,7 @@ Exit codes: see 'converter --help'."""
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @reports_errors
 def convert(
-    source: Path,
+    source: str,
     destination: Path,
     source_format: str | None,
     target_format: str | None,
@@ -108,11 +108,13 @@ def convert(
         raise click.UsageError("--max-shard-size needs a folder as --dst, not a file")
     from converter import convert as engine
     from converter.checkpoint import open_checkpoint
+    from converter.cli.sources import locate
     from converter.staging import check_destination
     from converter.writer import nbytes
 
     with ExitStack() as opened:
-        checkpoint = opened.enter_context(open_checkpoint(source, root))
+        located = locate(source, quiet=as_json)
+        checkpoint = opened.enter_context(open_checkpoint(located.path, root))
         check_destination(destination, force=force, inputs=checkpoint.files)
         plan, residue = _plan(
             checkpoint, source_format, target_format, residue_file, opened, variant=variant, dtype=dtype
@@ -131,6 +133,7 @@ def convert(
                 force=force,
                 residue=residue,
                 keep_residue=keep_residue,
+                origin=located.origin,
                 on_bytes=advance,
             )
         if as_json:

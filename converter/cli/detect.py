@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _EPILOG = """\b
 Examples:
   converter detect glip-t/ street.jpg --prompt "person. traffic light."
+  converter detect org/glip-t street.jpg --prompt "person."
   converter detect glip-t.safetensors *.jpg --prompt "dog. cat." --vocab vocab.txt --out found/
   converter detect glip-t/ park.jpg --caption "a person with two dogs" --span 2:8 --span 18:22 --json
 \b
@@ -28,7 +29,7 @@ are done); others as in 'converter --help'."""
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model_source", metavar="MODEL")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
 @click.option("--prompt", "names", metavar="NAMES", help="Class names, a full stop after each: 'person. dog.'")
 @click.option("--caption", help="A sentence; its phrases are named by --span.")
@@ -47,7 +48,7 @@ are done); others as in 'converter --help'."""
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
 @reports_errors
 def detect(
-    model: Path,
+    model_source: str,
     images: tuple[Path, ...],
     names: str | None,
     caption: str | None,
@@ -62,7 +63,7 @@ def detect(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Find in each IMAGE what a prompt names, with MODEL, a converted file or folder."""
+    """Find in each IMAGE what a prompt names, with MODEL: a converted file or folder, or one of the Hub (org/name)."""
     if (names is None) == (caption is None):
         raise click.UsageError("give either --prompt or --caption")
     if caption is None and spans:
@@ -70,11 +71,14 @@ def detect(
     if caption is not None and not spans:
         raise click.UsageError("--caption needs a --span for each phrase to look for")
     places = _places(out, images, force)
+    from converter.cli.sources import locate
     from converter.detect import Detector, read_image
     from converter.detect.detector import as_lists, folder_settings
     from converter.parity.device import load_model
     from converter.tokenizer import find_tokenizer
 
+    located = locate(model_source, quiet=as_json)
+    model = located.path
     prompt = _prompt(names, caption, spans)
     tokenizer = find_tokenizer(model, vocab)
     detector = Detector(load_model(model, device, dtype, tf32, threads), tokenizer, folder_settings(model))
@@ -99,7 +103,12 @@ def detect(
                     entry["drawing"] = str(place)
             entries.append(entry)
             advance(1)
-    content = {"model": str(model), "captions": texts, "threshold": threshold, "images": entries}
+    content = {
+        "model": located.origin["reference"] if located.origin else str(model),
+        "captions": texts,
+        "threshold": threshold,
+        "images": entries,
+    }
     if out is not None:
         from converter.parity.capture import write_whole
         from converter.writer import to_json

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,8 +29,8 @@ _LINES = 40  # for people
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
+@click.argument("a")
+@click.argument("b")
 @click.option("--table", "table_name", help=f"Mapping table: a name or a path to JSON.  [default: {_TABLE}]")
 @click.option("--no-table", is_flag=True, help="Compare by the keys as they are in the files.")
 @click.option("--root-a", help="State dict of A to take where the file holds several.")
@@ -45,8 +44,8 @@ _LINES = 40  # for people
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @reports_errors
 def diff(
-    a: Path,
-    b: Path,
+    a: str,
+    b: str,
     table_name: str | None,
     no_table: bool,
     root_a: str | None,
@@ -65,10 +64,12 @@ def diff(
         raise click.UsageError("--tolerance needs a finite number")
     from converter import diff as engine
     from converter.checkpoint import open_checkpoint
+    from converter.cli.sources import locate
     from converter.mapping.table import load_table
 
     table = None if no_table else load_table(table_name or _TABLE)
-    with open_checkpoint(a, root_a) as first, open_checkpoint(b, root_b) as second:
+    paths = [locate(text, quiet=as_json).path for text in (a, b)]
+    with open_checkpoint(paths[0], root_a) as first, open_checkpoint(paths[1], root_b) as second:
         total = sum(tensor.nbytes for tensor in first.tensors.values())
         with progress(total, "comparing") as advance:
             found = engine.diff(first, second, table, tolerance=tolerance, on_bytes=advance)
@@ -79,10 +80,10 @@ def diff(
     click.get_current_context().exit(0 if found.is_equal else 1)
 
 
-def _text(found: Difference, a: Path, b: Path, tolerance: float | None) -> list[str]:
+def _text(found: Difference, a: str, b: str, tolerance: float | None) -> list[str]:
     tolerated = [pair for pair in found.different if pair.tolerated]
     wrong = [pair for pair in found.different if not pair.tolerated]
-    lines = [f"A: {plain(str(a))}{_FAMILIES[found.families[0]]}", f"B: {plain(str(b))}{_FAMILIES[found.families[1]]}"]
+    lines = [f"A: {plain(a)}{_FAMILIES[found.families[0]]}", f"B: {plain(b)}{_FAMILIES[found.families[1]]}"]
     how = f"through table {found.by}, {found.variant}" if found.by else "by key"
     lines.append(
         f"compared {how}: {counted(found.compared, 'tensor')}, {found.compared - len(found.different)} identical"
@@ -149,7 +150,7 @@ def _pair(pair: Pair) -> str:
     return f"{plain(pair.a.name)}: {'; '.join(said)}"
 
 
-def _json(found: Difference, a: Path, b: Path, tolerance: float | None) -> dict[str, Any]:
+def _json(found: Difference, a: str, b: str, tolerance: float | None) -> dict[str, Any]:
     def tensor(seen: Seen) -> dict[str, Any]:
         return {"from": seen.sources, "shape": seen.shape, "dtype": seen.dtype.name}
 
@@ -158,8 +159,8 @@ def _json(found: Difference, a: Path, b: Path, tolerance: float | None) -> dict[
 
     return {
         "equal": found.is_equal,
-        "a": {"file": str(a), "side": found.families[0]},
-        "b": {"file": str(b), "side": found.families[1]},
+        "a": {"file": a, "side": found.families[0]},
+        "b": {"file": b, "side": found.families[1]},
         "table": found.by,
         "variant": found.variant,
         "tolerance": tolerance,

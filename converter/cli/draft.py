@@ -35,7 +35,7 @@ _SHOWN = 20
 
 
 @click.command(epilog=_EPILOG)
-@click.option("--src", "source", required=True, type=click.Path(path_type=Path), help="Checkpoint to describe.")
+@click.option("--src", "source_text", required=True, metavar="FILE", help="Checkpoint to describe: a path, or hf://...")
 @click.option(
     "--target",
     required=True,
@@ -51,7 +51,7 @@ _SHOWN = 20
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @reports_errors
 def draft(
-    source: Path,
+    source_text: str,
     target: str,
     folder: Path,
     name: str | None,
@@ -64,10 +64,12 @@ def draft(
 
     What is sure becomes rules, what is not becomes rules with a doubt for a person to settle. No weight is read.
     """
+    from converter.cli.sources import locate
     from converter.draft import known_target, new_target, propose
 
     if name is not None and not re.fullmatch(r"[a-z][a-z0-9-]*", name):
         raise click.BadParameter("a name is of a-z, 0-9 and '-', and begins with a letter", param_hint="--name")
+    source = locate(source_text, quiet=as_json).path
     sources, aside = _tensors(source, root)
     wanted: Target
     if _is_checkpoint(target):

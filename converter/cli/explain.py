@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,7 +19,7 @@ Examples:
 
 @click.command(epilog=_EPILOG)
 @click.argument("key")
-@click.option("--src", "source", required=True, type=click.Path(path_type=Path), help="Checkpoint to read.")
+@click.option("--src", "source", required=True, help="Checkpoint to read: a path, or hf://...")
 @click.option(
     "--table",
     "table_name",
@@ -32,19 +31,20 @@ Examples:
 @click.option("--variant", help="State the variant instead of inferring it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @reports_errors
-def explain(key: str, source: Path, table_name: str, root: str | None, variant: str | None, as_json: bool) -> None:
+def explain(key: str, source: str, table_name: str, root: str | None, variant: str | None, as_json: bool) -> None:
     """Say what becomes of KEY, a name of the checkpoint (with or without its prefix) or of the in-house model.
 
     Names the rule by its JSON pointer in the table, the ops and both shapes; for an unknown key, the nearest ones.
     Works on a checkpoint that does not fit, too. Exit code 5 if KEY is unknown.
     """
     from converter.checkpoint import open_checkpoint
+    from converter.cli.sources import locate
     from converter.errors import PlanError
     from converter.fit import make_plan, nearest
     from converter.mapping.table import load_table
 
     table = load_table(table_name)
-    with open_checkpoint(source, root) as checkpoint:
+    with open_checkpoint(locate(source, quiet=as_json).path, root) as checkpoint:
         plan = make_plan(
             table,
             checkpoint.tensors,

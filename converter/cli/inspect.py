@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -13,22 +12,24 @@ from converter.display import plain
 _EPILOG = """\b
 Examples:
   converter inspect official.pth
-  converter inspect official.pth --root model_ema --json"""
+  converter inspect official.pth --root model_ema --json
+  converter inspect hf://org/name/official.pth"""
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file")
 @click.option("--root", help="State dict to show where the file holds several.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @reports_errors
-def inspect(file: Path, root: str | None, as_json: bool) -> None:
+def inspect(file: str, root: str | None, as_json: bool) -> None:
     """Show the layout, tensors, pickled globals and variant of a checkpoint. Nothing in it is executed."""
     from converter.checkpoint import open_checkpoint
+    from converter.cli.sources import locate
     from converter.fit import make_plan
     from converter.mapping.documents import list_documents
     from converter.mapping.table import load_table
 
-    with open_checkpoint(file, root) as checkpoint:
+    with open_checkpoint(locate(file, quiet=as_json).path, root) as checkpoint:
         fits = []
         for document in list_documents("table"):
             plan = make_plan(

@@ -44,7 +44,7 @@ class _Mutations(click.ParamType[int]):
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model_source", metavar="MODEL")
 @click.option("--reference", required=True, type=click.Path(path_type=Path), help="Capture to compare with.")
 @click.option(
     "--mode",
@@ -62,7 +62,7 @@ class _Mutations(click.ParamType[int]):
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @reports_errors
 def parity(
-    model: Path,
+    model_source: str,
     reference: Path,
     mode: str,
     gate: str | None,
@@ -76,9 +76,11 @@ def parity(
     junit: Path | None,
     as_json: bool,
 ) -> None:
-    """Compare MODEL, a converted file or folder, with a capture, tap by tap."""
+    """Compare MODEL, a converted file or folder or one of the Hub (org/name), with a capture, tap by tap."""
+    from converter.cli.sources import locate
     from converter.parity.device import load_model
 
+    model = locate(model_source, quiet=as_json).path
     for output in (html, junit):
         if output is not None and output.exists() and any(map(output.samefile, (*weight_files(model), reference))):
             raise DestinationError(f"{output} is one of the inputs; choose another place")

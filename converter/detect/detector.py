@@ -16,6 +16,7 @@ from converter.detect.images import pad, read_image, to_rgb, to_tensor
 from converter.detect.prompt import Caption, Prompt, captions
 from converter.display import file_name
 from converter.errors import ModelError
+from converter.hub import local_path
 from converter.model import GLIP
 from converter.model.detection import DETECTIONS_PER_IMAGE
 from converter.preprocessing import Preprocessing, glip_preprocessing
@@ -65,10 +66,15 @@ class Detector:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | os.PathLike[str], vocabulary: str | os.PathLike[str] | None = None, device: str = "cpu"
+        cls,
+        path: str | os.PathLike[str],
+        vocabulary: str | os.PathLike[str] | None = None,
+        device: str = "cpu",
+        *,
+        revision: str | None = None,
     ) -> Detector:
-        """The model of a file or folder; its vocabulary from `vocabulary`, the folder, or the Hub."""
-        path = Path(path)
+        """The model of a file, a folder, or the Hub; its vocabulary from `vocabulary`, the folder, or the Hub."""
+        path = local_path(path, revision=revision)
         tokenizer = find_tokenizer(path, None if vocabulary is None else Path(vocabulary))
         return cls(GLIP.from_pretrained(path).to(device), tokenizer, folder_settings(path))
 

@@ -6,7 +6,16 @@ in no variable of this package, and texts of errors are cleaned of it.
 
 from converter.hub.hashes import Hashes, hash_file
 from converter.hub.requests import Failure, Retry, attempt, insist, pause, quiet, show_progress
-from converter.hub.resolve import MODEL_FILES, Reference, Resolved, is_model_file, parse_reference, resolve
+from converter.hub.resolve import (
+    MODEL_FILES,
+    Reference,
+    Resolved,
+    is_model_file,
+    is_on_hub,
+    local_path,
+    parse_reference,
+    resolve,
+)
 
 __all__ = [
     "MODEL_FILES",
@@ -19,6 +28,8 @@ __all__ = [
     "hash_file",
     "insist",
     "is_model_file",
+    "is_on_hub",
+    "local_path",
     "parse_reference",
     "pause",
     "quiet",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 T = TypeVar("T")
+_FILES = (".safetensors", ".pth", ".pt", ".bin", ".json")  # a mistyped path, not a repository
 SCHEME = "hf://"
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 SHARD = "model-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].safetensors"
@@ -43,11 +45,18 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A local file, or a folder with a model, and the commit that it is of."""
+    """A local file, or a folder with a model, the commit that it is of, and the SHA-256 of each file of it."""
 
     path: Path
     repo_id: str
     commit: str
+    files: Mapping[str, str]
+
+    @property
+    def reference(self) -> str:
+        """`hf://org/name@COMMIT` or `hf://org/name/file.pth@COMMIT`: the same bytes for ever."""
+        inside = "" if self.path.is_dir() else f"/{self.path.relative_to(_snapshot(self.path)).as_posix()}"
+        return f"{SCHEME}{self.repo_id}{inside}@{self.commit}"
 
 
 def parse_reference(text: str) -> Reference | None:
@@ -58,6 +67,22 @@ def parse_reference(text: str) -> Reference | None:
     if match[2] is not None and any(part in ("", ".", "..") for part in match[2].split("/")):
         return None
     return Reference(match[1], match[2], match[3])
+
+
+def is_on_hub(text: str) -> bool:
+    """Whether `text` is to be looked for on the Hub: `hf://...`, or `org/name` where there is no such local path."""
+    if text.startswith(SCHEME):
+        return True
+    return parse_reference(text) is not None and not os.path.lexists(text) and not text.split("@")[0].endswith(_FILES)
+
+
+def local_path(path: str | os.PathLike[str], *, revision: str | None = None) -> Path:
+    """`path` where it is one, else what it names on the Hub, as `resolve` finds it. Raises HubError."""
+    if isinstance(path, str) and is_on_hub(path):
+        return resolve(path, revision=revision).path
+    if revision is not None:
+        raise HubError(f"{quoted(os.fspath(path))}: is local, and only models of the Hub have revisions.")
+    return Path(path)
 
 
 def resolve(
@@ -123,8 +148,11 @@ def _downloaded(
         _check_model(local, at, tuple(remote))
     names = [wanted.file] if wanted.file else [name for name in remote if is_model_file(name)]
     folder = local if wanted.file is None else _snapshot(local)
+    hashes: dict[str, str] = {}
     for name in names:
-        if hash_file(folder / name, on_bytes).match(remote[name]):
+        found = hash_file(folder / name, on_bytes)
+        hashes[name] = found.sha256
+        if found.match(remote[name]):
             continue
         say(f"{plain(name)}: damaged in the cache; downloading it again")
         ask(
@@ -140,7 +168,8 @@ def _downloaded(
                 f"{own} is its hash, the Hub states {stated}. "
                 f"Remove {file_name((folder / name).resolve())} and try again later."
             )
-    return Resolved(local, wanted.repo_id, commit)
+        hashes[name] = found.sha256
+    return Resolved(local, wanted.repo_id, commit, hashes)
 
 
 def _from_cache(wanted: Reference, cache_dir: Path | None, on_bytes: Callable[[int], object]) -> Resolved:
@@ -156,16 +185,18 @@ def _from_cache(wanted: Reference, cache_dir: Path | None, on_bytes: Callable[[i
     if wanted.file is None:
         _check_model(found, at, tuple(path.name for path in found.iterdir()))
     files = [found] if wanted.file else [path for path in found.iterdir() if is_model_file(path.name)]
+    sums: dict[str, str] = {}
     for path in files:
+        hashes = hash_file(path, on_bytes)
+        sums[path.relative_to(_snapshot(path)).as_posix()] = hashes.sha256
         stated = path.resolve().name  # the cache's own: sha256 of LFS files, git's sha1 of others
-        if path.is_symlink() and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", stated):
-            hashes = hash_file(path, on_bytes)
-            if stated not in (hashes.sha256, hashes.blob):
-                raise HubError(
-                    f"{plain(at)}: {plain(path.name)} is damaged in the cache. Remove {file_name(path.resolve())}, "
-                    "unset HF_HUB_OFFLINE and try again."
-                )
-    return Resolved(found, wanted.repo_id, _commit_of(found))
+        is_named_by_hash = path.is_symlink() and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", stated)
+        if is_named_by_hash and stated not in (hashes.sha256, hashes.blob):
+            raise HubError(
+                f"{plain(at)}: {plain(path.name)} is damaged in the cache. Remove {file_name(path.resolve())}, "
+                "unset HF_HUB_OFFLINE and try again."
+            )
+    return Resolved(found, wanted.repo_id, _commit_of(found), sums)
 
 
 def _fetch(api: HfApi, wanted: Reference, cache_dir: Path | None, *, offline: bool) -> Path:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from converter.errors import ModelError
+from converter.hub import local_path
 from converter.model import inputs, weights
 from converter.model.bert import TextEncoder, TextFeatures
 from converter.model.config import GLIPConfig
@@ -45,13 +46,14 @@ class GLIP(nn.Module):
         self.head = Head(config)
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike[str]) -> GLIP:
+    def from_pretrained(cls, path: str | os.PathLike[str], *, revision: str | None = None) -> GLIP:
         """The model in a `.safetensors` file, or in a folder with `config.json` and one or several such files.
 
-        float32, on the CPU, in eval mode. ModelError if the files are damaged, or if names or shapes are not
-        exactly the model's; every difference is listed.
+        What is not here, but named like `org/name`, comes from the Hugging Face Hub, through its cache; `revision` is
+        then a branch, tag or commit. float32, on the CPU, in eval mode. ModelError if the files are damaged, or if
+        names or shapes are not exactly the model's; every difference is listed. HubError if it cannot be had.
         """
-        source = weights.open_weights(path)
+        source = weights.open_weights(local_path(path, revision=revision))
         try:
             with torch.device("meta"):  # no memory and no time for an initialisation that nobody sees
                 model = cls(source.config)

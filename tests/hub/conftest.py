@@ -1,11 +1,10 @@
-"""A Hub on this machine for every test, with huggingface_hub's real client set up for it before it is imported."""
+"""What tests of the Hub start from: an empty one with one user, and a certified model to publish."""
 
 from __future__ import annotations
 
 import json
 import logging
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,24 +16,6 @@ from saved_glip import save
 from server import HubServer, clear
 from small_capture import small_capture
 from small_glip import small_glip
-
-
-@pytest.fixture(scope="session")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
-    assert "huggingface_hub" not in sys.modules, "it reads its settings when it is imported, so not before this"
-    hub = HubServer()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_ENDPOINT", hub.url)
-        patch.setenv("HF_HUB_DISABLE_XET", "1")
-        patch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf_home")))
-        from huggingface_hub.utils import close_session, disable_progress_bars
-
-        disable_progress_bars()
-        hub.start()
-        yield hub
-        close_session()
-        hub.stop()
 
 
 @pytest.fixture
