@@ -6,21 +6,27 @@ that the captures were made by, outputs from captures of the official code.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shlex
 import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage.data
+from bert_vocabulary import recorded_vocabulary
 from click.testing import CliRunner
 from official import official_index
+from PIL import Image
 from safetensors import safe_open
+from server import HubServer, clear
 from synthetic_checkpoint import manifest, synthetic_tensor, write_checkpoint
 
+from converter import tokenizer
 from converter.cli import main
 from converter.fit import make_plan
 from converter.mapping.ops import apply_ops
@@ -63,21 +69,82 @@ def blocks(language: str) -> Iterator[str]:
     return (match[1] for match in re.finditer(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL))
 
 
+@pytest.fixture
+def hub(running: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub with one user and BERT's vocabulary; of that there is as much here as captions of tests need."""
+    running.reset(tmp_path / "hub")
+    running.tokens["hf_token_of_org"] = ("org", "write")
+    monkeypatch.setenv("HF_TOKEN", "hf_token_of_org")
+    vocabulary = recorded_vocabulary(tmp_path).read_bytes()
+    (tmp_path / "vocab.txt").unlink()
+    running.storage.create(tokenizer.BERT_BASE_UNCASED, False, "google-bert")
+    commit = running.push(tokenizer.BERT_BASE_UNCASED, {"vocab.txt": vocabulary})
+    monkeypatch.setattr(tokenizer, "BERT_BASE_UNCASED_COMMIT", commit.id)
+    monkeypatch.setattr(tokenizer, "BERT_BASE_UNCASED_SHA256", hashlib.sha256(vocabulary).hexdigest())
+    yield running
+    clear(tmp_path / "hub")
+
+
+@pytest.fixture
+def folder(converted: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where a user is: the checkpoint, two pictures and the captures are here."""
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "official.pth").symlink_to(converted.source)
+    (here / "tests").symlink_to(README.parent / "tests")
+    for name, picture in (("street", skimage.data.rocket()), ("park", skimage.data.astronaut())):
+        Image.fromarray(picture).save(here / f"{name}.jpg")
+    monkeypatch.chdir(here)
+    yield here
+    shutil.rmtree(here)
+
+
+def run(command: str) -> str:
+    """What a line of the command line prints; it succeeds."""
+    program, *arguments = shlex.split(command)
+    result = CliRunner().invoke(main, [*([] if program == "converter" else [program]), *arguments])
+    assert result.exit_code == 0, f"{command}\n{result.output}"
+    return result.stdout
+
+
 @pytest.mark.parametrize("converted", ["glip-t"], indirect=True)
-def test_what_the_readme_says_can_be_typed(
-    converted: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "official.pth").symlink_to(converted.source)
-    (tmp_path / "tests").symlink_to(README.parent / "tests")
-    monkeypatch.chdir(tmp_path)
+def test_what_the_readme_says_can_be_typed(hub: HubServer, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     commands = [line for block in blocks("console") for line in block.splitlines()]
-    assert len(commands) >= 11
+    assert len(commands) >= 21
     for command in commands:
-        subprocess.run(shlex.split(command), check=True, capture_output=True)
+        run(command)
     for code in blocks("python"):
         exec(code, {})
     assert "torch.Size" in capsys.readouterr().out
-    shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["", "--max-shard-size 300MB"])
+@pytest.mark.parametrize("converted", ["glip-t"], indirect=True)
+def test_a_stranger_loads_and_checks_what_was_published(
+    hub: HubServer, folder: Path, layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(f"convert --src official.pth --dst glip-t {layout}")
+    run("converter certify glip-t --reference tests/data/captures/glip-t.safetensors --mutate 0")
+    run("converter package glip-t to-publish --model-name glip-t --repo-id org/glip-t")
+    run("converter publish to-publish org/glip-t")
+    listed = json.loads(run("converter publish to-publish org/glip-t --dry-run --json"))
+    assert not listed["uploaded"]
+    weights = [entry["name"] for entry in listed["unchanged"] if entry["name"].endswith(".safetensors")]
+    assert len(weights) == (4 if layout else 1)
+    shutil.rmtree("glip-t")
+    shutil.rmtree("to-publish")
+
+    cache = tmp_path / "cache"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    verdict = json.loads(run("converter verify org/glip-t --dtype float32 --json"))
+    assert verdict["verdict"] == "pass"
+    assert set(weights) < set(verdict["origin"]["files"])
+    assert len(list(cache.glob("models--org--glip-t/snapshots/*/*.safetensors"))) == len(weights)
+    found = json.loads(run('converter detect org/glip-t street.jpg --prompt "person. bicycle." --threshold 0 --json'))
+    # weights that no training made show no objects, but boxes
+    assert found["model"] == verdict["origin"]["reference"]
+    assert found["images"][0]["boxes"]
+    shutil.rmtree(cache)
 
 
 def captures(model: str) -> list[Capture]:

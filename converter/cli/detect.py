@@ -20,7 +20,7 @@ Examples:
   converter detect glip-t/ street.jpg --prompt "person. traffic light."
   converter detect org/glip-t street.jpg --prompt "person."
   converter detect glip-t.safetensors *.jpg --prompt "dog. cat." --vocab vocab.txt --out found/
-  converter detect glip-t/ park.jpg --caption "a person with two dogs" --span 2:8 --span 18:22 --json
+  converter detect glip-t/ park.jpg --caption "a person next to the umbrella" --span 2:8 --span 21:29 --json
 \b
 Boxes are x1 y1 x2 y2 in pixels of the upright picture; labels count the phrases
 from 1. Class names are joined by '. ', as the reference does to evaluate.

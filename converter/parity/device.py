@@ -55,11 +55,10 @@ def deterministic() -> Iterator[None]:
 
 def set_precision(tf32: bool) -> None:
     """Whether CUDA may round float32 products to TF32, in matrix products and convolutions alike."""
-    if hasattr(torch.backends, "fp32_precision"):  # since torch 2.9
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    if hasattr(torch.backends, "fp32_precision"):  # since torch 2.9; export and compile want both to say the same
         torch.backends.fp32_precision = "tf32" if tf32 else "ieee"
-    else:
-        torch.backends.cuda.matmul.allow_tf32 = tf32
-        torch.backends.cudnn.allow_tf32 = tf32
 
 
 def settings(like: Tensor) -> dict[str, Any]:
