@@ -1,8 +1,9 @@
 """Comparing two checkpoints tensor by tensor: names, shapes, dtypes, and every bit.
 
 Where one side is of the family that a table reads and the other is what it makes, the table is applied, and the
-comparison is in the target's names. Otherwise it is by key, prefixes taken off. One tensor is read at a time, so memory
-is bounded by the largest, its other side and the ops that make it.
+comparison is in the target's names; likewise where each side is of the family of a table of its own. Otherwise it is by
+key, prefixes taken off. One tensor is read at a time, so memory is bounded by the largest, its other side and the ops
+that make it.
 """
 
 from __future__ import annotations
@@ -81,12 +82,12 @@ class Aside:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What the comparison found, the worst of `different` first. `by` is the table that was applied; None: by key.
+    """What the comparison found, the worst of `different` first. `by` are the tables that were applied; none: by key.
 
     Every tensor of both sides is in one place: compared, alone, left out or unreadable.
     """
 
-    by: str | None
+    by: tuple[str, ...]
     variant: str | None
     families: tuple[Family, Family]
     compared: int
@@ -107,21 +108,27 @@ def diff(
     a: Checkpoint,
     b: Checkpoint,
     table: Table | None,
+    other: Table | None = None,
     *,
     tolerance: float | None = None,
     on_bytes: Callable[[int], None] = lambda count: None,
 ) -> Difference:
     """Compare `a` with `b`, through `table` where they are its two sides; without a table by raw key.
 
+    `other` is the table of `b` where it is another one, of the same target. What a format cannot hold is not compared.
     Without `tolerance` every bit and dtype counts. With it floats may differ by so much, in whatever float dtype, and
     NaN equals NaN. `on_bytes` gets the number of bytes of A compared since the last call.
     Raises CheckpointError, or TableError for a table that cannot be applied.
     """
-    sides = side_a, side_b = _Side("A", a, table), _Side("B", b, table)
+    sides = side_a, side_b = _Side("A", a, table), _Side("B", b, other or table)
     source = next((side for side in sides if side.family == "source"), None)
-    across = source is not None and {side_a.family, side_b.family} == {"source", "target"}
+    families = {side_a.family, side_b.family}
+    across = families == {"source", "target"} or (other is not None and families == {"source"})
     for side in sides:
-        side.look(through_table=across and side is source)
+        side.look(through_table=across and side.family == "source")
+    if across:
+        side_a.set_aside(side_b)
+        side_b.set_aside(side_a)
     # in the order of the steps, so that all that a step makes is compared before the next one runs
     common = [name for name in (source or side_a).seen if name in side_a.seen and name in side_b.seen]
     different = []
@@ -129,11 +136,11 @@ def diff(
         if pair := _compare(side_a, side_b, name, tolerance):
             different.append(pair)
         on_bytes(side_a.seen[name].dtype.itemsize * math.prod(side_a.seen[name].shape))
-    for side, other in (sides, sides[::-1]):
-        side.alone = {name: seen for name, seen in side.seen.items() if name not in other.seen}
+    for side, opposite in (sides, sides[::-1]):
+        side.alone = {name: seen for name, seen in side.seen.items() if name not in opposite.seen}
         side.checkpoint.verify_unchanged()
     return Difference(
-        by=table.name if table and across else None,
+        by=tuple(side.plan.table for side in sides if side.plan and across and side.family == "source"),
         variant=source.plan.variant.name if source and source.plan else None,
         families=(side_a.family, side_b.family),
         compared=len(common),
@@ -153,7 +160,7 @@ class _Side:
     """
 
     def __init__(self, letter: str, checkpoint: Checkpoint, table: Table | None) -> None:
-        self.letter, self.checkpoint = letter, checkpoint
+        self.letter, self.checkpoint, self.table = letter, checkpoint, table
         self._short: Callable[[str], str] = table.short if table else str
         self.family: Family = "unknown"
         self.plan: Plan | None = None
@@ -219,6 +226,18 @@ class _Side:
         used = {name for seen in self.seen.values() for name in seen.sources}
         used |= {own[name].sources[0] for name in self.left_out if name in own}
         self.loose = {name: seen for name, seen in tensors.items() if name not in used}
+
+    def set_aside(self, other: _Side) -> None:
+        """Do not compare what the format of the other side cannot hold; a name that the target has not is compared."""
+        if other.family != "source" or other.table is None or other.plan is None:
+            return
+        held = {target for transfer in other.transfers for target, _ in transfer.targets}
+        part = other.table.spec.tensors(other.plan.config)
+        for name in [name for name in self.seen if name not in held]:
+            if self.family == "source" or name in part or not other.table.spec.holds(name):
+                reason = f"{other.table.name} does not hold it"
+                self.left_out |= {source: Aside(self.letter, source, reason) for source in self.seen[name].sources}
+                del self.seen[name]
 
     def _misfit(self, target: str, transfer: Transfer, sources: list[Seen]) -> Seen:
         names = tuple(source.sources[0] for source in sources)

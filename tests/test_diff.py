@@ -15,6 +15,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
+from small_formats import FORMATS, execute, hub_weights
+from test_convert_formats import small_mappings
 from tiny import tiny_weights, write_table
 
 from converter.checkpoint import open_checkpoint
@@ -23,8 +25,10 @@ from converter.convert import convert
 from converter.diff import diff as engine
 from converter.errors import CorruptCheckpointError
 from converter.fit import make_plan
+from converter.formats import make_route
 from converter.mapping.table import load_table
 
+__all__ = ["small_mappings"]
 Weights = dict[str, torch.Tensor]
 
 
@@ -94,7 +98,7 @@ def test_a_checkpoint_equals_its_conversion(legacy: bool, swapped: bool, table: 
     pair = (target, source) if swapped else (source, target)
     content = compare(*pair, "--table", table)
     assert content["equal"] is True
-    assert (content["table"], content["variant"]) == ("tiny-table", "tiny-3")
+    assert (content["tables"], content["variant"]) == (["tiny-table"], "tiny-3")
     assert content["compared"] == content["identical"] == len(load_file(target))
     assert {out["side"] for out in content["left_out"]} == {"B" if swapped else "A"}
     assert [out["name"] for out in content["left_out"]] == ["position_ids", "training.weight"]
@@ -232,7 +236,7 @@ def test_shards_equal_a_single_file(flags: list[str], source: Path, target: Path
 def test_prefixes_are_taken_off_with_a_table_only(source: Path, target: Path, table: Path, tmp_path: Path) -> None:
     bare = saved({k.removeprefix("module."): v for k, v in tiny_weights().items()}, tmp_path / "bare.pth")
     content = compare(source, bare, "--table", table)
-    assert (content["equal"], content["table"]) == (True, None)
+    assert (content["equal"], content["tables"]) == (True, [])
     assert content["compared"] == len(tiny_weights())  # what the table leaves out, too: both have it
     wrapped = saved({f"module.{k}": v for k, v in load_file(target).items()}, tmp_path / "wrapped.safetensors")
     assert compare(source, wrapped, "--table", table)["equal"] is True
@@ -381,3 +385,39 @@ def test_it_imports_no_torch_and_its_help_nothing_heavy(
     for b, flags in ((target, []), (cast, ["--tolerance", 0])):
         assert not {"torch", "safetensors"} & modules_after(source, b, "--table", table, *flags)
     assert not {"torch", "numpy", "jsonschema", "tqdm", "pickle"} & modules_after("--help")
+
+
+def of_format(name: str, path: Path) -> Path:
+    """The small GLIP of `small_formats` in a format."""
+    weights = hub_weights()
+    made = weights if name == "glip" else execute(make_route(FORMATS["glip"], FORMATS[name], weights), weights)
+    return saved({n: torch.from_numpy(a.copy()) for n, a in made.arrays.items()}, path)
+
+
+@pytest.mark.parametrize("other", ["mmdet-glip", "glip", "timm-swin", "transformers-swin", "transformers-bert"])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_formats_are_compared_in_what_both_hold(
+    other: str, swapped: bool, tmp_path: Path, small_mappings: None
+) -> None:
+    paths = [of_format("glip-official", tmp_path / "a.pth"), of_format(other, tmp_path / "b.pth")]
+    content = compare(*paths[:: -1 if swapped else 1])
+    tables = ["glip-official"] if other == "glip" else ["glip-official", other]
+    assert (content["equal"], content["tables"]) == (True, tables[:: -1 if swapped else 1])
+    whole = len(hub_weights().arrays)
+    assert content["compared"] == whole if "glip" in other else 10 < content["compared"] < whole
+
+
+@pytest.mark.parametrize("of", ["a", "b"])
+def test_one_number_between_two_formats_is_found(of: str, tmp_path: Path, small_mappings: None) -> None:
+    paths = {"a": of_format("glip-official", tmp_path / "a.pth"), "b": of_format("mmpretrain-glip", tmp_path / "b.pth")}
+    weights = torch.load(paths[of])["model"]
+    next(v for n, v in weights.items() if "downsample.reduction" in n)[0, 3] += 1
+    saved(weights, paths[of])
+    assert the_difference(compare(*paths.values()))["differing"] == 1
+
+
+def test_a_key_that_no_format_has_is_a_difference(tmp_path: Path, small_mappings: None) -> None:
+    a, b = of_format("glip-official", tmp_path / "a.pth"), of_format("mmdet-glip", tmp_path / "b.pth")
+    saved(torch.load(b)["model"] | {"bbox_head.more": torch.ones(1)}, b)
+    content = compare(a, b)
+    assert [seen["name"] for seen in content["only_in_b"]] == ["bbox_head.more"]

@@ -12,11 +12,14 @@ from converter.cli.output import print_json, progress, reports_errors
 from converter.display import counted, plain
 
 if TYPE_CHECKING:
+    from converter.checkpoint import Checkpoint
     from converter.diff import Difference, Pair, Seen
+    from converter.mapping.table import Table
 
 _EPILOG = """\b
 Examples:
   converter diff official.pth glip-t.safetensors
+  converter diff official.pth mmdet.pth
   converter diff official.pth glip-t-bf16.safetensors --tolerance 0.01
   converter diff before.pth after.pth --root-a model --root-b model_ema
   converter diff one.safetensors folder-of-shards --no-table --json
@@ -31,7 +34,7 @@ _LINES = 40  # for people
 @click.command(epilog=_EPILOG)
 @click.argument("a")
 @click.argument("b")
-@click.option("--table", "table_name", help=f"Mapping table: a name or a path to JSON.  [default: {_TABLE}]")
+@click.option("--table", "table_name", help="Mapping table: a name or a path to JSON.  [default: recognised]")
 @click.option("--no-table", is_flag=True, help="Compare by the keys as they are in the files.")
 @click.option("--root-a", help="State dict of A to take where the file holds several.")
 @click.option("--root-b", help="State dict of B to take where the file holds several.")
@@ -55,8 +58,9 @@ def diff(
 ) -> None:
     """Compare checkpoints A and B tensor by tensor: names, shapes, dtypes, values.
 
-    If one is what the table makes of the other, it is converted on the way; else they are compared by key, prefixes
-    taken off. What the table leaves out is no difference, unless both have it.
+    Formats are recognised. Where they are two, both are converted to the target's on the way, tensor by tensor; else
+    they are compared by key, prefixes taken off. What a format does not hold or its table leaves out is no
+    difference, unless both have it.
     """
     if no_table and table_name is not None:
         raise click.UsageError("--table and --no-table contradict each other")
@@ -67,12 +71,14 @@ def diff(
     from converter.cli.sources import locate
     from converter.mapping.table import load_table
 
-    table = None if no_table else load_table(table_name or _TABLE)
+    tables: list[Table | None] | None = [None] if no_table else [load_table(table_name)] if table_name else None
     paths = [locate(text, quiet=as_json).path for text in (a, b)]
     with open_checkpoint(paths[0], root_a) as first, open_checkpoint(paths[1], root_b) as second:
         total = sum(tensor.nbytes for tensor in first.tensors.values())
         with progress(total, "comparing") as advance:
-            found = engine.diff(first, second, table, tolerance=tolerance, on_bytes=advance)
+            if tables is None:
+                tables = _tables(first, second)
+            found = engine.diff(first, second, *tables, tolerance=tolerance, on_bytes=advance)
     if as_json:
         print_json(_json(found, a, b, tolerance))
     else:
@@ -80,11 +86,30 @@ def diff(
     click.get_current_context().exit(0 if found.is_equal else 1)
 
 
+def _tables(a: Checkpoint, b: Checkpoint) -> list[Table | None]:
+    """The table of each side where they are of two formats, else the one that is worth a try."""
+    from converter.errors import PlanError
+    from converter.formats import recognise
+    from converter.mapping.table import load_table
+
+    found: list[Table] = []
+    for checkpoint in (a, b):
+        try:
+            table = recognise(checkpoint)
+        except PlanError:  # unknown, or several: by key, then
+            continue
+        if not table.is_hub and table.name not in [known.name for known in found]:
+            found.append(table)
+    if found and len({table.spec.name for table in found}) == 1:
+        return list(found)
+    return [load_table(_TABLE)]
+
+
 def _text(found: Difference, a: str, b: str, tolerance: float | None) -> list[str]:
     tolerated = [pair for pair in found.different if pair.tolerated]
     wrong = [pair for pair in found.different if not pair.tolerated]
     lines = [f"A: {plain(a)}{_FAMILIES[found.families[0]]}", f"B: {plain(b)}{_FAMILIES[found.families[1]]}"]
-    how = f"through table {found.by}, {found.variant}" if found.by else "by key"
+    how = f"through {' and '.join(found.by)}, {found.variant}" if found.by else "by key"
     lines.append(
         f"compared {how}: {counted(found.compared, 'tensor')}, {found.compared - len(found.different)} identical"
     )
@@ -161,7 +186,7 @@ def _json(found: Difference, a: str, b: str, tolerance: float | None) -> dict[st
         "equal": found.is_equal,
         "a": {"file": a, "side": found.families[0]},
         "b": {"file": b, "side": found.families[1]},
-        "table": found.by,
+        "tables": found.by,
         "variant": found.variant,
         "tolerance": tolerance,
         "compared": found.compared,
