@@ -79,6 +79,21 @@ def recognise(contents: Contents, spec: Spec | None = None) -> Table:
     return chosen[0]
 
 
+def fitting(contents: Contents) -> Iterator[tuple[Table, Plan]]:
+    """The known formats that a checkpoint is in without any problem, each with the plan from it."""
+    for table in _candidates(None):
+        if _known(table, contents.tensors):
+            plan = make_plan(
+                table,
+                contents.tensors,
+                unsupported=contents.unsupported,
+                objects=contents.objects,
+                refuse=False,
+            )
+            if not plan.problems:
+                yield table, plan
+
+
 def _candidates(spec: Spec | None) -> Iterator[Table]:
     built_in = [load_spec(name) for name in names_of("spec")]
     for whole in built_in if spec is None or any(spec.name == known.name for known in built_in) else [spec]:

@@ -320,3 +320,14 @@ def test_a_table_in_doubt_is_not_used(tmp_path: Path) -> None:
     arguments = ["convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / "o.safetensors"]
     problems = refusal(*arguments, "--from", tmp_path / "doubtful.json", code=5)["problems"]
     assert problems == ["/rules/3 is in doubt: which of the two norms. Decide, and take 'doubt' out"]
+
+
+@pytest.mark.parametrize("name", [n for n in FORMATS if n not in ("glip", "glip-official")])
+def test_inspect_and_explain_know_every_format(name: str, tmp_path: Path) -> None:
+    tensors = tensors_in(name)
+    torch.save(tensors, tmp_path / "weights.pth")
+    inspected = json.loads(run("inspect", tmp_path / "weights.pth", "--json").stdout)
+    assert name in [fit["format"] for fit in inspected["fits"]]
+    key = next(k for k in tensors if k.endswith("weight"))
+    explained = json.loads(run("explain", key, "--src", tmp_path / "weights.pth", "--from", name, "--json").stdout)
+    assert (explained["table"], explained["source"][0].split()[0].strip("'")) == (name, key)

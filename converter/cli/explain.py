@@ -21,17 +21,19 @@ Examples:
 @click.argument("key")
 @click.option("--src", "source", required=True, help="Checkpoint to read: a path, or hf://...")
 @click.option(
+    "--from",
     "--table",
     "table_name",
-    default="glip-official",
-    show_default=True,
-    help="Mapping table: a name or a path to JSON.",
+    metavar="FORMAT",
+    help="Format of the checkpoint: a name of 'converter tables' or a path to JSON. Default: recognised.",
 )
 @click.option("--root", help="State dict to take where the file holds several.")
 @click.option("--variant", help="State the variant instead of inferring it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @reports_errors
-def explain(key: str, source: str, table_name: str, root: str | None, variant: str | None, as_json: bool) -> None:
+def explain(
+    key: str, source: str, table_name: str | None, root: str | None, variant: str | None, as_json: bool
+) -> None:
     """Say what becomes of KEY, a name of the checkpoint (with or without its prefix) or of the in-house model.
 
     Names the rule by its JSON pointer in the table, the ops and both shapes; for an unknown key, the nearest ones.
@@ -41,10 +43,10 @@ def explain(key: str, source: str, table_name: str, root: str | None, variant: s
     from converter.cli.sources import locate
     from converter.errors import PlanError
     from converter.fit import make_plan, nearest
-    from converter.mapping.table import load_table
+    from converter.formats import choose_formats
 
-    table = load_table(table_name)
     with open_checkpoint(locate(source, quiet=as_json).path, root) as checkpoint:
+        table, _ = choose_formats(checkpoint, table_name, None)
         plan = make_plan(
             table,
             checkpoint.tensors,

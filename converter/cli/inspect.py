@@ -22,25 +22,16 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @reports_errors
 def inspect(file: str, root: str | None, as_json: bool) -> None:
-    """Show the layout, tensors, pickled globals and variant of a checkpoint. Nothing in it is executed."""
+    """Show the layout, tensors, pickled globals, format and variant of a checkpoint. Nothing in it is executed."""
     from converter.checkpoint import open_checkpoint
     from converter.cli.sources import locate
-    from converter.fit import make_plan
-    from converter.mapping.documents import list_documents
-    from converter.mapping.table import load_table
+    from converter.formats import fitting
 
     with open_checkpoint(locate(file, quiet=as_json).path, root) as checkpoint:
-        fits = []
-        for document in list_documents("table"):
-            plan = make_plan(
-                load_table(document.name),
-                checkpoint.tensors,
-                unsupported=checkpoint.unsupported,
-                objects=checkpoint.objects,
-                refuse=False,
-            )
-            if not plan.problems:
-                fits.append({"table": plan.table, "variant": plan.variant.name, "also": plan.variant.also})
+        fits = [
+            {"format": table.label, "variant": plan.variant.name, "also": plan.variant.also}
+            for table, plan in fitting(checkpoint)
+        ]
         content: dict[str, Any] = {
             "file": str(checkpoint.path),
             "layout": checkpoint.layout,
@@ -85,9 +76,9 @@ def _print(content: dict[str, Any]) -> None:
     click.echo(f"tensors: {len(tensors)}, {gigabytes(sum(t['bytes'] for t in tensors))}")
     for fit in content["fits"]:
         variants = ", ".join([fit["variant"], *fit["also"]])
-        click.echo(f"variant: {variants} (table {fit['table']})")
+        click.echo(f"format:  {fit['format']}, variant {variants}")
     if not content["fits"]:
-        click.echo("variant: none; no table fits. 'converter convert --dry-run' lists what is wrong")
+        click.echo("format:  none that is known fits. 'converter convert --dry-run' lists what is wrong")
     for name in content["globals"]:
         click.echo(f"names (not imported): {name}")
     for sentence in (*content["skipped"], *content["unsupported"].values(), *content["objects"].values()):
