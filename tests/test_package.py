@@ -21,6 +21,7 @@ from markdown_it import MarkdownIt
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from saved_glip import saved_glip
+from server import HubServer
 from small_capture import small_capture
 
 from converter.checkpoint import open_checkpoint
@@ -270,21 +271,21 @@ def python_blocks(card: str) -> list[str]:
 
 
 @pytest.mark.parametrize("repo_id", [None, "someone/glip-t"])
-def test_the_example_runs_as_pasted(repo_id: str | None, folder: Path) -> None:
+def test_the_example_runs_as_pasted(repo_id: str | None, folder: Path, running: HubServer) -> None:
     out = packaged(folder, "glip", *(["--repo-id", repo_id] if repo_id else []))
     # as small as the model; a picture of full size takes seconds
     config = json.loads((out / "config.json").read_text())
     config["preprocessing"] |= {"shorter_side": 96, "longer_side": 160}
     (out / "config.json").write_text(json.dumps(config))
     (example,) = python_blocks(card_of(out))
-    # what the Hub would do, without a Hub
-    hub = (
-        f"import huggingface_hub\nhuggingface_hub.snapshot_download = {{'someone/glip-t': {str(out)!r}}}.__getitem__\n"
-    )
+    if repo_id is not None:
+        running.reset(folder / "hub")
+        running.storage.create(repo_id, False, "someone")
+        running.push(repo_id, {path.name: path.read_bytes() for path in out.iterdir()})
     lower = example.replace("threshold=0.5", "threshold=0.2")  # random weights are sure of nothing
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", hub + lower],
-        cwd=out,
+        [sys.executable, "-W", "error", "-c", lower],
+        cwd=folder if repo_id else out,
         capture_output=True,
         text=True,
         check=False,
@@ -292,6 +293,12 @@ def test_the_example_runs_as_pasted(repo_id: str | None, folder: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"^(person|dog) 0\.\d+ \[\d+, \d+, \d+, \d+\]$", done.stdout, re.MULTILINE)
+
+
+def test_where_it_was_read_from_is_said(folder: Path) -> None:
+    reference = "hf://org/name/official.pth@0123456789abcdef0123456789abcdef01234567"
+    edit(folder / "glip" / "conversion.json", lambda c: c["source"].update({"origin": {"reference": reference}}))
+    assert f"| read from | `{reference}` |" in card_of(packaged(folder, "glip"))
 
 
 @pytest.mark.parametrize("hostile", ["`|x\n# y", "<script>", "a](b)", "\x1b[31m", "\ud800"])

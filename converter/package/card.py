@@ -141,7 +141,7 @@ def _verification(facts: Facts) -> str:
         "the official code:",
         "",
         "```console",
-        f"converter verify {facts.repo_id.split('/')[-1] if facts.repo_id else 'FOLDER'}",
+        f"converter verify {facts.repo_id or '.'}",
         "```",
         "",
         "It is evidence, not a signature: who can change the weights can change it, too.",
@@ -181,8 +181,7 @@ def _not_verified(facts: Facts) -> str:
 
 
 def _use(facts: Facts) -> str:
-    where = f'snapshot_download("{facts.repo_id}")' if facts.repo_id else '"."  # the folder of this card'
-    imports = ["from huggingface_hub import snapshot_download"] if facts.repo_id else []
+    where = facts.repo_id or "."  # the folder of this card
     return "\n".join(
         [
             "## Use",
@@ -190,27 +189,25 @@ def _use(facts: Facts) -> str:
             "With `converter` installed from its checkout (`pip install '.[detect]'`):",
             "",
             "```python",
-            *imports,
             "from PIL import Image",
             "",
             "from converter.detect import Detector",
             "",
-            f"folder = {where}",
-            "detector = Detector.from_pretrained(folder)",
+            f'detector = Detector.from_pretrained("{where}")',
             'picture = Image.new("RGB", (640, 480))  # yours: Image.open("street.jpg")',
             'found = detector.detect(picture, "person. dog.", threshold=0.5)',
             "for phrase, score, box in zip(found.phrases, found.scores.tolist(), found.boxes.tolist()):",
             "    print(phrase, round(score, 3), [round(corner) for corner in box])  # x1 y1 x2 y2 in pixels",
             "```",
             "",
-            "Or from the command line, in this folder:",
+            "Or from the command line:",
             "",
             "```console",
-            'converter detect . street.jpg --prompt "person. dog." --out found/',
+            f'converter detect {where} street.jpg --prompt "person. dog." --out found/',
             "```",
             "",
-            "The bare model takes normalised images and token ids: `converter.model.GLIP.from_pretrained(folder)`. "
-            "`transformers.AutoTokenizer.from_pretrained(folder)` loads the tokenizer.",
+            f'The bare model takes normalised images and token ids: `converter.model.GLIP.from_pretrained("{where}")`. '
+            f'`transformers.AutoTokenizer.from_pretrained("{where}")` loads the tokenizer.',
         ]
     )
 
@@ -232,6 +229,9 @@ def _origin(facts: Facts, released: dict[str, Any]) -> str:
             "; ".join(f"{counted(n, 'tensor')}: {text(reason)}" for reason, n in left_out.items()) or "nothing",
         ],
     ]
+    origin = ledger["source"].get("origin")
+    if isinstance(origin, dict):
+        rows.insert(0, ["read from", code(str(origin.get("reference")))])
     if released:
         rows.insert(0, ["checkpoint, as stated by who packaged this", code(released["checkpoint"])])
     return "\n".join(
