@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.display import file_name, plain, quoted
-from converter.errors import ModelError
+from converter.errors import HubError, ModelError
+from converter.hub import resolve
 
 if TYPE_CHECKING:
     import tokenizers
@@ -73,19 +74,14 @@ class Tokenizer:
 
     @classmethod
     def from_hub(cls) -> Tokenizer:
-        """BERT base uncased from the Hub or its cache, its bytes checked. ModelError where it can't be had."""
-        from huggingface_hub import hf_hub_download
-
+        """BERT base uncased from the Hub or its cache, its bytes checked. HubError where it can't be had."""
         try:
-            path = Path(hf_hub_download(BERT_BASE_UNCASED, "vocab.txt", revision=BERT_BASE_UNCASED_COMMIT))
-        except Exception as error:  # network, proxy, cache, HTTP: all of them mean the same here
-            reason = plain(str(error).split("\n")[0], 200)
-            raise ModelError(
-                f"the vocabulary of {_NAME} can't be fetched ({reason}). Give a copy: --vocab vocab.txt"
-            ) from error
-        if hashlib.sha256(path.read_bytes()).hexdigest() != BERT_BASE_UNCASED_SHA256:
-            raise ModelError(f"{file_name(path)}: is not the vocabulary of {_NAME}. Remove it from the cache.")
-        return cls.load(path)
+            found = resolve(f"hf://{BERT_BASE_UNCASED}/vocab.txt", revision=BERT_BASE_UNCASED_COMMIT)
+        except HubError as error:
+            raise HubError(f"the vocabulary of {_NAME}: {error} Or give a copy: --vocab vocab.txt") from None
+        if found.files["vocab.txt"] != BERT_BASE_UNCASED_SHA256:
+            raise ModelError(f"{found.reference}: is not the vocabulary of {_NAME}. Give a copy: --vocab vocab.txt")
+        return cls.load(found.path)
 
     @property
     def size(self) -> int:

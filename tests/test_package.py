@@ -301,13 +301,16 @@ def test_where_it_was_read_from_is_said(folder: Path) -> None:
     assert f"| read from | `{reference}` |" in card_of(packaged(folder, "glip"))
 
 
-@pytest.mark.parametrize("hostile", ["`|x\n# y", "<script>", "a](b)", "\x1b[31m", "\ud800"])
+@pytest.mark.parametrize(
+    "hostile", ["", "www.evil.example", "https://evil.example", "`|x\n# y", "<script>", "a](b)", "\x1b[31m", "\ud800"]
+)
 def test_names_out_of_files_stay_names(hostile: str) -> None:
     html = MarkdownIt("gfm-like", {"html": True, "linkify": False}).render(
         f"| a | b |\n| --- | --- |\n| {code(hostile)} | {text(hostile)} |\n"
     )
     assert html.count("<td>") == 2
-    assert re.search(r"<td><code>[^<]*</code></td>\n<td>[^<]*</td>", html)
+    assert re.search(r"<td><code>[^<]+</code></td>\n<td>[^<]*</td>", html)
+    assert not re.search(r"www\.|://", html.split("</code>")[1])  # of which GitHub and the Hub make links
 
 
 def test_the_tables_are_tables(folder: Path) -> None:

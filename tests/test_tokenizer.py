@@ -6,16 +6,18 @@ import hashlib
 import importlib.util
 import json
 import sys
+import traceback
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from bert_vocabulary import RECORDED, WORDS, recorded_vocabulary, small_vocabulary
 from safetensors import safe_open
+from server import Fault, HubServer
 
-from converter.errors import ModelError
-from converter.tokenizer import BERT_BASE_UNCASED_COMMIT, BERT_BASE_UNCASED_SHA256, Tokenizer
+from converter import tokenizer
+from converter.errors import HubError, ModelError
+from converter.tokenizer import BERT_BASE_UNCASED_SHA256, Tokenizer
 
 CAPTURES = Path(__file__).parent / "data" / "captures"
 
@@ -142,33 +144,32 @@ def test_half_a_character_is_refused(small: Tokenizer) -> None:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A Hub that gives `content`, or raises it."""
-    import huggingface_hub
-
-    state = SimpleNamespace(content=b"", asked=None)
-
-    def download(*names: str, revision: str) -> str:
-        state.asked = (*names, revision)
-        if isinstance(state.content, Exception):
-            raise state.content
-        return str(state.content)
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    return state
+def hub(running: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    """A Hub whose BERT has a small vocabulary."""
+    running.reset(tmp_path / "hub")
+    running.storage.create(tokenizer.BERT_BASE_UNCASED, False, "google-bert")
+    commit = running.push(tokenizer.BERT_BASE_UNCASED, {"vocab.txt": small_vocabulary(tmp_path).read_bytes()})
+    monkeypatch.setattr(tokenizer, "BERT_BASE_UNCASED_COMMIT", commit.id)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    return running
 
 
-def test_the_hub_is_asked_for_one_file_of_one_commit(hub: SimpleNamespace, tmp_path: Path) -> None:
-    hub.content = small_vocabulary(tmp_path)
+def test_the_vocabulary_of_the_hub_is_checked(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match="is not the vocabulary of BERT base uncased"):
         Tokenizer.from_hub()
-    assert hub.asked == ("google-bert/bert-base-uncased", "vocab.txt", BERT_BASE_UNCASED_COMMIT)
+    sha256 = hashlib.sha256((tmp_path / "vocab.txt").read_bytes()).hexdigest()
+    monkeypatch.setattr(tokenizer, "BERT_BASE_UNCASED_SHA256", sha256)
+    assert Tokenizer.from_hub().size == 50
 
 
-def test_a_hub_out_of_reach_is_said(hub: SimpleNamespace) -> None:
-    hub.content = OSError("no route\nto anywhere")
-    with pytest.raises(ModelError, match=r"can't be fetched \(no route\). Give a copy: --vocab"):
+def test_a_vocabulary_that_the_hub_does_not_give_is_said(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_CanaryThatMustNeverBeShown")
+    header = ("X-Error-Message", "told hf_CanaryThatMustNeverBeShown to fail")
+    hub.fail("head", Fault("status", 403, headers=(header,)))
+    hub.fail("resolve", Fault("status", 403, headers=(header,)))
+    with pytest.raises(HubError, match=r"Or give a copy: --vocab vocab\.txt") as caught:
         Tokenizer.from_hub()
+    assert "Canary" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_reading_a_vocabulary_needs_no_torch(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import click
 from converter.cli.output import print_json, progress, reports_errors
 from converter.cli.parity import mutation_score, weight_files
 from converter.cli.run_options import run_options
+from converter.display import plain
 from converter.errors import CaptureError, DestinationError
 
 _CERTIFY = """\b
@@ -104,6 +105,11 @@ def verify(
 
     located = locate(model_source, quiet=as_json)
     model = located.path
+    if located.origin and not model.is_dir() and certificate is None:
+        raise CaptureError(
+            f"{plain(model_source)}: is one file of a repository; its certificate is of the model, so verify that: "
+            "converter verify org/name"
+        )
     if not model.exists():
         raise CaptureError(f"{model}: no such file or folder")
     from converter.parity.certificate import verify

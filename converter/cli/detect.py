@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import click
 
 from converter.cli.output import print_json, progress, reports_errors
 from converter.cli.run_options import run_options
+from converter.display import plain
 from converter.errors import DestinationError, ModelError
 
 if TYPE_CHECKING:
@@ -28,6 +30,14 @@ Exit codes: 0 done, 7 a picture or the prompt cannot be used (the other pictures
 are done); others as in 'converter --help'."""
 
 
+class _Score(click.FloatRange):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        score = super().convert(value, param, ctx)
+        if math.isnan(score):  # which no range excludes
+            self.fail("nan is no score", param, ctx)
+        return float(score)
+
+
 @click.command(epilog=_EPILOG)
 @click.argument("model_source", metavar="MODEL")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
@@ -39,9 +49,7 @@ are done); others as in 'converter --help'."""
     type=click.Path(path_type=Path),
     help="vocab.txt or tokenizer.json. Default: in MODEL's folder, else BERT base uncased from the Hub.",
 )
-@click.option(
-    "--threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Keep what scores above this."
-)
+@click.option("--threshold", type=_Score(0, 1), default=0.5, show_default=True, help="Keep what scores above this.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write drawn pictures and detections.json to.")
 @click.option("--force", is_flag=True, help="Write into a folder that is not empty.")
 @run_options("float32")
@@ -80,8 +88,8 @@ def detect(
     located = locate(model_source, quiet=as_json)
     model = located.path
     prompt = _prompt(names, caption, spans)
-    tokenizer = find_tokenizer(model, vocab)
-    detector = Detector(load_model(model, device, dtype, tf32, threads), tokenizer, folder_settings(model))
+    loaded = load_model(model, device, dtype, tf32, threads)
+    detector = Detector(loaded, find_tokenizer(model, vocab), folder_settings(model))
     texts = [part.text for part in detector.captions(prompt)]
     entries: list[dict[str, Any]] = []
     problems: list[str] = []
@@ -99,6 +107,7 @@ def detect(
             else:
                 entry |= {"width": found.width, "height": found.height, **as_lists(found)}
                 if place is not None:
+                    _make(place.parent)
                     _save(place, picture, found)
                     entry["drawing"] = str(place)
             entries.append(entry)
@@ -113,6 +122,7 @@ def detect(
         from converter.parity.capture import write_whole
         from converter.writer import to_json
 
+        _make(out)
         write_whole(out / "detections.json", lambda partial: partial.write_bytes(to_json(content)))
     if as_json:
         print_json(content)
@@ -134,16 +144,16 @@ def _prompt(names: str | None, caption: str | None, spans: tuple[str, ...]) -> P
 
 
 def _places(out: Path | None, images: tuple[Path, ...], force: bool) -> list[Path | None]:
-    """Where each drawing goes; the folder is made. DestinationError if something would be lost."""
+    """Where each drawing goes; nothing is made yet. DestinationError if something would be lost."""
     if out is None:
         return [None] * len(images)
     try:
-        out.mkdir(exist_ok=True)
-        if any(out.iterdir()) and not force:
-            raise DestinationError(f"{out} is not empty; --force writes into it")
+        if not out.parent.is_dir():
+            raise DestinationError(f"{plain(str(out.parent), 1024)} is no folder to put another into; make it first")
+        if out.exists() and any(out.iterdir()) and not force:
+            raise DestinationError(f"{plain(str(out), 1024)} is not empty; --force writes into it")
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DestinationError(f"{out} cannot be written: {reason}; choose another folder") from None
+        raise _unwritable(out, error) from None
     places: list[Path | None] = []
     taken: set[str] = set()
     for path in images:
@@ -154,9 +164,21 @@ def _places(out: Path | None, images: tuple[Path, ...], force: bool) -> list[Pat
         taken.add(name.lower())
         place = out / name
         if place.exists() and any(other.exists() and place.samefile(other) for other in images):
-            raise DestinationError(f"{place} is one of the pictures; choose another folder")
+            raise DestinationError(f"{plain(str(place), 1024)} is one of the pictures; choose another folder")
         places.append(place)
     return places
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+
+
+def _unwritable(folder: Path, error: Exception) -> DestinationError:
+    reason = getattr(error, "strerror", None) or error
+    return DestinationError(f"{plain(str(folder), 1024)} cannot be written: {reason}; choose another folder")
 
 
 def _save(place: Path, picture: Any, found: Found) -> None:
@@ -168,8 +190,6 @@ def _save(place: Path, picture: Any, found: Found) -> None:
 
 
 def _print(entries: list[dict[str, Any]]) -> None:
-    from converter.display import plain
-
     for entry in entries:
         if "error" in entry:
             continue
@@ -178,4 +198,4 @@ def _print(entries: list[dict[str, Any]]) -> None:
             corners = " ".join(f"{corner:8.1f}" for corner in box)
             click.echo(f"  {score:.3f}  {corners}  {plain(phrase)}")
         if "drawing" in entry:
-            click.echo(f"  drawn: {entry['drawing']}")
+            click.echo(f"  drawn: {plain(entry['drawing'], 1024)}")

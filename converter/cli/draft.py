@@ -30,7 +30,7 @@ It writes NAME.json, the table, and for a target that is a checkpoint its spec.
 A rule that is not sure has a 'doubt': what it is, and what the alternatives are.
 Settle each and take it out; no plan is made while one is left. Then
 'converter lint tables/NAME.json'. docs/new-model.md shows it from end to end.
-Matching needs scipy: pip install 'converter[draft]'."""
+Matching needs scipy: pip install scipy."""
 _SHOWN = 20
 
 

@@ -18,14 +18,14 @@ from converter.errors import CaptureError, ConverterError, HubError, PlanError, 
 
 P = ParamSpec("P")
 _SHOWN_PROBLEMS = 40
-# what only some commands need: the package that holds it, what for, and the extra that installs it
-_EXTRAS = {
-    "torch": ("torch", "runs the model", "model"),
-    "safetensors": ("safetensors", "runs the model", "model"),
-    "scipy": ("scipy", "matches names", "draft"),
-    "PIL": ("pillow", "reads pictures", "detect"),
-    "tokenizers": ("tokenizers", "makes tokens", "detect"),
-    "huggingface_hub": ("huggingface_hub", "speaks to the Hub or for it", "hub"),
+# what only some commands need: the package that holds it, and what for
+_OPTIONAL = {
+    "torch": ("torch", "runs the model"),
+    "safetensors": ("safetensors", "runs the model"),
+    "scipy": ("scipy", "matches names"),
+    "PIL": ("pillow", "reads pictures"),
+    "tokenizers": ("tokenizers", "makes tokens"),
+    "huggingface_hub": ("huggingface_hub", "speaks to the Hub or for it"),
 }
 
 
@@ -49,11 +49,11 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
             _fail(error, as_json=bool(kwargs.get("as_json")))
         except ModuleNotFoundError as error:
             module = (error.name or "").split(".")[0]
-            if module not in _EXTRAS:
+            if module not in _OPTIONAL:
                 raise
-            package, why, extra = _EXTRAS[module]
-            kind = HubError if extra == "hub" else CaptureError
-            missing = kind(f"this command {why} and needs {package}: pip install 'converter[{extra}]'")
+            package, why = _OPTIONAL[module]
+            kind = HubError if module == "huggingface_hub" else CaptureError
+            missing = kind(f"this command {why} and needs {package}: pip install {package}")
             _fail(missing, as_json=bool(kwargs.get("as_json")))
         except KeyboardInterrupt:
             click.echo(f"{'terminated' if terminated else 'interrupted'}; nothing is half-written", err=True)

@@ -88,9 +88,12 @@ class Detector:
     ) -> Found:
         """All that scores above the threshold, at most the best 100 (more only where they tie).
 
+        Boxes are in pixels of the upright picture, whatever way its EXIF says that it was held.
         Where a prompt takes several captions, each is looked for by itself, and the best of all are kept, as the
         reference does in chunks. Scores below 0.05 of the phrase, before centerness, are never found.
         """
+        if not threshold >= 0:  # NaN neither
+            raise ModelError(f"threshold: {threshold} is no score. Give a number from 0 to 1.")
         image = read_image(Path(image)) if isinstance(image, str | os.PathLike) else to_rgb(image)
         if isinstance(prompt, str):
             prompt = Prompt.parse(prompt)

@@ -42,7 +42,7 @@ def read_image(path: Path) -> Image.Image:
                 if image.width * image.height > PIXEL_LIMIT:
                     raise Image.DecompressionBombError
                 image.load()
-                return to_rgb(ImageOps.exif_transpose(image))
+                return to_rgb(image)
     except Image.DecompressionBombError:
         raise ModelError(
             f"{where}: has more than {PIXEL_LIMIT / 1e6:.0f} million pixels. Make a smaller copy of it."
@@ -57,9 +57,10 @@ def read_image(path: Path) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of a picture of any mode that has a scale. ModelError for the others."""
+    """Upright 8-bit RGB of a picture of any mode that has a scale. ModelError for the others."""
     if image.width == 0 or image.height == 0:
         raise ModelError(f"has {image.width}x{image.height} pixels. Give a picture that has some.")
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         # `convert` would cut off at 255, and make nearly everything white
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -45,17 +45,18 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A local file, or a folder with a model, the commit that it is of, and the SHA-256 of each file of it."""
+    """A local file (`file` is its name there), or a folder with a model; its commit, and the SHA-256 of each file."""
 
     path: Path
     repo_id: str
+    file: str | None
     commit: str
     files: Mapping[str, str]
 
     @property
     def reference(self) -> str:
         """`hf://org/name@COMMIT` or `hf://org/name/file.pth@COMMIT`: the same bytes for ever."""
-        inside = "" if self.path.is_dir() else f"/{self.path.relative_to(_snapshot(self.path)).as_posix()}"
+        inside = f"/{self.file}" if self.file else ""
         return f"{SCHEME}{self.repo_id}{inside}@{self.commit}"
 
 
@@ -64,6 +65,8 @@ def parse_reference(text: str) -> Reference | None:
     match = _REFERENCE.fullmatch(text.removeprefix(SCHEME))
     if match is None or (match[2] is not None and not text.startswith(SCHEME)):
         return None
+    if match[1].split("/")[0] in ("datasets", "spaces"):  # repositories of other kinds
+        return None
     if match[2] is not None and any(part in ("", ".", "..") for part in match[2].split("/")):
         return None
     return Reference(match[1], match[2], match[3])
@@ -71,7 +74,7 @@ def parse_reference(text: str) -> Reference | None:
 
 def is_on_hub(text: str) -> bool:
     """Whether `text` is to be looked for on the Hub: `hf://...`, or `org/name` where there is no such local path."""
-    if text.startswith(SCHEME):
+    if text.startswith((SCHEME, "https://huggingface.co/")):  # the latter is told how it is written here
         return True
     return parse_reference(text) is not None and not os.path.lexists(text) and not text.split("@")[0].endswith(_FILES)
 
@@ -113,12 +116,19 @@ def resolve(
         )
     wanted = Reference(parsed.repo_id, parsed.file, revision or parsed.revision)
     retry = retry or Retry()
-    with quiet():
+    try:
         from huggingface_hub import constants
-
+    except ModuleNotFoundError:
+        raise HubError(
+            f"{quoted(reference)}: the Hub is spoken to with huggingface_hub: pip install huggingface_hub"
+        ) from None
+    with quiet():
         if constants.HF_HUB_OFFLINE:
             return _from_cache(wanted, cache_dir, on_bytes)
-        return _downloaded(wanted, cache_dir, retry, on_bytes, say)
+        if wanted.file and re.fullmatch("[0-9a-f]{40}", wanted.revision or ""):  # it cannot have changed
+            with suppress(HubError):  # not there, or damaged
+                return _from_cache(wanted, cache_dir, on_bytes)
+        return _downloaded(wanted, cache_dir, retry, on_bytes, say, is_path=not reference.startswith(SCHEME))
 
 
 def _downloaded(
@@ -127,6 +137,8 @@ def _downloaded(
     retry: Retry,
     on_bytes: Callable[[int], object],
     say: Callable[[str], object],
+    *,
+    is_path: bool,
 ) -> Resolved:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
@@ -137,17 +149,17 @@ def _downloaded(
     def ask(request: Callable[[], T]) -> T:
         answer = insist(request, retry, say)
         if isinstance(answer, Failure):
-            raise HubError(f"{plain(at)}: {_not_downloaded(answer, wanted)}")
+            raise HubError(f"{plain(at)}: {_not_downloaded(answer, wanted, is_path=is_path)}")
         return answer
 
     local = ask(lambda: _fetch(api, wanted, cache_dir, offline=False))
-    commit = _commit_of(local)
+    folder = _snapshot(local, wanted)
+    commit = folder.name
     tree = ask(lambda: list(api.list_repo_tree(wanted.repo_id, recursive=True, revision=commit)))
     remote = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
     if wanted.file is None:
-        _check_model(local, at, tuple(remote))
+        _check_model(at, set(remote))
     names = [wanted.file] if wanted.file else [name for name in remote if is_model_file(name)]
-    folder = local if wanted.file is None else _snapshot(local)
     hashes: dict[str, str] = {}
     for name in names:
         found = hash_file(folder / name, on_bytes)
@@ -169,7 +181,7 @@ def _downloaded(
                 f"Remove {file_name((folder / name).resolve())} and try again later."
             )
         hashes[name] = found.sha256
-    return Resolved(local, wanted.repo_id, commit, hashes)
+    return Resolved(local, wanted.repo_id, wanted.file, commit, hashes)
 
 
 def _from_cache(wanted: Reference, cache_dir: Path | None, on_bytes: Callable[[int], object]) -> Resolved:
@@ -182,13 +194,15 @@ def _from_cache(wanted: Reference, cache_dir: Path | None, on_bytes: Callable[[i
             f"{plain(at)}: {plain(wanted.file or 'the model')} is not in the cache, and HF_HUB_OFFLINE is set, so that "
             "the Hub is not asked. Unset it, or download once with it unset."
         )
+    folder = _snapshot(found, wanted)
     if wanted.file is None:
-        _check_model(found, at, tuple(path.name for path in found.iterdir()))
-    files = [found] if wanted.file else [path for path in found.iterdir() if is_model_file(path.name)]
+        _check_model(at, {path.name for path in folder.iterdir()})
+    names = [wanted.file] if wanted.file else [path.name for path in folder.iterdir() if is_model_file(path.name)]
     sums: dict[str, str] = {}
-    for path in files:
+    for name in names:
+        path = folder / name
         hashes = hash_file(path, on_bytes)
-        sums[path.relative_to(_snapshot(path)).as_posix()] = hashes.sha256
+        sums[name] = hashes.sha256
         stated = path.resolve().name  # the cache's own: sha256 of LFS files, git's sha1 of others
         is_named_by_hash = path.is_symlink() and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", stated)
         if is_named_by_hash and stated not in (hashes.sha256, hashes.blob):
@@ -196,7 +210,7 @@ def _from_cache(wanted: Reference, cache_dir: Path | None, on_bytes: Callable[[i
                 f"{plain(at)}: {plain(path.name)} is damaged in the cache. Remove {file_name(path.resolve())}, "
                 "unset HF_HUB_OFFLINE and try again."
             )
-    return Resolved(found, wanted.repo_id, _commit_of(found), sums)
+    return Resolved(found, wanted.repo_id, wanted.file, folder.name, sums)
 
 
 def _fetch(api: HfApi, wanted: Reference, cache_dir: Path | None, *, offline: bool) -> Path:
@@ -217,27 +231,16 @@ def _fetch(api: HfApi, wanted: Reference, cache_dir: Path | None, *, offline: bo
     )
 
 
-def _snapshot(path: Path) -> Path:
-    """The folder of a commit in the cache, `snapshots/COMMIT`, that a path is in, or is."""
-    return next(folder for folder in (path, *path.parents) if folder.parent.name == "snapshots")
+def _snapshot(path: Path, wanted: Reference) -> Path:
+    """The folder of a commit in the cache, `snapshots/COMMIT`, that `wanted` was found in or is."""
+    return path if wanted.file is None else path.parents[wanted.file.count("/")]
 
 
-def _commit_of(path: Path) -> str:
-    return _snapshot(path).name
-
-
-def _check_model(folder: Path, at: str, names: Sequence[str]) -> None:
-    """Refuse a repository without a converted model, and one whose index names shards that are not there."""
-    there = set(names)
+def _check_model(at: str, there: set[str]) -> None:
+    """Refuse a repository without a converted model. Whether its shards are all there is seen when it is opened."""
     missing = {CONFIG} - there
     if not {SINGLE, INDEX} & there:
         missing |= {SINGLE}
-    elif INDEX in there:
-        try:
-            weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-            missing |= {str(name) for name in weight_map.values()} - there
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise HubError(f"{plain(at)}: {INDEX} is no index of shards. Publish the model again.") from None
     if missing:
         checkpoint = next((name for name in sorted(there) if name.endswith((".pth", ".pt", ".bin"))), None)
         hint = (
@@ -253,9 +256,11 @@ def is_model_file(name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in MODEL_FILES)
 
 
-def _not_downloaded(failure: Failure, wanted: Reference) -> str:
+def _not_downloaded(failure: Failure, wanted: Reference, *, is_path: bool) -> str:
+    here = "no such file or folder here, and on the Hub " if is_path else ""
     hints = {
-        "repository": "no such repository, or this token may not see it. Check the name, or sign in: hf auth login",
+        "repository": f"{here}no such repository, or none that this token may see. Check the name, or sign in: "
+        "hf auth login",
         "revision": "no such revision. Check its name",
         "file": f"no file {quoted(str(wanted.file))} there. Check its name",
         "access": "this token may not read it. Ask for access on its page, or sign in: hf auth login",

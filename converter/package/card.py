@@ -295,9 +295,9 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def code(name: str) -> str:
     """A name out of a file in a code span: nothing in it can end the span, the line or the cell."""
-    return "`" + re.sub(r"[`|\s]|[^\x20-\x7e]", "_", name)[:200] + "`"
+    return "`" + (re.sub(r"[`|\s]|[^\x20-\x7e]", "_", name)[:200] or "_") + "`"
 
 
 def text(sentence: str) -> str:
-    """A sentence out of a file, with nothing in it that Markdown or HTML would act on."""
-    return re.sub(r"[^\w .,:;()+=/%'-]|_", "?", sentence)[:300]
+    """A sentence out of a file, with nothing in it that Markdown or HTML would act on: no address either."""
+    return re.sub(r"[^\w .,:;()+=/%'-]|_|\.(?=[^\W\d])|:(?=/)", "?", sentence)[:300]

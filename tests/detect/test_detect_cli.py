@@ -122,6 +122,7 @@ def test_exit_codes(shared: Path, options: list[object], tmp_path: Path) -> None
         ["--prompt", "a.", "--caption", "a"],
         ["--caption", "a"],
         ["--prompt", "a.", "--span", "0:1"],
+        ["--prompt", "a.", "--threshold", "nan"],
     ):
         assert run(model, picture, *arguments).exit_code == 2
     for arguments, message in (
@@ -134,11 +135,14 @@ def test_exit_codes(shared: Path, options: list[object], tmp_path: Path) -> None
         ([tmp_path / "absent.safetensors", picture, "--prompt", "dog."], "no such file or folder"),
         ([model, picture, "--prompt", "dog.", "--vocab", tmp_path / "absent.txt"], "no such file"),
     ):
-        code, error = error_of(*arguments[:2], *(options if "--vocab" not in arguments else []), *arguments[2:])
+        rest = [*(options if "--vocab" not in arguments else []), "--out", tmp_path / "out", *arguments[2:]]
+        code, error = error_of(*arguments[:2], *rest)
         assert (code, error["type"]) == (7, "ModelError"), error
         assert message in error["message"]
+        assert not (tmp_path / "out").exists()
     code, error = error_of(model, picture, "--prompt", "dog.", *options, "--out", tmp_path / "no" / "folder")
     assert (code, error["type"]) == (6, "DestinationError")
+    assert "make it first" in error["message"]
     assert error_of(model, picture, "--prompt", "dog.", *options, "--device", "cuda:99")[0] == 8
 
 
@@ -150,4 +154,4 @@ def test_a_missing_package_is_named(shared: Path, options: list[object], monkeyp
     monkeypatch.setitem(sys.modules, "PIL", None)
     result = run(shared / "small", shared / "rocket.png", "--prompt", "dog.", *options)
     assert result.exit_code == 8
-    assert "needs pillow: pip install 'converter[detect]'" in result.stderr
+    assert "needs pillow: pip install pillow" in result.stderr

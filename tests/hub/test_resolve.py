@@ -9,7 +9,9 @@ import pytest
 from publishing import REPO, refused, shard
 from server import Fault, HubServer, status
 
-from converter.hub import Reference, Resolved, Retry, parse_reference, resolve
+from converter.checkpoint import open_checkpoint
+from converter.errors import CheckpointError
+from converter.hub import Reference, Resolved, Retry, is_on_hub, parse_reference, resolve
 from converter.publish import publish
 
 REFERENCES = {
@@ -20,7 +22,10 @@ REFERENCES = {
     "hf://org/name/glip.pth": Reference("org/name", "glip.pth"),
     "hf://org/name/MODEL/glip.pth@0123abc": Reference("org/name", "MODEL/glip.pth", "0123abc"),
 }
-NO_REFERENCES = ["", "name", "a/b/c.pth", "/a/b", "./a", "hf://a", "hf://a/b/../c", "hf://a/b/", "a b/c", "https://x/y"]
+NO_REFERENCES = [
+    "", "name", "a/b/c.pth", "/a/b", "./a", "hf://a", "hf://a/b/../c", "hf://a/b/", "a b/c", "https://x/y",
+    "hf://datasets/org/name/a.pth", "https://huggingface.co/org/name",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", REFERENCES)
@@ -198,7 +203,49 @@ def test_a_repository_without_a_model_says_what_it_has(hub: HubServer, cache: Pa
 def test_an_index_without_its_shards_is_refused(folder: Path, hub: HubServer, cache: Path) -> None:
     publish(shard(folder), REPO)
     hub.repository(REPO).head.files.pop("model-00002-of-00002.safetensors")
-    assert "model-00002-of-00002.safetensors" in refused(lambda: get(REPO, cache))
+    found = get(REPO, cache)
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00002\.safetensors"):
+        open_checkpoint(found.path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "model-00001-of-00002.safetensors"])
+def test_every_file_that_came_damaged_is_got_again(name: str, folder: Path, hub: HubServer, cache: Path) -> None:
+    publish(shard(folder), REPO)
+    commit = hub.repository(REPO).head
+    kept = hub.storage.path_of(commit.files[name])
+    content = kept.read_bytes()
+    kept.write_bytes(content[:-20] + bytes(byte ^ 1 for byte in content[-20:]))
+    assert "is damaged, and was again" in refused(lambda: get(REPO, cache))
+    kept.write_bytes(content)
+    assert (get(REPO, cache).path / name).read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["snapshots/x/glip.pth", "snapshots/y.pth", "a/b.pth"])
+def test_a_file_in_any_folder_is_found(name: str, published: Path, hub: HubServer, cache: Path) -> None:
+    hub.push(REPO, {name: b"content"})
+    found = get(f"hf://{REPO}/{name}", cache)
+    assert found.path.read_bytes() == b"content"
+    assert found.reference == f"hf://{REPO}/{name}@{hub.repository(REPO).head.id}"
+    assert found.files == {name: hashlib.sha256(b"content").hexdigest()}
+
+
+def test_a_pinned_file_is_asked_for_once(published: Path, hub: HubServer, cache: Path) -> None:
+    reference = f"hf://{REPO}/original.pth@{hub.repository(REPO).head.id}"
+    found = get(reference, cache)
+    hub.requests.clear()
+    assert get(reference, cache) == found
+    assert hub.requests == []
+    blob(found.path).write_bytes(b"damaged")
+    assert get(reference, cache).path.read_bytes() == hub.content(REPO, "original.pth")
+
+
+def test_where_a_text_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org" / "here").touch()
+    on_hub = ["org/name", "org/name@v1", "hf://org/name", "hf://org/here", "https://huggingface.co/org/name"]
+    assert [is_on_hub(text) for text in on_hub] == [True] * 5
+    assert not any(map(is_on_hub, ["org/here", "org/glip.pth", "org/glip.safetensors", "glip-t", "./a/b", "/a/b"]))
 
 
 @pytest.fixture
