@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from converter.checkpoint import DTYPES, Checkpoint, open_checkpoint
 from converter.convert import verify_left_out
 from converter.errors import ModelError
-from converter.formats import make_route, recognise
+from converter.formats import load_format, make_route, recognise
 from converter.hub import local_path
 from converter.mapping.cast import cast
 from converter.mapping.ops import apply_ops
@@ -77,8 +77,9 @@ def model_names() -> list[str]:
 
 def get_model(
     name: str,
-    pretrained: str | os.PathLike[str] | bool = False,
+    pretrained: str | os.PathLike[str] | bool | None = False,
     *,
+    source: str | None = None,
     root: str | None = None,
     pad_small_map: bool = True,
 ) -> WholeModel | ImageEncoder:
@@ -86,6 +87,7 @@ def get_model(
 
     pretrained: a checkpoint of any format that holds the model or more of it, as a path or as `org/name` or
     `hf://org/name/file.pth@revision` of the Hugging Face Hub; False for random numbers.
+    source: its format, a name or a table's path, where its keys leave that open.
     root: the state dict to take where the file holds several. pad_small_map: see `ImageEncoder`.
 
     Raises ModelError for an unknown name or weights of another model, CheckpointError and PlanError as `convert`,
@@ -99,21 +101,21 @@ def get_model(
         raise ModelError(f"pad_small_map=False is MMPretrain's, and {name} is none of its models.")
     if pretrained is True:
         raise ModelError(f"{name}: pretrained=True names no weights; give a path, or where they are on the Hub.")
-    if pretrained is False:
+    if pretrained is False or pretrained is None:
         config = GLIPConfig(**load_spec("glip").variant(BACKBONES.get(name, name)).config)  # type: ignore[arg-type]
         return _build(name, config, pad_small_map).eval()
     with open_checkpoint(local_path(pretrained), root) as checkpoint:
-        return _loaded(name, checkpoint, pad_small_map).eval()
+        return _loaded(name, checkpoint, source, pad_small_map).eval()
 
 
 def _build(name: str, config: GLIPConfig, pad_small_map: bool) -> WholeModel | ImageEncoder:
     return ImageEncoder(config, pad_small_map=pad_small_map) if name in BACKBONES else WholeModel(config)
 
 
-def _loaded(name: str, checkpoint: Checkpoint, pad_small_map: bool) -> WholeModel | ImageEncoder:
+def _loaded(name: str, checkpoint: Checkpoint, source: str | None, pad_small_map: bool) -> WholeModel | ImageEncoder:
     spec = load_spec("glip")
     plan = make_route(
-        recognise(checkpoint, spec),
+        load_format(source) if source else recognise(checkpoint, spec),
         hub_table(spec.parts["backbone"] if name in BACKBONES else spec),
         checkpoint,
     )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from converter.checkpoint import DTYPES
 from converter.formats import format_names, load_format
+from converter.mapping import documents
 from converter.mapping.ops import Array, apply_ops
 from converter.mapping.spec import Spec, Variant
 from converter.mapping.table import Table
@@ -34,6 +38,18 @@ def small_spec(spec: Spec) -> Spec:
 def small(table: Table) -> Table:
     """The table of a format, of the small spec."""
     return replace(table, spec=small_spec(table.spec))
+
+
+def write_small_mappings(folder: Path, variant: str = "small") -> Path:
+    """The built-in tables with a spec whose only variant is small."""
+    shutil.copytree(documents.mappings_folder(), folder)
+    spec = json.loads((folder / "glip.json").read_text())
+    config = {name: list(v) if isinstance(v, tuple) else v for name, v in SIZES.items() if name != "prompt_length"}
+    spec["variants"] = {variant: {"title": "small", "config": config}}
+    for part in spec["parts"].values():
+        part["variants"] = {"small": {"title": "small", "config": {n: config[n] for n in part["config"]}}}
+    (folder / "glip.json").write_text(json.dumps(spec))
+    return folder
 
 
 FORMATS = {name: small(load_format(name)) for name in format_names()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small_formats import FORMATS, SIZES, Weights, execute, hub_weights
+from small_formats import FORMATS, SIZES, Weights, execute, hub_weights, write_small_mappings
 
 from converter.cli import main
 from converter.errors import ModelError
@@ -27,14 +26,7 @@ from converter.model.weights import open_weights
 @pytest.fixture(autouse=True)
 def small_mappings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The built-in tables with a spec whose only variant is small."""
-    folder = tmp_path / "mappings"
-    shutil.copytree(documents.mappings_folder(), folder)
-    spec = json.loads((folder / "glip.json").read_text())
-    config = {name: list(v) if isinstance(v, tuple) else v for name, v in SIZES.items() if name != "prompt_length"}
-    spec["variants"] = {"small": {"title": "small", "config": config}}
-    for part in spec["parts"].values():
-        part["variants"] = {"small": {"title": "small", "config": {n: config[n] for n in part["config"]}}}
-    (folder / "glip.json").write_text(json.dumps(spec))
+    folder = write_small_mappings(tmp_path / "mappings")
     monkeypatch.setattr(documents, "mappings_folder", lambda: folder)
     documents._listing.cache_clear()
     yield

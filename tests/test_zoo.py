@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from small_formats import FORMATS, SIZES, execute, hub_weights
+from server import HubServer
+from small_formats import FORMATS, SIZES, execute, hub_weights, write_small_mappings
 
 from converter import zoo
-from converter.errors import ModelError
+from converter.errors import ConverterError, ModelError, PlanError
 from converter.formats import make_route
+from converter.mapping import documents
 from converter.mapping.spec import load_spec
 from converter.model import GLIP, GLIPConfig
 
@@ -19,17 +21,13 @@ NAME = "swin-t_glip-pre_3rdparty"
 
 
 @pytest.fixture
-def small_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The zoo's GLIP-T has the small sizes."""
-    variant = SimpleNamespace(config=SIZES, name="glip-t", also=(), title="small")
-    spec = FORMATS["glip"].spec
-    small = SimpleNamespace(
-        name=spec.name, parts=spec.parts, variants=spec.variants, variant=lambda name: variant, part="",
-        optional={}, entries=spec.entries, sha256="", title="", label="glip", holds=lambda name: True,
-        options=(), tensors=spec.tensors, dtypes=spec.dtypes,
-    )  # fmt: skip
-    monkeypatch.setattr(zoo, "load_spec", lambda name: small)
-    monkeypatch.setattr(zoo, "model_names", lambda: [NAME, "glip-t"])
+    folder = write_small_mappings(tmp_path / "mappings", "glip-t")
+    monkeypatch.setattr(documents, "mappings_folder", lambda: folder)
+    documents._listing.cache_clear()
+    yield
+    documents._listing.cache_clear()
 
 
 def saved(name: str, folder: Path) -> Path:
@@ -46,12 +44,17 @@ def reference() -> GLIP:
     return model.eval()
 
 
+@pytest.mark.parametrize("called", [NAME, "glip-t"])
 @pytest.mark.parametrize("name", ["glip-official", "mmdet-glip", "mmpretrain-glip", "transformers-swin-backbone"])
 def test_features_are_those_of_glip_whatever_the_format(
-    name: str, tmp_path: Path, small_names: None, monkeypatch: pytest.MonkeyPatch
+    called: str, name: str, tmp_path: Path, small_names: None
 ) -> None:
-    monkeypatch.setattr(zoo, "recognise", lambda checkpoint, spec: FORMATS[name])
-    model = zoo.get_model(NAME, pretrained=saved(name, tmp_path))
+    path = saved(name, tmp_path)
+    if called == "glip-t" and name not in ("glip-official", "mmdet-glip"):
+        with pytest.raises(ConverterError, match=f"{name}.*(holds|does not hold)"):
+            zoo.get_model(called, pretrained=path)
+        return
+    model = zoo.get_model(called, pretrained=path)
     images = torch.randn(2, 3, 37, 50)
     with torch.inference_mode():
         expected = reference().extract_feat(images)
@@ -60,20 +63,38 @@ def test_features_are_those_of_glip_whatever_the_format(
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_a_whole_glip_comes_from_any_whole_format(
-    tmp_path: Path, small_names: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(zoo, "recognise", lambda checkpoint, spec: FORMATS["mmdet-glip"])
+def test_a_whole_glip_reads_text_too(tmp_path: Path, small_names: None) -> None:
     model = zoo.get_model("glip-t", pretrained=saved("mmdet-glip", tmp_path))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), reference().parameters(), strict=True))
+    images, ids = torch.randn(2, 3, 64, 64), torch.tensor([[1, 2, 3], [4, 5, 6]])
+    with torch.inference_mode():
+        found, expected = (m(images, ids, torch.ones_like(ids)) for m in (model, reference()))
+    assert all(torch.equal(a, b) for a, b in zip(found.token_logits, expected.token_logits, strict=True))
+    with pytest.raises(ModelError, match="come together"):
+        model(images, ids)
 
 
-def test_weights_without_all_norms_are_not_the_image_encoder(
-    tmp_path: Path, small_names: None, monkeypatch: pytest.MonkeyPatch
+def test_the_format_can_be_stated(tmp_path: Path, small_names: None) -> None:
+    path = saved("mmpretrain-glip", tmp_path)
+    assert zoo.get_model(NAME, pretrained=path, source="mmpretrain-glip")
+    with pytest.raises(PlanError, match="timm-swin"):
+        zoo.get_model(NAME, pretrained=path, source="timm-swin")
+
+
+def test_weights_come_from_the_hub(
+    tmp_path: Path, small_names: None, running: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(zoo, "recognise", lambda checkpoint, spec: FORMATS["timm-swin"])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    running.reset(tmp_path / "hub")
+    running.storage.create("org/swin", False, "org")
+    running.push("org/swin", {"weights.pth": saved("mmpretrain-glip", tmp_path).read_bytes()})
+    model = zoo.get_model(NAME, pretrained="hf://org/swin/weights.pth@main")
+    assert torch.equal(next(model.parameters()), next(reference().backbone.parameters()))
+
+
+def test_weights_without_all_norms_are_not_the_image_encoder(tmp_path: Path, small_names: None) -> None:
     with pytest.raises(ModelError, match=r"timm-swin does not hold backbone.norms.0.bias"):
-        zoo.get_model(NAME, pretrained=saved("timm-swin", tmp_path))
+        zoo.get_model(NAME, pretrained=saved("timm-swin", tmp_path), source="timm-swin")
 
 
 def test_pad_small_map_false_is_what_mmpretrain_does_by_default() -> None:
