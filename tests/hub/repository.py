@@ -12,6 +12,11 @@ LFS_SUFFIXES = (".safetensors", ".pth")
 LFS_SIZE = 10 * 2**20  # bytes from which any file is stored as LFS
 
 
+def is_lfs(path: str, size: int) -> bool:
+    """Whether a file is to be stored as LFS; an empty one cannot be."""
+    return size > 0 and (path.endswith(LFS_SUFFIXES) or size >= LFS_SIZE)
+
+
 def blob_sha1(content: bytes) -> str:
     """Git's name for a file's content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -58,6 +63,11 @@ class Repository:
                 return self.commits[self.refs[name]]
         return self.commits.get(revision)
 
+    def branch(self, revision: str) -> str | None:
+        """The full name of the branch or pull request, which alone a commit can be added to."""
+        names = (revision, f"refs/heads/{revision}")
+        return next((ref for ref in names if ref in self.refs and not ref.startswith("refs/tags/")), None)
+
     @property
     def head(self) -> Commit:
         return self.commits[self.refs["refs/heads/main"]]
@@ -76,6 +86,7 @@ class Storage:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.repositories: dict[str, Repository] = {}
+        self.offered: dict[str, int] = {}  # sizes of LFS objects that a batch has announced
         self.verified: set[str] = set()  # LFS objects that a client has asked to be verified
         self.lock = threading.Lock()
         for part in ("lfs", "git", "incoming"):

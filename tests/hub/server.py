@@ -3,7 +3,7 @@
 It listens on 127.0.0.1 and nowhere else. `HubServer.fail` puts faults before the next requests of an endpoint.
 
 Where it differs from the real Hub:
-- Commit ids are hashes, but not git's: there is no git behind it. Blob ids and LFS pointers are git's.
+- Commit and tree ids are hashes, but not git's: there is no git behind it. Blob ids and LFS pointers are git's.
 - Models only: no datasets, Spaces, Xet, gated repositories, organisations' rights, quotas, webhooks or malware scans.
 - LFS objects are served from `http://localhost:PORT/cdn`: to the client another origin, to which it must not send its
   token (a token sent there, or with an upload, is answered by 400). The CDN's and S3's signatures are not imitated.
@@ -12,9 +12,17 @@ Where it differs from the real Hub:
 - Multipart uploads are offered for files larger than `chunk_size`, not from some size in gigabytes.
 - An LFS object is there once it was verified, for all repositories; the Hub may be less strict.
 - Which files are LFS is decided by name and size, not by `.gitattributes`. `.gitignore` is ignored.
-- YAML of a card is not parsed: a card is refused if its front matter does not end.
+- Of a card's metadata only the YAML is checked, not licenses and other values. A card whose front matter does not end
+  is refused; the Hub takes it for one without metadata. Of those the Hub warns, the server does not.
+- A commit without operations is refused: the client makes none, though the Hub may. Operations that change nothing make
+  a commit, as on the Hub.
+- A commit adds files in base64 and LFS files by hash and size, and deletes files. It deletes no folders and copies
+  nothing.
+- Of a commit's refusals the Hub's status is known, from the client's sources and reports of its users, of a card (400)
+  and of a branch that is not there or a pull request on what is no branch (404). Others, and most wordings, are ours.
+- S3's errors are XML, these are JSON.
 - A pull request is a ref, a title and whether it is open: no discussion events, no merging.
-- Folders are not listed in a tree; listings are paginated by position.
+- Only the tree of the root can be asked for; listings are paginated by position.
 - Everything is consistent at once; the real Hub may show a commit a little later in some answers.
 """
 
@@ -30,15 +38,16 @@ import socket
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from repository import LFS_SIZE, LFS_SUFFIXES, Commit, Entry, Repository, Storage
+import yaml  # type: ignore[import-untyped]
+from repository import Commit, Entry, Repository, Storage, is_lfs
 
 CHUNK = 1 << 20
 WRITES = {"create", "batch", "upload", "part", "complete", "verify", "commit"}
@@ -71,6 +80,39 @@ class Refusal(Exception):
     def __init__(self, code: int, message: str, error_code: str = "", **body: Any) -> None:
         self.code, self.message, self.error_code = code, message, error_code
         self.body = {"error": message, **body}
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Refuses a key that is given twice, as the Hub does."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        names = [str(key.value) for key, _ in node.value]
+        if len(set(names)) < len(names):
+            raise yaml.constructor.ConstructorError(None, None, "duplicated mapping key", node.start_mark)
+        return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
+
+
+# huggingface_hub.repocard has the same, and says that it is the Hub's
+_METADATA = re.compile(r"\s*---(?:\r\n|\r|\n)([\S\s]*?)(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|$)")
+
+
+def check_card(card: str) -> None:
+    """Refuse a README.md for its metadata, in the Hub's words where it does so, too."""
+    problem = None
+    if match := _METADATA.match(card):
+        try:
+            metadata = yaml.load(match[1], _Loader)
+        except yaml.YAMLError as error:
+            problem = f"Invalid YAML in README.md: {' '.join(str(error).split())}"
+        else:
+            if isinstance(metadata, list):
+                problem = '"value" must be of type object'
+            elif not isinstance(metadata, dict):
+                problem = "The YAML metadata of your README.md is invalid."
+    elif re.match(r"\s*---[\r\n]+(?!---)", card):
+        problem = "the YAML front matter does not end"
+    if problem:
+        raise Refusal(400, problem, errors=[{"message": problem}], warnings=[])
 
 
 class HubServer:
@@ -127,7 +169,7 @@ class HubServer:
         assert parent is not None
         entries = dict(parent.files)
         for path, content in files.items():
-            if path.endswith(LFS_SUFFIXES):
+            if is_lfs(path, len(content)):
                 sha256 = hashlib.sha256(content).hexdigest()
                 self.storage.lfs_path(sha256).write_bytes(content)
                 entries[path] = self.storage.lfs_entry(sha256, len(content))
@@ -220,6 +262,9 @@ class _Handler(BaseHTTPRequestHandler):
             except Refusal as refusal:
                 self._drain()
                 self._refuse(refusal)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:  # of what was sent
+                self._drain()
+                self._refuse(Refusal(400, f"malformed request: {error!r}"))
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
@@ -275,7 +320,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, json.dumps(content).encode(), {"Content-Type": "application/json", **(headers or {})})
 
     def _refuse(self, refusal: Refusal) -> None:
-        headers = {"Content-Type": "application/json", "X-Error-Message": refusal.message}
+        line = " ".join(refusal.message.splitlines()).encode("ascii", "backslashreplace").decode()
+        headers = {"Content-Type": "application/json", "X-Error-Message": line}
         if refusal.error_code:
             headers["X-Error-Code"] = refusal.error_code
         self._answer(refusal.code, json.dumps(refusal.body).encode(), headers)
@@ -373,9 +419,17 @@ class _Handler(BaseHTTPRequestHandler):
         lfs = {"lfs": {"oid": entry.lfs, "size": entry.size, "pointerSize": 134}} if entry.lfs else {}
         return {"type": "file", "oid": entry.oid, "size": entry.size, "path": path, **lfs}
 
+    def _folder(self, path: str, files: dict[str, Entry]) -> dict[str, Any]:
+        below = sorted((name, entry.oid) for name, entry in files.items() if name.startswith(f"{path}/"))
+        return {"type": "directory", "oid": hashlib.sha1(repr(below).encode()).hexdigest(), "size": 0, "path": path}
+
     def _tree(self, repo: str, rev: str) -> None:
         files = self._at(self._repository(repo), rev).files
-        self._page([self._entry(path, files[path]) for path in sorted(files)])
+        folders = {str(folder) for path in files for folder in PurePosixPath(path).parents if folder.name}
+        entries = [self._folder(path, files) for path in sorted(folders)]
+        entries += [self._entry(path, files[path]) for path in sorted(files)]
+        is_recursive = self.query.get("recursive", [""])[0].lower() in ("true", "1")
+        self._page([entry for entry in entries if is_recursive or "/" not in entry["path"]])
 
     def _paths(self, repo: str, rev: str) -> None:
         files = self._at(self._repository(repo), rev).files
@@ -430,9 +484,7 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def _validate(self) -> None:
-        content = self._json()["content"]
-        if content.startswith("---\n") and "\n---\n" not in content[3:]:
-            raise Refusal(400, "Invalid metadata", errors=[{"message": "the YAML front matter does not end"}])
+        check_card(self._json()["content"])
         self._say({"errors": [], "warnings": []})
 
     def _preupload(self, repo: str, rev: str) -> None:
@@ -440,9 +492,9 @@ class _Handler(BaseHTTPRequestHandler):
         answers = []
         for wanted in self._json()["files"]:
             path = wanted["path"]
-            lfs = path.endswith(LFS_SUFFIXES) or wanted["size"] >= LFS_SIZE
+            mode = "lfs" if is_lfs(path, wanted["size"]) else "regular"
             known = {"oid": files[path].etag} if path in files else {}
-            answers.append({"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False, **known})
+            answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False, **known})
         self._say({"files": answers, "commitOid": self._at(self._repository(repo, write=True), rev).id})
 
     # large files
@@ -456,6 +508,7 @@ class _Handler(BaseHTTPRequestHandler):
             if oid in self.hub.storage.verified:
                 objects.append({"oid": oid, "size": size})
                 continue
+            self.hub.storage.offered[oid] = size
             upload: dict[str, Any] = {"href": f"{self.hub.url}/s3/{oid}"}
             chunk = self.hub.chunk_size
             if chunk is not None and size > chunk:
@@ -468,9 +521,11 @@ class _Handler(BaseHTTPRequestHandler):
             objects.append({"oid": oid, "size": size, "actions": {"upload": upload, "verify": verify}})
         self._say({"transfer": "basic", "objects": objects})
 
-    def _receive(self) -> tuple[Path, str]:
+    def _receive(self, oid: str) -> tuple[Path, str]:
         """The body, in a file of its own, and its sha256."""
         self._no_token()
+        if oid not in self.hub.storage.offered:
+            raise Refusal(403, "AccessDenied: no batch has offered this upload")
         path = self.hub.storage.folder / "incoming" / secrets.token_hex(8)
         digest = hashlib.sha256()
         with path.open("wb") as file:
@@ -479,15 +534,18 @@ class _Handler(BaseHTTPRequestHandler):
                 file.write(chunk)
         return path, digest.hexdigest()
 
-    def _upload(self, oid: str) -> None:
-        path, sha256 = self._receive()
-        if sha256 != oid:
-            raise Refusal(400, "XAmzContentSHA256Mismatch: the content does not have the announced hash")
+    def _keep(self, path: Path, sha256: str, oid: str) -> None:
+        if sha256 != oid or path.stat().st_size != self.hub.storage.offered.get(oid):
+            raise Refusal(400, "XAmzContentSHA256Mismatch: the content does not have the announced hash and size")
         path.rename(self.hub.storage.lfs_path(oid))
+
+    def _upload(self, oid: str) -> None:
+        path, sha256 = self._receive(oid)
+        self._keep(path, sha256, oid)
         self._answer(200, headers={"ETag": f'"{sha256}"'})
 
     def _part(self, oid: str, part: str) -> None:
-        path, sha256 = self._receive()
+        path, sha256 = self._receive(oid)
         path.rename(self.hub.storage.folder / "incoming" / f"{oid}.{part}")
         self._answer(200, headers={"ETag": f'"{sha256}"'})
 
@@ -508,12 +566,12 @@ class _Handler(BaseHTTPRequestHandler):
                         file.write(chunk)
                 if part["etag"] != f'"{own.hexdigest()}"':
                     raise Refusal(400, f"InvalidPart: the ETag of part {part['partNumber']}")
-        if digest.hexdigest() != oid:
-            raise Refusal(400, "the parts together do not have the announced hash")
-        whole.rename(self.hub.storage.lfs_path(oid))
+        self._keep(whole, digest.hexdigest(), oid)
         self._say({"success": True})
 
     def _verify(self, repo: str) -> None:
+        self._repository(repo)
+        self._user(write=True)
         wanted = self._json()
         path = self.hub.storage.lfs_path(wanted["oid"])
         if not path.exists() or path.stat().st_size != wanted["size"]:
@@ -525,10 +583,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _commit(self, repo: str, rev: str) -> None:
         repository = self._repository(repo, write=True)
-        lines = [json.loads(line) for line in b"".join(self._unread).splitlines()]
-        header = lines[0]["value"]
+        if self.headers.get_content_type() != "application/x-ndjson":
+            raise Refusal(400, "a commit is sent as application/x-ndjson")
+        first, *operations = [json.loads(line) for line in b"".join(self._unread).splitlines()]
+        header = first["value"]
+        if first["key"] != "header" or not header.get("summary"):
+            raise Refusal(400, "a commit begins with a header that has a summary")
+        if not operations:
+            raise Refusal(400, "a commit without operations")
+        title = header["summary"].split("\n")[0]
         with self.hub.storage.lock:
-            base = self._at(repository, rev)
+            ref = repository.branch(rev)
+            if ref is None:
+                raise Refusal(404, f"Invalid rev id: {rev} is not a branch", "RevisionNotFound")
+            base = self._at(repository, ref)
             parent = header.get("parentCommit")
             is_pull_request = self.query.get("create_pr") == ["1"]
             if parent is not None and is_pull_request:
@@ -536,36 +604,40 @@ class _Handler(BaseHTTPRequestHandler):
             elif parent is not None and parent != base.id:
                 raise Refusal(412, "A commit has happened since. Please refresh and try again.")
             files = dict(base.files)
-            for line in lines[1:]:
-                self._apply(files, line["key"], line["value"])
+            for operation in operations:
+                self._apply(files, operation["key"], operation["value"])
             url = f"{self.hub.url}/{repo}"
             answer: dict[str, Any] = {"success": True, "hookOutput": ""}
-            ref = rev if rev.startswith("refs/") else f"refs/heads/{rev}"
             if is_pull_request:
                 number = len(repository.pull_requests) + 1
-                repository.pull_requests[number] = header["summary"].split("\n")[0]
+                repository.pull_requests[number] = title
                 ref = f"refs/pr/{number}"
                 answer["pullRequestUrl"] = f"{url}/discussions/{number}"
-            commit = self.hub.storage.commit(
-                repository,
-                ref,
-                base.id,
-                header["summary"].split("\n")[0],
-                header["description"],
-                str(self._user()),
-                files,
-            )
+            message = header.get("description", "")
+            commit = self.hub.storage.commit(repository, ref, base.id, title, message, str(self._user()), files)
         self._say(answer | {"commitOid": commit.id, "commitUrl": f"{url}/commit/{commit.id}"})
 
     def _apply(self, files: dict[str, Entry], key: str, value: dict[str, Any]) -> None:
         path = value["path"]
+        if any(part.lower() in ("", ".", "..", ".git") for part in path.split("/")):
+            raise Refusal(400, f"Invalid path: {path}")
         if key == "file":
-            files[path] = self.hub.storage.add(base64.b64decode(value["content"]))
+            if value["encoding"] != "base64":
+                raise Refusal(400, f"the content is not in base64: {path}")
+            content = base64.b64decode(value["content"], validate=True)
+            if is_lfs(path, len(content)):
+                raise Refusal(400, f"Your push was rejected because it contains binary or large files: {path}")
+            if path == "README.md":
+                check_card(content.decode())
+            files[path] = self.hub.storage.add(content)
         elif key == "lfsFile":
-            stored = self.hub.storage.lfs_path(value["oid"])
-            if value["oid"] not in self.hub.storage.verified:
+            oid = value["oid"]
+            if oid not in self.hub.storage.verified:
                 raise Refusal(400, f"LFS pointer pointed to a file that does not exist: {path}")
-            files[path] = self.hub.storage.lfs_entry(value["oid"], stored.stat().st_size)
+            size = self.hub.storage.lfs_path(oid).stat().st_size
+            if value["algo"] != "sha256" or value["size"] != size:
+                raise Refusal(400, f"LFS pointer does not state the sha256 and the size of its file: {path}")
+            files[path] = self.hub.storage.lfs_entry(oid, size)
         elif key == "deletedFile":
             if files.pop(path, None) is None:
                 raise Refusal(404, "A file with this name doesn't exist", "EntryNotFound")
