@@ -30,8 +30,8 @@ from converter.cli import main
 from converter.convert import digest_of_tensors
 from converter.model import GLIP
 from converter.package.card import code, text, zoo
-from converter.package.evidence import read_evidence
 from converter.parity.certificate import certify, verify
+from converter.parity.evidence import read_evidence
 from converter.parity.mutate import mutation_score
 from converter.parity.run import parity
 
@@ -191,7 +191,7 @@ def test_the_card_has_the_numbers_of_the_certificate(folder: Path) -> None:
     (run_,) = certificate["runs"]
     taps = [tap for results in run_["modes"].values() for tap in results]
     worst = max(tap["relative"] for tap in taps)
-    assert f"| cpu | float64 | {len(taps)} | {worst:.1e} (" in card
+    assert f"| `cpu` | `float64` | {len(taps)} | {worst:.1e} (" in card
     assert f"of {certificate['mutations']['made']} faults made on purpose" in card
     assert f"it noticed {certificate['mutations']['caught']};" in card
     assert "UNVERIFIED" not in card
@@ -335,12 +335,26 @@ DAMAGE: dict[str, tuple[str, Callable[[dict[str, Any]], object], int, str]] = {
     "a certificate of fewer tensors": (
         "parity.json", lambda c: c["weights"]["tensors"].pop("head.bias"), 8, "head.bias first"
     ),
-    "a certificate that did not pass": ("parity.json", lambda c: c["runs"][0].update(passed=False), 8, "not every"),
-    "a certificate of nothing": ("parity.json", lambda c: c.update(runs=[]), 8, "not every"),
-    "a certificate without numbers": ("parity.json", lambda c: c["runs"][0].update(modes={}), 8, "is no certificate"),
-    "an infinite error": (
-        "parity.json", lambda c: c["runs"][0]["modes"]["propagated"][0].update(relative="Infinity"), 8, "no certificate"
+    "a certificate that did not pass": (
+        "parity.json", lambda c: c["runs"][0].update(passed=False), 8, "at 'runs/0/passed'"
     ),
+    "a certificate of nothing": ("parity.json", lambda c: c.update(runs=[]), 8, "at 'runs'"),
+    "a certificate without numbers": ("parity.json", lambda c: c["runs"][0].update(modes={}), 8, "at 'runs/0/modes'"),
+    "an infinite error": (
+        "parity.json", lambda c: c["runs"][0]["modes"]["propagated"][0].update(relative="Infinity"), 8, "relative'"
+    ),
+    "an error that is no number": (
+        "parity.json", lambda c: c["runs"][0]["modes"]["propagated"][0].update(relative=float("nan")), 8, "is no JSON"
+    ),
+    "a certificate of another format": ("parity.json", lambda c: c.update(format=2), 8, "at 'format'"),
+    "a certificate without a fingerprint": ("parity.json", lambda c: c.pop("fingerprint"), 8, "'fingerprint' is a"),
+    "a fingerprint that is none": (
+        "parity.json", lambda c: c.update(fingerprint="!!!!"), 8, "its fingerprint is damaged"
+    ),
+    "a device that is markup": (
+        "parity.json", lambda c: c["runs"][0].update(device="<img src=x>"), 8, "at 'runs/0/device'"
+    ),
+    "a dtype that is markup": ("parity.json", lambda c: c["runs"][0].update(dtype="<b>"), 8, "at 'runs/0/dtype'"),
     "a record of other weights": (
         "conversion.json", lambda c: c["tensors"].update({"head.bias": "0" * 64}), 8, "what conversion.json says"
     ),

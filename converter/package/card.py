@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.display import counted
-from converter.package.evidence import Evidence
+from converter.parity.evidence import Evidence
 
 CITATION = """\
 ```bibtex
@@ -107,8 +107,8 @@ def _verification(facts: Facts) -> str:
     if evidence is None:
         return ""
     rows = [
-        [run.device, run.dtype, str(run.activations), f"{run.worst:.1e} ({code(run.worst_name)})", text(run.gate),
-         str(run.images)]
+        [code(run.device), code(run.dtype), str(run.activations), f"{run.worst:.1e} ({code(run.worst_name)})",
+         text(run.gate), str(run.images)]
         for run in evidence.runs
     ]  # fmt: skip
     recording = f", a recording of the official code ({code(evidence.official)})" if evidence.official else ""

@@ -16,7 +16,7 @@ from converter.checkpoint.hashes import tensor_hashes
 from converter.display import counted, file_name, plain
 from converter.errors import CaptureError, DestinationError, ModelError
 from converter.package.card import Facts, model_card, zoo
-from converter.package.evidence import Evidence, read_evidence
+from converter.parity.evidence import Evidence, read_evidence
 from converter.preprocessing import glip_preprocessing
 from converter.staging import Staging, check_destination, is_file_name, writing
 from converter.tokenizer import Tokenizer
