@@ -20,14 +20,11 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from saved_glip import saved_glip
+from saved_glip import ledger, saved_glip
 from server import HubServer
 from small_capture import small_capture
 
-from converter.checkpoint import open_checkpoint
-from converter.checkpoint.hashes import tensor_hashes
 from converter.cli import main
-from converter.convert import digest_of_tensors
 from converter.model import GLIP
 from converter.package.card import code, text, zoo
 from converter.parity.certificate import certify, verify
@@ -39,24 +36,6 @@ FILES = [
     "README.md", "config.json", "conversion.json", "model.safetensors", "parity.json", "special_tokens_map.json",
     "tokenizer.json", "tokenizer_config.json", "vocab.txt",
 ]  # fmt: skip
-
-
-def ledger(weights: Path, **target: Any) -> dict[str, Any]:
-    """What `convert` would have written down of these weights."""
-    with open_checkpoint(weights) as checkpoint:
-        hashes = tensor_hashes(checkpoint)
-        digest = digest_of_tensors((t.name, t.dtype.name, t.shape, hashes[t.name]) for t in checkpoint.tensors.values())
-    return {
-        "converter": "0.1.0",
-        "table": {"name": "glip-official", "sha256": "a" * 64},
-        "target": {"name": "glip", "variant": "glip-t", "also": ["glip-t-b", "glip-t-c"]} | target,
-        "lossless": True,
-        "source": {"layout": "torch-zip", "root": "model", "sha256": "b" * 64},
-        "left_out": [{"name": "x", "shape": [1], "reason": "training only"}],
-        "left_aside": [],
-        "tensors": hashes,
-        "sha256": digest,
-    }
 
 
 @pytest.fixture(scope="module")
@@ -364,6 +343,14 @@ DAMAGE: dict[str, tuple[str, Callable[[dict[str, Any]], object], int, str]] = {
         "conversion.json", lambda c: c.update(missing=[{"names": "a", "reason": "b"}]), 7, "only a part of a model"
     ),
     "another model": ("config.json", lambda c: c.update(model="detr"), 7, "its record 'config' is none"),
+    "a record of another hash": ("conversion.json", lambda c: c.update(sha256="0" * 64), 8, "conversion.json says 000"),
+    "another architecture": (
+        "config.json", lambda c: c["config"].update(embed_dim=16), 7,
+        "tensor 'backbone.norms.0.bias' is (16,), expected (32,)",
+    ),
+    "an architecture without end": ("config.json", lambda c: c["config"].update(text_layers=10**12), 7, "beyond"),
+    "an architecture of another type": ("config.json", lambda c: c["config"].update(depths=2), 7, "depths is 2"),
+    "half an architecture": ("config.json", lambda c: c["config"].pop("num_heads"), 7, "field 'num_heads' is missing"),
     "another vocabulary": ("config.json", lambda c: c["config"].update(vocab_size=30522), 7, "has 50 entries"),
 }  # fmt: skip
 
