@@ -10,6 +10,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +28,7 @@ from small_capture import small_capture
 
 from converter.cli import main
 from converter.model import GLIP
-from converter.package.card import code, text, zoo
+from converter.package.card import UNVERIFIED, code, mark_unverified, text, zoo
 from converter.parity.certificate import certify, verify
 from converter.parity.evidence import read_evidence
 from converter.parity.mutate import mutation_score
@@ -152,6 +154,17 @@ def test_a_copy_is_made_where_no_link_can_be(folder: Path, monkeypatch: pytest.M
     assert (out / "model.safetensors").read_bytes() == (folder / "glip.safetensors").read_bytes()
 
 
+def test_weights_that_must_be_copied_need_space(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = 1 << 20  # documents fit
+    assert (folder / "glip.safetensors").stat().st_size > free
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
+    with TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        result = run(folder, "glip.safetensors", Path(elsewhere) / "out")
+    assert result.exit_code == 6
+    assert "GB are needed" in result.stderr
+    assert run(folder, "glip.safetensors", folder / "out").exit_code == 0
+
+
 # ---- what the card says
 
 
@@ -194,11 +207,33 @@ def test_without_a_certificate_the_card_begins_with_it(folder: Path) -> None:
     result = run(folder, "glip.safetensors", folder / "out", "--model-name", "glip-t")
     assert "UNVERIFIED" in result.stdout
     card = card_of(folder / "out")
-    assert card.index("> **UNVERIFIED.**") < card.index("\n## ")
+    assert card.split("\n\n")[2].startswith(UNVERIFIED)  # below front matter and heading
     assert "What was verified" not in card
     assert "Nothing was compared with the official code" in card
     assert "passed" not in card
     assert not (folder / "out" / "parity.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("card", "before"),
+    [
+        ("# GLIP\n\nText\n", "# GLIP\n\n"),
+        ("---\nlicense: mit\n---\n# GLIP\nText\n", "---\nlicense: mit\n---\n# GLIP\n\n"),
+        ("---\r\nlicense: mit\r\n---\r\n\r\n# GLIP\r\n", "---\r\nlicense: mit\r\n---\r\n\r\n# GLIP\n\n"),
+        ("---\nlicense: mit\n---\nText\n", "---\nlicense: mit\n---\n\n"),
+        ("Text\n\n# GLIP\n", ""),
+        ("<!--\n> **UNVERIFIED.**\n-->\n# GLIP\n", ""),
+        ("```\n# code\n```\n", ""),
+        ("#hashtag\n", ""),
+        ("", ""),
+    ],
+)
+def test_a_card_is_marked_where_it_is_seen(card: str, before: str) -> None:
+    marked = mark_unverified(card)
+    assert marked.startswith(f"{before}{UNVERIFIED}")
+    assert MarkdownIt().render(marked[len(before) :]).startswith("<blockquote>\n<p><strong>UNVERIFIED.</strong>")
+    assert "".join(marked.split()).endswith("".join(card[len(before.rstrip()) :].split()))
+    assert mark_unverified(marked) == marked
 
 
 def test_nothing_is_claimed_of_a_model_that_was_not_named(folder: Path) -> None:

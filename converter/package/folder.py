@@ -125,7 +125,9 @@ def write_package(package: Package, destination: Path, *, force: bool = False) -
     """Write the folder. Raises DestinationError; whatever is raised, the destination is as it was."""
     check_package_destination(destination, force=force, inputs=package.weights.values())
     with Staging(destination, force=force) as staging:
-        staging.require_space(sum(len(content) for content in package.documents.values()))
+        here = destination.parent.stat().st_dev
+        copied = [status.st_size for path in package.weights.values() if (status := path.stat()).st_dev != here]
+        staging.require_space(sum(len(content) for content in package.documents.values()) + sum(copied))
         for name, content in package.documents.items():
             descriptor = staging.create(name, len(content))
             with writing(destination):
