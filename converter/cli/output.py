@@ -55,8 +55,9 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
             kind = HubError if extra == "hub" else CaptureError
             missing = kind(f"this command {why} and needs {package}: pip install 'converter[{extra}]'")
             _fail(missing, as_json=bool(kwargs.get("as_json")))
-        except KeyboardInterrupt:
-            click.echo(f"{'terminated' if terminated else 'interrupted'}; nothing is half-written", err=True)
+        except KeyboardInterrupt as interruption:
+            known = str(interruption) or "nothing is half-written"
+            click.echo(f"{'terminated' if terminated else 'interrupted'}; {known}", err=True)
             sys.exit(143 if terminated else 130)
         except Exception:
             if not terminated:  # else the signal came where Python turns it into an error of its own

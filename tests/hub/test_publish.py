@@ -15,7 +15,7 @@ from publishing import CANARY, REPO, refused, shard
 from server import Fault, HubServer, status
 
 from converter.errors import CaptureError, ConverterError
-from converter.hub import Retry
+from converter.hub import Failure, Retry, attempt
 from converter.package.card import mark_unverified
 from converter.publish import Publication, publish
 
@@ -108,8 +108,16 @@ def test_a_licence_stays_where_the_folder_has_none(folder: Path, hub: HubServer,
     (folder / "LICENSE").write_text("MIT")
     go(folder, clock)
     (folder / "LICENSE").unlink()
-    assert go(folder, clock).commit is None
+    again = go(folder, clock)
+    assert (again.commit, again.other) == (None, ("LICENSE",))
     assert "LICENSE" in files_at(hub)
+
+
+def test_what_else_is_there_is_told(folder: Path, hub: HubServer, clock: Clock) -> None:
+    go(folder, clock)
+    hub.push(REPO, {"pytorch_model.bin": b"", "notes/of mine.md": b"", "tokenizer.json": b"{}"})
+    done = go(folder, clock, dry_run=True)
+    assert (done.deleted, done.other) == (("tokenizer.json",), ("notes/of mine.md", "pytorch_model.bin"))
 
 
 def test_what_is_there_is_not_sent_again(folder: Path, hub: HubServer, clock: Clock) -> None:
@@ -156,6 +164,33 @@ def test_a_branch_that_is_not_there_is_named(folder: Path, hub: HubServer, clock
     said = refused(lambda: go(folder, clock, revision="fp16"))
     assert f"hf repos branch create {REPO} fp16" in said
     assert hub.writes == []
+
+
+def test_no_repository_is_made_for_a_branch_that_it_has_not(folder: Path, hub: HubServer, clock: Clock) -> None:
+    for dry_run in (True, False):
+        said = refused(lambda dry_run=dry_run: go(folder, clock, revision="fp16", dry_run=dry_run))  # type: ignore[misc]
+        assert "no branch fp16 to commit to" in said
+        assert said.endswith(f"converter publish {folder} {REPO} --revision fp16")
+    assert hub.writes == []
+
+
+def test_a_tag_is_no_branch(folder: Path, hub: HubServer, clock: Clock) -> None:
+    repository = hub.storage.create(REPO, True, "somebody")
+    repository.refs["refs/tags/v1"] = repository.head.id
+    hub.push(REPO, {"notes.md": b""})
+    for name in ("v1", "refs/tags/v1"):
+        assert "is a tag" in refused(lambda name=name: go(folder, clock, revision=name))  # type: ignore[misc]
+    assert hub.writes == []
+
+
+def test_what_is_no_text_is_named(folder: Path, hub: HubServer, clock: Clock) -> None:
+    assert "--message: 'GLIP \\udcff' is not UTF-8" in refused(lambda: go(folder, clock, message="GLIP \udcff"))
+    assert "--revision: '\\udcff' is not UTF-8" in refused(lambda: go(folder, clock, revision="\udcff"))
+    assert "names no branch" in refused(lambda: go(folder, clock, revision=""))
+    assert hub.requests == []
+    failure = attempt(lambda: "\udcff".encode())
+    assert isinstance(failure, Failure)
+    assert failure.kind == "other"  # not the token's fault
 
 
 def test_a_commit_is_no_branch(folder: Path, hub: HubServer, clock: Clock) -> None:
@@ -352,9 +387,10 @@ def test_without_a_certificate_the_card_is_marked(says: str, folder: Path, hub: 
 
 @pytest.mark.parametrize(
     "name",
-    ["glip", "a/b/c", "hf://somebody/x", "somebody/x@main", "../x", ""],
+    ["glip", "a/b/c", "hf://somebody/x", "somebody/x@main", "../x", "", "a/b--c", "a/b.git", "a/b."],
 )
 def test_a_name_that_is_none_is_refused(name: str, folder: Path, hub: HubServer) -> None:
+    (folder / "config.json").unlink()  # it is the first thing looked at
     assert "Expected org/name" in refused(lambda: publish(folder, name))
 
 
@@ -367,7 +403,9 @@ def test_a_public_repository_is_not_taken_for_a_private_one(folder: Path, hub: H
 def test_a_card_that_the_hub_refuses(folder: Path, hub: HubServer, clock: Clock) -> None:
     card = folder / "README.md"
     card.write_text(card.read_text().replace("\n---\n", "\n"))
-    assert "does not end" in refused(lambda: go(folder, clock))
+    said = refused(lambda: go(folder, clock))
+    assert "does not end" in said
+    assert f"Change what it names, then run: converter publish {folder} {REPO}" in said
     assert set(files_at(hub)) == {".gitattributes"}
 
 
@@ -396,6 +434,27 @@ def test_who_may_not_write_is_told_so(
     assert expected in said
     assert token is None or token not in said
     assert hub.storage.repositories == {}
+
+
+def test_a_pull_request_is_proposed_where_there_is_something_to_change(
+    folder: Path, hub: HubServer, clock: Clock
+) -> None:
+    hub.fail("create", status(403))
+    assert "--create-pr" not in refused(lambda: go(folder, clock))
+    hub.storage.create(REPO, True, "somebody")
+    hub.fail("preupload", status(403))
+    assert "propose it with --create-pr" in refused(lambda: go(folder, clock))
+    hub.fail("preupload", status(403))
+    assert "propose it" not in refused(lambda: go(folder, clock, create_pr=True))
+
+
+def test_a_dry_run_without_a_token_does_not_know_what_it_cannot_see(
+    folder: Path, hub: HubServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.storage.create(REPO, True, "somebody")
+    monkeypatch.delenv("HF_TOKEN")
+    done = go(folder, clock, dry_run=True)
+    assert (done.is_new, done.private, done.head) == (None, None, None)
 
 
 # Faults
@@ -444,7 +503,8 @@ def test_a_fault_that_lasts_leaves_nothing_half_published(
     hub.fail(step, *[LASTING[fault]] * 60)
     said = refused(lambda: go(folder, clock))
     assert said.startswith(f"{REPO}: ")
-    assert "converter publish" in said or "hf auth login" in said
+    assert f"converter publish {folder} {REPO}" in said
+    assert ("kept" in said) == (fault not in ("401", "403"))
     if REPO in hub.storage.repositories:
         assert set(files_at(hub)) == {".gitattributes"}
     assert len(clock.seconds) <= 4
