@@ -229,6 +229,11 @@ def digest_of_tensors(tensors: Iterable[tuple[str, str, Sequence[int], str]]) ->
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
+def digest_of_checkpoint(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> str:
+    """`digest_of_tensors` of a whole file or folder, of whose tensors the hashes are known."""
+    return digest_of_tensors((t.name, t.dtype.name, t.shape, hashes[t.name]) for t in checkpoint.tensors.values())
+
+
 def _ledger(
     checkpoint: Checkpoint,
     plan: Plan,

@@ -32,11 +32,11 @@ ORDER = [
     "convert",
     "zoo",
     "parity",
-    "publish",
     "preprocessing",
     "tokenizer",
     "detect",
     "package",
+    "publish",
     "cli",
 ]
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,18 +22,15 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from saved_glip import saved_glip
+from saved_glip import ledger, saved_glip
 from server import HubServer
 from small_capture import small_capture
 
-from converter.checkpoint import open_checkpoint
-from converter.checkpoint.hashes import tensor_hashes
 from converter.cli import main
-from converter.convert import digest_of_tensors
 from converter.model import GLIP
-from converter.package.card import code, text, zoo
-from converter.package.evidence import read_evidence
+from converter.package.card import UNVERIFIED, code, mark_unverified, text, zoo
 from converter.parity.certificate import certify, verify
+from converter.parity.evidence import read_evidence
 from converter.parity.mutate import mutation_score
 from converter.parity.run import parity
 
@@ -39,24 +38,6 @@ FILES = [
     "README.md", "config.json", "conversion.json", "model.safetensors", "parity.json", "special_tokens_map.json",
     "tokenizer.json", "tokenizer_config.json", "vocab.txt",
 ]  # fmt: skip
-
-
-def ledger(weights: Path, **target: Any) -> dict[str, Any]:
-    """What `convert` would have written down of these weights."""
-    with open_checkpoint(weights) as checkpoint:
-        hashes = tensor_hashes(checkpoint)
-        digest = digest_of_tensors((t.name, t.dtype.name, t.shape, hashes[t.name]) for t in checkpoint.tensors.values())
-    return {
-        "converter": "0.1.0",
-        "table": {"name": "glip-official", "sha256": "a" * 64},
-        "target": {"name": "glip", "variant": "glip-t", "also": ["glip-t-b", "glip-t-c"]} | target,
-        "lossless": True,
-        "source": {"layout": "torch-zip", "root": "model", "sha256": "b" * 64},
-        "left_out": [{"name": "x", "shape": [1], "reason": "training only"}],
-        "left_aside": [],
-        "tensors": hashes,
-        "sha256": digest,
-    }
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +154,17 @@ def test_a_copy_is_made_where_no_link_can_be(folder: Path, monkeypatch: pytest.M
     assert (out / "model.safetensors").read_bytes() == (folder / "glip.safetensors").read_bytes()
 
 
+def test_weights_that_must_be_copied_need_space(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = 1 << 20  # documents fit
+    assert (folder / "glip.safetensors").stat().st_size > free
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
+    with TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        result = run(folder, "glip.safetensors", Path(elsewhere) / "out")
+    assert result.exit_code == 6
+    assert "GB are needed" in result.stderr
+    assert run(folder, "glip.safetensors", folder / "out").exit_code == 0
+
+
 # ---- what the card says
 
 
@@ -191,7 +183,7 @@ def test_the_card_has_the_numbers_of_the_certificate(folder: Path) -> None:
     (run_,) = certificate["runs"]
     taps = [tap for results in run_["modes"].values() for tap in results]
     worst = max(tap["relative"] for tap in taps)
-    assert f"| cpu | float64 | {len(taps)} | {worst:.1e} (" in card
+    assert f"| `cpu` | `float64` | {len(taps)} | {worst:.1e} (" in card
     assert f"of {certificate['mutations']['made']} faults made on purpose" in card
     assert f"it noticed {certificate['mutations']['caught']};" in card
     assert "UNVERIFIED" not in card
@@ -215,11 +207,33 @@ def test_without_a_certificate_the_card_begins_with_it(folder: Path) -> None:
     result = run(folder, "glip.safetensors", folder / "out", "--model-name", "glip-t")
     assert "UNVERIFIED" in result.stdout
     card = card_of(folder / "out")
-    assert card.index("> **UNVERIFIED.**") < card.index("\n## ")
+    assert card.split("\n\n")[2].startswith(UNVERIFIED)  # below front matter and heading
     assert "What was verified" not in card
     assert "Nothing was compared with the official code" in card
     assert "passed" not in card
     assert not (folder / "out" / "parity.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("card", "before"),
+    [
+        ("# GLIP\n\nText\n", "# GLIP\n\n"),
+        ("---\nlicense: mit\n---\n# GLIP\nText\n", "---\nlicense: mit\n---\n# GLIP\n\n"),
+        ("---\r\nlicense: mit\r\n---\r\n\r\n# GLIP\r\n", "---\r\nlicense: mit\r\n---\r\n\r\n# GLIP\n\n"),
+        ("---\nlicense: mit\n---\nText\n", "---\nlicense: mit\n---\n\n"),
+        ("Text\n\n# GLIP\n", ""),
+        ("<!--\n> **UNVERIFIED.**\n-->\n# GLIP\n", ""),
+        ("```\n# code\n```\n", ""),
+        ("#hashtag\n", ""),
+        ("", ""),
+    ],
+)
+def test_a_card_is_marked_where_it_is_seen(card: str, before: str) -> None:
+    marked = mark_unverified(card)
+    assert marked.startswith(f"{before}{UNVERIFIED}")
+    assert MarkdownIt().render(marked[len(before) :]).startswith("<blockquote>\n<p><strong>UNVERIFIED.</strong>")
+    assert "".join(marked.split()).endswith("".join(card[len(before.rstrip()) :].split()))
+    assert mark_unverified(marked) == marked
 
 
 def test_nothing_is_claimed_of_a_model_that_was_not_named(folder: Path) -> None:
@@ -338,12 +352,26 @@ DAMAGE: dict[str, tuple[str, Callable[[dict[str, Any]], object], int, str]] = {
     "a certificate of fewer tensors": (
         "parity.json", lambda c: c["weights"]["tensors"].pop("head.bias"), 8, "head.bias first"
     ),
-    "a certificate that did not pass": ("parity.json", lambda c: c["runs"][0].update(passed=False), 8, "not every"),
-    "a certificate of nothing": ("parity.json", lambda c: c.update(runs=[]), 8, "not every"),
-    "a certificate without numbers": ("parity.json", lambda c: c["runs"][0].update(modes={}), 8, "is no certificate"),
-    "an infinite error": (
-        "parity.json", lambda c: c["runs"][0]["modes"]["propagated"][0].update(relative="Infinity"), 8, "no certificate"
+    "a certificate that did not pass": (
+        "parity.json", lambda c: c["runs"][0].update(passed=False), 8, "at 'runs/0/passed'"
     ),
+    "a certificate of nothing": ("parity.json", lambda c: c.update(runs=[]), 8, "at 'runs'"),
+    "a certificate without numbers": ("parity.json", lambda c: c["runs"][0].update(modes={}), 8, "at 'runs/0/modes'"),
+    "an infinite error": (
+        "parity.json", lambda c: c["runs"][0]["modes"]["propagated"][0].update(relative="Infinity"), 8, "relative'"
+    ),
+    "an error that is no number": (
+        "parity.json", lambda c: c["runs"][0]["modes"]["propagated"][0].update(relative=float("nan")), 8, "is no JSON"
+    ),
+    "a certificate of another format": ("parity.json", lambda c: c.update(format=2), 8, "at 'format'"),
+    "a certificate without a fingerprint": ("parity.json", lambda c: c.pop("fingerprint"), 8, "'fingerprint' is a"),
+    "a fingerprint that is none": (
+        "parity.json", lambda c: c.update(fingerprint="!!!!"), 8, "its fingerprint is damaged"
+    ),
+    "a device that is markup": (
+        "parity.json", lambda c: c["runs"][0].update(device="<img src=x>"), 8, "at 'runs/0/device'"
+    ),
+    "a dtype that is markup": ("parity.json", lambda c: c["runs"][0].update(dtype="<b>"), 8, "at 'runs/0/dtype'"),
     "a record of other weights": (
         "conversion.json", lambda c: c["tensors"].update({"head.bias": "0" * 64}), 8, "what conversion.json says"
     ),
@@ -353,6 +381,14 @@ DAMAGE: dict[str, tuple[str, Callable[[dict[str, Any]], object], int, str]] = {
         "conversion.json", lambda c: c.update(missing=[{"names": "a", "reason": "b"}]), 7, "only a part of a model"
     ),
     "another model": ("config.json", lambda c: c.update(model="detr"), 7, "its record 'config' is none"),
+    "a record of another hash": ("conversion.json", lambda c: c.update(sha256="0" * 64), 8, "conversion.json says 000"),
+    "another architecture": (
+        "config.json", lambda c: c["config"].update(embed_dim=16), 7,
+        "tensor 'backbone.norms.0.bias' is (16,), expected (32,)",
+    ),
+    "an architecture without end": ("config.json", lambda c: c["config"].update(text_layers=10**12), 7, "beyond"),
+    "an architecture of another type": ("config.json", lambda c: c["config"].update(depths=2), 7, "depths is 2"),
+    "half an architecture": ("config.json", lambda c: c["config"].pop("num_heads"), 7, "field 'num_heads' is missing"),
     "another vocabulary": ("config.json", lambda c: c["config"].update(vocab_size=30522), 7, "has 50 entries"),
 }  # fmt: skip
 

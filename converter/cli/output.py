@@ -56,8 +56,9 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
             kind = HubError if module == "huggingface_hub" else CaptureError
             missing = kind(f"this command {why} and needs {package}: pip install {package}")
             _fail(missing, as_json=bool(kwargs.get("as_json")))
-        except KeyboardInterrupt:
-            click.echo(f"{'terminated' if terminated else 'interrupted'}; nothing is half-written", err=True)
+        except KeyboardInterrupt as interruption:
+            known = str(interruption) or "nothing is half-written"
+            click.echo(f"{'terminated' if terminated else 'interrupted'}; {known}", err=True)
             sys.exit(143 if terminated else 130)
         except OSError as error:
             if error.errno != errno.ENOSPC:  # a closed pipe is click's business

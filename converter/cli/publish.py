@@ -24,7 +24,8 @@ Examples:
 Needs a token that may write: hf auth login, or HF_TOKEN.
 A run that was interrupted is completed by running it again.
 \b
-Exit codes: 0 published, or already so; 8 no sound certificate; 9 not published."""
+Exit codes: 0 published, or already so; 7 config.json or conversion.json describes no such model;
+8 the weights are not those that are certified or recorded; 9 not published."""
 
 
 @click.command(epilog=_EPILOG)
@@ -36,7 +37,7 @@ Exit codes: 0 published, or already so; 8 no sound certificate; 9 not published.
 @click.option(
     "--public/--private", "public", default=None, help="Of a repository that is made now.  [default: private]"
 )
-@click.option("--unverified", is_flag=True, help="Publish without a certificate; the card must say so.")
+@click.option("--unverified", is_flag=True, help="Publish without a certificate; the card is marked UNVERIFIED.")
 @click.option("--dry-run", is_flag=True, help="List what would be uploaded and deleted; change nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @reports_errors
@@ -53,9 +54,9 @@ def publish(
 ) -> None:
     """Make the Hub's repository REPO_ID (org/name) hold what DIR holds.
 
-    The weights are checked against the certificate in DIR first. Then everything is one commit: what changed is
-    uploaded, what is there already is not, shards and documents that DIR no longer has are deleted. At last the Hub is
-    asked for the hash of every file.
+    DIR is what `converter package` makes. Its weights, configuration, ledger, card and certificate are checked against
+    one another first. Then everything is one commit: what changed is uploaded, what is there already is not, shards
+    and documents that DIR no longer has are deleted. At last the Hub is asked for the hash of every file.
     """
     from converter import publish as engine
     from converter.hub import show_progress
@@ -82,17 +83,21 @@ def publish(
 
 def _text(done: Publication, dry_run: bool) -> list[str]:
     would = "would be " if dry_run else ""
-    privacy = "private" if done.private else "public"
-    made = f", {would}made now" if done.is_new else ""
-    lines = [f"{done.url} ({privacy}{made}), {plain(done.revision)}"]
+    about = "private" if done.private else "public"
+    about += f", {would}made now" if done.is_new else ""
+    if done.is_new is None:
+        about = "no such repository, or one that is not visible without a token"
+    lines = [f"{done.url} ({about}), {plain(done.revision)}"]
     lines += [f"  {would}uploaded   {_file(file)}" for file in done.uploaded]
     lines += [f"  {would}deleted    {plain(name)}" for name in done.deleted]
     lines += [f"  unchanged  {_file(file)}" for file in done.unchanged]
+    if done.other:
+        lines.append(f"  also there, left alone: {', '.join(map(plain, done.other))}")
     if dry_run:
         size = gigabytes(sum(file.hashes.size for file in done.uploaded))
         return [*lines, f"dry run: {counted(len(done.uploaded), 'file')}, {size} to upload; nothing was changed"]
     if done.commit is None:
-        lines.append("nothing to do: the Hub has exactly these files; no commit was made")
+        lines.append("nothing to do: the Hub has these files; no commit was made")
     else:
         lines.append(f"pull request: {done.pull_request}" if done.pull_request else f"commit: {done.commit}")
     return [*lines, f"read back: {counted(done.verified, 'file')}, every hash as here"]
@@ -119,5 +124,6 @@ def _json(done: Publication, dry_run: bool) -> dict[str, Any]:
         "uploaded": of(done.uploaded),
         "unchanged": of(done.unchanged),
         "deleted": list(done.deleted),
+        "other": list(done.other),
         "verified": done.verified,
     }

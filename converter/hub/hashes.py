@@ -37,6 +37,12 @@ class Hashes:
         return own == stated
 
 
+def hash_bytes(content: bytes) -> Hashes:
+    """Of a file that holds `content`."""
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
+    return Hashes(len(content), hashlib.sha256(content).hexdigest(), blob.hexdigest())
+
+
 def hash_file(path: Path, on_bytes: Callable[[int], object] = lambda count: None) -> Hashes:
     """Read a file once. Raises HubError if it cannot be read or changes meanwhile."""
     sha256 = hashlib.sha256()

@@ -143,7 +143,7 @@ def _failure(error: Exception) -> Failure:
         return Failure("busy", text, status, _wait(response.headers) if response is not None else None)
     if isinstance(error, transport.TimeoutException | transport.NetworkError | transport.RemoteProtocolError):
         return Failure("lost", f"the connection was lost ({text})")
-    if isinstance(error, UnicodeEncodeError):
+    if isinstance(error, UnicodeEncodeError) and error.encoding == "ascii":  # as headers are
         return Failure("token", "the token holds what no token has")
     if isinstance(error, json.JSONDecodeError):
         return Failure("busy", "the Hub's answer is no JSON")
@@ -166,15 +166,29 @@ def _wait(headers: Any) -> float | None:
     return float(limit[1]) if limit else None
 
 
-def _clean(text: str) -> str:
-    """One line without tokens and without what follows `?` in an address, where signatures are."""
+def has_token() -> bool:
+    """Whether there is a token to sign in with."""
+    return _token() is not None
+
+
+def holds_token(content: bytes) -> bool:
+    """Whether the token in use is in `content`."""
+    token = _token()
+    return token is not None and token.encode(errors="surrogateescape") in content
+
+
+def _token() -> str | None:
     from huggingface_hub import get_token
 
     try:
-        secret = get_token()
-    except Exception:  # what the client says about it is not to be shown either
-        secret = None
-    if secret:
+        return get_token() or None
+    except Exception:  # what the client says about it is not to be shown
+        return None
+
+
+def _clean(text: str) -> str:
+    """One line without tokens and without what follows `?` in an address, where signatures are."""
+    if secret := _token():
         text = text.replace(secret, "[token]")
     text = re.sub(r"\bhf_[A-Za-z0-9_]{8,}|(?<=Bearer )[^\s'\"]+", "[token]", text)
     text = re.sub(r"(https?://[^\s?]*)\?\S+", r"\1?...", text)

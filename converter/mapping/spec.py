@@ -18,6 +18,7 @@ from converter.mapping.ops import Shape
 from converter.mapping.pattern import compile_pattern
 
 Config: TypeAlias = Mapping[str, Value]
+_MOST = 10_000  # times that an entry is repeated; a config that asks for more is a mistake or an attack
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,10 @@ def each(counters: Mapping[str, str | int], config: Config) -> Iterator[dict[str
     """The config, extended by every combination of the counters; later counts may depend on earlier counters."""
     combinations: list[dict[str, Value]] = [dict(config)]
     for name, expression in counters.items():
-        combinations = [{**c, name: i} for c in combinations for i in range(integer(expression, c))]
+        counts = [range(integer(expression, c)) for c in combinations]
+        if (total := sum(map(len, counts))) > _MOST:
+            raise TableError(f"{name} counts to {total}, beyond {_MOST} no model goes")
+        combinations = [{**c, name: i} for c, count in zip(combinations, counts, strict=True) for i in count]
     yield from combinations
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.display import counted
-from converter.package.evidence import Evidence
+from converter.parity.evidence import Evidence
 
 CITATION = """\
 ```bibtex
@@ -25,6 +25,13 @@ CITATION = """\
   note      = {arXiv:2112.03857}
 }
 ```"""
+
+UNVERIFIED = "> **UNVERIFIED.**"  # how a card says that there is no certificate
+_UNVERIFIED = (
+    f"{UNVERIFIED} Nothing shows that these weights compute what the official code computes: no certificate "
+    "(`parity.json`) was beside them. Each tensor is what `conversion.json` says was written; that is all. "
+    "`converter certify` makes the comparison."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +82,19 @@ def model_card(facts: Facts) -> str:
         _license(released),
         "## Citation\n\n" + CITATION,
     ]
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(s for s in sections if s) + "\n"))
+    card = str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(s for s in sections if s) + "\n"))
+    return card if facts.evidence else mark_unverified(card)
+
+
+def mark_unverified(card: str) -> str:
+    """The card, saying UNVERIFIED right below its heading, or before anything else if it does not begin with one.
+
+    Nowhere else would it count: it could be in a comment, or far down.
+    """
+    head = re.match(r"(\s*---[\r\n]+[\S\s]*?[\r\n]+---(\r?\n|$))?(\s*#{1,6} .*(\n|$))?", card)
+    assert head is not None  # it may be empty
+    rest = card[head.end() :].lstrip()
+    return card if rest.startswith(UNVERIFIED) else f"{head[0].rstrip()}\n\n{_UNVERIFIED}\n\n{rest}".lstrip()
 
 
 def _head(facts: Facts, released: dict[str, Any]) -> str:
@@ -88,12 +107,6 @@ def _head(facts: Facts, released: dict[str, Any]) -> str:
         f"safetensors by `converter` {code(facts.ledger['converter'])}, for a GLIP that needs no compiled extension: "
         f"{facts.parameters / 1e6:.1f} million parameters, {', '.join(facts.dtypes)}."
     )
-    if facts.evidence is None:
-        text += (
-            "\n\n> **UNVERIFIED.** Nothing shows that these weights compute what the official code computes: "
-            "no certificate (`parity.json`) was beside them. Each tensor is what `conversion.json` says was written; "
-            "that is all. `converter certify` makes the comparison."
-        )
     if not released:
         text += (
             "\n\n> **Which model this is was not stated.** Weights of any training, of any data, or random ones can "
@@ -107,8 +120,8 @@ def _verification(facts: Facts) -> str:
     if evidence is None:
         return ""
     rows = [
-        [run.device, run.dtype, str(run.activations), f"{run.worst:.1e} ({code(run.worst_name)})", text(run.gate),
-         str(run.images)]
+        [code(run.device), code(run.dtype), str(run.activations), f"{run.worst:.1e} ({code(run.worst_name)})",
+         text(run.gate), str(run.images)]
         for run in evidence.runs
     ]  # fmt: skip
     recording = f", a recording of the official code ({code(evidence.official)})" if evidence.official else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -11,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from converter import __version__
-from converter.checkpoint import Checkpoint, open_checkpoint
-from converter.checkpoint.hashes import tensor_hashes
-from converter.display import counted, file_name, plain
-from converter.errors import CaptureError, DestinationError, ModelError
+from converter.checkpoint import open_checkpoint
+from converter.display import file_name, plain
+from converter.errors import DestinationError, ModelError
 from converter.package.card import Facts, model_card, zoo
-from converter.package.evidence import Evidence, read_evidence
+from converter.package.records import check_architecture, check_weights, content_of, read_records
+from converter.parity.evidence import Evidence, read_evidence
 from converter.preprocessing import glip_preprocessing
 from converter.staging import Staging, check_destination, is_file_name, writing
 from converter.tokenizer import Tokenizer
@@ -26,7 +25,6 @@ CERTIFICATE, REPORT, CARD = "parity.json", "report.html", "README.md"
 DOCUMENTS = (
     CERTIFICATE, REPORT, CARD, "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json",
 )  # fmt: skip
-_LIMIT = 64 << 20  # bytes of a document
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +60,7 @@ def make_package(
     be on the Hub. Raises ModelError, CheckpointError or CaptureError where the parts are not of one another.
     """
     with open_checkpoint(conversion) as checkpoint:
-        config, ledger = _records(conversion, checkpoint)
+        config, ledger = read_records(conversion, checkpoint)
         if tokenizer.size != config["config"].get("vocab_size"):
             raise ModelError(
                 f"{tokenizer.origin}: the vocabulary has {tokenizer.size} entries, the model "
@@ -71,16 +69,14 @@ def make_package(
         _check_name(model_name, ledger)
         path = _beside(conversion, ".parity.json", CERTIFICATE)
         evidence = read_evidence(path) if path.exists() else None
-        hashes = tensor_hashes(checkpoint, on_bytes)
-        _check_hashes(conversion, hashes, ledger["tensors"], "conversion.json")
-        if evidence is not None:
-            _check_hashes(path, hashes, evidence.tensors, "the certificate")
+        check_architecture(conversion, checkpoint, config)
+        check_weights(conversion, checkpoint, ledger, evidence, on_bytes)
         checkpoint.verify_unchanged()
         sharded = checkpoint.layout == "safetensors-sharded"
         weights = {source.name if sharded else "model.safetensors": source for source in checkpoint.files}
         dtypes = sorted({tensor.dtype.name for tensor in checkpoint.tensors.values()})
         parameters = sum(tensor.numel for tensor in checkpoint.tensors.values())
-        index = {INDEX_NAME: _content(checkpoint.path)} if sharded else {}
+        index = {INDEX_NAME: content_of(checkpoint.path)} if sharded else {}
     settings = glip_preprocessing()
     files = tokenizer.files(settings.caption_tokens)
     documents = {**index, **files}
@@ -106,10 +102,10 @@ def make_package(
     )
     documents["conversion.json"] = to_json(ledger)
     if evidence is not None:
-        documents[CERTIFICATE] = _content(path)
+        documents[CERTIFICATE] = content_of(path)
     report = report or _beside(conversion, ".report.html", REPORT)
     if report.exists():
-        documents[REPORT] = _content(report)
+        documents[REPORT] = content_of(report)
     facts = Facts(
         model_name=model_name,
         repo_id=repo_id,
@@ -129,7 +125,9 @@ def write_package(package: Package, destination: Path, *, force: bool = False) -
     """Write the folder. Raises DestinationError; whatever is raised, the destination is as it was."""
     check_package_destination(destination, force=force, inputs=package.weights.values())
     with Staging(destination, force=force) as staging:
-        staging.require_space(sum(len(content) for content in package.documents.values()))
+        here = destination.parent.stat().st_dev
+        copied = [status.st_size for path in package.weights.values() if (status := path.stat()).st_dev != here]
+        staging.require_space(sum(len(content) for content in package.documents.values()) + sum(copied))
         for name, content in package.documents.items():
             descriptor = staging.create(name, len(content))
             with writing(destination):
@@ -150,46 +148,6 @@ def check_package_destination(destination: Path, *, force: bool, inputs: Collect
     check_destination(destination, force=force, inputs=list(inputs), also_ours=DOCUMENTS)
 
 
-def _records(conversion: Path, checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configuration and the ledger of a conversion. ModelError if either is missing or no such thing."""
-    texts: dict[str, bytes | str | None]
-    if conversion.is_dir():
-        texts = {
-            key: _content(conversion / name) if (conversion / name).is_file() else None
-            for key, name in (("config", "config.json"), ("conversion", "conversion.json"))
-        }
-    else:
-        texts = {key: checkpoint.metadata.get(key) for key in ("config", "conversion")}
-    found: list[dict[str, Any]] = []
-    for key, text in texts.items():
-        if text is None:
-            raise ModelError(
-                f"{file_name(conversion)}: has no record {key!r} of a conversion. Package what `convert` wrote."
-            )
-        try:
-            content = json.loads(text)
-        except (ValueError, RecursionError):
-            content = None
-        sound = isinstance(content, dict) and (
-            content.get("model") == "glip" and isinstance(content.get("config"), dict) and "variant" in content
-            if key == "config"
-            else _is_ledger(content)
-        )  # fmt: skip
-        if not sound:
-            raise ModelError(f"{file_name(conversion)}: its record {key!r} is none. Convert again.")
-        found.append(content)
-    config, ledger = found
-    if ledger["target"].get("part") or ledger.get("missing"):
-        raise ModelError(f"{file_name(conversion)}: holds only a part of a model. Package a whole one.")
-    return config, ledger
-
-
-def _is_ledger(content: dict[str, Any]) -> bool:
-    parts = {"source": dict, "table": dict, "target": dict, "tensors": dict, "left_out": list, "converter": str,
-             "sha256": str, "lossless": bool}  # fmt: skip
-    return all(isinstance(content.get(key), kind) for key, kind in parts.items())
-
-
 def _check_name(model_name: str | None, ledger: dict[str, Any]) -> None:
     if model_name is None:
         return
@@ -203,23 +161,5 @@ def _check_name(model_name: str | None, ledger: dict[str, Any]) -> None:
         )
 
 
-def _check_hashes(where: Path, found: Mapping[str, str], expected: Mapping[str, str], record: str) -> None:
-    differing = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-    if differing:
-        raise CaptureError(
-            f"{file_name(where)}: the weights differ from what {record} says in "
-            f"{counted(len(differing), 'tensor')}, {plain(differing[0])} first. Convert or certify again."
-        )
-
-
 def _beside(conversion: Path, suffix: str, name: str) -> Path:
     return conversion / name if conversion.is_dir() else conversion.with_suffix(suffix)
-
-
-def _content(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > _LIMIT:
-            raise ModelError(f"{file_name(path)}: is larger than {_LIMIT >> 20} MiB. Was another file meant?")
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{file_name(path)}: cannot be read: {error.strerror}.") from None

@@ -9,32 +9,29 @@ anywhere, without the reference. It is evidence, not a signature: who can change
 from __future__ import annotations
 
 import base64
-import binascii
-import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from converter import __version__
-from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.checkpoint import open_checkpoint
 from converter.checkpoint.hashes import tensor_hashes
-from converter.convert import digest_of_tensors
-from converter.display import file_name, plain, quoted
+from converter.convert import digest_of_checkpoint
+from converter.display import file_name
 from converter.errors import CaptureError, ConverterError
 from converter.mapping.table import load_table
 from converter.model import GLIP
 from converter.parity.capture import Capture, file_sha256, load_capture, write_capture, write_whole
+from converter.parity.evidence import FORMAT, Evidence, read_evidence
 from converter.parity.mutate import Score
 from converter.parity.record import record, synthetic_inputs
 from converter.parity.report import to_json
 from converter.parity.run import Report, parity
 from converter.writer import to_json as json_bytes
 
-FORMAT = 1
-LIMIT = 64 << 20  # bytes of a certificate
 FINGERPRINT_ERRORS = ("float32", "bfloat16")
 
 
@@ -78,7 +75,7 @@ def certify(
         raise CaptureError(f"{file_name(weights)}: not certified, since not every comparison passed.")
     with open_checkpoint(weights) as checkpoint:
         hashes = tensor_hashes(checkpoint, on_bytes)
-        digest = _digest(checkpoint, hashes)
+        digest = digest_of_checkpoint(checkpoint, hashes)
     table = load_table(capture.table)
     content = {
         "format": FORMAT,
@@ -126,46 +123,49 @@ def verify(
     Raises CaptureError if there is no sound certificate, CheckpointError or ModelError if the weights cannot be read.
     """
     path = certificate or certificate_path(weights)
-    content, changed, missing, added = compare_tensors(weights, path, on_bytes)
+    evidence, changed, missing, added = compare_tensors(weights, path, on_bytes)
     report = None
     if not (changed or missing or added):
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "fingerprint.safetensors"
-            file.write_bytes(_decoded(path, content["fingerprint"]))
-            try:
-                capture = load_capture(file)
-            except ConverterError:
-                raise CaptureError(
-                    f"{file_name(path)}: its fingerprint is damaged. Get the certificate again."
-                ) from None
-            with capture:
-                model = load() if load else GLIP.from_pretrained(weights).double()
-                report = parity(model, capture, modes=["propagated"])
+        with open_fingerprint(evidence) as capture:
+            model = load() if load else GLIP.from_pretrained(weights).double()
+            report = parity(model, capture, modes=["propagated"])
     return Verification(path, changed, missing, added, report)
 
 
 def compare_tensors(
     weights: Path, certificate: Path, on_bytes: Callable[[int], object] = lambda count: None
-) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Hash every tensor again: the certificate's content, and the names of tensors changed, missing and added.
+) -> tuple[Evidence, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Hash every tensor again: the certificate, and the names of tensors changed, missing and added.
 
     Raises CaptureError if there is no sound certificate, CheckpointError if the weights cannot be read.
     """
-    content = _read(certificate)
-    expected: Mapping[str, str] = content["weights"]["tensors"]
+    evidence = read_evidence(certificate)
+    expected = evidence.tensors
     with open_checkpoint(weights) as checkpoint:
         found = tensor_hashes(checkpoint, on_bytes)
         changed = tuple(name for name in expected if name in found and found[name] != expected[name])
         missing, added = tuple(sorted(set(expected) - set(found))), tuple(sorted(set(found) - set(expected)))
-        if not (changed or missing or added) and _digest(checkpoint, found) != content["weights"]["sha256"]:
+        if not (changed or missing or added) and digest_of_checkpoint(checkpoint, found) != evidence.sha256:
             raise CaptureError(
                 f"{file_name(certificate)}: its hash of all tensors is not that of its list. Get it again."
             )
-    return content, changed, missing, added
+    return evidence, changed, missing, added
 
 
-def _digest(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> str:
-    return digest_of_tensors((t.name, t.dtype.name, t.shape, hashes[t.name]) for t in checkpoint.tensors.values())
+@contextmanager
+def open_fingerprint(evidence: Evidence) -> Iterator[Capture]:
+    """The certificate's capture of the certified model. Raises CaptureError if it is damaged."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "fingerprint.safetensors"
+        file.write_bytes(evidence.fingerprint)
+        try:
+            capture = load_capture(file)
+        except ConverterError:
+            raise CaptureError(
+                f"{file_name(evidence.path)}: its fingerprint is damaged. Get the certificate again."
+            ) from None
+        with capture:
+            yield capture
 
 
 def _fingerprint(model: GLIP) -> str:
@@ -174,64 +174,3 @@ def _fingerprint(model: GLIP) -> str:
         file = Path(folder) / "fingerprint.safetensors"
         write_capture(file, tensors, facts, compact=True)
         return base64.b64encode(file.read_bytes()).decode()
-
-
-def _decoded(path: Path, text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (ValueError, binascii.Error):
-        raise CaptureError(f"{file_name(path)}: its fingerprint is damaged. Get the certificate again.") from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > LIMIT:
-            raise CaptureError(
-                f"{file_name(path)}: is larger than {LIMIT >> 20} MiB, so no certificate. Check the path."
-            )
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CaptureError(
-            f"{file_name(path)}: there is no certificate ({error.strerror}). `converter certify` writes one."
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise CaptureError(f"{file_name(path)}: is no JSON ({plain(str(error))}). Get it again.") from None
-    problem = next(iter(_validator().iter_errors(content)), None)
-    if problem is not None:
-        place = "/".join(map(str, problem.absolute_path))
-        raise CaptureError(
-            f"{file_name(path)}: is no certificate, at {quoted(place) if place else 'its top'}: "
-            f"{plain(problem.message, 300)}. Get it again."
-        )
-    return dict(content)
-
-
-@cache
-def _validator() -> Any:
-    import jsonschema
-
-    sha256 = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
-    weights = {
-        "type": "object",
-        "required": ["sha256", "tensors"],
-        "properties": {
-            "sha256": sha256,
-            "tensors": {"type": "object", "minProperties": 1, "additionalProperties": sha256},
-        },
-    }
-    return jsonschema.Draft202012Validator(
-        {
-            "type": "object",
-            "required": ["format", "weights", "fingerprint", "runs", "table", "capture", "mutations"],
-            "properties": {
-                "format": {"const": FORMAT},
-                "weights": weights,
-                "fingerprint": {"type": "string", "minLength": 1},
-                "runs": {
-                    "type": "array",
-                    "minItems": 1,
-                    "items": {"type": "object", "required": ["passed"], "properties": {"passed": {"const": True}}},
-                },
-            },
-        }
-    )

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from converter import __version__
 from converter.display import file_name, plain, quoted
 from converter.errors import HubError
-from converter.hub import Failure, Retry, attempt, insist, parse_reference, pause, quiet
-from converter.publish.folder import LocalFile, is_written, read_folder
+from converter.hub import Failure, Retry, attempt, has_token, insist, parse_reference, pause, quiet
+from converter.publish.folder import GIT_ATTRIBUTES, LocalFile, is_written, read_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
@@ -35,20 +35,22 @@ class Publication:
     """What was, or would be, published.
 
     `commit` is None if nothing was done, or was to be done; `head` is what was compared with (None: no such repository
-    yet). `verified`: files whose hashes the Hub stated as they are here.
+    yet). `is_new` and `private` are None where only a token could tell. `other`: files that are there, too, and no
+    business of ours. `verified`: files whose hashes the Hub stated as they are here.
     """
 
     repo_id: str
     revision: str
     url: str
-    is_new: bool
-    private: bool
+    is_new: bool | None
+    private: bool | None
     head: str | None
     commit: str | None
     pull_request: str | None
     uploaded: tuple[LocalFile, ...]
     unchanged: tuple[LocalFile, ...]
     deleted: tuple[str, ...]
+    other: tuple[str, ...]
     verified: int
 
 
@@ -68,19 +70,22 @@ def publish(
 ) -> Publication:
     """Make the repository hold what `folder` holds, by one commit on `revision` or as a pull request.
 
-    private: of a repository that is created now (default: yes). unverified: publish without a certificate; the card
-    must say so. dry_run: only compare. `on_bytes` gets the bytes hashed before anything is sent, `say` lines for
-    people.
-    Raises HubError, CaptureError for a certificate that is none, CheckpointError for weights that cannot be read.
+    private: of a repository that is created now (default: yes). unverified: publish without a certificate; the card is
+    marked so. dry_run: only compare. `on_bytes` gets the bytes hashed before anything is sent, `say` lines for people.
+    Raises HubError, CaptureError for a certificate that is none or not of the weights, ModelError for documents that
+    are not, CheckpointError for weights that cannot be read. An interruption says what is known to be published.
     """
-    parsed = parse_reference(repo_id)
-    if parsed is None or parsed.file or parsed.revision or parsed.repo_id != repo_id:
-        raise HubError(f"{quoted(repo_id)}: names no repository. Expected org/name.")
+    _check_repository_name(repo_id)
+    if revision is not None and not revision.strip():
+        raise HubError(f"--revision: {quoted(revision)} names no branch. Leave it out for {MAIN}.")
+    for option, value in (("--revision", revision), ("--message", message)):
+        if not _is_text(value or ""):
+            raise HubError(f"{option}: {quoted(value or '')} is not UTF-8. Write it anew.")
     if create_pr and revision not in (None, MAIN):
         raise HubError(f"--create-pr proposes a change to {MAIN}; leave out --revision {plain(str(revision))}.")
     files = read_folder(folder, unverified=unverified, on_bytes=on_bytes)
     with quiet():
-        return _Publisher(
+        publisher = _Publisher(
             folder,
             files,
             repo_id,
@@ -91,7 +96,34 @@ def publish(
             unverified,
             retry or Retry(),
             say,
-        ).run(dry_run)
+        )
+        try:
+            return publisher.run(dry_run)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(publisher.outcome) from None
+
+
+def _check_repository_name(repo_id: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    parsed = parse_reference(repo_id)
+    problem = ""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        problem = f" ({plain(str(error), 400).rstrip('.')})"
+    if problem or parsed is None or parsed.file or parsed.revision or parsed.repo_id != repo_id:
+        raise HubError(f"{quoted(repo_id)}: names no repository{problem}. Expected org/name.")
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be sent: bytes of a command line that are no UTF-8 cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _Publisher:
@@ -122,6 +154,8 @@ class _Publisher:
         self._private = private
         self._retry = retry
         self._say = say
+        self._exists = False
+        self.outcome = "nothing was published"
         options = [] if revision == MAIN else ["--revision", revision]
         options += ["--create-pr"] if create_pr else []
         options += ["--message", message] if message else []
@@ -136,14 +170,15 @@ class _Publisher:
         remote = {} if head is None else self._tree(head)
         uploads = [file for file in self._files if not _is_there(file, remote)]
         unchanged = [file for file in self._files if _is_there(file, remote)]
-        names = {file.name for file in self._files}
-        deleted = [name for name in remote if name not in names and is_written(name)]
+        more = sorted(remote.keys() - {file.name for file in self._files} - {GIT_ATTRIBUTES})
+        deleted = [name for name in more if is_written(name)]
+        other = [name for name in more if not is_written(name)]
 
         def publication(commit: str | None, pull_request: str | None, verified: int) -> Publication:
             url = f"{self._api.endpoint}/{self._repo_id}"
             return Publication(
                 self._repo_id, self._revision, url, is_new, is_private, head, commit, pull_request,
-                tuple(uploads), tuple(unchanged), tuple(deleted), verified,
+                tuple(uploads), tuple(unchanged), tuple(deleted), tuple(other), verified,
             )  # fmt: skip
 
         if dry_run:
@@ -156,6 +191,7 @@ class _Publisher:
             self._say(f"{pull_request} proposes this already")
         else:
             commit, pull_request = self._commit(head, uploads, deleted)
+            self.outcome = f"commit {commit} was made, but not read back; run it again for that: {self._command}"
         self._read_back(commit, deleted)
         return publication(commit, pull_request, len(self._files))
 
@@ -170,13 +206,20 @@ class _Publisher:
                 f"(hf auth login), and run: {self._command}"
             )
 
-    def _repository(self, dry_run: bool) -> tuple[bool, bool, str | None]:
+    def _repository(self, dry_run: bool) -> tuple[bool | None, bool | None, str | None]:
         """Whether it is new, whether it is private, and the commit that its revision is at."""
         info = insist(lambda: self._api.model_info(self._repo_id), self._retry, self._say)
         is_new = isinstance(info, Failure) and info.kind == "repository"
         if is_new:
+            if self._revision != MAIN:
+                private = "" if self._private is False else " --private"
+                raise HubError(
+                    f"{self._repo_id}: no such repository, or none that this token may see, so no branch "
+                    f"{plain(self._revision)} to commit to. Leave out --revision, or make both first "
+                    f"(hf repos create {self._repo_id}{private}, {self._make_branch}), then run: {self._command}"
+                )
             if dry_run:
-                return True, self._private is not False, None
+                return (True, self._private is not False, None) if has_token() else (None, None, None)
             self._ask(
                 lambda: self._api.create_repo(self._repo_id, private=self._private is not False, exist_ok=True),
                 "creating the repository",
@@ -184,6 +227,7 @@ class _Publisher:
             info = self._ask(lambda: self._api.model_info(self._repo_id), "looking at the new repository")
         if isinstance(info, Failure):
             self._refuse(info, "looking at the repository")
+        self._exists = True
         if self._private is not None and bool(info.private) != self._private:
             there, wanted = ("private", "public") if info.private else ("public", "private")
             raise HubError(
@@ -191,6 +235,14 @@ class _Publisher:
                 f"{self._api.endpoint}/{self._repo_id}/settings, or leave out --{wanted}."
             )
         if self._revision != MAIN:
+            refs = self._ask(lambda: self._api.list_repo_refs(self._repo_id), "listing its branches")
+            if any(self._revision in (tag.name, tag.ref) for tag in refs.tags) and all(
+                self._revision != branch.name for branch in refs.branches
+            ):
+                raise HubError(
+                    f"{self._repo_id}: {plain(self._revision)} is a tag, and stays at its commit. Name a branch with "
+                    "--revision."
+                )
             info = self._ask(
                 lambda: self._api.model_info(self._repo_id, revision=self._revision), f"looking at {self._revision}"
             )
@@ -208,6 +260,10 @@ class _Publisher:
             lambda: list(self._api.list_repo_tree(self._repo_id, recursive=True, revision=commit)), "listing its files"
         )
         return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+    @property
+    def _make_branch(self) -> str:
+        return shlex.join(["hf", "repos", "branch", "create", self._repo_id, self._revision])
 
     # the commit
 
@@ -238,6 +294,10 @@ class _Publisher:
             *(CommitOperationDelete(name, is_folder=False) for name in deleted),
         ]
         answer: CommitInfo | Failure
+        self.outcome = (
+            "whether the commit was made is not known; running the same command again looks, and makes it if it was "
+            f"not: {self._command}"
+        )
         for number in range(self._retry.attempts):
             answer = attempt(
                 lambda: self._api.create_commit(
@@ -352,17 +412,21 @@ class _Publisher:
         return answer
 
     def _refuse(self, failure: Failure, doing: str) -> NoReturn:
+        may_propose = self._exists and not self._create_pr and self._revision == MAIN
         hints = {
-            "token": f"Sign in (hf auth login) or set HF_TOKEN, and run: {self._command}",
-            "access": "Sign in with a token that may write there (hf auth login), or propose it with --create-pr",
-            "repository": "Check the name, or sign in with a token that may see it: hf auth login",
-            "revision": f"Make that branch first: hf repos branch create {self._repo_id} {plain(self._revision)}",
-            "offline": "Unset HF_HUB_OFFLINE",
+            "token": "Sign in (hf auth login) or set HF_TOKEN, and run",
+            "access": "Sign in with a token that may write there (hf auth login)"
+            f"{', or propose it with --create-pr' if may_propose else ''}, and run",
+            "repository": "Check the name, or sign in with a token that may see it (hf auth login), and run",
+            "revision": f"Make that branch first ({self._make_branch}), then run",
+            "offline": "Unset HF_HUB_OFFLINE, and run",
+            "busy": "What was received is kept; run again",
+            "lost": "What was received is kept; run again",
         }
         if failure.status == 401:
-            hints["access"] = f"Sign in again (hf auth login) or set HF_TOKEN, and run: {self._command}"
-        hint = hints.get(failure.kind, f"What was received is kept; run again: {self._command}")
-        raise HubError(f"{self._repo_id}: {doing}: {failure.text}. {hint}")
+            hints["access"] = "Sign in again (hf auth login) or set HF_TOKEN, and run"
+        hint = hints.get(failure.kind, "Change what it names, then run")
+        raise HubError(f"{self._repo_id}: {doing}: {failure.text}. {hint}: {self._command}")
 
 
 def _is_there(file: LocalFile, remote: dict[str, RepoFile]) -> bool:

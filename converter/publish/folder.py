@@ -1,23 +1,28 @@
-"""What may be published: a folder with a converted model, whose weights are those of its certificate."""
+"""What may be published: a folder as `package` makes it, in which everything is of the same weights."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from converter.checkpoint import open_checkpoint
-from converter.display import counted, file_name, plain
+from converter.display import file_name, plain
 from converter.errors import HubError
-from converter.hub import MODEL_FILES, Hashes, hash_file
+from converter.hub import MODEL_FILES, Hashes, hash_bytes, hash_file, holds_token
+from converter.package.card import UNVERIFIED, mark_unverified
+from converter.package.folder import CARD, CERTIFICATE, REPORT
+from converter.package.records import check_architecture, check_weights, read_records
+from converter.parity.evidence import read_evidence
 
-CONFIG = "config.json"
-CARD, CERTIFICATE, REPORT = "README.md", "parity.json", "report.html"
+REQUIRED = ("config.json", "conversion.json", CARD)
 WRITTEN = (*MODEL_FILES, REPORT)  # what this package writes, and deletes from a repository that has it too much
 KEPT = (CARD, "LICENSE", "NOTICE")  # may be uploaded, and stay where the folder has none
-UNVERIFIED = "unverified"  # the word that the card of weights without a certificate must have
+GIT_ATTRIBUTES = ".gitattributes"  # the Hub's own, which every snapshot of it has
 _SMALL = 10 << 20  # bytes up to which a file that is no weights is sent with the commit, from memory
 
 
@@ -36,83 +41,138 @@ def read_folder(
 ) -> list[LocalFile]:
     """Every file of a folder that may be published, hashed. Raises HubError listing what may not, or what is missing.
 
-    The weights' tensors are hashed again and compared with the certificate, unless `unverified`.
+    The weights' tensors are hashed, too, and held against `conversion.json` and the certificate. If `unverified` there
+    is none, and the card, as it is published, says so. Raises ModelError or CaptureError where the parts are not of one
+    another.
     """
     try:
-        paths = sorted(folder.iterdir())
+        paths = sorted(path for path in folder.iterdir() if path.name != GIT_ATTRIBUTES)
     except OSError as error:
         raise HubError(
-            f"{file_name(folder)}: is no folder that can be read ({error.strerror}). `convert --dst FOLDER` makes one."
+            f"{file_name(folder)}: is no folder that can be read ({error.strerror}). `converter package` makes one."
         ) from None
+    _check_names(folder, paths, unverified)
+    before = _stamps(paths)
+    sha256 = _check_contents(folder, unverified, on_bytes)
+    files = [_read_file(path, on_bytes) for path in paths]
+    if changed := sorted(path.name for path, stamp in _stamps(paths).items() if stamp != before[path]):
+        raise HubError(
+            f"{file_name(folder)}: {', '.join(map(plain, changed))} changed while it was read. Wait until it is "
+            "written, and publish again."
+        )
+    if told := [file.name for file in files if holds_token(file.content or b"")]:
+        raise HubError(
+            f"{file_name(folder)}: {', '.join(map(plain, told))} holds the token that is in use. Take it out, and make "
+            "another token: this one is no secret any more."
+        )
+    return [_card(folder, file, None if unverified else sha256) if file.name == CARD else file for file in files]
+
+
+def _check_names(folder: Path, paths: Iterable[Path], unverified: bool) -> None:
     foreign = [path.name for path in paths if not path.is_file() or not _is_allowed(path.name)]
     if foreign:
         raise HubError(
             f"{file_name(folder)}: holds what is not published: {', '.join(map(plain, foreign[:10]))}"
             f"{', ...' if len(foreign) > 10 else ''}. Move it elsewhere; expected only {', '.join((*KEPT, *WRITTEN))}."
         )
+    if links := [path.name for path in paths if path.is_symlink() and not _is_inside(path.resolve(), folder.resolve())]:
+        raise HubError(
+            f"{file_name(folder)}: {', '.join(map(plain, links))} linked to files elsewhere. Copy here what is "
+            "to be published."
+        )
     names = {path.name for path in paths}
-    if CONFIG not in names:
-        raise HubError(f"{file_name(folder)}: has no {CONFIG}. `convert --dst FOLDER` writes it.")
-    with open_checkpoint(folder) as checkpoint:
-        used = {path.name for path in checkpoint.files}
-    if unused := sorted(name for name in names if name.endswith(".safetensors") and name not in used):
+    if missing := [name for name in REQUIRED if name not in names]:
         raise HubError(
-            f"{file_name(folder)}: {', '.join(map(plain, unused))} is not of this model, whose weights are in "
-            f"{', '.join(map(plain, sorted(used)))}. Move it elsewhere."
+            f"{file_name(folder)}: has no {', '.join(missing)}. `converter package CONVERSION OUT` makes a folder with "
+            "all that belongs to a model; publish that."
         )
-    if unverified:
-        _check_unverified(folder, names)
-    else:
-        _check_certificate(folder, names, on_bytes)
-    return [_read_file(path, on_bytes) for path in paths]
-
-
-def _is_allowed(name: str) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in (*KEPT, *WRITTEN))
-
-
-def _check_certificate(folder: Path, there: set[str], on_bytes: Callable[[int], object]) -> None:
-    if CERTIFICATE not in there:
-        raise HubError(
-            f"{file_name(folder)}: has no {CERTIFICATE}, so nothing shows that these weights compute what the official "
-            f"code does. Write it: converter certify {shlex.quote(str(folder))} --reference CAPTURE"
-        )
-    from converter.parity.certificate import compare_tensors
-
-    _, changed, missing, added = compare_tensors(folder, folder / CERTIFICATE, on_bytes)
-    problems = [
-        f"{counted(len(names), 'tensor')} {word} ({', '.join(map(plain, names[:3]))}{', ...' if names[3:] else ''})"
-        for word, names in (("changed", changed), ("missing", missing), ("added", added))
-        if names
-    ]
-    if problems:
-        raise HubError(
-            f"{file_name(folder)}: {CERTIFICATE} is of other weights: {'; '.join(problems)}. Certify these: "
-            f"converter certify {shlex.quote(str(folder))} --reference CAPTURE --force"
-        )
-
-
-def _check_unverified(folder: Path, names: set[str]) -> None:
-    if CERTIFICATE in names:
+    if unverified and CERTIFICATE in names:
         raise HubError(
             f"{file_name(folder)}: has {CERTIFICATE}, which says that it is verified. Leave out --unverified, or move "
             "the certificate elsewhere."
         )
-    card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if CARD in names else ""
-    if UNVERIFIED not in card.lower():
-        found = "does not say so" if card else "is not there"
+    if not unverified and CERTIFICATE not in names:
         raise HubError(
-            f"{file_name(folder)}: is to be published without a certificate, but {CARD} {found}. Write in it that "
-            f"these weights are {UNVERIFIED}."
+            f"{file_name(folder)}: has no {CERTIFICATE}, so nothing shows that these weights compute what the official "
+            f"code does. Write it: converter certify {shlex.quote(str(folder))} --reference CAPTURE; then run "
+            "`converter package` again, whose card states its numbers."
         )
 
 
+def _is_inside(target: Path, folder: Path) -> bool:
+    """Whether a link's target is in the folder, or in huggingface_hub's cache, whose snapshots are links."""
+    in_cache = target.parent.name == "blobs" and (target.parent.parent / "snapshots").is_dir()
+    return in_cache or folder in target.parents
+
+
+def _check_contents(folder: Path, unverified: bool, on_bytes: Callable[[int], object]) -> str:
+    """Hold weights, configuration, ledger and certificate against one another: the hash of all tensors."""
+    with open_checkpoint(folder) as checkpoint:
+        used = {path.name for path in checkpoint.files}
+        unused = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in used)
+        if unused:
+            raise HubError(
+                f"{file_name(folder)}: {', '.join(map(plain, unused))} is not of this model, whose weights are in "
+                f"{', '.join(map(plain, sorted(used)))}. Move it elsewhere."
+            )
+        config, ledger = read_records(folder, checkpoint)
+        check_architecture(folder, checkpoint, config)
+        evidence = None
+        if not unverified:
+            from converter.parity.certificate import open_fingerprint
+
+            evidence = read_evidence(folder / CERTIFICATE)
+            with open_fingerprint(evidence):
+                pass  # a stranger will compare with it
+        check_weights(folder, checkpoint, ledger, evidence, on_bytes)
+        return str(ledger["sha256"])
+
+
+def _card(folder: Path, file: LocalFile, sha256: str | None) -> LocalFile:
+    """The card as it is published: of the certified weights of that hash, or marked as UNVERIFIED."""
+    again = f"Make it again: converter package {shlex.quote(str(folder))} OUT"
+    try:
+        text = (file.content or b"").decode()
+    except UnicodeDecodeError:
+        raise HubError(f"{file_name(file.path)}: is no UTF-8 text. {again}") from None
+    if sha256 is None:
+        content = mark_unverified(text).encode()
+        return replace(file, hashes=hash_bytes(content), content=content)
+    if UNVERIFIED in text:
+        raise HubError(f"{file_name(file.path)}: says UNVERIFIED, but there is {CERTIFICATE}. {again}")
+    if sha256 not in text:
+        raise HubError(f"{file_name(file.path)}: is not of these weights, whose hash {sha256} is not in it. {again}")
+    return file
+
+
+def _stamps(paths: Iterable[Path]) -> dict[Path, Any]:
+    found = {}
+    for path in paths:
+        with _reading(path):
+            status = path.stat()
+        found[path] = (status.st_ino, status.st_size, status.st_mtime_ns)
+    return found
+
+
 def _read_file(path: Path, on_bytes: Callable[[int], object]) -> LocalFile:
-    hashes = hash_file(path, on_bytes)
-    content = None
-    if hashes.size <= _SMALL and path.suffix != ".safetensors":
+    with _reading(path):
+        if path.name != CARD and (path.suffix == ".safetensors" or path.stat().st_size > _SMALL):
+            return LocalFile(path.name, path, hash_file(path, on_bytes))
         content = path.read_bytes()
-    return LocalFile(path.name, path, hashes, content)
+    on_bytes(len(content))
+    return LocalFile(path.name, path, hash_bytes(content), content)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise HubError(f"{file_name(path)}: cannot be read: {error.strerror}. Check the path.") from None
+
+
+def _is_allowed(name: str) -> bool:
+    return is_written(name) or name in KEPT
 
 
 def is_written(name: str) -> bool:

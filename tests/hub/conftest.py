@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from publishing import CANARY, shard
-from saved_glip import save
+from saved_glip import ledger, save
 from server import HubServer, clear
 from small_capture import small_capture
 from small_glip import small_glip
@@ -61,8 +61,9 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(model, folder / "model.safetensors")
     config = {"model": "glip", "variant": "small", "config": model.config.to_dict()}
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "conversion.json").write_text('{"converter": "0.1.0"}\n')
-    (folder / "README.md").write_text("---\nlicense: mit\n---\n# GLIP\n")
+    record = ledger(folder / "model.safetensors")
+    (folder / "conversion.json").write_text(json.dumps(record))
+    (folder / "README.md").write_text(f"---\nlicense: mit\n---\n# GLIP\n\nOf tensors {record['sha256']}.\n")
     (folder / "report.html").write_text("<!doctype html>\n")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # of layers as small as these, several threads make ten times the work

@@ -14,8 +14,9 @@ import pytest
 from publishing import CANARY, REPO, refused, shard
 from server import Fault, HubServer, status
 
-from converter.errors import CaptureError
-from converter.hub import Retry
+from converter.errors import CaptureError, ConverterError
+from converter.hub import Failure, Retry, attempt
+from converter.package.card import mark_unverified
 from converter.publish import Publication, publish
 
 
@@ -48,6 +49,12 @@ def files_at(hub: HubServer, revision: str = "main") -> dict[str, str]:
 
 def files_of(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def change_card(folder: Path, more: str = "More of it.\n") -> None:
+    """Still of these weights."""
+    with (folder / "README.md").open("a") as file:
+        file.write(more)
 
 
 def is_published(hub: HubServer, folder: Path, revision: str = "main") -> bool:
@@ -97,16 +104,25 @@ def test_old_shards_go_in_the_same_commit(folder: Path, hub: HubServer, clock: C
     assert len(commits(hub)) == 4
 
 
-def test_a_card_stays_where_the_folder_has_none(folder: Path, hub: HubServer, clock: Clock) -> None:
+def test_a_licence_stays_where_the_folder_has_none(folder: Path, hub: HubServer, clock: Clock) -> None:
+    (folder / "LICENSE").write_text("MIT")
     go(folder, clock)
-    (folder / "README.md").unlink()
-    assert go(folder, clock).commit is None
-    assert "README.md" in files_at(hub)
+    (folder / "LICENSE").unlink()
+    again = go(folder, clock)
+    assert (again.commit, again.other) == (None, ("LICENSE",))
+    assert "LICENSE" in files_at(hub)
+
+
+def test_what_else_is_there_is_told(folder: Path, hub: HubServer, clock: Clock) -> None:
+    go(folder, clock)
+    hub.push(REPO, {"pytorch_model.bin": b"", "notes/of mine.md": b"", "tokenizer.json": b"{}"})
+    done = go(folder, clock, dry_run=True)
+    assert (done.deleted, done.other) == (("tokenizer.json",), ("notes/of mine.md", "pytorch_model.bin"))
 
 
 def test_what_is_there_is_not_sent_again(folder: Path, hub: HubServer, clock: Clock) -> None:
     go(folder, clock)
-    (folder / "README.md").write_text("# Another card\n")
+    change_card(folder)
     hub.requests.clear()
     done = go(folder, clock)
     assert [file.name for file in done.uploaded] == ["README.md"]
@@ -148,6 +164,33 @@ def test_a_branch_that_is_not_there_is_named(folder: Path, hub: HubServer, clock
     said = refused(lambda: go(folder, clock, revision="fp16"))
     assert f"hf repos branch create {REPO} fp16" in said
     assert hub.writes == []
+
+
+def test_no_repository_is_made_for_a_branch_that_it_has_not(folder: Path, hub: HubServer, clock: Clock) -> None:
+    for dry_run in (True, False):
+        said = refused(lambda dry_run=dry_run: go(folder, clock, revision="fp16", dry_run=dry_run))  # type: ignore[misc]
+        assert "no branch fp16 to commit to" in said
+        assert said.endswith(f"converter publish {folder} {REPO} --revision fp16")
+    assert hub.writes == []
+
+
+def test_a_tag_is_no_branch(folder: Path, hub: HubServer, clock: Clock) -> None:
+    repository = hub.storage.create(REPO, True, "somebody")
+    repository.refs["refs/tags/v1"] = repository.head.id
+    hub.push(REPO, {"notes.md": b""})
+    for name in ("v1", "refs/tags/v1"):
+        assert "is a tag" in refused(lambda name=name: go(folder, clock, revision=name))  # type: ignore[misc]
+    assert hub.writes == []
+
+
+def test_what_is_no_text_is_named(folder: Path, hub: HubServer, clock: Clock) -> None:
+    assert "--message: 'GLIP \\udcff' is not UTF-8" in refused(lambda: go(folder, clock, message="GLIP \udcff"))
+    assert "--revision: '\\udcff' is not UTF-8" in refused(lambda: go(folder, clock, revision="\udcff"))
+    assert "names no branch" in refused(lambda: go(folder, clock, revision=""))
+    assert hub.requests == []
+    failure = attempt(lambda: "\udcff".encode())
+    assert isinstance(failure, Failure)
+    assert failure.kind == "other"  # not the token's fault
 
 
 def test_a_commit_is_no_branch(folder: Path, hub: HubServer, clock: Clock) -> None:
@@ -198,9 +241,31 @@ def test_a_file_that_was_received_is_not_sent_again_by_another_run(folder: Path,
 
 # What is refused before anything is sent
 
+
+def link_to_blobs(folder: Path) -> None:
+    blobs = folder.with_name("blobs")
+    blobs.mkdir()
+    (blobs / "key").write_text("secret")
+    (folder / "LICENSE").symlink_to(blobs / "key")
+
+
 WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "no certificate": (lambda folder: (folder / "parity.json").unlink(), "converter certify"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+    "no ledger": (lambda folder: (folder / "conversion.json").unlink(), "has no conversion.json. `converter package"),
+    "no card": (lambda folder: (folder / "README.md").unlink(), "has no README.md. `converter package CONVERSION OUT`"),
+    "a card of other weights": (lambda folder: (folder / "README.md").write_text("# GLIP"), "is not of these weights"),
+    "a card that says UNVERIFIED": (
+        lambda folder: change_card(folder, "\n> **UNVERIFIED.** Nothing shows"),
+        "says UNVERIFIED, but there is parity",
+    ),
+    "a card that is no text": (lambda folder: (folder / "README.md").write_bytes(b"\xff"), "is no UTF-8 text"),
+    "a link": (
+        lambda folder: (folder / "LICENSE").symlink_to(Path(__file__).resolve()),
+        "LICENSE linked to files elsewhere",
+    ),
+    "a link to somebody's blobs": (lambda folder: link_to_blobs(folder), "LICENSE linked to files elsewhere"),
+    "the token": (lambda folder: (folder / "NOTICE").write_text(f"login {CANARY}"), "NOTICE holds the token"),
     "a foreign file": (lambda folder: (folder / "optimizer.pt").touch(), "optimizer.pt"),
     "a hidden file": (lambda folder: (folder / ".env").touch(), ".env"),
     "a folder": (lambda folder: (folder / "logs").mkdir(), "logs"),
@@ -224,30 +289,108 @@ def test_weights_that_are_not_the_certified_ones_are_refused(folder: Path, hub: 
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    said = refused(lambda: go(folder, clock))
-    assert "1 tensor changed" in said
-    assert "converter certify" in said
-    assert hub.requests == []
-
-
-def test_a_certificate_that_is_none_is_refused(folder: Path, hub: HubServer, clock: Clock) -> None:
-    (folder / "parity.json").write_text("{}")
-    with pytest.raises(CaptureError):
+    with pytest.raises(CaptureError) as caught:
         go(folder, clock)
+    said = str(caught.value)
+    assert "differ from what conversion.json says in 1 tensor" in said
     assert hub.requests == []
 
 
-def test_without_a_certificate_the_card_must_say_so(folder: Path, hub: HubServer, clock: Clock) -> None:
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+CONTRADICTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
+    "no certificate": ("parity.json", lambda c: c.clear(), "is no certificate"),
+    "a certificate of another tensor": (
+        "parity.json", lambda c: c["weights"]["tensors"].update({"head.bias": "0" * 64}), "the certificate says in 1"
+    ),
+    "a certificate of another hash": ("parity.json", lambda c: c["weights"].update(sha256="0" * 64), "says 000"),
+    "a fingerprint of no base64": ("parity.json", lambda c: c.update(fingerprint="!!!!"), "fingerprint is damaged"),
+    "a fingerprint of nothing": ("parity.json", lambda c: c.update(fingerprint="AAAA"), "fingerprint is damaged"),
+    "no ledger": ("conversion.json", lambda c: c.clear(), "its record 'conversion' is none"),
+    "a ledger of another tensor": (
+        "conversion.json", lambda c: c["tensors"].update({"head.bias": "0" * 64}), "conversion.json says in 1 tensor"
+    ),
+    "a ledger of another hash": ("conversion.json", lambda c: c.update(sha256="0" * 64), "conversion.json says 000"),
+    "no configuration": ("config.json", lambda c: c.clear(), "its record 'config' is none"),
+    "another architecture": ("config.json", lambda c: c["config"].update(embed_dim=16), "not that of its weights"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", CONTRADICTIONS)
+def test_documents_that_are_not_of_the_weights_are_refused(
+    what: str, folder: Path, hub: HubServer, clock: Clock
+) -> None:
+    file, change, expected = CONTRADICTIONS[what]
+    edit(folder / file, change)
+    with pytest.raises(ConverterError) as caught:
+        go(folder, clock)
+    assert expected in str(caught.value)
+    if file != "parity.json":
+        (folder / "parity.json").unlink()
+        with pytest.raises(ConverterError):
+            go(folder, clock, unverified=True)
+    assert hub.requests == []
+
+
+def test_a_file_that_is_exchanged_between_two_looks_is_refused(folder: Path, hub: HubServer, clock: Clock) -> None:
+    weights, other = folder / "model.safetensors", folder.with_name("other")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    other.write_bytes(content)
+    said = refused(lambda: go(folder, clock, on_bytes=lambda count: other.exists() and other.replace(weights)))
+    assert "model.safetensors changed while it was read" in said
+    assert hub.requests == []
+
+
+def test_a_snapshot_of_the_cache_is_published(folder: Path, hub: HubServer, clock: Clock) -> None:
+    """As huggingface_hub lays it out: links into `blobs`, and the Hub's own `.gitattributes`."""
+    (folder / ".gitattributes").write_text("*.png filter=lfs\n")
+    repository = folder.with_name("models--somebody--glip-small")
+    snapshot = repository / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    folder.rename(repository / "blobs")
+    for path in (repository / "blobs").iterdir():
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    go(snapshot, clock)
+    assert b"*.png" not in hub.content(REPO, ".gitattributes")
+    (snapshot / ".gitattributes").unlink()
+    assert is_published(hub, snapshot)
+
+
+def test_a_link_inside_the_folder_is_published(folder: Path, hub: HubServer, clock: Clock) -> None:
+    (folder / "LICENSE").write_text("MIT")
+    (folder / "NOTICE").symlink_to("LICENSE")
+    go(folder, clock)
+    assert hub.content(REPO, "NOTICE") == b"MIT"
+
+
+@pytest.mark.parametrize(
+    "says", ["# GLIP\n", "These weights are not unverified at all.\n", "<!-- > **UNVERIFIED.** -->\n"]
+)
+def test_without_a_certificate_the_card_is_marked(says: str, folder: Path, hub: HubServer, clock: Clock) -> None:
     assert "Leave out --unverified" in refused(lambda: go(folder, clock, unverified=True))
     (folder / "parity.json").unlink()
-    assert "README.md does not say so" in refused(lambda: go(folder, clock, unverified=True))
-    (folder / "README.md").write_text("These weights are unverified.\n")
+    (folder / "README.md").write_text(says)
     go(folder, clock, unverified=True)
+    assert (folder / "README.md").read_text() == says
+    there = hub.content(REPO, "README.md").decode()
+    assert there == mark_unverified(says) != says
+    assert go(folder, clock, unverified=True).commit is None
+    (folder / "README.md").write_text(there)
     assert is_published(hub, folder)
+    assert go(folder, clock, unverified=True).commit is None
 
 
-@pytest.mark.parametrize("name", ["glip", "a/b/c", "hf://somebody/x", "somebody/x@main", "../x", ""])
+@pytest.mark.parametrize(
+    "name",
+    ["glip", "a/b/c", "hf://somebody/x", "somebody/x@main", "../x", "", "a/b--c", "a/b.git", "a/b."],
+)
 def test_a_name_that_is_none_is_refused(name: str, folder: Path, hub: HubServer) -> None:
+    (folder / "config.json").unlink()  # it is the first thing looked at
     assert "Expected org/name" in refused(lambda: publish(folder, name))
 
 
@@ -258,8 +401,11 @@ def test_a_public_repository_is_not_taken_for_a_private_one(folder: Path, hub: H
 
 
 def test_a_card_that_the_hub_refuses(folder: Path, hub: HubServer, clock: Clock) -> None:
-    (folder / "README.md").write_text("---\nlicense: mit\n")
-    assert "does not end" in refused(lambda: go(folder, clock))
+    card = folder / "README.md"
+    card.write_text(card.read_text().replace("\n---\n", "\n"))
+    said = refused(lambda: go(folder, clock))
+    assert "does not end" in said
+    assert f"Change what it names, then run: converter publish {folder} {REPO}" in said
     assert set(files_at(hub)) == {".gitattributes"}
 
 
@@ -288,6 +434,27 @@ def test_who_may_not_write_is_told_so(
     assert expected in said
     assert token is None or token not in said
     assert hub.storage.repositories == {}
+
+
+def test_a_pull_request_is_proposed_where_there_is_something_to_change(
+    folder: Path, hub: HubServer, clock: Clock
+) -> None:
+    hub.fail("create", status(403))
+    assert "--create-pr" not in refused(lambda: go(folder, clock))
+    hub.storage.create(REPO, True, "somebody")
+    hub.fail("preupload", status(403))
+    assert "propose it with --create-pr" in refused(lambda: go(folder, clock))
+    hub.fail("preupload", status(403))
+    assert "propose it" not in refused(lambda: go(folder, clock, create_pr=True))
+
+
+def test_a_dry_run_without_a_token_does_not_know_what_it_cannot_see(
+    folder: Path, hub: HubServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.storage.create(REPO, True, "somebody")
+    monkeypatch.delenv("HF_TOKEN")
+    done = go(folder, clock, dry_run=True)
+    assert (done.is_new, done.private, done.head) == (None, None, None)
 
 
 # Faults
@@ -336,7 +503,8 @@ def test_a_fault_that_lasts_leaves_nothing_half_published(
     hub.fail(step, *[LASTING[fault]] * 60)
     said = refused(lambda: go(folder, clock))
     assert said.startswith(f"{REPO}: ")
-    assert "converter publish" in said or "hf auth login" in said
+    assert f"converter publish {folder} {REPO}" in said
+    assert ("kept" in said) == (fault not in ("401", "403"))
     if REPO in hub.storage.repositories:
         assert set(files_at(hub)) == {".gitattributes"}
     assert len(clock.seconds) <= 4
@@ -419,7 +587,7 @@ def test_a_commit_that_is_made_late_is_not_made_twice(folder: Path, hub: HubServ
 
 def test_a_lost_answer_is_found_under_what_others_pushed_on_top(folder: Path, hub: HubServer, clock: Clock) -> None:
     go(folder, clock)
-    (folder / "README.md").write_text("# Another\n")
+    change_card(folder)
     hub.fail("commit", Fault("drop-after"))
     hub.fail("commits", lambda: hub.push(REPO, {"notes.md": b"on top"}) and None)
     done = go(folder, clock)
@@ -429,7 +597,7 @@ def test_a_lost_answer_is_found_under_what_others_pushed_on_top(folder: Path, hu
 
 def test_it_is_not_taken_for_ours_what_another_pushed(folder: Path, hub: HubServer, clock: Clock) -> None:
     go(folder, clock)
-    (folder / "README.md").write_text("# Another\n")
+    change_card(folder)
     title = hub.repository(REPO).head.title
     hub.fail("commit", Fault("drop-before"))
     hub.fail("commits", lambda: hub.push(REPO, {"README.md": b"theirs"}, title) and None)

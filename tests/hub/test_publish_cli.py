@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,10 @@ def test_what_was_published_is_said(folder: Path, hub: HubServer) -> None:
 def test_that_nothing_changed_is_said(folder: Path, hub: HubServer) -> None:
     run(str(folder), REPO)
     assert "no commit was made" in run(str(folder), REPO)
+    hub.push(REPO, {"notes.md": b"", "pytorch_model.bin": b""})
+    said = run(str(folder), REPO)
+    assert "also there, left alone: notes.md, pytorch_model.bin\n" in said
+    assert json.loads(run(str(folder), REPO, "--json"))["other"] == ["notes.md", "pytorch_model.bin"]
 
 
 def test_a_dry_run_lists_sizes(folder: Path, hub: HubServer) -> None:
@@ -42,6 +48,34 @@ def test_a_dry_run_lists_sizes(folder: Path, hub: HubServer) -> None:
     assert "would be uploaded   model.safetensors, " in said
     assert "nothing was changed" in said
     assert hub.writes == []
+
+
+def test_what_is_not_known_without_a_token_is_said(
+    folder: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    said = run(str(folder), REPO, "--dry-run")
+    assert f"{REPO} (no such repository, or one that is not visible without a token), main" in said
+    done = json.loads(run(str(folder), REPO, "--dry-run", "--json"))
+    assert (done["new"], done["private"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        ("upload", "interrupted; nothing was published"),
+        ("commit", "interrupted; whether the commit was made is not known; running the same command again looks"),
+        ("tree", "was made, but not read back"),
+    ],
+)
+def test_what_an_interruption_leaves_is_said(step: str, expected: str, folder: Path, hub: HubServer) -> None:
+    main_thread = threading.main_thread().ident
+    assert main_thread is not None
+    skipped = [lambda: None] if step == "tree" else []
+    hub.fail(step, *skipped, lambda: signal.pthread_kill(main_thread, signal.SIGINT))
+    assert expected in run(str(folder), REPO, code=130)
+    run(str(folder), REPO)
+    assert len(hub.repository(REPO).history(hub.repository(REPO).head)) == 2
 
 
 def test_json_says_the_same(folder: Path, hub: HubServer) -> None:
