@@ -133,6 +133,16 @@ def official_of(path: Path) -> dict[str, torch.Tensor]:
     return dict(torch.load(path, weights_only=True))
 
 
+def test_a_folder_with_a_dot_in_its_name_is_one(tmp_path: Path) -> None:
+    torch.save(official(), tmp_path / "official.pth")
+    shards = ("--max-shard-size", "20kB")
+    run("convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / "own.d", "--keep-residue", *shards)
+    assert (tmp_path / "own.d" / "model.safetensors.index.json").is_file()
+    run("convert", "--src", tmp_path / "own.d", "--dst", tmp_path / "back.pth", "--to", "glip-official")
+    assert equal(torch.load(tmp_path / "back.pth", weights_only=True)["model"], official_of(tmp_path / "official.pth"))
+    run("convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / "o.safetensors", *shards, code=2)
+
+
 def test_without_the_residue_it_is_said_what_is_missing_and_what_that_does(tmp_path: Path) -> None:
     torch.save(official(), tmp_path / "official.pth")
     own = tmp_path / "own.safetensors"

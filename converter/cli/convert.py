@@ -104,14 +104,14 @@ def convert(
 
     Format and variant are recognised; every tensor is accounted for, or nothing is written.
     """
-    if max_shard_size is not None and destination.suffix:
-        raise click.UsageError("--max-shard-size needs a folder as --dst, not a file")
     from converter import convert as engine
     from converter.checkpoint import open_checkpoint
     from converter.cli.sources import locate
-    from converter.staging import check_destination
+    from converter.staging import check_destination, is_file_name
     from converter.writer import nbytes
 
+    if max_shard_size is not None and is_file_name(destination):
+        raise click.UsageError("--max-shard-size needs a folder as --dst, not a file")
     with ExitStack() as opened:
         located = locate(source, quiet=as_json)
         checkpoint = opened.enter_context(open_checkpoint(located.path, root))
