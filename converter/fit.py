@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from types import MappingProxyType
@@ -20,7 +21,7 @@ from converter.mapping.cast import is_float
 from converter.mapping.ops import Op, Shape, prove_bijective
 from converter.mapping.spec import Config, Variant
 from converter.mapping.table import Bound, Table, Transfer
-from converter.plan import Described, Format, LeftOut, Missing, Plan, Rebuilt, Residue, Step, Tensor
+from converter.plan import Described, Format, LeftOut, Missing, Naming, Plan, Rebuilt, Residue, Step, Tensor
 
 _HINTS = 50  # unknown names for which near ones are looked up
 
@@ -60,7 +61,6 @@ def fits(
     stripped, problems = _stripped(tensors, table)
     unreadable = {table.short(name): reason for name, reason in (*objects.items(), *unsupported.items())}
     extra = [table.short(name) for name in unsupported]
-    first = next(iter(tensors), "")
     return Fits(
         table,
         stripped,
@@ -68,7 +68,7 @@ def fits(
         unreadable=unreadable,
         extra=extra,
         problems=problems,
-        prefix=first.removesuffix(table.short(first)) if first.endswith(table.short(first)) else "",
+        naming=_naming(table, tensors),
     )
 
 
@@ -86,7 +86,8 @@ def make_export(
         for tensor in tensors
         if not table.spec.holds(tensor.name)
     )
-    laid = Fits(table, inside, None, backwards=True, residue=residue)
+    naming = residue.naming if residue else Naming(table.saved_as.prefix)
+    laid = Fits(table, inside, None, naming=naming, backwards=True, residue=residue)
     plan = laid.fit.plan(dtype)
     if plan.problems:
         raise PlanError(_headline(laid, len(inside), len(plan.problems)), plan.problems)
@@ -139,10 +140,10 @@ class Fit:
         variant: Variant,
         tensors: Mapping[str, Tensor],
         *,
+        naming: Naming,
         unreadable: Mapping[str, str] = MappingProxyType({}),
         extra: Sequence[str] = (),
         problems: Sequence[str] = (),
-        prefix: str = "",
         backwards: bool = False,
         residue: Residue | None = None,
     ) -> None:
@@ -152,7 +153,7 @@ class Fit:
         self.unreadable = unreadable
         self.extra = extra
         self.problems = problems
-        self.prefix = prefix
+        self.naming = naming
         self.backwards = backwards
         self.residue = residue
         kept = residue.tensors if residue else {}
@@ -202,7 +203,7 @@ class Fit:
             (*self.table.doubts(), *self.problems, *self.static_problems, *fewer, *more),
             self.table.spec.part,
             tuple(dict.fromkeys(missing)),
-            prefix=self.prefix,
+            naming=self.naming,
         )
         return self._export(plan) if self.backwards else plan
 
@@ -215,17 +216,14 @@ class Fit:
         for ignore in self.there.ignores:
             if ignore.without and not any(ignore.source.match(name) is not None for name in kept):
                 missing.append(Missing(ignore.source.text, ignore.pointer, ignore.without))
-        prefix = self.residue.prefix if self.residue else self.table.saved_as.prefix
 
         def named(tensor: Tensor) -> Tensor:
-            return replace(tensor, name=prefix + tensor.name)
+            return replace(tensor, name=self.naming.full(tensor.name))
 
         return replace(
             plan,
             steps=tuple(replace(step, targets=tuple(map(named, step.targets))) for step in plan.steps),
-            carried=tuple(
-                Step("residue", (kept[n],), (replace(kept[n], name=prefix + n),), ()) for n in dict.fromkeys(carried)
-            ),
+            carried=tuple(Step("residue", (kept[n],), (kept[n],), ()) for n in dict.fromkeys(carried)),
             rebuilt=tuple(replace(r, tensor=named(r.tensor)) for r in self._rebuilt()),
             missing=tuple(missing),
             written=None
@@ -370,6 +368,13 @@ def _wrong_dtypes(transfer: Transfer, sources: Sequence[Tensor]) -> Iterator[str
 def _folded(pattern: str, transfer: Transfer) -> str:
     """What a rule would have made: its pattern, or the name where it makes a single one."""
     return pattern if "{" in pattern else transfer.targets[0][0]
+
+
+def _naming(table: Table, names: Collection[str]) -> Naming:
+    """The prefix that most names have, and every name that is not this and the short one."""
+    prefixes = Counter(map(table.prefix, names)).most_common(1)
+    prefix = prefixes[0][0] if prefixes else ""
+    return Naming(prefix, {short: n for n in names if n != prefix + (short := table.short(n))})
 
 
 def _stripped(tensors: Mapping[str, Described], table: Table) -> tuple[dict[str, Tensor], list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,55 @@ def test_official_to_glip_to_official_is_identical_with_the_residue(tmp_path: Pa
     back = torch.load(tmp_path / "back.pth", weights_only=True)
     assert back.keys() == {"model"}
     assert equal(back["model"], weights)
+
+
+def renamed(name: str, prefix: str, **parts: str) -> dict[str, torch.Tensor]:
+    found = {}
+    for key, tensor in tensors_in(name).items():
+        for ours, other in parts.items():
+            key = key.replace(f"LayerNorm.{ours}", f"LayerNorm.{other}")
+        found[prefix + key] = tensor
+    return found
+
+
+def masked_language_model(**parts: str) -> dict[str, torch.Tensor]:
+    return {
+        **renamed("transformers-bert", "bert.", **parts),
+        "cls.predictions.bias": torch.randn(11),
+        f"cls.predictions.transform.LayerNorm.{parts.get('weight', 'weight')}": torch.randn(6),
+        "cls.predictions.decoder.weight": torch.randn(11, 6),
+    }
+
+
+def image_classifier(*, classifier_first: bool) -> dict[str, torch.Tensor]:
+    swin, head = renamed("transformers-swin", "swin."), {"classifier.bias": torch.randn(9)}
+    return {**head, **swin} if classifier_first else {**swin, **head}
+
+
+def every_other_key_wrapped(name: str) -> dict[str, torch.Tensor]:
+    return {("module." if i % 2 else "") + n: t for i, (n, t) in enumerate(tensors_in(name).items())}
+
+
+ORIGINALS: dict[str, tuple[str, Callable[[], dict[str, torch.Tensor]]]] = {
+    "BertForMaskedLM": ("transformers-bert", masked_language_model),
+    "BERT of old": ("transformers-bert", lambda: masked_language_model(weight="gamma", bias="beta")),
+    "SwinForImageClassification": ("transformers-swin", lambda: image_classifier(classifier_first=False)),
+    "the classifier first": ("transformers-swin", lambda: image_classifier(classifier_first=True)),
+    "partly wrapped": ("timm-swin", lambda: every_other_key_wrapped("timm-swin")),
+    "partly wrapped, with buffers": ("mmpretrain-glip", lambda: every_other_key_wrapped("mmpretrain-glip")),
+}
+
+
+@pytest.mark.parametrize("original", list(ORIGINALS))
+def test_names_come_back_as_they_were(original: str, tmp_path: Path) -> None:
+    """Also where only some have a prefix, or an old name."""
+    name, make = ORIGINALS[original]
+    weights = make()
+    torch.save(weights, tmp_path / "source.pth")
+    own = tmp_path / "own.safetensors"
+    run("convert", "--src", tmp_path / "source.pth", "--dst", own, "--keep-residue")
+    run("convert", "--src", own, "--dst", tmp_path / "back.safetensors", "--to", name)
+    assert equal(load_file(tmp_path / "back.safetensors"), weights)
 
 
 def test_a_folder_keeps_its_residue_inside(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def _plan(
         beside = residue_path(checkpoint.path.parent)
     if residue_file is not None or (not target.is_hub and beside.is_file()):
         residue = opened.enter_context(open_checkpoint(residue_file or beside))
-        kept = read_residue(residue, target)
+        kept = read_residue(residue)
         if kept.format != target.name:
             if residue_file is not None:
                 raise RootError(f"{residue_file}: was left out of {kept.format}, not of {target.label}. Leave it out.")
@@ -175,8 +175,8 @@ def _plan(
         elif residue_file is None and kept.belongs_to != ledger_sha256(checkpoint):
             click.echo(f"{beside.name} belongs to another conversion and is not used; --residue insists", err=True)
             residue = kept = None
-    plan = make_route(source, target, checkpoint, variant=variant, dtype=dtype, residue=kept.residue if kept else None)
-    return plan, residue
+    held = kept.residue(target) if kept else None
+    return make_route(source, target, checkpoint, variant=variant, dtype=dtype, residue=held), residue
 
 
 def _print_summary(checkpoint: Checkpoint, plan: Plan, size: int) -> None:

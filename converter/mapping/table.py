@@ -194,10 +194,16 @@ class Table:
             if "doubt" in entry
         ]
 
+    def prefix(self, name: str) -> str:
+        """The prefixes of wrappers that `name` begins with."""
+        end = 0
+        while prefix := next((p for p in self.prefixes if name.startswith(p, end)), None):
+            end += len(prefix)
+        return name[:end]
+
     def short(self, name: str) -> str:
         """`name` without the prefixes of wrappers, and with old or other names of parts as the rules call them."""
-        while prefix := next((p for p in self.prefixes if name.startswith(p)), None):
-            name = name[len(prefix) :]
+        name = name.removeprefix(self.prefix(name))
         for other, ours in self.aliases.items():
             name = name.replace(other, ours)
         return name
