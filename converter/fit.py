@@ -220,18 +220,19 @@ class Fit:
         def named(tensor: Tensor) -> Tensor:
             return replace(tensor, name=self.naming.full(tensor.name))
 
-        return replace(
+        made = replace(
             plan,
             steps=tuple(replace(step, targets=tuple(map(named, step.targets))) for step in plan.steps),
             carried=tuple(Step("residue", (kept[n],), (kept[n],), ()) for n in dict.fromkeys(carried)),
             rebuilt=tuple(replace(r, tensor=named(r.tensor)) for r in self._rebuilt()),
             missing=tuple(missing),
-            written=None
-            if self.table.is_hub
-            else Format(
-                self.table.name, self.table.sha256, self.table.saved_as.root, self.table.config_document(self.config)
-            ),
         )
+        if self.table.is_hub:
+            return made
+        config = self.table.config_document(
+            self.config, {t.dtype.name for t in made.targets if t.dtype.kind == "float"}
+        )
+        return replace(made, written=Format(self.table.name, self.table.sha256, self.table.saved_as.root, config))
 
     def _rebuilt(self) -> Iterator[Rebuilt]:
         """The buffers that the format's own tools save, or that the checkpoint had which the residue is of."""

@@ -290,6 +290,27 @@ def test_a_folder_has_the_config_that_transformers_reads(name: str, tmp_path: Pa
         assert file.metadata()["format"] == "pt"  # transformers refuses files without it
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "written"),
+    [
+        ("transformers-swin", [], "float32"),
+        ("transformers-swin-backbone", ["--dtype", "bfloat16"], "bfloat16"),
+        ("transformers-bert", ["--dtype", "float16"], "float16"),
+        ("mixed", [], None),
+    ],
+)
+def test_the_config_states_the_dtype_that_was_written(
+    name: str, arguments: list[str], written: str | None, tmp_path: Path
+) -> None:
+    weights = official()
+    if name == "mixed":
+        name, key = "transformers-swin", "module.backbone.body.patch_embed.norm.bias"
+        weights[key] = weights[key].half()
+    torch.save(weights, tmp_path / "official.pth")
+    run("convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / "hf", "--to", name, *arguments)
+    assert json.loads((tmp_path / "hf" / "config.json").read_text()).get("torch_dtype") == written
+
+
 def test_what_holds_a_part_says_so_and_does_not_load_as_the_whole(tmp_path: Path) -> None:
     torch.save({"state_dict": tensors_in("mmpretrain-glip")}, tmp_path / "swin.pth")
     out = tmp_path / "swin.safetensors"

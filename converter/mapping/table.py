@@ -120,7 +120,7 @@ class Bound:
 @dataclass(frozen=True, slots=True)
 class SavedAs:
     """How a format's own tools save it: under which key of a .pth (empty: none), with what before every key, and the
-    config.json that they read, whose text may be an expression of the config after '='."""
+    config.json that they read, whose text may be an expression of the config and of the weights' dtype after '='."""
 
     root: str = ""
     prefix: str = ""
@@ -208,12 +208,14 @@ class Table:
             name = name.replace(other, ours)
         return name
 
-    def config_document(self, config: Config) -> dict[str, Any] | None:
-        """The config.json that the format's own tools read, if they read one."""
+    def config_document(self, config: Config, dtypes: set[str]) -> dict[str, Any] | None:
+        """The config.json that the format's own tools read, if they read one; `dtypes` are those of the weights."""
         if self.saved_as.config is None:
             return None
         constants = {k: evaluate(v, config) for k, v in self.constants.items()}
-        filled: dict[str, Any] = _filled(self.saved_as.config, {**config, **constants})
+        (dtype,) = dtypes if len(dtypes) == 1 else {""}
+        stated = {k: v for k, v in self.saved_as.config.items() if dtype or v != "=dtype"}
+        filled: dict[str, Any] = _filled(stated, {"dtype": dtype, **config, **constants})
         return filled
 
     def bind(self, config: Config) -> Bound:
