@@ -137,7 +137,7 @@ def make_route(
         unsupported=contents.unsupported,
         objects=contents.objects,
         variant=variant,
-        dtype=dtype if own else None,
+        dtype=dtype if own and residue is None else None,
     )
     if own and residue is None:
         return first

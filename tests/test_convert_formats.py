@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_formats import FORMATS, SIZES, Weights, execute, hub_weights
 
+from converter.checkpoint import open_checkpoint
 from converter.cli import main
-from converter.errors import ModelError
-from converter.formats import make_route
+from converter.convert import convert
+from converter.errors import ModelError, PlanError
+from converter.formats import choose_formats, make_route
 from converter.mapping import documents
 from converter.model.weights import open_weights
+from converter.residue import residue_path
 
 
 @pytest.fixture(autouse=True)
@@ -232,6 +236,95 @@ def test_a_residue_of_other_weights_is_not_used_unless_one_insists(tmp_path: Pat
     assert "is no residue" in refusal(*mmdet, "--residue", own, code=3)["message"]
 
 
+def tamper(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
+    """The residue with other `tensors`, too, and with what is said `about` them; buffers are added."""
+    with safe_open(path, "pt") as file:
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        said = json.loads(file.metadata()["residue"])
+    buffers = {**said["buffers"], **about.get("buffers", {})}
+    save_file({**found, **tensors}, path, {"residue": json.dumps({**said, **about, "buffers": buffers})})
+
+
+ANCHORS = "module.rpn.anchor_generator.cell_anchors"
+INDEX = "module.backbone.body.layers.0.blocks.0.attn.relative_position_index"
+TAMPERED: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any], int, str]] = {
+    "a buffer twice": ({f"{ANCHORS}.0": torch.ones(1, 4)}, {}, 3, "are the same key of glip-official"),
+    "a key twice": ({"rpn.head.cls_logits.bias": torch.ones(7)}, {}, 3, "are the same key of glip-official"),
+    "a name twice": ({}, {"names": ["x", "module.x"]}, 3, "are the same key of glip-official"),
+    "a buffer as weight": (
+        {"module.language_backbone.body.model.embeddings.position_ids": torch.ones(1, 7)}, {}, 5, "so no residue holds"
+    ),
+    "an unknown tensor": ({"module.stray": torch.ones(3)}, {}, 5, "glip-official has no rule for it"),
+    "a tensor of the source": ({"module.rpn.head.bias0": torch.ones(1)}, {}, 5, "makes it of what is there"),
+    "an unknown name": ({}, {"names": ["stray"]}, 5, "which glip-official does not write"),
+    "an unknown buffer": ({}, {"buffers": {"module.stray": "int64"}}, 5, "computes no such buffer"),
+    "a level beyond": ({}, {"buffers": {f"{ANCHORS}.99": "float32"}}, 5, "has no such layer"),
+    "a layer beyond": ({}, {"buffers": {INDEX.replace("layers.0", "layers.9"): "int64"}}, 5, "has no such layer"),
+    "too few bits": ({}, {"buffers": {f"{ANCHORS}.0": "uint8"}}, 5, "uint8 cannot hold"),
+    "a bool": ({}, {"buffers": {INDEX: "bool"}}, 5, "bool cannot hold"),
+    "complex": ({}, {"buffers": {INDEX: "complex64"}}, 5, "complex64 cannot hold"),
+    "no dtype": ({}, {"buffers": {INDEX: "int65"}}, 3, "is no residue"),
+    "a surrogate": ({}, {"prefix": "\ud800"}, 3, r"names began with '\ud800'"),
+    "a path": ({}, {"prefix": "../../x\n"}, 3, r"names began with '../../x\n'; glip-official knows only 'module.'"),
+    "a long prefix": ({}, {"prefix": "p" * 100_000}, 3, "(100000 characters)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", list(TAMPERED))
+def test_a_residue_that_does_not_fit_is_refused(case: str, tmp_path: Path) -> None:
+    tensors, about, code, said = TAMPERED[case]
+    weights = official()
+    del weights["module.language_backbone.body.model.embeddings.position_ids"]
+    torch.save(weights, tmp_path / "official.pth")
+    run("convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / "own.safetensors", "--keep-residue")
+    tamper(residue_path(tmp_path / "own.safetensors"), tensors, about)
+    out = tmp_path / "back.safetensors"
+    error = refusal("convert", "--src", tmp_path / "own.safetensors", "--dst", out, "--to", "glip-official", code=code)
+    assert said in "\n".join([error["message"], *error["problems"]])
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [(torch.ones(2, 2), "is (2, 2); "), (torch.ones(16, 32, 1, 1, dtype=torch.int32), "is int32; ")],
+)
+def test_what_a_rule_makes_is_checked_in_a_residue_too(tensor: torch.Tensor, said: str, tmp_path: Path) -> None:
+    torch.save(official(), tmp_path / "official.pth")
+    swin = tmp_path / "swin.pth"
+    run("convert", "--src", tmp_path / "official.pth", "--dst", swin, "--to", "timm-swin", "--keep-residue")
+    key = "module.backbone.fpn.fpn_inner4.weight"
+    assert official()[key].shape == (16, 32, 1, 1)
+    tamper(residue_path(swin), {key: tensor}, {})
+    back = ["convert", "--src", swin, "--dst", tmp_path / "b.pth", "--to", "glip-official"]
+    (problem,) = refusal(*back, code=5)["problems"]
+    assert key in problem
+    assert said in problem
+
+
+def test_a_name_that_would_be_written_twice_is_refused(tmp_path: Path) -> None:
+    """Whatever made the plan: such a file could not be read."""
+    torch.save(official(), tmp_path / "official.pth")
+    with open_checkpoint(tmp_path / "official.pth") as checkpoint:
+        plan = make_route(*choose_formats(checkpoint, None, None), checkpoint)
+        plan = replace(plan, carried=plan.steps[:1])
+        with pytest.raises(PlanError, match="1 names are not unique"):
+            convert(checkpoint, plan, tmp_path / "own.safetensors", residue=checkpoint)
+
+
+def test_what_the_residue_holds_is_not_said_to_be_missing_and_is_cast_too(tmp_path: Path) -> None:
+    torch.save(official(), tmp_path / "official.pth")
+    swin, back = tmp_path / "swin.pth", tmp_path / "back.pth"
+    run("convert", "--src", tmp_path / "official.pth", "--dst", swin, "--to", "timm-swin", "--keep-residue")
+    arguments = ["convert", "--src", swin, "--dst", back, "--to", "glip-official", "--dtype", "bfloat16"]
+    assert "rounded to another dtype" in run(*arguments, "--dry-run").output
+    ledger = json.loads(run(*arguments, "--json").stdout)
+    assert (ledger["missing"], ledger["lossless"]) == ([], False)
+    found = torch.load(back, weights_only=True)["model"]
+    for name, tensor in official_of(tmp_path / "official.pth").items():
+        computed = "cell_anchors" in name or not tensor.is_floating_point()
+        assert torch.equal(found[name], tensor if computed else tensor.bfloat16()), name
+
+
 def test_a_failed_conversion_with_a_residue_leaves_the_disk_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,8 +364,6 @@ def test_a_pth_is_written_the_same_each_time_and_says_where_it_comes_from(tmp_pa
     for name in ("a.pth", "b.pth"):
         run("convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / name, "--to", "mmdet-glip")
     assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
-    from converter.checkpoint import open_checkpoint
-
     with open_checkpoint(tmp_path / "a.pth") as checkpoint:
         ledger = json.loads(checkpoint.metadata["conversion"])
         assert (ledger["table"]["name"], ledger["through"]["name"]) == ("glip-official", "mmdet-glip")

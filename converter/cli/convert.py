@@ -205,9 +205,10 @@ def _print_summary(checkpoint: Checkpoint, plan: Plan, size: int) -> None:
 
 
 def _exactness(plan: Plan) -> str:
-    if not any(step.casts for step in plan.steps):
+    steps = (*plan.steps, *plan.carried)
+    if not any(step.casts for step in steps):
         return "bit for bit"
-    return "exactly, in another dtype" if all(s.is_lossless for s in plan.steps) else "rounded to another dtype"
+    return "exactly, in another dtype" if all(step.is_lossless for step in steps) else "rounded to another dtype"
 
 
 def _print_plan(checkpoint: Checkpoint, plan: Plan, size: int) -> None:
