@@ -19,7 +19,7 @@ from converter.errors import DestinationError, PlanError, TableError
 from converter.mapping.cast import can_hold, cast
 from converter.mapping.ops import Array
 from converter.plan import Plan, Tensor
-from converter.residue import residue_metadata, residue_path, steps_to_keep
+from converter.residue import check_residue_destination, residue_metadata, residue_path, steps_to_keep
 from converter.staging import ARCHIVES, Staging, check_destination, is_file_name, writing
 from converter.torch_archive import lay_out_archive
 from converter.transfer import Transfer, flushing, raw_bytes, write_at
@@ -79,7 +79,7 @@ def convert(
     kept = steps_to_keep(plan) if keep_residue else []
     beside = residue_path(destination)
     if keep_residue and is_file_name(destination):
-        check_destination(beside, force=force, inputs=inputs)
+        check_residue_destination(destination, force=force, inputs=inputs)
     # hashes are not known yet, but their length is, and so is the length of every header
     draft = _ledger(checkpoint, plan, {t.name: _NO_HASH for t in plan.targets}, _NO_HASH, origin)
     outputs, shards = _outputs(plan, destination, draft, max_shard_size)

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from converter.checkpoint import DTYPES, Checkpoint, DType
+from converter.checkpoint import DTYPES, Checkpoint, DType, open_checkpoint
 from converter.display import file_name, quoted
-from converter.errors import CorruptCheckpointError
+from converter.errors import CheckpointError, CorruptCheckpointError, DestinationError
 from converter.mapping.table import Table
 from converter.plan import Naming, Plan, Residue, Step, Tensor
-from converter.staging import is_file_name
-from converter.writer import to_json
+from converter.staging import check_destination, is_file_name
+from converter.writer import INDEX_NAME, to_json
 
 METADATA_KEY = "residue"
 _LEDGER_LIMIT = 16 * 1024 * 1024
@@ -68,8 +68,36 @@ class Kept:
 def residue_path(destination: Path) -> Path:
     """Where the residue of a conversion to `destination` lies: beside a file, inside a folder."""
     if is_file_name(destination):
-        return destination.with_name(f"{destination.stem}.residue.safetensors")
+        return destination.with_name(f"{destination.name}.residue.safetensors")
     return destination / "residue.safetensors"
+
+
+def residue_beside(checkpoint: Checkpoint) -> Path | None:
+    """The residue that lies beside the file of a checkpoint, or in the folder of which it is, if one does."""
+    places = [residue_path(checkpoint.path)]
+    if checkpoint.path.name in ("model.safetensors", INDEX_NAME):
+        places.append(checkpoint.path.parent / "residue.safetensors")
+    return next((path for path in places if path.is_file()), None)
+
+
+def check_residue_destination(destination: Path, *, force: bool, inputs: list[Path]) -> None:
+    """Refuse to write a residue beside the file `destination` where there is another that does not belong to it.
+
+    Raises DestinationError, also with `force`: nothing else holds what is in a residue.
+    """
+    beside = residue_path(destination)
+    check_destination(beside, force=force, inputs=inputs)
+    if beside.exists():
+        try:
+            with open_checkpoint(beside) as kept, open_checkpoint(destination) as written:
+                belongs = read_residue(kept).belongs_to == ledger_sha256(written)
+        except CheckpointError:
+            belongs = False
+        if not belongs:
+            raise DestinationError(
+                f"{beside} does not belong to {destination.name}; --force would lose what only it holds. Move it, or "
+                "choose another destination"
+            )
 
 
 def steps_to_keep(plan: Plan) -> list[Step]:
@@ -102,7 +130,8 @@ def read_residue(checkpoint: Checkpoint) -> Kept:
         sound = False
     if not sound:
         raise CorruptCheckpointError(
-            f"{file_name(checkpoint.path)}: is no residue of a conversion. Leave it out, or give the right file."
+            f"{file_name(checkpoint.path)}: is no residue of a conversion. Give the right one with --residue, or move "
+            "this one away."
         )
     return Kept(checkpoint, format, belongs_to, prefix, buffers, names)
 

@@ -111,7 +111,7 @@ def test_official_to_glip_to_official_is_identical_with_the_residue(tmp_path: Pa
     torch.save({"model": weights, "iteration": 7}, tmp_path / "official.pth")
     own = tmp_path / "own.safetensors"
     run("convert", "--src", tmp_path / "official.pth", "--dst", own, "--keep-residue")
-    assert set(load_file(tmp_path / "own.residue.safetensors")) == {
+    assert set(load_file(tmp_path / "own.safetensors.residue.safetensors")) == {
         "rpn.head.cls_logits.weight", "rpn.head.cls_logits.bias"
     }  # fmt: skip
     result = run("convert", "--src", own, "--dst", tmp_path / "back.pth", "--to", "glip-official")
@@ -220,9 +220,9 @@ def test_a_residue_of_other_weights_is_not_used_unless_one_insists(tmp_path: Pat
     run("convert", "--src", tmp_path / "other.pth", "--dst", own, "--force")
     back = ["convert", "--src", own, "--dst", tmp_path / "back.pth", "--to", "glip-official", "--force"]
     result = run(*back)
-    assert "own.residue.safetensors belongs to another conversion" in result.output
+    assert "own.safetensors.residue.safetensors belongs to another conversion" in result.output
     assert "missing: rpn.head.cls_logits" in result.output
-    run(*back, "--residue", tmp_path / "own.residue.safetensors")
+    run(*back, "--residue", tmp_path / "own.safetensors.residue.safetensors")
     found = torch.load(tmp_path / "back.pth", weights_only=True)["model"]
     assert torch.equal(
         found["module.rpn.head.cls_logits.bias"],
@@ -231,7 +231,7 @@ def test_a_residue_of_other_weights_is_not_used_unless_one_insists(tmp_path: Pat
     mmdet = ["convert", "--src", own, "--dst", tmp_path / "mmdet.pth", "--to", "mmdet-glip"]
     assert (
         "left out of glip-official"
-        in refusal(*mmdet, "--residue", tmp_path / "own.residue.safetensors", code=3)["message"]
+        in refusal(*mmdet, "--residue", tmp_path / "own.safetensors.residue.safetensors", code=3)["message"]
     )
     assert "is no residue" in refusal(*mmdet, "--residue", own, code=3)["message"]
 
@@ -329,12 +329,12 @@ def test_a_failed_conversion_with_a_residue_leaves_the_disk_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save(official(), tmp_path / "official.pth")
-    residue = tmp_path / "own.residue.safetensors"
-    residue.write_bytes(b"precious")
-    arguments = ["convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / "own.safetensors", "--keep-residue"]
+    own = tmp_path / "own.safetensors"
+    arguments = ["convert", "--src", tmp_path / "official.pth", "--dst", own, "--keep-residue"]
+    run(*arguments)
+    before = {path: path.read_bytes() for path in (own, residue_path(own))}
+    torch.save(official(), tmp_path / "official.pth")  # another classifier
     run(*arguments, code=6)
-    assert residue.read_bytes() == b"precious"
-    assert not (tmp_path / "own.safetensors").exists()
     import os
 
     real = os.replace
@@ -346,10 +346,74 @@ def test_a_failed_conversion_with_a_residue_leaves_the_disk_as_it_was(
 
     monkeypatch.setattr(os, "replace", broken)
     run(*arguments, "--force", code=6)
-    assert residue.read_bytes() == b"precious"
-    residue.unlink()
+    assert {path: path.read_bytes() for path in before} == before
+    for path in before:
+        path.unlink()
     run(*arguments, "--force", code=6)
     assert {path.name for path in tmp_path.iterdir()} == {"mappings", "official.pth"}
+
+
+def test_two_files_of_one_stem_keep_a_residue_each(tmp_path: Path) -> None:
+    torch.save(official(), tmp_path / "official.pth")
+    for ending in ("pth", "safetensors"):
+        out = tmp_path / f"s.{ending}"
+        run("convert", "--src", tmp_path / "official.pth", "--dst", out, "--to", "timm-swin", "--keep-residue")
+    for ending in ("pth", "safetensors"):
+        back = ["convert", "--src", tmp_path / f"s.{ending}", "--dst", tmp_path / "b.pth", "--to", "glip-official"]
+        run(*back, "--force")
+        assert equal(torch.load(tmp_path / "b.pth", weights_only=True)["model"], official_of(tmp_path / "official.pth"))
+
+
+def test_a_residue_is_replaced_only_with_the_file_that_it_belongs_to(tmp_path: Path) -> None:
+    torch.save(official(), tmp_path / "official.pth")
+    own = tmp_path / "own.safetensors"
+    arguments = ["convert", "--src", tmp_path / "official.pth", "--dst", own, "--keep-residue", "--force"]
+    run(*arguments)
+    torch.save(official(), tmp_path / "official.pth")
+    run(*arguments)
+    residue_path(own).write_bytes(b"precious")
+    assert "does not belong to own.safetensors" in refusal(*arguments, code=6)["message"]
+    assert residue_path(own).read_bytes() == b"precious"
+    residue_path(own).unlink()
+    run(*arguments)
+    own.unlink()
+    kept = residue_path(own).read_bytes()
+    assert "does not belong to own.safetensors" in refusal(*arguments, code=6)["message"]
+    assert residue_path(own).read_bytes() == kept
+
+
+@pytest.mark.parametrize("arguments", [[], ["--to", "glip"], ["--residue"]])
+def test_a_part_and_its_residue_are_the_whole_again(arguments: list[str], tmp_path: Path) -> None:
+    """Also where the part is written again by default, and the other weights would be left behind."""
+    torch.save(official(), tmp_path / "official.pth")
+    own, swin, back = (tmp_path / f"{name}.safetensors" for name in ("own", "swin", "back"))
+    run("convert", "--src", tmp_path / "official.pth", "--dst", own)
+    run("convert", "--src", own, "--dst", swin, "--to", "timm-swin", "--keep-residue")
+    stated = [*arguments, residue_path(swin)] if arguments == ["--residue"] else arguments
+    assert "from timm-swin to glip\n" in run("convert", "--src", swin, "--dst", back, *stated).output
+    assert equal(load_file(back), load_file(own))
+    run("convert", "--src", swin, "--dst", back, *stated, "--dtype", "bfloat16", "--force")
+    assert {tensor.dtype for tensor in load_file(back).values()} == {torch.bfloat16}
+
+
+def test_a_part_of_a_part_and_its_residue_are_the_part_again(tmp_path: Path) -> None:
+    torch.save({"state_dict": tensors_in("mmpretrain-glip")}, tmp_path / "swin.pth")
+    own, swin, back = (tmp_path / f"{name}.safetensors" for name in ("own", "swin", "back"))
+    run("convert", "--src", tmp_path / "swin.pth", "--dst", own)
+    run("convert", "--src", own, "--dst", swin, "--to", "timm-swin", "--keep-residue")
+    for arguments in ([], ["--to", "glip", "--force"]):
+        result = run("convert", "--src", swin, "--dst", back, *arguments)
+        assert "from timm-swin to glip, backbone alone" in result.output
+        assert equal(load_file(back), load_file(own))
+
+
+@pytest.mark.parametrize("to", ["glip", "timm-swin"])
+def test_a_residue_that_is_not_used_is_mentioned(to: str, tmp_path: Path) -> None:
+    torch.save(official(), tmp_path / "official.pth")
+    out = tmp_path / "mmdet.pth"
+    run("convert", "--src", tmp_path / "official.pth", "--dst", out, "--to", "mmdet-glip", "--keep-residue")
+    result = run("convert", "--src", out, "--dst", tmp_path / "b.safetensors", "--to", to)
+    assert f"mmdet.pth.residue.safetensors was left out of glip-official, not of {to}, and is not used" in result.stderr
 
 
 def test_glip_is_not_written_as_pth(tmp_path: Path) -> None:

@@ -90,6 +90,27 @@ def residue_between(source: str, plan: Plan, weights: Weights, path: Path) -> tu
         return read_residue(checkpoint).residue(FORMATS[source]), Weights(kept)
 
 
+@pytest.mark.parametrize("model", ["glip-t-a", "glip-t", "glip-l"])
+def test_the_variant_is_known_from_the_residue_too(model: str) -> None:
+    """Swin-T alone is of several."""
+    source, swin = load_format("glip-official"), load_format("timm-swin")
+    there = make_route(source, swin, official(model))
+    kept = {source.short(tensor.name): tensor for step in steps_to_keep(there) for tensor in step.sources}
+    buffers = {source.short(out.tensor.name): out.tensor.dtype for out in there.left_out if out.rebuild}
+    back = make_route(swin, source, Index(list(there.targets)), residue=Residue(kept, buffers, there.naming))
+    assert described(back.targets) == described(official(model).tensors.values())
+
+
+def test_the_length_of_a_prompt_is_known_from_the_residue_too(tmp_path: Path) -> None:
+    prompted = Weights({**hub_weights().arrays, "head.prompt.weight": np.ones((3, 6), np.float32)})
+    weights = execute(make_route(FORMATS["glip"], FORMATS["glip-official"], prompted), prompted)
+    there = make_route(FORMATS["glip-official"], FORMATS["timm-swin"], weights)
+    residue, kept = residue_between("glip-official", there, weights, tmp_path / "residue.safetensors")
+    made = execute(there, weights)
+    back = make_route(FORMATS["timm-swin"], FORMATS["glip-official"], made, residue=residue)
+    assert same(execute(back, made, kept), weights)
+
+
 def in_format(name: str) -> Weights:
     """The small GLIP, or the part of it that the format holds, in that format."""
     weights = hub_weights()

@@ -73,7 +73,7 @@ Exit codes: see 'converter --help'."""
 @click.option(
     "--dtype",
     type=click.Choice(["float64", "float32", "float16", "bfloat16"]),
-    help="Cast every tensor. Default: as stored.",
+    help="Cast all weights. Default: as stored.",
 )
 @click.option(
     "--max-shard-size",
@@ -157,24 +157,25 @@ def _plan(
     """The plan, and the residue that it reads, if there is one and it is of the format to be written."""
     from converter.checkpoint import open_checkpoint
     from converter.errors import RootError
-    from converter.formats import choose_formats, make_route
-    from converter.residue import ledger_sha256, read_residue, residue_path
+    from converter.formats import choose_formats, hub_holding, make_route
+    from converter.residue import ledger_sha256, read_residue, residue_beside
 
     source, target = choose_formats(checkpoint, source_format, target_format)
     residue = kept = None
-    beside = residue_path(checkpoint.path if checkpoint.layout != "safetensors-sharded" else checkpoint.path.parent)
-    if checkpoint.path.name == "model.safetensors":
-        beside = residue_path(checkpoint.path.parent)
-    if residue_file is not None or (not target.is_hub and beside.is_file()):
-        residue = opened.enter_context(open_checkpoint(residue_file or beside))
+    if (path := residue_file or residue_beside(checkpoint)) is not None:
+        residue = opened.enter_context(open_checkpoint(path))
         kept = read_residue(residue)
         if kept.format != target.name:
+            found = f"was left out of {plain(kept.format)}, not of {target.label}"
             if residue_file is not None:
-                raise RootError(f"{residue_file}: was left out of {kept.format}, not of {target.label}. Leave it out.")
+                raise RootError(f"{path}: {found}. Leave it out.")
+            click.echo(f"{path.name} {found}, and is not used", err=True)
             residue = kept = None
         elif residue_file is None and kept.belongs_to != ledger_sha256(checkpoint):
-            click.echo(f"{beside.name} belongs to another conversion and is not used; --residue insists", err=True)
+            click.echo(f"{path.name} belongs to another conversion and is not used; --residue insists", err=True)
             residue = kept = None
+        elif target.is_hub:
+            target = hub_holding(source, target, kept.checkpoint.tensors)
     held = kept.residue(target) if kept else None
     return make_route(source, target, checkpoint, variant=variant, dtype=dtype, residue=held), residue
 

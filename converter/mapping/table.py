@@ -441,8 +441,7 @@ def load_table(name_or_path: str | Path) -> Table:
     """
     document = find_document(name_or_path, "table")
     content = document.content
-    beside = document.path.parent / f"{content['target']}.json"
-    spec = load_spec(beside if beside.is_file() else content["target"])
+    spec = load_target(content["target"], document.path)
     if (part := content.get("part")) is not None:
         if part not in spec.parts:
             raise TableError(f"{document.path}: {spec.name} has no part {part!r}; known: {', '.join(spec.parts)}")
@@ -463,6 +462,12 @@ def load_table(name_or_path: str | Path) -> Table:
         merged.names["constants"],
         {section: tuple(entries) for section, entries in merged.entries.items()},
     )
+
+
+def load_target(name: str, path: Path) -> Spec:
+    """The whole spec that a table at `path` names: beside it, or built in."""
+    beside = path.parent / f"{name}.json"
+    return load_spec(beside if beside.is_file() else name)
 
 
 class _Merged:
