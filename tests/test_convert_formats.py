@@ -301,6 +301,22 @@ def test_what_a_rule_makes_is_checked_in_a_residue_too(tensor: torch.Tensor, sai
     assert said in problem
 
 
+def test_buffers_that_only_old_releases_save_come_back_for_layers_that_exist(tmp_path: Path) -> None:
+    index = FORMATS["glip-official"].bind(SIZES).ignores[0].rebuild
+    assert index is not None
+    key = "layers.2.blocks.1.attn.relative_position_index"
+    weights = tensors_in("timm-swin", **{key: torch.from_numpy(index({})).int()})
+    torch.save(weights, tmp_path / "timm.pth")
+    own = tmp_path / "own.safetensors"
+    run("convert", "--src", tmp_path / "timm.pth", "--dst", own, "--keep-residue")
+    back = ["convert", "--src", own, "--dst", tmp_path / "back.safetensors", "--to", "timm-swin"]
+    run(*back)
+    assert equal(load_file(tmp_path / "back.safetensors"), weights)
+    tamper(residue_path(own), {}, {"buffers": {key.replace("blocks.1", "blocks.3"): "int64"}})
+    (problem,) = refusal(*back, "--force", code=5)["problems"]
+    assert "blocks.3.attn.relative_position_index': small has no such layer" in problem
+
+
 def test_a_name_that_would_be_written_twice_is_refused(tmp_path: Path) -> None:
     """Whatever made the plan: such a file could not be read."""
     torch.save(official(), tmp_path / "official.pth")
@@ -314,8 +330,9 @@ def test_a_name_that_would_be_written_twice_is_refused(tmp_path: Path) -> None:
 def test_what_the_residue_holds_is_not_said_to_be_missing_and_is_cast_too(tmp_path: Path) -> None:
     torch.save(official(), tmp_path / "official.pth")
     swin, back = tmp_path / "swin.pth", tmp_path / "back.pth"
-    run("convert", "--src", tmp_path / "official.pth", "--dst", swin, "--to", "timm-swin", "--keep-residue")
-    arguments = ["convert", "--src", swin, "--dst", back, "--to", "glip-official", "--dtype", "bfloat16"]
+    cast = ["--dtype", "bfloat16"]
+    run("convert", "--src", tmp_path / "official.pth", "--dst", swin, "--to", "timm-swin", "--keep-residue", *cast)
+    arguments = ["convert", "--src", swin, "--dst", back, "--to", "glip-official", *cast]
     assert "rounded to another dtype" in run(*arguments, "--dry-run").output
     ledger = json.loads(run(*arguments, "--json").stdout)
     assert (ledger["missing"], ledger["lossless"]) == ([], False)
