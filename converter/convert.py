@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,12 @@ import numpy as np
 
 from converter import __version__
 from converter.checkpoint import DTYPES, Checkpoint
+from converter.display import quoted
 from converter.errors import DestinationError, PlanError, TableError
-from converter.mapping.cast import cast
+from converter.mapping.cast import can_hold, cast
 from converter.mapping.ops import Array
 from converter.plan import Plan, Tensor
-from converter.residue import residue_metadata, residue_path, steps_to_keep
+from converter.residue import check_residue_destination, residue_metadata, residue_path, steps_to_keep
 from converter.staging import ARCHIVES, Staging, check_destination, is_file_name, writing
 from converter.torch_archive import lay_out_archive
 from converter.transfer import Transfer, flushing, raw_bytes, write_at
@@ -69,12 +71,15 @@ def convert(
     Raises DestinationError, CheckpointError, or PlanError for a value that a cast cannot hold. Whatever is raised, the
     destination is as it was.
     """
+    names = Counter(tensor.name for tensor in plan.targets)
+    if twice := [f"{quoted(name)} is written {count} times" for name, count in names.items() if count > 1]:
+        raise PlanError(f"{plan.format}: {len(twice)} names are not unique; the table or the residue is wrong", twice)
     inputs = [*checkpoint.files, *(residue.files if residue else [])]
     check_destination(destination, force=force, inputs=inputs)
     kept = steps_to_keep(plan) if keep_residue else []
     beside = residue_path(destination)
     if keep_residue and is_file_name(destination):
-        check_destination(beside, force=force, inputs=inputs)
+        check_residue_destination(destination, force=force, inputs=inputs)
     # hashes are not known yet, but their length is, and so is the length of every header
     draft = _ledger(checkpoint, plan, {t.name: _NO_HASH for t in plan.targets}, _NO_HASH, origin)
     outputs, shards = _outputs(plan, destination, draft, max_shard_size)
@@ -178,7 +183,7 @@ def _holds(checkpoint: Checkpoint, tensor: Tensor, rebuild: Callable[[], Array])
         implied = rebuild()
     except TableError:  # a level or size that the config does not have
         return False
-    if tensor.shape != implied.shape:
+    if tensor.shape != implied.shape or not can_hold(implied, tensor.dtype):
         return False
     return np.array_equal(checkpoint.read(tensor.name), _implied(implied, tensor))
 
@@ -248,7 +253,7 @@ def _ledger(
         "table": {"name": plan.table, "sha256": plan.table_sha256},
         **through,
         "target": {**target, "part": plan.part} if plan.part else target,
-        "lossless": all(step.is_lossless for step in plan.steps),
+        "lossless": all(step.is_lossless for step in (*plan.steps, *plan.carried)),
         "missing": [{"names": entry.names, "reason": entry.reason} for entry in plan.missing],
         "rebuilt": [rebuilt.tensor.name for rebuilt in plan.rebuilt],
         "carried": [tensor.name for step in plan.carried for tensor in step.targets],

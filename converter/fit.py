@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from types import MappingProxyType
 from typing import Any
 
 from converter.checkpoint import DTYPES, DType
+from converter.display import quoted
 from converter.errors import PlanError, TableError
-from converter.mapping.cast import is_float
+from converter.mapping.cast import can_hold, is_float
 from converter.mapping.ops import Op, Shape, prove_bijective
 from converter.mapping.spec import Config, Variant
-from converter.mapping.table import Bound, Table, Transfer
-from converter.plan import Described, Format, LeftOut, Missing, Plan, Rebuilt, Residue, Step, Tensor
+from converter.mapping.table import Bound, Ignore, Table, Transfer
+from converter.plan import Described, Format, LeftOut, Missing, Naming, Plan, Rebuilt, Residue, Step, Tensor
 
 _HINTS = 50  # unknown names for which near ones are looked up
 
@@ -60,7 +62,6 @@ def fits(
     stripped, problems = _stripped(tensors, table)
     unreadable = {table.short(name): reason for name, reason in (*objects.items(), *unsupported.items())}
     extra = [table.short(name) for name in unsupported]
-    first = next(iter(tensors), "")
     return Fits(
         table,
         stripped,
@@ -68,7 +69,7 @@ def fits(
         unreadable=unreadable,
         extra=extra,
         problems=problems,
-        prefix=first.removesuffix(table.short(first)) if first.endswith(table.short(first)) else "",
+        naming=_naming(table, tensors),
     )
 
 
@@ -86,7 +87,8 @@ def make_export(
         for tensor in tensors
         if not table.spec.holds(tensor.name)
     )
-    laid = Fits(table, inside, None, backwards=True, residue=residue)
+    naming = residue.naming if residue else Naming(table.saved_as.prefix)
+    laid = Fits(table, inside, None, naming=naming, backwards=True, residue=residue)
     plan = laid.fit.plan(dtype)
     if plan.problems:
         raise PlanError(_headline(laid, len(inside), len(plan.problems)), plan.problems)
@@ -139,10 +141,10 @@ class Fit:
         variant: Variant,
         tensors: Mapping[str, Tensor],
         *,
+        naming: Naming,
         unreadable: Mapping[str, str] = MappingProxyType({}),
         extra: Sequence[str] = (),
         problems: Sequence[str] = (),
-        prefix: str = "",
         backwards: bool = False,
         residue: Residue | None = None,
     ) -> None:
@@ -152,29 +154,30 @@ class Fit:
         self.unreadable = unreadable
         self.extra = extra
         self.problems = problems
-        self.prefix = prefix
+        self.naming = naming
         self.backwards = backwards
         self.residue = residue
-        kept = residue.tensors if residue else {}
-        self.config = _with_options(table, variant, tensors, backwards)
+        self.kept: Mapping[str, Tensor] = residue.tensors if residue else {}
+        self.config = _with_options(table, variant, tensors, self.kept if backwards else None)
         self.there: Bound = table.bind(self.config)
         self.transfers, self.static_problems = table.transfers(self.there, self.config)
         self.bound = self.there.reverse() if backwards else self.there
         if backwards:
             self.transfers = [transfer.reverse() for transfer in self.transfers]
-        self.dropped = [
-            t
-            for t in self.transfers
-            if not any(name in tensors for name, _ in t.sources)
-            and (t.rule.optional or all(name in kept for name, _ in t.targets))
-        ]
-        absent = {name for transfer in self.dropped for name, _ in transfer.sources}
+        # without their sources: what the residue holds instead, and what may be missing
+        lacking = [t for t in self.transfers if not any(name in tensors for name, _ in t.sources)]
+        self.restored = [t for t in lacking if all(name in self.kept for name, _ in t.targets)]
+        self.dropped = [t for t in lacking if t.rule.optional and not all(name in self.kept for name, _ in t.targets)]
+        absent = {name for transfer in (*self.restored, *self.dropped) for name, _ in transfer.sources}
         needed = {name: (shape, t) for t in self.transfers for name, shape in t.sources}
         self.needed = {name: item for name, item in needed.items() if name not in absent}
         self.found = sum(name in tensors and tensors[name].shape == shape for name, (shape, _) in self.needed.items())
-        ignored = sum(any(i.source.match(name) is not None for i in self.bound.ignores) for name in tensors)
+        restored = {name: shape for t in self.restored for name, shape in t.targets}
+        fits = self.found + sum(self.kept[name].shape == shape for name, shape in restored.items())
+        ignored = sum(bool(_claims(self.bound, name)) for name in tensors)
+        ignored += sum(bool(_claims(self.there, name)) for name in self.kept)
         # shared part of what is needed and what is there
-        self.score = self.found / max(1, len(self.needed) + len(tensors) - ignored - self.found)
+        self.score = fits / max(1, len(self.needed) + len(restored) + len(tensors) + len(self.kept) - ignored - fits)
 
     @property
     def is_sound(self) -> bool:
@@ -202,56 +205,98 @@ class Fit:
             (*self.table.doubts(), *self.problems, *self.static_problems, *fewer, *more),
             self.table.spec.part,
             tuple(dict.fromkeys(missing)),
-            prefix=self.prefix,
+            naming=self.naming,
         )
-        return self._export(plan) if self.backwards else plan
+        return self._export(plan, DTYPES[dtype] if dtype else None) if self.backwards else plan
 
-    def _export(self, plan: Plan) -> Plan:
+    def _export(self, plan: Plan, dtype: DType | None) -> Plan:
         """`plan`, with what the format has beyond the spec: rebuilt, or kept from the checkpoint it once came from."""
-        kept = self.residue.tensors if self.residue else {}
-        carried = [n for transfer in self.dropped for n, _ in transfer.targets if n in kept]
-        carried += [n for n in kept if any(ignore.source.match(n) is not None for ignore in self.there.ignores)]
-        missing = [entry for entry in plan.missing if entry.names not in kept]
+        missing = list(plan.missing)
         for ignore in self.there.ignores:
-            if ignore.without and not any(ignore.source.match(name) is not None for name in kept):
+            if ignore.without and not any(ignore.source.match(name) is not None for name in self.kept):
                 missing.append(Missing(ignore.source.text, ignore.pointer, ignore.without))
-        prefix = self.residue.prefix if self.residue else self.table.saved_as.prefix
+        rebuilt, unfit = self._rebuilt()
+        kept = [
+            replace(tensor, dtype=dtype if dtype and is_float(tensor.dtype) else tensor.dtype)
+            for tensor in self.kept.values()
+        ]
 
         def named(tensor: Tensor) -> Tensor:
-            return replace(tensor, name=prefix + tensor.name)
+            return replace(tensor, name=self.naming.full(tensor.name))
 
-        return replace(
+        made = replace(
             plan,
             steps=tuple(replace(step, targets=tuple(map(named, step.targets))) for step in plan.steps),
-            carried=tuple(
-                Step("residue", (kept[n],), (replace(kept[n], name=prefix + n),), ()) for n in dict.fromkeys(carried)
-            ),
-            rebuilt=tuple(replace(r, tensor=named(r.tensor)) for r in self._rebuilt()),
+            carried=tuple(Step("residue", (t,), (made,), ()) for t, made in zip(self.kept.values(), kept, strict=True)),
+            rebuilt=tuple(replace(r, tensor=named(r.tensor)) for r in rebuilt),
             missing=tuple(missing),
-            written=None
-            if self.table.is_hub
-            else Format(
-                self.table.name, self.table.sha256, self.table.saved_as.root, self.table.config_document(self.config)
-            ),
+            problems=(*plan.problems, *self._misplaced(), *unfit),
         )
+        if self.table.is_hub:
+            return made
+        config = self.table.config_document(
+            self.config, {t.dtype.name for t in made.targets if t.dtype.kind == "float"}
+        )
+        return replace(made, written=Format(self.table.name, self.table.sha256, self.table.saved_as.root, config))
 
-    def _rebuilt(self) -> Iterator[Rebuilt]:
-        """The buffers that the format's own tools save, or that the checkpoint had which the residue is of."""
-        for ignore in self.there.ignores:
-            if ignore.rebuild is None:
+    def _misplaced(self) -> Iterator[str]:
+        """Problems of what the residue holds: each tensor must be what a rule makes, or an entry leaves out."""
+        fitting: set[str] = set()
+        for transfer in self.restored:
+            back = transfer.reverse()
+            fitting |= {name for name, _ in back.sources}
+            for tensor, shape in ((self.kept[name], shape) for name, shape in back.sources):
+                if tensor.shape != shape:
+                    yield f"the residue's {quoted(tensor.name)} is {tensor.shape}; {back.rule.pointer} needs {shape}"
+            yield from _wrong_dtypes(back, [self.kept[name] for name, _ in back.sources])
+        made = {name: transfer.rule.pointer for transfer in self.transfers for name, _ in transfer.targets}
+        for name, tensor in self.kept.items():
+            if name in fitting:
                 continue
-            wanted: dict[str, DType | None] = {ignore.source.format(captures): None for captures in ignore.written}
-            if self.residue:
-                wanted = {n: t for n, t in self.residue.buffers.items() if ignore.source.match(n) is not None}
-            for name, dtype in wanted.items():
-                make = partial(ignore.rebuild, ignore.source.match(name) or {})
+            found = f"the residue's {quoted(tensor.name)} {tensor.shape}"
+            claims = _claims(self.there, name)
+            if name in made:
+                yield f"{found}: {made[name]} makes it of what is there, or of more than the residue holds"
+            elif not claims:
+                yield f"{found}: {self.table.name} has no rule for it. Give the residue of just this conversion"
+            elif computed := next((claim for claim in claims if claim.rebuild), None):
+                yield f"{found}: {computed.pointer} computes it, so no residue holds it"
+        if self.residue:
+            known = made.keys() | self.kept.keys() | self.residue.buffers.keys()
+            for name in (name for name in self.residue.naming.others if name not in known):
+                yield f"the residue names {quoted(name)}, which {self.table.name} does not write"
+
+    def _rebuilt(self) -> tuple[list[Rebuilt], list[str]]:
+        """The buffers that the format's own tools save, or that the checkpoint had which the residue is of."""
+        wanted: dict[str, DType | None] = {}
+        for ignore in self.there.ignores:
+            wanted |= {ignore.source.format(captures): None for captures in ignore.written}
+        names = {name for transfer in self.transfers for name, _ in transfer.targets} | wanted.keys()
+        modules = {"", *(name[:end] for name in names for end, letter in enumerate(name) if letter == ".")}
+        if self.residue:
+            wanted = dict(self.residue.buffers)
+        rebuilt, problems = [], []
+        for name, dtype in wanted.items():
+            found = f"the residue's buffer {quoted(name)}"
+            claim = next((claim for claim in _claims(self.there, name) if claim.rebuild), None)
+            if claim is None or claim.rebuild is None:
+                problems.append(f"{found}: {self.table.name} computes no such buffer")
+            elif name not in names if claim.written else name.rpartition(".")[0] not in modules:
+                problems.append(f"{found}: {self.variant.name} has no such layer")
+            else:
+                make = partial(claim.rebuild, claim.source.match(name) or {})
                 value = make()
-                yield Rebuilt(Tensor(name, value.shape, dtype or DTYPES[value.dtype.name]), ignore.pointer, make)
+                if dtype is not None and not can_hold(value, dtype):
+                    problems.append(f"{found}: {dtype.name} cannot hold what {claim.pointer} computes")
+                rebuilt.append(
+                    Rebuilt(Tensor(name, value.shape, dtype or DTYPES[value.dtype.name]), claim.pointer, make)
+                )
+        return rebuilt, problems
 
     def _steps(self, dtype: DType | None) -> tuple[tuple[Step, ...], list[str]]:
         steps, problems = [], []
         proved: dict[tuple[tuple[Op, ...], tuple[Shape, ...]], str | None] = {}
-        dropped = set(map(id, self.dropped))
+        dropped = set(map(id, (*self.restored, *self.dropped)))
         for transfer in self.transfers:
             if id(transfer) in dropped:
                 continue
@@ -290,7 +335,7 @@ class Fit:
         left_out, problems = [], []
         matched: set[str] = set()
         for name, tensor in self.tensors.items():
-            claims = [ignore for ignore in self.bound.ignores if ignore.source.match(name) is not None]
+            claims = _claims(self.bound, name)
             matched |= {ignore.pointer for ignore in claims}
             makers = [r for r in self.bound.rules if any(p.match(name) is not None for p in r.sources)]
             if name in self.needed and len(makers) + len(claims) == 1:
@@ -328,7 +373,7 @@ class Fit:
         return [
             f"{self.unreadable[name]}; the table does not leave it out"
             for name in self.extra
-            if name not in self.needed and all(ignore.source.match(name) is None for ignore in self.bound.ignores)
+            if name not in self.needed and not _claims(self.bound, name)
         ]
 
     def _nearest(self, name: str, shape: Shape) -> str:
@@ -367,9 +412,21 @@ def _wrong_dtypes(transfer: Transfer, sources: Sequence[Tensor]) -> Iterator[str
         yield f"{transfer.rule.pointer} joins tensors of different dtypes: {', '.join(map(str, sources))}"
 
 
+def _claims(bound: Bound, name: str) -> list[Ignore]:
+    """Entries by which a tensor is left out: of a sound table, one at most."""
+    return [ignore for ignore in bound.ignores if ignore.source.match(name) is not None]
+
+
 def _folded(pattern: str, transfer: Transfer) -> str:
     """What a rule would have made: its pattern, or the name where it makes a single one."""
     return pattern if "{" in pattern else transfer.targets[0][0]
+
+
+def _naming(table: Table, names: Collection[str]) -> Naming:
+    """The prefix that most names have, and every name that is not this and the short one."""
+    prefixes = Counter(map(table.prefix, names)).most_common(1)
+    prefix = prefixes[0][0] if prefixes else ""
+    return Naming(prefix, {short: n for n in names if n != prefix + (short := table.short(n))})
 
 
 def _stripped(tensors: Mapping[str, Described], table: Table) -> tuple[dict[str, Tensor], list[str]]:
@@ -384,12 +441,14 @@ def _stripped(tensors: Mapping[str, Described], table: Table) -> tuple[dict[str,
     return stripped, problems
 
 
-def _with_options(table: Table, variant: Variant, tensors: Mapping[str, Tensor], backwards: bool) -> Config:
-    """The variant's config, with the fields that the checkpoint decides."""
+def _with_options(
+    table: Table, variant: Variant, tensors: Mapping[str, Tensor], kept: Mapping[str, Tensor] | None
+) -> Config:
+    """The variant's config, with the fields that the checkpoint decides; with `kept`, `tensors` are the spec's own."""
     config = dict(variant.config)
     for option in table.spec.options:
-        if backwards:
-            if option.tensor in tensors and len(tensors[option.tensor].shape) > option.axis:
+        if kept is not None and option.tensor in tensors:
+            if len(tensors[option.tensor].shape) > option.axis:
                 config[option.field] = tensors[option.tensor].shape[option.axis]
             continue
         bound = table.bind({**config, option.field: 1})
@@ -400,7 +459,7 @@ def _with_options(table: Table, variant: Variant, tensors: Mapping[str, Tensor],
             raise TableError(
                 f"{table.name}: option {option.field!r} needs a rule that only renames to {option.tensor!r}"
             )
-        tensor = tensors.get(rule.sources[0].format({}))
+        tensor = (tensors if kept is None else kept).get(rule.sources[0].format({}))
         if tensor is not None and len(tensor.shape) > option.axis:
             config[option.field] = tensor.shape[option.axis]
     return config

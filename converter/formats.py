@@ -6,7 +6,7 @@ A format is a table: one of `mappings/`, one at a path, or the naming of a spec 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
 from converter.compose import compose
@@ -14,7 +14,7 @@ from converter.errors import PlanError, TableError
 from converter.fit import fits, make_export, make_plan
 from converter.mapping.documents import kind_of, names_of
 from converter.mapping.spec import Spec, load_spec
-from converter.mapping.table import Table, hub_table, load_table
+from converter.mapping.table import Table, hub_table, load_table, load_target
 from converter.plan import Described, Plan, Residue
 
 _NEAR = 0.5  # of the names that a table knows, as compared with the table that knows most
@@ -50,6 +50,13 @@ def choose_formats(contents: Contents, source: str | None, target: str | None) -
     to = load_format(target) if target else None
     found = load_format(source) if source else recognise(contents, to.spec if to else None)
     return found, to or hub_table(found.spec)
+
+
+def hub_holding(source: Table, target: Table, kept: Iterable[str]) -> Table:
+    """The spec's own naming of what `source` holds together with the tensors `kept`: of its part, or of the whole."""
+    if all(map(source.spec.holds, kept)):
+        return hub_table(source.spec)
+    return hub_table(load_target(source.spec.name, source.path)) if target.spec.part else target
 
 
 def recognise(contents: Contents, spec: Spec | None = None) -> Table:
@@ -137,7 +144,7 @@ def make_route(
         unsupported=contents.unsupported,
         objects=contents.objects,
         variant=variant,
-        dtype=dtype if own else None,
+        dtype=dtype if own and residue is None else None,
     )
     if own and residue is None:
         return first

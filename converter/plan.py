@@ -6,7 +6,7 @@ Dry run, `explain`, the conversion itself and its reverse all read this one valu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from converter.checkpoint import DType
@@ -96,16 +96,28 @@ class Missing:
 
 
 @dataclass(frozen=True, slots=True)
+class Naming:
+    """How a checkpoint calls what a table knows by short names: `prefix` and the short name, but for the `others`."""
+
+    prefix: str = ""
+    others: Mapping[str, str] = field(default_factory=dict)
+
+    def full(self, short: str) -> str:
+        """The name in the checkpoint."""
+        return self.others.get(short, self.prefix + short)
+
+
+@dataclass(frozen=True, slots=True)
 class Residue:
     """What an earlier conversion kept of a checkpoint of the format that is now written, by short names.
 
     `tensors` carry their names in the residue; `buffers` are those that the checkpoint had and that can be rebuilt,
-    with their dtypes; `prefix` stood before its keys.
+    with their dtypes; `naming` is the checkpoint's.
     """
 
     tensors: Mapping[str, Tensor]
     buffers: Mapping[str, DType]
-    prefix: str
+    naming: Naming
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +138,7 @@ class Plan:
     """What becomes of every source tensor and where every target tensor comes from.
 
     `target` is the spec whose tensors pass through, `part` the part of it that is filled; `written` is None where just
-    these are written. `carried` are steps from the residue that an earlier conversion kept, `prefix` is what stood
-    before the source's keys.
+    these are written. `carried` are steps from the residue that an earlier conversion kept, `naming` is the source's.
     `problems` is empty for a plan that can be executed; `make_plan` raises otherwise unless told not to.
     """
 
@@ -143,7 +154,7 @@ class Plan:
     missing: tuple[Missing, ...] = ()
     rebuilt: tuple[Rebuilt, ...] = ()
     carried: tuple[Step, ...] = ()
-    prefix: str = ""
+    naming: Naming = Naming()
     written: Format | None = None
 
     @property

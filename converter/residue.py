@@ -2,23 +2,23 @@
 
 With it the way back gives every tensor of the original state dict: `cls_logits`, a masked-language head, whatever a
 format holds that the written one does not. It is a safetensors file of those tensors under their own names, whose
-metadata says which conversion it belongs to, and which buffers the original had.
+metadata says which conversion it belongs to, which buffers the original had and what it called its tensors.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from converter.checkpoint import DTYPES, Checkpoint
-from converter.display import file_name
-from converter.errors import CorruptCheckpointError
+from converter.checkpoint import DTYPES, Checkpoint, DType, open_checkpoint
+from converter.display import file_name, quoted
+from converter.errors import CheckpointError, CorruptCheckpointError, DestinationError
 from converter.mapping.table import Table
-from converter.plan import Plan, Residue, Step, Tensor
-from converter.staging import is_file_name
-from converter.writer import to_json
+from converter.plan import Naming, Plan, Residue, Step, Tensor
+from converter.staging import check_destination, is_file_name
+from converter.writer import INDEX_NAME, to_json
 
 METADATA_KEY = "residue"
 _LEDGER_LIMIT = 16 * 1024 * 1024
@@ -26,18 +26,78 @@ _LEDGER_LIMIT = 16 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A residue as it was read. `format` is the one that it was left out of; `belongs_to` the ledger's sha256."""
+    """A residue as it was read. `format` is the one that it was left out of; `belongs_to` the ledger's sha256.
 
+    `buffers` and `names` are of the original, in full: what can be rebuilt, with dtypes, and which names are not just
+    `prefix` and what the table calls the tensor.
+    """
+
+    checkpoint: Checkpoint
     format: str
     belongs_to: str
-    residue: Residue
+    prefix: str
+    buffers: Mapping[str, DType]
+    names: tuple[str, ...]
+
+    def residue(self, table: Table) -> Residue:
+        """By the short names of `table`, the format that it was left out of.
+
+        Raises CorruptCheckpointError where these contradict each other or the prefix is none of the table's.
+        """
+        label = file_name(self.checkpoint.path)
+        if table.prefix(self.prefix) != self.prefix:
+            raise CorruptCheckpointError(
+                f"{label}: says that names began with {quoted(self.prefix)}; {table.label} knows only "
+                f"{', '.join(map(repr, table.prefixes)) or 'names without prefix'}. Leave it out, or get it again."
+            )
+        full: dict[str, str] = {}
+        for name in (*self.checkpoint.tensors, *self.buffers, *self.names):
+            if (short := table.short(name)) in full:
+                raise CorruptCheckpointError(
+                    f"{label}: {quoted(full[short])} and {quoted(name)} are the same key of {table.label}, of which a "
+                    "checkpoint has one. Leave it out, or get it again."
+                )
+            full[short] = name
+        return Residue(
+            {table.short(n): Tensor(n, t.shape, t.dtype) for n, t in self.checkpoint.tensors.items()},
+            {table.short(name): dtype for name, dtype in self.buffers.items()},
+            Naming(self.prefix, {short: name for short, name in full.items() if name != self.prefix + short}),
+        )
 
 
 def residue_path(destination: Path) -> Path:
     """Where the residue of a conversion to `destination` lies: beside a file, inside a folder."""
     if is_file_name(destination):
-        return destination.with_name(f"{destination.stem}.residue.safetensors")
+        return destination.with_name(f"{destination.name}.residue.safetensors")
     return destination / "residue.safetensors"
+
+
+def residue_beside(checkpoint: Checkpoint) -> Path | None:
+    """The residue that lies beside the file of a checkpoint, or in the folder of which it is, if one does."""
+    places = [residue_path(checkpoint.path)]
+    if checkpoint.path.name in ("model.safetensors", INDEX_NAME):
+        places.append(checkpoint.path.parent / "residue.safetensors")
+    return next((path for path in places if path.is_file()), None)
+
+
+def check_residue_destination(destination: Path, *, force: bool, inputs: list[Path]) -> None:
+    """Refuse to write a residue beside the file `destination` where there is another that does not belong to it.
+
+    Raises DestinationError, also with `force`: nothing else holds what is in a residue.
+    """
+    beside = residue_path(destination)
+    check_destination(beside, force=force, inputs=inputs)
+    if beside.exists():
+        try:
+            with open_checkpoint(beside) as kept, open_checkpoint(destination) as written:
+                belongs = read_residue(kept).belongs_to == ledger_sha256(written)
+        except CheckpointError:
+            belongs = False
+        if not belongs:
+            raise DestinationError(
+                f"{beside} does not belong to {destination.name}; --force would lose what only it holds. Move it, or "
+                "choose another destination"
+            )
 
 
 def steps_to_keep(plan: Plan) -> list[Step]:
@@ -48,24 +108,32 @@ def steps_to_keep(plan: Plan) -> list[Step]:
 
 def residue_metadata(plan: Plan, ledger_sha256: str) -> dict[str, str]:
     """The metadata of the file, of the same length whatever the hash."""
+    left_out = {out.tensor.name for out in plan.left_out}
     about = {
         "format": plan.table,
         "belongs_to": ledger_sha256,
-        "prefix": plan.prefix,
+        "prefix": plan.naming.prefix,
+        "names": [name for name in plan.naming.others.values() if name not in left_out],
         "buffers": {out.tensor.name: out.tensor.dtype.name for out in plan.left_out if out.rebuild is not None},
     }
     return {"format": "pt", METADATA_KEY: to_json(about, indent=None).decode()}
 
 
-def read_residue(checkpoint: Checkpoint, table: Table) -> Kept:
-    """What the opened residue holds, by the short names of `table`, the format that it was left out of.
-
-    Raises CorruptCheckpointError for a file that is none or contradicts itself.
-    """
-    about = _about(checkpoint)
-    tensors = {table.short(n): Tensor(n, t.shape, t.dtype) for n, t in checkpoint.tensors.items()}
-    buffers = {table.short(name): DTYPES[dtype] for name, dtype in about["buffers"].items()}
-    return Kept(about["format"], about["belongs_to"], Residue(tensors, buffers, about["prefix"]))
+def read_residue(checkpoint: Checkpoint) -> Kept:
+    """What the opened residue says of itself. Raises CorruptCheckpointError for a file that is none."""
+    try:
+        about = json.loads(checkpoint.metadata[METADATA_KEY])
+        format, belongs_to, prefix = (about[key] for key in ("format", "belongs_to", "prefix"))
+        names, buffers = tuple(about["names"]), {name: DTYPES[dtype] for name, dtype in about["buffers"].items()}
+        sound = all(isinstance(text, str) for text in (format, belongs_to, prefix, *names))
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise CorruptCheckpointError(
+            f"{file_name(checkpoint.path)}: is no residue of a conversion. Give the right one with --residue, or move "
+            "this one away."
+        )
+    return Kept(checkpoint, format, belongs_to, prefix, buffers, names)
 
 
 def ledger_sha256(checkpoint: Checkpoint) -> str | None:
@@ -79,17 +147,3 @@ def ledger_sha256(checkpoint: Checkpoint) -> str | None:
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
     return found if isinstance(found, str) else None
-
-
-def _about(checkpoint: Checkpoint) -> dict[str, Any]:
-    label = file_name(checkpoint.path)
-    try:
-        about = json.loads(checkpoint.metadata[METADATA_KEY])
-        texts = [about[key] for key in ("format", "belongs_to", "prefix")]
-        buffers = about["buffers"]
-        sound = all(isinstance(text, str) for text in texts) and all(dtype in DTYPES for dtype in buffers.values())
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
-        sound = False
-    if not sound:
-        raise CorruptCheckpointError(f"{label}: is no residue of a conversion. Leave it out, or give the right file.")
-    return dict(about)

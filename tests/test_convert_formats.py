@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_formats import FORMATS, SIZES, Weights, execute, hub_weights, write_small_mappings
 
+from converter.checkpoint import open_checkpoint
 from converter.cli import main
-from converter.errors import ModelError
-from converter.formats import make_route
+from converter.convert import convert
+from converter.errors import ModelError, PlanError
+from converter.formats import choose_formats, make_route
 from converter.mapping import documents
 from converter.model.weights import open_weights
+from converter.residue import residue_path
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +103,7 @@ def test_official_to_glip_to_official_is_identical_with_the_residue(tmp_path: Pa
     torch.save({"model": weights, "iteration": 7}, tmp_path / "official.pth")
     own = tmp_path / "own.safetensors"
     run("convert", "--src", tmp_path / "official.pth", "--dst", own, "--keep-residue")
-    assert set(load_file(tmp_path / "own.residue.safetensors")) == {
+    assert set(load_file(tmp_path / "own.safetensors.residue.safetensors")) == {
         "rpn.head.cls_logits.weight", "rpn.head.cls_logits.bias"
     }  # fmt: skip
     result = run("convert", "--src", own, "--dst", tmp_path / "back.pth", "--to", "glip-official")
@@ -108,6 +112,55 @@ def test_official_to_glip_to_official_is_identical_with_the_residue(tmp_path: Pa
     back = torch.load(tmp_path / "back.pth", weights_only=True)
     assert back.keys() == {"model"}
     assert equal(back["model"], weights)
+
+
+def renamed(name: str, prefix: str, **parts: str) -> dict[str, torch.Tensor]:
+    found = {}
+    for key, tensor in tensors_in(name).items():
+        for ours, other in parts.items():
+            key = key.replace(f"LayerNorm.{ours}", f"LayerNorm.{other}")
+        found[prefix + key] = tensor
+    return found
+
+
+def masked_language_model(**parts: str) -> dict[str, torch.Tensor]:
+    return {
+        **renamed("transformers-bert", "bert.", **parts),
+        "cls.predictions.bias": torch.randn(11),
+        f"cls.predictions.transform.LayerNorm.{parts.get('weight', 'weight')}": torch.randn(6),
+        "cls.predictions.decoder.weight": torch.randn(11, 6),
+    }
+
+
+def image_classifier(*, classifier_first: bool) -> dict[str, torch.Tensor]:
+    swin, head = renamed("transformers-swin", "swin."), {"classifier.bias": torch.randn(9)}
+    return {**head, **swin} if classifier_first else {**swin, **head}
+
+
+def every_other_key_wrapped(name: str) -> dict[str, torch.Tensor]:
+    return {("module." if i % 2 else "") + n: t for i, (n, t) in enumerate(tensors_in(name).items())}
+
+
+ORIGINALS: dict[str, tuple[str, Callable[[], dict[str, torch.Tensor]]]] = {
+    "BertForMaskedLM": ("transformers-bert", masked_language_model),
+    "BERT of old": ("transformers-bert", lambda: masked_language_model(weight="gamma", bias="beta")),
+    "SwinForImageClassification": ("transformers-swin", lambda: image_classifier(classifier_first=False)),
+    "the classifier first": ("transformers-swin", lambda: image_classifier(classifier_first=True)),
+    "partly wrapped": ("timm-swin", lambda: every_other_key_wrapped("timm-swin")),
+    "partly wrapped, with buffers": ("mmpretrain-glip", lambda: every_other_key_wrapped("mmpretrain-glip")),
+}
+
+
+@pytest.mark.parametrize("original", list(ORIGINALS))
+def test_names_come_back_as_they_were(original: str, tmp_path: Path) -> None:
+    """Also where only some have a prefix, or an old name."""
+    name, make = ORIGINALS[original]
+    weights = make()
+    torch.save(weights, tmp_path / "source.pth")
+    own = tmp_path / "own.safetensors"
+    run("convert", "--src", tmp_path / "source.pth", "--dst", own, "--keep-residue")
+    run("convert", "--src", own, "--dst", tmp_path / "back.safetensors", "--to", name)
+    assert equal(load_file(tmp_path / "back.safetensors"), weights)
 
 
 def test_a_folder_keeps_its_residue_inside(tmp_path: Path) -> None:
@@ -123,6 +176,16 @@ def test_a_folder_keeps_its_residue_inside(tmp_path: Path) -> None:
 
 def official_of(path: Path) -> dict[str, torch.Tensor]:
     return dict(torch.load(path, weights_only=True))
+
+
+def test_a_folder_with_a_dot_in_its_name_is_one(tmp_path: Path) -> None:
+    torch.save(official(), tmp_path / "official.pth")
+    shards = ("--max-shard-size", "20kB")
+    run("convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / "own.d", "--keep-residue", *shards)
+    assert (tmp_path / "own.d" / "model.safetensors.index.json").is_file()
+    run("convert", "--src", tmp_path / "own.d", "--dst", tmp_path / "back.pth", "--to", "glip-official")
+    assert equal(torch.load(tmp_path / "back.pth", weights_only=True)["model"], official_of(tmp_path / "official.pth"))
+    run("convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / "o.safetensors", *shards, code=2)
 
 
 def test_without_the_residue_it_is_said_what_is_missing_and_what_that_does(tmp_path: Path) -> None:
@@ -149,9 +212,9 @@ def test_a_residue_of_other_weights_is_not_used_unless_one_insists(tmp_path: Pat
     run("convert", "--src", tmp_path / "other.pth", "--dst", own, "--force")
     back = ["convert", "--src", own, "--dst", tmp_path / "back.pth", "--to", "glip-official", "--force"]
     result = run(*back)
-    assert "own.residue.safetensors belongs to another conversion" in result.output
+    assert "own.safetensors.residue.safetensors belongs to another conversion" in result.output
     assert "missing: rpn.head.cls_logits" in result.output
-    run(*back, "--residue", tmp_path / "own.residue.safetensors")
+    run(*back, "--residue", tmp_path / "own.safetensors.residue.safetensors")
     found = torch.load(tmp_path / "back.pth", weights_only=True)["model"]
     assert torch.equal(
         found["module.rpn.head.cls_logits.bias"],
@@ -160,21 +223,127 @@ def test_a_residue_of_other_weights_is_not_used_unless_one_insists(tmp_path: Pat
     mmdet = ["convert", "--src", own, "--dst", tmp_path / "mmdet.pth", "--to", "mmdet-glip"]
     assert (
         "left out of glip-official"
-        in refusal(*mmdet, "--residue", tmp_path / "own.residue.safetensors", code=3)["message"]
+        in refusal(*mmdet, "--residue", tmp_path / "own.safetensors.residue.safetensors", code=3)["message"]
     )
     assert "is no residue" in refusal(*mmdet, "--residue", own, code=3)["message"]
+
+
+def tamper(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
+    """The residue with other `tensors`, too, and with what is said `about` them; buffers are added."""
+    with safe_open(path, "pt") as file:
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        said = json.loads(file.metadata()["residue"])
+    buffers = {**said["buffers"], **about.get("buffers", {})}
+    save_file({**found, **tensors}, path, {"residue": json.dumps({**said, **about, "buffers": buffers})})
+
+
+ANCHORS = "module.rpn.anchor_generator.cell_anchors"
+INDEX = "module.backbone.body.layers.0.blocks.0.attn.relative_position_index"
+TAMPERED: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any], int, str]] = {
+    "a buffer twice": ({f"{ANCHORS}.0": torch.ones(1, 4)}, {}, 3, "are the same key of glip-official"),
+    "a key twice": ({"rpn.head.cls_logits.bias": torch.ones(7)}, {}, 3, "are the same key of glip-official"),
+    "a name twice": ({}, {"names": ["x", "module.x"]}, 3, "are the same key of glip-official"),
+    "a buffer as weight": (
+        {"module.language_backbone.body.model.embeddings.position_ids": torch.ones(1, 7)}, {}, 5, "so no residue holds"
+    ),
+    "an unknown tensor": ({"module.stray": torch.ones(3)}, {}, 5, "glip-official has no rule for it"),
+    "a tensor of the source": ({"module.rpn.head.bias0": torch.ones(1)}, {}, 5, "makes it of what is there"),
+    "an unknown name": ({}, {"names": ["stray"]}, 5, "which glip-official does not write"),
+    "an unknown buffer": ({}, {"buffers": {"module.stray": "int64"}}, 5, "computes no such buffer"),
+    "a level beyond": ({}, {"buffers": {f"{ANCHORS}.99": "float32"}}, 5, "has no such layer"),
+    "a layer beyond": ({}, {"buffers": {INDEX.replace("layers.0", "layers.9"): "int64"}}, 5, "has no such layer"),
+    "too few bits": ({}, {"buffers": {f"{ANCHORS}.0": "uint8"}}, 5, "uint8 cannot hold"),
+    "a bool": ({}, {"buffers": {INDEX: "bool"}}, 5, "bool cannot hold"),
+    "complex": ({}, {"buffers": {INDEX: "complex64"}}, 5, "complex64 cannot hold"),
+    "no dtype": ({}, {"buffers": {INDEX: "int65"}}, 3, "is no residue"),
+    "a surrogate": ({}, {"prefix": "\ud800"}, 3, r"names began with '\ud800'"),
+    "a path": ({}, {"prefix": "../../x\n"}, 3, r"names began with '../../x\n'; glip-official knows only 'module.'"),
+    "a long prefix": ({}, {"prefix": "p" * 100_000}, 3, "(100000 characters)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", list(TAMPERED))
+def test_a_residue_that_does_not_fit_is_refused(case: str, tmp_path: Path) -> None:
+    tensors, about, code, said = TAMPERED[case]
+    weights = official()
+    del weights["module.language_backbone.body.model.embeddings.position_ids"]
+    torch.save(weights, tmp_path / "official.pth")
+    run("convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / "own.safetensors", "--keep-residue")
+    tamper(residue_path(tmp_path / "own.safetensors"), tensors, about)
+    out = tmp_path / "back.safetensors"
+    error = refusal("convert", "--src", tmp_path / "own.safetensors", "--dst", out, "--to", "glip-official", code=code)
+    assert said in "\n".join([error["message"], *error["problems"]])
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [(torch.ones(2, 2), "is (2, 2); "), (torch.ones(16, 32, 1, 1, dtype=torch.int32), "is int32; ")],
+)
+def test_what_a_rule_makes_is_checked_in_a_residue_too(tensor: torch.Tensor, said: str, tmp_path: Path) -> None:
+    torch.save(official(), tmp_path / "official.pth")
+    swin = tmp_path / "swin.pth"
+    run("convert", "--src", tmp_path / "official.pth", "--dst", swin, "--to", "timm-swin", "--keep-residue")
+    key = "module.backbone.fpn.fpn_inner4.weight"
+    assert official()[key].shape == (16, 32, 1, 1)
+    tamper(residue_path(swin), {key: tensor}, {})
+    back = ["convert", "--src", swin, "--dst", tmp_path / "b.pth", "--to", "glip-official"]
+    (problem,) = refusal(*back, code=5)["problems"]
+    assert key in problem
+    assert said in problem
+
+
+def test_buffers_that_only_old_releases_save_come_back_for_layers_that_exist(tmp_path: Path) -> None:
+    index = FORMATS["glip-official"].bind(SIZES).ignores[0].rebuild
+    assert index is not None
+    key = "layers.2.blocks.1.attn.relative_position_index"
+    weights = tensors_in("timm-swin", **{key: torch.from_numpy(index({})).int()})
+    torch.save(weights, tmp_path / "timm.pth")
+    own = tmp_path / "own.safetensors"
+    run("convert", "--src", tmp_path / "timm.pth", "--dst", own, "--keep-residue")
+    back = ["convert", "--src", own, "--dst", tmp_path / "back.safetensors", "--to", "timm-swin"]
+    run(*back)
+    assert equal(load_file(tmp_path / "back.safetensors"), weights)
+    tamper(residue_path(own), {}, {"buffers": {key.replace("blocks.1", "blocks.3"): "int64"}})
+    (problem,) = refusal(*back, "--force", code=5)["problems"]
+    assert "blocks.3.attn.relative_position_index': small has no such layer" in problem
+
+
+def test_a_name_that_would_be_written_twice_is_refused(tmp_path: Path) -> None:
+    """Whatever made the plan: such a file could not be read."""
+    torch.save(official(), tmp_path / "official.pth")
+    with open_checkpoint(tmp_path / "official.pth") as checkpoint:
+        plan = make_route(*choose_formats(checkpoint, None, None), checkpoint)
+        plan = replace(plan, carried=plan.steps[:1])
+        with pytest.raises(PlanError, match="1 names are not unique"):
+            convert(checkpoint, plan, tmp_path / "own.safetensors", residue=checkpoint)
+
+
+def test_what_the_residue_holds_is_not_said_to_be_missing_and_is_cast_too(tmp_path: Path) -> None:
+    torch.save(official(), tmp_path / "official.pth")
+    swin, back = tmp_path / "swin.pth", tmp_path / "back.pth"
+    cast = ["--dtype", "bfloat16"]
+    run("convert", "--src", tmp_path / "official.pth", "--dst", swin, "--to", "timm-swin", "--keep-residue", *cast)
+    arguments = ["convert", "--src", swin, "--dst", back, "--to", "glip-official", *cast]
+    assert "rounded to another dtype" in run(*arguments, "--dry-run").output
+    ledger = json.loads(run(*arguments, "--json").stdout)
+    assert (ledger["missing"], ledger["lossless"]) == ([], False)
+    found = torch.load(back, weights_only=True)["model"]
+    for name, tensor in official_of(tmp_path / "official.pth").items():
+        computed = "cell_anchors" in name or not tensor.is_floating_point()
+        assert torch.equal(found[name], tensor if computed else tensor.bfloat16()), name
 
 
 def test_a_failed_conversion_with_a_residue_leaves_the_disk_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save(official(), tmp_path / "official.pth")
-    residue = tmp_path / "own.residue.safetensors"
-    residue.write_bytes(b"precious")
-    arguments = ["convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / "own.safetensors", "--keep-residue"]
+    own = tmp_path / "own.safetensors"
+    arguments = ["convert", "--src", tmp_path / "official.pth", "--dst", own, "--keep-residue"]
+    run(*arguments)
+    before = {path: path.read_bytes() for path in (own, residue_path(own))}
+    torch.save(official(), tmp_path / "official.pth")  # another classifier
     run(*arguments, code=6)
-    assert residue.read_bytes() == b"precious"
-    assert not (tmp_path / "own.safetensors").exists()
     import os
 
     real = os.replace
@@ -186,10 +355,74 @@ def test_a_failed_conversion_with_a_residue_leaves_the_disk_as_it_was(
 
     monkeypatch.setattr(os, "replace", broken)
     run(*arguments, "--force", code=6)
-    assert residue.read_bytes() == b"precious"
-    residue.unlink()
+    assert {path: path.read_bytes() for path in before} == before
+    for path in before:
+        path.unlink()
     run(*arguments, "--force", code=6)
     assert {path.name for path in tmp_path.iterdir()} == {"mappings", "official.pth"}
+
+
+def test_two_files_of_one_stem_keep_a_residue_each(tmp_path: Path) -> None:
+    torch.save(official(), tmp_path / "official.pth")
+    for ending in ("pth", "safetensors"):
+        out = tmp_path / f"s.{ending}"
+        run("convert", "--src", tmp_path / "official.pth", "--dst", out, "--to", "timm-swin", "--keep-residue")
+    for ending in ("pth", "safetensors"):
+        back = ["convert", "--src", tmp_path / f"s.{ending}", "--dst", tmp_path / "b.pth", "--to", "glip-official"]
+        run(*back, "--force")
+        assert equal(torch.load(tmp_path / "b.pth", weights_only=True)["model"], official_of(tmp_path / "official.pth"))
+
+
+def test_a_residue_is_replaced_only_with_the_file_that_it_belongs_to(tmp_path: Path) -> None:
+    torch.save(official(), tmp_path / "official.pth")
+    own = tmp_path / "own.safetensors"
+    arguments = ["convert", "--src", tmp_path / "official.pth", "--dst", own, "--keep-residue", "--force"]
+    run(*arguments)
+    torch.save(official(), tmp_path / "official.pth")
+    run(*arguments)
+    residue_path(own).write_bytes(b"precious")
+    assert "does not belong to own.safetensors" in refusal(*arguments, code=6)["message"]
+    assert residue_path(own).read_bytes() == b"precious"
+    residue_path(own).unlink()
+    run(*arguments)
+    own.unlink()
+    kept = residue_path(own).read_bytes()
+    assert "does not belong to own.safetensors" in refusal(*arguments, code=6)["message"]
+    assert residue_path(own).read_bytes() == kept
+
+
+@pytest.mark.parametrize("arguments", [[], ["--to", "glip"], ["--residue"]])
+def test_a_part_and_its_residue_are_the_whole_again(arguments: list[str], tmp_path: Path) -> None:
+    """Also where the part is written again by default, and the other weights would be left behind."""
+    torch.save(official(), tmp_path / "official.pth")
+    own, swin, back = (tmp_path / f"{name}.safetensors" for name in ("own", "swin", "back"))
+    run("convert", "--src", tmp_path / "official.pth", "--dst", own)
+    run("convert", "--src", own, "--dst", swin, "--to", "timm-swin", "--keep-residue")
+    stated = [*arguments, residue_path(swin)] if arguments == ["--residue"] else arguments
+    assert "from timm-swin to glip\n" in run("convert", "--src", swin, "--dst", back, *stated).output
+    assert equal(load_file(back), load_file(own))
+    run("convert", "--src", swin, "--dst", back, *stated, "--dtype", "bfloat16", "--force")
+    assert {tensor.dtype for tensor in load_file(back).values()} == {torch.bfloat16}
+
+
+def test_a_part_of_a_part_and_its_residue_are_the_part_again(tmp_path: Path) -> None:
+    torch.save({"state_dict": tensors_in("mmpretrain-glip")}, tmp_path / "swin.pth")
+    own, swin, back = (tmp_path / f"{name}.safetensors" for name in ("own", "swin", "back"))
+    run("convert", "--src", tmp_path / "swin.pth", "--dst", own)
+    run("convert", "--src", own, "--dst", swin, "--to", "timm-swin", "--keep-residue")
+    for arguments in ([], ["--to", "glip", "--force"]):
+        result = run("convert", "--src", swin, "--dst", back, *arguments)
+        assert "from timm-swin to glip, backbone alone" in result.output
+        assert equal(load_file(back), load_file(own))
+
+
+@pytest.mark.parametrize("to", ["glip", "timm-swin"])
+def test_a_residue_that_is_not_used_is_mentioned(to: str, tmp_path: Path) -> None:
+    torch.save(official(), tmp_path / "official.pth")
+    out = tmp_path / "mmdet.pth"
+    run("convert", "--src", tmp_path / "official.pth", "--dst", out, "--to", "mmdet-glip", "--keep-residue")
+    result = run("convert", "--src", out, "--dst", tmp_path / "b.safetensors", "--to", to)
+    assert f"mmdet.pth.residue.safetensors was left out of glip-official, not of {to}, and is not used" in result.stderr
 
 
 def test_glip_is_not_written_as_pth(tmp_path: Path) -> None:
@@ -204,8 +437,6 @@ def test_a_pth_is_written_the_same_each_time_and_says_where_it_comes_from(tmp_pa
     for name in ("a.pth", "b.pth"):
         run("convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / name, "--to", "mmdet-glip")
     assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
-    from converter.checkpoint import open_checkpoint
-
     with open_checkpoint(tmp_path / "a.pth") as checkpoint:
         ledger = json.loads(checkpoint.metadata["conversion"])
         assert (ledger["table"]["name"], ledger["through"]["name"]) == ("glip-official", "mmdet-glip")
@@ -221,6 +452,27 @@ def test_a_folder_has_the_config_that_transformers_reads(name: str, tmp_path: Pa
     assert all(not (isinstance(value, str) and value.startswith("=")) for value in config.values())
     with safe_open(tmp_path / "hf" / "model.safetensors", "pt") as file:
         assert file.metadata()["format"] == "pt"  # transformers refuses files without it
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "written"),
+    [
+        ("transformers-swin", [], "float32"),
+        ("transformers-swin-backbone", ["--dtype", "bfloat16"], "bfloat16"),
+        ("transformers-bert", ["--dtype", "float16"], "float16"),
+        ("mixed", [], None),
+    ],
+)
+def test_the_config_states_the_dtype_that_was_written(
+    name: str, arguments: list[str], written: str | None, tmp_path: Path
+) -> None:
+    weights = official()
+    if name == "mixed":
+        name, key = "transformers-swin", "module.backbone.body.patch_embed.norm.bias"
+        weights[key] = weights[key].half()
+    torch.save(weights, tmp_path / "official.pth")
+    run("convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / "hf", "--to", name, *arguments)
+    assert json.loads((tmp_path / "hf" / "config.json").read_text()).get("torch_dtype") == written
 
 
 def test_what_holds_a_part_says_so_and_does_not_load_as_the_whole(tmp_path: Path) -> None:

@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 import torch
 from official import official_index
+from safetensors.numpy import save_file
 from small_formats import FORMATS, Weights, execute, hub_weights, same
 from torch.nn import functional as F
 
-from converter.checkpoint import DTYPES
+from converter.checkpoint import DTYPES, open_checkpoint
 from converter.errors import PlanError, TableError
 from converter.formats import load_format, make_route, recognise
 from converter.mapping.spec import load_spec
 from converter.mapping.table import Table, hub_table
 from converter.plan import Plan, Residue, Tensor
+from converter.residue import read_residue, residue_metadata, steps_to_keep
 
 PEERS = Path(__file__).parent / "data" / "peers"
 OFFICIAL_OF = {"mmdet_a": "glip-t-a", "mmdet_t": "glip-t", "mmdet_l": "glip-l", "mmpretrain_t": "glip-t",
@@ -80,13 +82,33 @@ def test_back_to_official_all_but_the_unused_classifier_is_there(model: str) -> 
     assert "nothing reads it" in missing.reason
 
 
-def residue_between(source: str, plan: Plan, weights: Weights) -> tuple[Residue, Weights]:
-    """What `--keep-residue` would have kept."""
-    table = FORMATS[source]
-    kept = {o.tensor.name: o.tensor for o in plan.left_out if o.rebuild is None}
-    buffers = {table.short(o.tensor.name): o.tensor.dtype for o in plan.left_out if o.rebuild is not None}
-    residue = Residue({table.short(name): tensor for name, tensor in kept.items()}, buffers, plan.prefix)
-    return residue, Weights({name: weights.arrays[name] for name in kept})
+def residue_between(source: str, plan: Plan, weights: Weights, path: Path) -> tuple[Residue, Weights]:
+    """What `--keep-residue` keeps, written to `path` and read again."""
+    kept = {tensor.name: weights.arrays[tensor.name] for step in steps_to_keep(plan) for tensor in step.sources}
+    save_file(kept, path, residue_metadata(plan, "0" * 64))
+    with open_checkpoint(path) as checkpoint:
+        return read_residue(checkpoint).residue(FORMATS[source]), Weights(kept)
+
+
+@pytest.mark.parametrize("model", ["glip-t-a", "glip-t", "glip-l"])
+def test_the_variant_is_known_from_the_residue_too(model: str) -> None:
+    """Swin-T alone is of several."""
+    source, swin = load_format("glip-official"), load_format("timm-swin")
+    there = make_route(source, swin, official(model))
+    kept = {source.short(tensor.name): tensor for step in steps_to_keep(there) for tensor in step.sources}
+    buffers = {source.short(out.tensor.name): out.tensor.dtype for out in there.left_out if out.rebuild}
+    back = make_route(swin, source, Index(list(there.targets)), residue=Residue(kept, buffers, there.naming))
+    assert described(back.targets) == described(official(model).tensors.values())
+
+
+def test_the_length_of_a_prompt_is_known_from_the_residue_too(tmp_path: Path) -> None:
+    prompted = Weights({**hub_weights().arrays, "head.prompt.weight": np.ones((3, 6), np.float32)})
+    weights = execute(make_route(FORMATS["glip"], FORMATS["glip-official"], prompted), prompted)
+    there = make_route(FORMATS["glip-official"], FORMATS["timm-swin"], weights)
+    residue, kept = residue_between("glip-official", there, weights, tmp_path / "residue.safetensors")
+    made = execute(there, weights)
+    back = make_route(FORMATS["timm-swin"], FORMATS["glip-official"], made, residue=residue)
+    assert same(execute(back, made, kept), weights)
 
 
 def in_format(name: str) -> Weights:
@@ -96,16 +118,18 @@ def in_format(name: str) -> Weights:
 
 
 def with_extras(name: str, weights: Weights) -> Weights:
-    """With what a real checkpoint holds beside the model."""
+    """With what a real checkpoint holds beside the model, which stands behind a prefix there."""
     extras = {
         "glip-official": {"module.rpn.head.cls_logits.weight": (5, 8, 1, 1), "module.rpn.head.cls_logits.bias": (5,)},
         "swin-original": {"head.weight": (9, 32), "head.bias": (9,)},
         "timm-swin": {"head.fc.weight": (9, 32), "head.fc.bias": (9,)},
         "transformers-swin": {"classifier.weight": (9, 32), "classifier.bias": (9,)},
-        "transformers-bert": {"pooler.dense.weight": (6, 6), "pooler.dense.bias": (6,)},
+        "transformers-bert": {"cls.predictions.bias": (11,), "bert.pooler.dense.weight": (6, 6)},
     }.get(name, {})
+    prefix = {"transformers-swin": "swin.", "transformers-bert": "bert."}.get(name, "")
     random = np.random.default_rng(1)
-    return Weights({**weights.arrays, **{n: random.standard_normal(s).astype(np.float32) for n, s in extras.items()}})
+    added = {n: random.standard_normal(s).astype(np.float32) for n, s in extras.items()}
+    return Weights({**added, **{prefix + n: array for n, array in weights.arrays.items()}})
 
 
 def written(a: str, b: str) -> Table:
@@ -125,11 +149,11 @@ def refused(a: str, b: str) -> bool:
 
 
 @pytest.mark.parametrize(("a", "b"), [pair for pair in PAIRS if not refused(*pair)])
-def test_there_and_back_with_the_residue_gives_every_bit(a: str, b: str) -> None:
+def test_there_and_back_with_the_residue_gives_every_bit(a: str, b: str, tmp_path: Path) -> None:
     weights = with_extras(a, in_format(a))
     there = make_route(FORMATS[a], FORMATS[b], weights)
     made = execute(there, weights)
-    residue, kept = residue_between(a, there, weights)
+    residue, kept = residue_between(a, there, weights, tmp_path / "residue.safetensors")
     back = make_route(written(a, b), FORMATS[a], made, residue=residue)
     assert same(execute(back, made, kept), weights)
 

@@ -73,7 +73,7 @@ Exit codes: see 'converter --help'."""
 @click.option(
     "--dtype",
     type=click.Choice(["float64", "float32", "float16", "bfloat16"]),
-    help="Cast every tensor. Default: as stored.",
+    help="Cast all weights. Default: as stored.",
 )
 @click.option(
     "--max-shard-size",
@@ -104,14 +104,14 @@ def convert(
 
     Format and variant are recognised; every tensor is accounted for, or nothing is written.
     """
-    if max_shard_size is not None and destination.suffix:
-        raise click.UsageError("--max-shard-size needs a folder as --dst, not a file")
     from converter import convert as engine
     from converter.checkpoint import open_checkpoint
     from converter.cli.sources import locate
-    from converter.staging import check_destination
+    from converter.staging import check_destination, is_file_name
     from converter.writer import nbytes
 
+    if max_shard_size is not None and is_file_name(destination):
+        raise click.UsageError("--max-shard-size needs a folder as --dst, not a file")
     with ExitStack() as opened:
         located = locate(source, quiet=as_json)
         checkpoint = opened.enter_context(open_checkpoint(located.path, root))
@@ -157,26 +157,27 @@ def _plan(
     """The plan, and the residue that it reads, if there is one and it is of the format to be written."""
     from converter.checkpoint import open_checkpoint
     from converter.errors import RootError
-    from converter.formats import choose_formats, make_route
-    from converter.residue import ledger_sha256, read_residue, residue_path
+    from converter.formats import choose_formats, hub_holding, make_route
+    from converter.residue import ledger_sha256, read_residue, residue_beside
 
     source, target = choose_formats(checkpoint, source_format, target_format)
     residue = kept = None
-    beside = residue_path(checkpoint.path if checkpoint.layout != "safetensors-sharded" else checkpoint.path.parent)
-    if checkpoint.path.name == "model.safetensors":
-        beside = residue_path(checkpoint.path.parent)
-    if residue_file is not None or (not target.is_hub and beside.is_file()):
-        residue = opened.enter_context(open_checkpoint(residue_file or beside))
-        kept = read_residue(residue, target)
+    if (path := residue_file or residue_beside(checkpoint)) is not None:
+        residue = opened.enter_context(open_checkpoint(path))
+        kept = read_residue(residue)
         if kept.format != target.name:
+            found = f"was left out of {plain(kept.format)}, not of {target.label}"
             if residue_file is not None:
-                raise RootError(f"{residue_file}: was left out of {kept.format}, not of {target.label}. Leave it out.")
+                raise RootError(f"{path}: {found}. Leave it out.")
+            click.echo(f"{path.name} {found}, and is not used", err=True)
             residue = kept = None
         elif residue_file is None and kept.belongs_to != ledger_sha256(checkpoint):
-            click.echo(f"{beside.name} belongs to another conversion and is not used; --residue insists", err=True)
+            click.echo(f"{path.name} belongs to another conversion and is not used; --residue insists", err=True)
             residue = kept = None
-    plan = make_route(source, target, checkpoint, variant=variant, dtype=dtype, residue=kept.residue if kept else None)
-    return plan, residue
+        elif target.is_hub:
+            target = hub_holding(source, target, kept.checkpoint.tensors)
+    held = kept.residue(target) if kept else None
+    return make_route(source, target, checkpoint, variant=variant, dtype=dtype, residue=held), residue
 
 
 def _print_summary(checkpoint: Checkpoint, plan: Plan, size: int) -> None:
@@ -205,9 +206,10 @@ def _print_summary(checkpoint: Checkpoint, plan: Plan, size: int) -> None:
 
 
 def _exactness(plan: Plan) -> str:
-    if not any(step.casts for step in plan.steps):
+    steps = (*plan.steps, *plan.carried)
+    if not any(step.casts for step in steps):
         return "bit for bit"
-    return "exactly, in another dtype" if all(s.is_lossless for s in plan.steps) else "rounded to another dtype"
+    return "exactly, in another dtype" if all(step.is_lossless for step in steps) else "rounded to another dtype"
 
 
 def _print_plan(checkpoint: Checkpoint, plan: Plan, size: int) -> None:

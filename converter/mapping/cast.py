@@ -26,6 +26,11 @@ def is_lossless(source: DType, target: DType) -> bool:
     return source == target or all(a <= b for a, b in zip(_FLOATS[source.name], _FLOATS[target.name], strict=True))
 
 
+def can_hold(value: Array, dtype: DType) -> bool:
+    """Whether a computed buffer may be stored as `dtype`: as a float, which a cast of all tensors makes, or exactly."""
+    return is_float(dtype) or (dtype.kind == "int" and np.array_equal(value.astype(dtype.carrier), value))
+
+
 def cast(array: Array, source: DType, target: DType, name: str) -> Array:
     """`array` (the carrier of `source`) as a carrier of `target`.
 

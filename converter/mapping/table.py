@@ -120,7 +120,7 @@ class Bound:
 @dataclass(frozen=True, slots=True)
 class SavedAs:
     """How a format's own tools save it: under which key of a .pth (empty: none), with what before every key, and the
-    config.json that they read, whose text may be an expression of the config after '='."""
+    config.json that they read, whose text may be an expression of the config and of the weights' dtype after '='."""
 
     root: str = ""
     prefix: str = ""
@@ -194,20 +194,28 @@ class Table:
             if "doubt" in entry
         ]
 
+    def prefix(self, name: str) -> str:
+        """The prefixes of wrappers that `name` begins with."""
+        end = 0
+        while prefix := next((p for p in self.prefixes if name.startswith(p, end)), None):
+            end += len(prefix)
+        return name[:end]
+
     def short(self, name: str) -> str:
         """`name` without the prefixes of wrappers, and with old or other names of parts as the rules call them."""
-        while prefix := next((p for p in self.prefixes if name.startswith(p)), None):
-            name = name[len(prefix) :]
+        name = name.removeprefix(self.prefix(name))
         for other, ours in self.aliases.items():
             name = name.replace(other, ours)
         return name
 
-    def config_document(self, config: Config) -> dict[str, Any] | None:
-        """The config.json that the format's own tools read, if they read one."""
+    def config_document(self, config: Config, dtypes: set[str]) -> dict[str, Any] | None:
+        """The config.json that the format's own tools read, if they read one; `dtypes` are those of the weights."""
         if self.saved_as.config is None:
             return None
         constants = {k: evaluate(v, config) for k, v in self.constants.items()}
-        filled: dict[str, Any] = _filled(self.saved_as.config, {**config, **constants})
+        (dtype,) = dtypes if len(dtypes) == 1 else {""}
+        stated = {k: v for k, v in self.saved_as.config.items() if dtype or v != "=dtype"}
+        filled: dict[str, Any] = _filled(stated, {"dtype": dtype, **config, **constants})
         return filled
 
     def bind(self, config: Config) -> Bound:
@@ -433,8 +441,7 @@ def load_table(name_or_path: str | Path) -> Table:
     """
     document = find_document(name_or_path, "table")
     content = document.content
-    beside = document.path.parent / f"{content['target']}.json"
-    spec = load_spec(beside if beside.is_file() else content["target"])
+    spec = load_target(content["target"], document.path)
     if (part := content.get("part")) is not None:
         if part not in spec.parts:
             raise TableError(f"{document.path}: {spec.name} has no part {part!r}; known: {', '.join(spec.parts)}")
@@ -455,6 +462,12 @@ def load_table(name_or_path: str | Path) -> Table:
         merged.names["constants"],
         {section: tuple(entries) for section, entries in merged.entries.items()},
     )
+
+
+def load_target(name: str, path: Path) -> Spec:
+    """The whole spec that a table at `path` names: beside it, or built in."""
+    beside = path.parent / f"{name}.json"
+    return load_spec(beside if beside.is_file() else name)
 
 
 class _Merged:
