@@ -1,7 +1,6 @@
 """Fitting a table to tensors: which variant they are, what becomes of each, and everything that is wrong.
 
-A table makes two kinds of plan: from its format to the target of the spec, and, read backwards, from there to the
-format.
+A table is laid against a checkpoint, or, read backwards, against tensors of its target: `converter.export`.
 """
 
 from __future__ import annotations
@@ -10,19 +9,17 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cache, partial
 from types import MappingProxyType
 from typing import Any
 
 from converter.checkpoint import DTYPES, DType
-from converter.display import quoted
 from converter.errors import PlanError, TableError
-from converter.mapping.cast import can_hold, is_float
+from converter.mapping.cast import is_float
 from converter.mapping.ops import Op, Shape, prove_bijective
 from converter.mapping.spec import Config, Variant
 from converter.mapping.table import Bound, Ignore, Table, Transfer
-from converter.plan import Described, Format, LeftOut, Missing, Naming, Plan, Rebuilt, Residue, Step, Tensor
+from converter.plan import Described, LeftOut, Missing, Naming, Plan, Residue, Step, Tensor
 
 _HINTS = 50  # unknown names for which near ones are looked up
 
@@ -47,7 +44,7 @@ def make_plan(
     laid = fits(table, tensors, unsupported, objects, variant)
     plan = laid.fit.plan(dtype)
     if refuse and plan.problems:
-        raise PlanError(_headline(laid, len(tensors), len(plan.problems)), plan.problems)
+        raise PlanError(headline(laid, len(tensors), len(plan.problems)), plan.problems)
     return plan
 
 
@@ -73,28 +70,6 @@ def fits(
     )
 
 
-def make_export(
-    table: Table, tensors: Sequence[Tensor], *, dtype: str | None = None, residue: Residue | None = None
-) -> Plan:
-    """Read `table` backwards: from tensors of its spec, which need not be there yet, to its format.
-
-    `residue` is that of a conversion from this format: what its own state dict had and the spec has not.
-    Raises PlanError with every problem at once.
-    """
-    inside = {tensor.name: tensor for tensor in tensors if table.spec.holds(tensor.name)}
-    outside = tuple(
-        LeftOut(tensor, "", f"{table.name} holds {table.spec.title} alone", None)
-        for tensor in tensors
-        if not table.spec.holds(tensor.name)
-    )
-    naming = residue.naming if residue else Naming(table.saved_as.prefix)
-    laid = Fits(table, inside, None, naming=naming, backwards=True, residue=residue)
-    plan = laid.fit.plan(dtype)
-    if plan.problems:
-        raise PlanError(_headline(laid, len(inside), len(plan.problems)), plan.problems)
-    return replace(plan, left_out=(*outside, *plan.left_out))
-
-
 class Fits:
     """A table laid against tensors under every variant; `best` fits best, `fit` is that, or of the stated variant.
 
@@ -117,7 +92,7 @@ class Fits:
         self.fit = next(f for f in fits if f.variant == self.stated) if self.stated else self.best
 
 
-def _headline(fits: Fits, keys: int, problems: int) -> str:
+def headline(fits: Fits, keys: int, problems: int) -> str:
     fit, best, table = fits.fit, fits.best, fits.fit.table
     found = f"{fit.found} of the {len(fit.needed)} tensors that {fit.variant.name} needs are there"
     if fit.backwards:
@@ -174,8 +149,8 @@ class Fit:
         self.found = sum(name in tensors and tensors[name].shape == shape for name, (shape, _) in self.needed.items())
         restored = {name: shape for t in self.restored for name, shape in t.targets}
         fits = self.found + sum(self.kept[name].shape == shape for name, shape in restored.items())
-        ignored = sum(bool(_claims(self.bound, name)) for name in tensors)
-        ignored += sum(bool(_claims(self.there, name)) for name in self.kept)
+        ignored = sum(bool(claims_on(self.bound, name)) for name in tensors)
+        ignored += sum(bool(claims_on(self.there, name)) for name in self.kept)
         # shared part of what is needed and what is there
         self.score = fits / max(1, len(self.needed) + len(restored) + len(tensors) + len(self.kept) - ignored - fits)
 
@@ -194,7 +169,7 @@ class Fit:
         missing = [
             Missing(_folded(t.rule.targets[0].text, t), t.rule.pointer, t.rule.optional or "") for t in self.dropped
         ]
-        plan = Plan(
+        return Plan(
             self.table.name,
             self.table.sha256,
             self.table.spec.name,
@@ -207,91 +182,6 @@ class Fit:
             tuple(dict.fromkeys(missing)),
             naming=self.naming,
         )
-        return self._export(plan, DTYPES[dtype] if dtype else None) if self.backwards else plan
-
-    def _export(self, plan: Plan, dtype: DType | None) -> Plan:
-        """`plan`, with what the format has beyond the spec: rebuilt, or kept from the checkpoint it once came from."""
-        missing = list(plan.missing)
-        for ignore in self.there.ignores:
-            if ignore.without and not any(ignore.source.match(name) is not None for name in self.kept):
-                missing.append(Missing(ignore.source.text, ignore.pointer, ignore.without))
-        rebuilt, unfit = self._rebuilt()
-        kept = [
-            replace(tensor, dtype=dtype if dtype and is_float(tensor.dtype) else tensor.dtype)
-            for tensor in self.kept.values()
-        ]
-
-        def named(tensor: Tensor) -> Tensor:
-            return replace(tensor, name=self.naming.full(tensor.name))
-
-        made = replace(
-            plan,
-            steps=tuple(replace(step, targets=tuple(map(named, step.targets))) for step in plan.steps),
-            carried=tuple(Step("residue", (t,), (made,), ()) for t, made in zip(self.kept.values(), kept, strict=True)),
-            rebuilt=tuple(replace(r, tensor=named(r.tensor)) for r in rebuilt),
-            missing=tuple(missing),
-            problems=(*plan.problems, *self._misplaced(), *unfit),
-        )
-        if self.table.is_hub:
-            return made
-        config = self.table.config_document(
-            self.config, {t.dtype.name for t in made.targets if t.dtype.kind == "float"}
-        )
-        return replace(made, written=Format(self.table.name, self.table.sha256, self.table.saved_as.root, config))
-
-    def _misplaced(self) -> Iterator[str]:
-        """Problems of what the residue holds: each tensor must be what a rule makes, or an entry leaves out."""
-        fitting: set[str] = set()
-        for transfer in self.restored:
-            back = transfer.reverse()
-            fitting |= {name for name, _ in back.sources}
-            for tensor, shape in ((self.kept[name], shape) for name, shape in back.sources):
-                if tensor.shape != shape:
-                    yield f"the residue's {quoted(tensor.name)} is {tensor.shape}; {back.rule.pointer} needs {shape}"
-            yield from _wrong_dtypes(back, [self.kept[name] for name, _ in back.sources])
-        made = {name: transfer.rule.pointer for transfer in self.transfers for name, _ in transfer.targets}
-        for name, tensor in self.kept.items():
-            if name in fitting:
-                continue
-            found = f"the residue's {quoted(tensor.name)} {tensor.shape}"
-            claims = _claims(self.there, name)
-            if name in made:
-                yield f"{found}: {made[name]} makes it of what is there, or of more than the residue holds"
-            elif not claims:
-                yield f"{found}: {self.table.name} has no rule for it. Give the residue of just this conversion"
-            elif computed := next((claim for claim in claims if claim.rebuild), None):
-                yield f"{found}: {computed.pointer} computes it, so no residue holds it"
-        if self.residue:
-            known = made.keys() | self.kept.keys() | self.residue.buffers.keys()
-            for name in (name for name in self.residue.naming.others if name not in known):
-                yield f"the residue names {quoted(name)}, which {self.table.name} does not write"
-
-    def _rebuilt(self) -> tuple[list[Rebuilt], list[str]]:
-        """The buffers that the format's own tools save, or that the checkpoint had which the residue is of."""
-        wanted: dict[str, DType | None] = {}
-        for ignore in self.there.ignores:
-            wanted |= {ignore.source.format(captures): None for captures in ignore.written}
-        names = {name for transfer in self.transfers for name, _ in transfer.targets} | wanted.keys()
-        modules = {"", *(name[:end] for name in names for end, letter in enumerate(name) if letter == ".")}
-        if self.residue:
-            wanted = dict(self.residue.buffers)
-        rebuilt, problems = [], []
-        for name, dtype in wanted.items():
-            found = f"the residue's buffer {quoted(name)}"
-            claim = next((claim for claim in _claims(self.there, name) if claim.rebuild), None)
-            if claim is None or claim.rebuild is None:
-                problems.append(f"{found}: {self.table.name} computes no such buffer")
-            elif name not in names if claim.written else name.rpartition(".")[0] not in modules:
-                problems.append(f"{found}: {self.variant.name} has no such layer")
-            else:
-                make = partial(claim.rebuild, claim.source.match(name) or {})
-                value = make()
-                if dtype is not None and not can_hold(value, dtype):
-                    problems.append(f"{found}: {dtype.name} cannot hold what {claim.pointer} computes")
-                rebuilt.append(
-                    Rebuilt(Tensor(name, value.shape, dtype or DTYPES[value.dtype.name]), claim.pointer, make)
-                )
-        return rebuilt, problems
 
     def _steps(self, dtype: DType | None) -> tuple[tuple[Step, ...], list[str]]:
         steps, problems = [], []
@@ -303,7 +193,7 @@ class Fit:
             wrong = list(self._misfits(transfer))
             sources = [self.tensors[name] for name, _ in transfer.sources if name in self.tensors]
             if not wrong:
-                wrong += _wrong_dtypes(transfer, sources)
+                wrong += wrong_dtypes(transfer, sources)
             if not wrong and transfer.ops:
                 proof = (transfer.ops, tuple(shape for _, shape in transfer.sources))
                 if proof not in proved:
@@ -335,7 +225,7 @@ class Fit:
         left_out, problems = [], []
         matched: set[str] = set()
         for name, tensor in self.tensors.items():
-            claims = _claims(self.bound, name)
+            claims = claims_on(self.bound, name)
             matched |= {ignore.pointer for ignore in claims}
             makers = [r for r in self.bound.rules if any(p.match(name) is not None for p in r.sources)]
             if name in self.needed and len(makers) + len(claims) == 1:
@@ -373,7 +263,7 @@ class Fit:
         return [
             f"{self.unreadable[name]}; the table does not leave it out"
             for name in self.extra
-            if name not in self.needed and not _claims(self.bound, name)
+            if name not in self.needed and not claims_on(self.bound, name)
         ]
 
     def _nearest(self, name: str, shape: Shape) -> str:
@@ -400,7 +290,7 @@ def _without_numbers(name: str) -> str:
     return re.sub(r"[0-9]+", "*", name)
 
 
-def _wrong_dtypes(transfer: Transfer, sources: Sequence[Tensor]) -> Iterator[str]:
+def wrong_dtypes(transfer: Transfer, sources: Sequence[Tensor]) -> Iterator[str]:
     for tensor in sources:
         if transfer.dtype is not None and tensor.dtype.name != transfer.dtype:
             yield f"{tensor.name!r} is {tensor.dtype.name}; {transfer.rule.pointer} takes {transfer.dtype}"
@@ -412,7 +302,7 @@ def _wrong_dtypes(transfer: Transfer, sources: Sequence[Tensor]) -> Iterator[str
         yield f"{transfer.rule.pointer} joins tensors of different dtypes: {', '.join(map(str, sources))}"
 
 
-def _claims(bound: Bound, name: str) -> list[Ignore]:
+def claims_on(bound: Bound, name: str) -> list[Ignore]:
     """Entries by which a tensor is left out: of a sound table, one at most."""
     return [ignore for ignore in bound.ignores if ignore.source.match(name) is not None]
 

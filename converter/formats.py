@@ -11,7 +11,8 @@ from typing import Protocol
 
 from converter.compose import compose
 from converter.errors import PlanError, TableError
-from converter.fit import fits, make_export, make_plan
+from converter.export import make_export
+from converter.fit import fits, make_plan
 from converter.mapping.documents import kind_of, names_of
 from converter.mapping.spec import Spec, load_spec
 from converter.mapping.table import Table, hub_table, load_table, load_target

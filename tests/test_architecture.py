@@ -18,6 +18,7 @@ ORDER = [
     "mapping",
     "plan",
     "fit",
+    "export",
     "compose",
     "formats",
     "diff",

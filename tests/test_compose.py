@@ -11,7 +11,8 @@ from small_formats import FORMATS, Weights, execute, hub_weights, same
 
 from converter.compose import compose
 from converter.errors import PlanError
-from converter.fit import make_export, make_plan
+from converter.export import make_export
+from converter.fit import make_plan
 from converter.formats import make_route
 from converter.mapping.lint import lint
 from converter.mapping.ops import Arrange, Branches, Concat, Reshape, Split, Transpose, apply_ops, invert_ops

@@ -1,0 +1,123 @@
+"""From tensors of the target to a format: a table read backwards, and what the format has beyond the target.
+
+That is rebuilt from the config, or restored from the residue of the conversion that once left it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+from converter.checkpoint import DTYPES, DType
+from converter.display import quoted
+from converter.errors import PlanError
+from converter.fit import Fit, Fits, claims_on, headline, wrong_dtypes
+from converter.mapping.cast import can_hold, is_float
+from converter.mapping.table import Table
+from converter.plan import Format, LeftOut, Missing, Naming, Plan, Rebuilt, Residue, Step, Tensor
+
+
+def make_export(
+    table: Table, tensors: Sequence[Tensor], *, dtype: str | None = None, residue: Residue | None = None
+) -> Plan:
+    """Read `table` backwards: from tensors of its spec, which need not be there yet, to its format.
+
+    `residue` is that of a conversion from this format: what its own state dict had and the spec has not.
+    Raises PlanError with every problem at once.
+    """
+    inside = {tensor.name: tensor for tensor in tensors if table.spec.holds(tensor.name)}
+    outside = tuple(
+        LeftOut(tensor, "", f"{table.name} holds {table.spec.title} alone", None)
+        for tensor in tensors
+        if not table.spec.holds(tensor.name)
+    )
+    naming = residue.naming if residue else Naming(table.saved_as.prefix)
+    laid = Fits(table, inside, None, naming=naming, backwards=True, residue=residue)
+    plan = _with_the_rest(laid.fit, laid.fit.plan(dtype), DTYPES[dtype] if dtype else None)
+    if plan.problems:
+        raise PlanError(headline(laid, len(inside), len(plan.problems)), plan.problems)
+    return replace(plan, left_out=(*outside, *plan.left_out))
+
+
+def _with_the_rest(fit: Fit, plan: Plan, dtype: DType | None) -> Plan:
+    """`plan`, with what the format has beyond the spec: rebuilt, or kept from the checkpoint it once came from."""
+    missing = list(plan.missing)
+    for ignore in fit.there.ignores:
+        if ignore.without and not any(ignore.source.match(name) is not None for name in fit.kept):
+            missing.append(Missing(ignore.source.text, ignore.pointer, ignore.without))
+    rebuilt, unfit = _rebuilt(fit)
+    kept = [
+        replace(tensor, dtype=dtype if dtype and is_float(tensor.dtype) else tensor.dtype)
+        for tensor in fit.kept.values()
+    ]
+
+    def named(tensor: Tensor) -> Tensor:
+        return replace(tensor, name=fit.naming.full(tensor.name))
+
+    made = replace(
+        plan,
+        steps=tuple(replace(step, targets=tuple(map(named, step.targets))) for step in plan.steps),
+        carried=tuple(Step("residue", (t,), (made,), ()) for t, made in zip(fit.kept.values(), kept, strict=True)),
+        rebuilt=tuple(replace(r, tensor=named(r.tensor)) for r in rebuilt),
+        missing=tuple(missing),
+        problems=(*plan.problems, *_misplaced(fit), *unfit),
+    )
+    if fit.table.is_hub:
+        return made
+    config = fit.table.config_document(fit.config, {t.dtype.name for t in made.targets if t.dtype.kind == "float"})
+    return replace(made, written=Format(fit.table.name, fit.table.sha256, fit.table.saved_as.root, config))
+
+
+def _misplaced(fit: Fit) -> Iterator[str]:
+    """Problems of what the residue holds: each tensor must be what a rule makes, or an entry leaves out."""
+    fitting: set[str] = set()
+    for transfer in fit.restored:
+        back = transfer.reverse()
+        fitting |= {name for name, _ in back.sources}
+        for tensor, shape in ((fit.kept[name], shape) for name, shape in back.sources):
+            if tensor.shape != shape:
+                yield f"the residue's {quoted(tensor.name)} is {tensor.shape}; {back.rule.pointer} needs {shape}"
+        yield from wrong_dtypes(back, [fit.kept[name] for name, _ in back.sources])
+    made = {name: transfer.rule.pointer for transfer in fit.transfers for name, _ in transfer.targets}
+    for name, tensor in fit.kept.items():
+        if name in fitting:
+            continue
+        found = f"the residue's {quoted(tensor.name)} {tensor.shape}"
+        claims = claims_on(fit.there, name)
+        if name in made:
+            yield f"{found}: {made[name]} makes it of what is there, or of more than the residue holds"
+        elif not claims:
+            yield f"{found}: {fit.table.name} has no rule for it. Give the residue of just this conversion"
+        elif computed := next((claim for claim in claims if claim.rebuild), None):
+            yield f"{found}: {computed.pointer} computes it, so no residue holds it"
+    if fit.residue:
+        known = made.keys() | fit.kept.keys() | fit.residue.buffers.keys()
+        for name in (name for name in fit.residue.naming.others if name not in known):
+            yield f"the residue names {quoted(name)}, which {fit.table.name} does not write"
+
+
+def _rebuilt(fit: Fit) -> tuple[list[Rebuilt], list[str]]:
+    """The buffers that the format's own tools save, or that the checkpoint had which the residue is of."""
+    wanted: dict[str, DType | None] = {}
+    for ignore in fit.there.ignores:
+        wanted |= {ignore.source.format(captures): None for captures in ignore.written}
+    names = {name for transfer in fit.transfers for name, _ in transfer.targets} | wanted.keys()
+    modules = {"", *(name[:end] for name in names for end, letter in enumerate(name) if letter == ".")}
+    if fit.residue:
+        wanted = dict(fit.residue.buffers)
+    rebuilt, problems = [], []
+    for name, dtype in wanted.items():
+        found = f"the residue's buffer {quoted(name)}"
+        claim = next((claim for claim in claims_on(fit.there, name) if claim.rebuild), None)
+        if claim is None or claim.rebuild is None:
+            problems.append(f"{found}: {fit.table.name} computes no such buffer")
+        elif name not in names if claim.written else name.rpartition(".")[0] not in modules:
+            problems.append(f"{found}: {fit.variant.name} has no such layer")
+        else:
+            make = partial(claim.rebuild, claim.source.match(name) or {})
+            value = make()
+            if dtype is not None and not can_hold(value, dtype):
+                problems.append(f"{found}: {dtype.name} cannot hold what {claim.pointer} computes")
+            rebuilt.append(Rebuilt(Tensor(name, value.shape, dtype or DTYPES[value.dtype.name]), claim.pointer, make))
+    return rebuilt, problems
