@@ -172,6 +172,9 @@ def _innermost(error: Any) -> Any:
     """Of the alternatives that a value could have met, the error of the one it came closest to."""
     from jsonschema.exceptions import best_match
 
+    # of ops and buffers, it came closest to the one that it names
+    others = {part.schema_path[0] for part in error.context if part.path and part.path[-1] in ("op", "as")}
+    error.context = [part for part in error.context if part.schema_path[0] not in others] or error.context
     return best_match([error])
 
 

@@ -54,8 +54,9 @@ def _configs(spec: Spec) -> Iterator[tuple[str, Config]]:
 
 
 def _ambiguities(table: Table, bound: Bound, transfers: list[Transfer]) -> Iterator[str]:
-    """Source keys that the table's rules make use of, and that another rule or ignore claims as well."""
-    owner = {name: transfer.rule for transfer in transfers for name, _ in transfer.sources}
+    """Source keys that the table makes use of or writes, and that another rule or ignore claims as well."""
+    owner: dict[str, Rule | Ignore] = {name: t.rule for t in transfers for name, _ in t.sources}
+    owner |= {ignore.source.format(captures): ignore for ignore in bound.ignores for captures in ignore.written}
     entries: list[tuple[Rule | Ignore, Pattern]] = [(rule, pattern) for rule in bound.rules for pattern in rule.sources]
     entries += [(ignore, ignore.source) for ignore in bound.ignores]
     table.check_cost([pattern for _, pattern in entries], owner)
@@ -88,7 +89,11 @@ def _unproved(transfers: list[Transfer], budget: Budget) -> Iterator[str]:
         shapes = tuple(shape for _, shape in transfer.sources)
         if transfer.ops and (transfer.ops, shapes) not in proved:
             proved.add((transfer.ops, shapes))
-            budget.take(sum(map(math.prod, shapes)))
+            try:
+                budget.take(sum(map(math.prod, shapes)))
+            except TableError as error:
+                yield f"{transfer.rule.pointer}: making {transfer.targets[0][0]!r} {transfer.targets[0][1]}: {error}"
+                return
             if wrong := prove_bijective(transfer.ops, shapes):
                 yield f"{transfer.rule.pointer}: {wrong}"
 

@@ -153,8 +153,10 @@ class PermuteBlocks:
         return results
 
     def inverse(self) -> Op:
-        blocks = tuple(self.blocks[i] for i in self.order)
-        return PermuteBlocks(self.axis, blocks, _inverse_permutation(self.order))
+        order = _inverse_permutation(self.order)
+        if len(order) != len(self.blocks):
+            raise TableError(f"{describe(self)}: an order of {len(order)} for {len(self.blocks)} blocks")
+        return PermuteBlocks(self.axis, tuple(self.blocks[i] for i in self.order), order)
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,7 +215,11 @@ class Table:
         """The config.json that the format's own tools read, if they read one."""
         if self.saved_as.config is None:
             return None
-        filled: dict[str, Any] = _filled(self.saved_as.config, self._names(config), ("saved_as", "config"))
+        names = self._names(config)
+        try:
+            filled: dict[str, Any] = _filled(self.saved_as.config, names, ("saved_as", "config"))
+        except TableError as error:
+            raise TableError(f"{self.path}: {error}") from None
         return filled
 
     def _names(self, config: Config) -> dict[str, Value]:
@@ -535,7 +539,7 @@ class _Merged:
         """Take over `content`, whose keys stand behind `at` here; `path` are the tables that led to it."""
         for include in content.get("include", ()):
             if include["table"] in path:
-                raise TableError(f"{path[0]}: {' includes '.join([*path, include['table']])}")
+                raise TableError(f"{path[0]}: /include: {' includes '.join([*path, include['table']])}")
             kind = "table" if include["table"] in names_of("table") else "fragment"
             document = find_document(include["table"], kind)
             self.included.append(document.sha256)
