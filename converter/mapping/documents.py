@@ -181,7 +181,7 @@ def _innermost(error: Any) -> Any:
 def _validate(content: dict[str, Any], path: Path) -> None:
     problems = []
     for error in map(_innermost, islice(_schema_of(content["kind"]).iter_errors(content), _SHOWN)):
-        message = error.message if len(error.message) < 300 else error.message[:300] + "..."
+        message = error.message if len(error.message) < 300 else f"{error.message[:150]} ... {error.message[-150:]}"
         problems.append(f"{pointer_to(error.absolute_path)}: {message}")
     if problems:
         more = "at least " if len(problems) == _SHOWN else ""
