@@ -13,7 +13,7 @@ from converter.compose import compose
 from converter.errors import PlanError, TableError
 from converter.export import make_export
 from converter.fit import fits, make_plan
-from converter.mapping.documents import kind_of, names_of
+from converter.mapping.documents import kind_of, names_of, unknown
 from converter.mapping.spec import Spec, load_spec
 from converter.mapping.table import Table, hub_table, load_table, load_target
 from converter.plan import Described, Plan, Residue
@@ -37,6 +37,8 @@ def load_format(name_or_path: str) -> Table:
     """The table of a format by name or path; a spec stands for its own naming. Raises TableError."""
     if name_or_path in names_of("spec") or kind_of(name_or_path) == "spec":
         return hub_table(load_spec(name_or_path))
+    if not name_or_path.endswith(".json") and name_or_path not in (known := format_names()):
+        raise unknown("format", name_or_path, known)
     return load_table(name_or_path)
 
 

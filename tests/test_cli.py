@@ -192,6 +192,26 @@ def test_tables_and_lint(table: Path) -> None:
     assert any("scaler" in problem for problem in json.loads(result.stdout)["error"]["problems"])
 
 
+def test_tables_lists_the_naming_of_the_target_and_its_parts() -> None:
+    (entry,) = (e for e in json.loads(run("tables", "--json").stdout) if e["name"] == "glip")
+    assert entry["variants"][0] == "glip-t-a"
+    assert entry["parts"]["text_encoder"][0] == "bert-base-uncased"
+    shown = run("tables").stdout
+    assert shown.startswith("glip: ")
+    assert "a file may hold its part backbone alone" in shown
+
+
+@pytest.mark.parametrize(
+    ("option", "said", "meant"),
+    [("--to", "mmdet_glip", "mmdet-glip"), ("--to", "glip-oficial", "glip-official"), ("--from", "Glip", "glip")],
+)
+def test_a_format_that_is_misspelt_is_guessed(option: str, said: str, meant: str, source: Path, tmp_path: Path) -> None:
+    result = run("convert", "--src", source, "--dst", tmp_path / "o.safetensors", option, said)
+    assert result.exit_code == 4
+    assert f"no format is called {said!r}; known: glip, glip-official" in result.stderr
+    assert f"Did you mean {meant!r}?" in result.stderr
+
+
 COMMANDS = [[name] for name in sorted(main.commands)] + [[]]
 
 

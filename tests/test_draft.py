@@ -411,6 +411,37 @@ def test_a_target_may_be_a_spec_or_nothing_known(files: tuple[Path, Path, Path])
     assert run("--src", source, "--target", target, "--out", out / "deep" / "er").exit_code == 6
 
 
+def test_a_drafted_spec_is_never_called_like_a_built_in_one(files: tuple[Path, Path, Path]) -> None:
+    source, target, out = files
+    result = run("--src", source, "--target", target.rename(target.with_name("glip.safetensors")), "--out", out)
+    assert result.exit_code == 0, result.output
+    assert load_table(out / "mine.json").spec.name == "glip-spec"
+    assert not (out / "glip.json").exists()
+
+
+@pytest.mark.parametrize("target", ["glip", "checkpoint"])
+def test_a_model_with_nothing_in_common_is_refused(target: str, files: tuple[Path, Path, Path]) -> None:
+    _, known, out = files
+    source = write(known.with_name("other.safetensors"), [Named("odd.weight", (17, 19))])
+    result = run("--src", source, "--target", target if target == "glip" else known, "--out", out)
+    assert result.exit_code == 4
+    assert "no tensor of the source has a counterpart" in result.stderr
+    assert not out.exists()
+
+
+def test_a_spec_whose_option_has_no_tensor_is_refused(files: tuple[Path, Path, Path]) -> None:
+    source, _, out = files
+    spec = {"kind": "spec", "name": "own", "title": "t", "config": {"more": "m"}, "variants": {"v": {"title": "v"}}}
+    spec["variants"]["v"]["config"] = {}
+    spec |= {"options": {"more": {"tensor": "none", "axis": 0, "absent": 0}}}
+    spec |= {"tensors": [{"name": "norm", "weight": [4]}]}
+    path = source.with_name("own.json")
+    path.write_text(json.dumps(spec))
+    result = run("--src", source, "--target", path, "--out", out)
+    assert result.exit_code == 4
+    assert "/options/more: no tensor 'none' has an axis 0" in result.stderr
+
+
 def test_without_scipy_the_message_says_what_to_install(
     files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -386,7 +386,7 @@ DAMAGE: dict[str, tuple[str, Callable[[dict[str, Any]], object], int, str]] = {
         "config.json", lambda c: c["config"].update(embed_dim=16), 7,
         "tensor 'backbone.norms.0.bias' is (16,), expected (32,)",
     ),
-    "an architecture without end": ("config.json", lambda c: c["config"].update(text_layers=10**12), 7, "beyond"),
+    "an architecture without end": ("config.json", lambda c: c["config"].update(text_layers=10**12), 7, "more than"),
     "an architecture of another type": ("config.json", lambda c: c["config"].update(depths=2), 7, "depths is 2"),
     "half an architecture": ("config.json", lambda c: c["config"].pop("num_heads"), 7, "field 'num_heads' is missing"),
     "another vocabulary": ("config.json", lambda c: c["config"].update(vocab_size=30522), 7, "has 50 entries"),

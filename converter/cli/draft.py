@@ -66,6 +66,7 @@ def draft(
     """
     from converter.cli.sources import locate
     from converter.draft import known_target, new_target, propose
+    from converter.mapping.documents import names_of
 
     if name is not None and not re.fullmatch(r"[a-z][a-z0-9-]*", name):
         raise click.BadParameter("a name is of a-z, 0-9 and '-', and begins with a letter", param_hint="--name")
@@ -73,7 +74,9 @@ def draft(
     sources, aside = _tensors(source, root)
     wanted: Target
     if _is_checkpoint(target):
-        wanted = new_target(_identifier(Path(target)), _tensors(Path(target), target_root)[0])
+        spec = _identifier(Path(target))
+        spec += "-spec" if spec in names_of("spec") else ""
+        wanted = new_target(spec, _tensors(Path(target), target_root)[0])
     else:
         wanted = known_target(target, sources)
     table = name or _identifier(source)

@@ -9,7 +9,7 @@ import click
 from converter.cli.output import print_json, reports_errors
 
 if TYPE_CHECKING:
-    from converter.mapping.spec import Config
+    from converter.mapping.spec import Config, Spec
     from converter.mapping.table import Table
 
 _EPILOG = """\b
@@ -27,8 +27,9 @@ package is not installed."""
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 @reports_errors
 def tables(table_name: str | None, variant: str | None, as_json: bool) -> None:
-    """List the built-in mapping tables and the variants each serves."""
+    """List the built-in formats: the targets' own naming, the mapping tables to it, and the variants each serves."""
     from converter.mapping.documents import list_documents
+    from converter.mapping.spec import load_spec
     from converter.mapping.table import load_table
 
     if (table_name is None) != (variant is None):
@@ -38,15 +39,26 @@ def tables(table_name: str | None, variant: str | None, as_json: bool) -> None:
         print_json(source_taps(chosen, variant, chosen.spec.variant(variant).config))
         return
     content: list[dict[str, Any]] = []
+    for document in list_documents("spec"):
+        spec = load_spec(document.name)
+        content.append(
+            {
+                "name": spec.name,
+                "title": spec.title,
+                "target": spec.name,
+                "variants": _variants(spec),
+                "parts": {name: _variants(part) for name, part in spec.parts.items()},
+                "sha256": spec.sha256,
+            }
+        )
     for document in list_documents("table"):
         table = load_table(document.name)
-        variants = [name for v in table.spec.variants for name in (v.name, *v.also)]
         content.append(
             {
                 "name": table.name,
                 "title": table.title,
                 "target": table.spec.name,
-                "variants": variants,
+                "variants": _variants(table.spec),
                 "rules": len(table.pointers("rules")),
                 "sha256": table.sha256,
             }
@@ -56,7 +68,14 @@ def tables(table_name: str | None, variant: str | None, as_json: bool) -> None:
         return
     for entry in content:
         click.echo(f"{entry['name']}: {entry['title']}")
-        click.echo(f"  {entry['rules']} rules to {entry['target']}; variants {', '.join(entry['variants'])}")
+        kind = f"{entry['rules']} rules to {entry['target']}" if "rules" in entry else "the target's own naming"
+        click.echo(f"  {kind}; variants {', '.join(entry['variants'])}")
+        for part, variants in entry.get("parts", {}).items():
+            click.echo(f"  a file may hold its part {part} alone; variants {', '.join(variants)}")
+
+
+def _variants(spec: Spec) -> list[str]:
+    return [name for variant in spec.variants for name in (variant.name, *variant.also)]
 
 
 def source_taps(table: Table, model: str, config: Config) -> dict[str, Any]:

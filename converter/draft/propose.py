@@ -71,6 +71,11 @@ def known_target(name: str, sources: Sequence[Named]) -> Target:
     options = []
     for option in spec.options:
         more = spec.tensors({**best.config, option.field: 1})
+        if len(more.get(option.tensor, ())) <= option.axis:
+            raise TableError(
+                f"{name}: /options/{option.field}: no tensor {option.tensor!r} has an axis {option.axis} where "
+                f"{option.field!r} is 1"
+            )
         options.append((option.field, Named(option.tensor, more[option.tensor]), option.axis))
     conditions = [
         (entry["name"] + suffix, str(entry["when"]))
@@ -112,6 +117,8 @@ def propose(
     prefixes, sources = _without_wrappers(sources)
     check_names(sources, "source")
     matching = match(sources, target.tensors, on_round)
+    if not matching.matches:
+        raise TableError("no tensor of the source has a counterpart in the target; there is nothing to draft")
     writer = Writer(
         Names(tensor.name for tensor in sources), Names(tensor.name for tensor in target.tensors), target.fields
     )
@@ -128,8 +135,6 @@ def propose(
     left = list(matching.left_sources)
     for option, tensor, axis in target.options:
         rules.append(_optional(option, tensor, axis, left))
-    if not rules:
-        raise TableError("no tensor of the source has a counterpart in the target; there is nothing to draft")
     ignores = list(writer.ignores(left))
     table: dict[str, Any] = {
         "kind": "table",

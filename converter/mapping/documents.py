@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from converter.display import plain, quoted
 from converter.errors import TableError
 
 _LARGEST_DOCUMENT = 4 << 20
+_MOST_VALUES = 200_000  # the schema takes some 20 microseconds for each
+_DEEPEST = 64
+_SHOWN = 100  # problems of one document
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +48,17 @@ def find_document(name_or_path: str | Path, kind: str) -> Document:
         return _checked(Path(name_or_path), kind)
     known = names_of(kind)
     if name_or_path not in known:
-        raise TableError(f"no {kind} is called {str(name_or_path)!r}; known: {', '.join(sorted(known))}")
+        raise unknown(kind, str(name_or_path), known)
     content, sha256 = _parse(path := mappings_folder() / f"{name_or_path}.json")
     return Document(path, sha256, content)  # `list_documents` checks the built-in ones, where there is time for it
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> TableError:
+    """The error for a name that is not among those that are known, with the one that was probably meant."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name.lower().replace("_", "-")[:100], names, n=1)
+    hint = f". Did you mean {near[0]!r}?" if near else ""
+    return TableError(f"no {kind} is called {quoted(name)}; known: {', '.join(names)}{hint}")
 
 
 def names_of(kind: str) -> list[str]:
@@ -69,13 +85,15 @@ def _listing() -> tuple[tuple[Path, str], ...]:
 def _checked(path: Path, kind: str) -> Document:
     content, sha256 = _parse(path)
     if content.get("kind") != kind:
-        raise TableError(f"{path}: 'kind' is {content.get('kind')!r}, expected {kind!r}")
+        raise TableError(f"{path}: /kind is {quoted(str(content.get('kind')))}, expected {kind!r}")
     _validate(content, path)
     return Document(path, sha256, content)
 
 
 def _parse(path: Path) -> tuple[dict[str, Any], str]:
     try:
+        if path.exists() and not path.is_file():
+            raise TableError(f"{path} is no plain file; a JSON document was expected")
         with path.open("rb") as file:
             data = file.read(_LARGEST_DOCUMENT + 1)
     except OSError as error:
@@ -88,38 +106,83 @@ def _parse(path: Path) -> tuple[dict[str, Any], str]:
         raise TableError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise TableError(f"{path}: a JSON object was expected")
+    if problems := list(islice(_unsayable(content), _SHOWN)):
+        raise TableError(f"{path} holds what no table needs", problems)
     return content, hashlib.sha256(data).hexdigest()
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the name {next(n for n in names if names.count(n) > 1)!r} occurs twice in one object")
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise ValueError(f"the name {quoted(name)} occurs twice in one object")
+        result[name] = value
     return result
+
+
+def _unsayable(content: Any) -> Iterator[str]:
+    """What a document may not hold, whatever its kind: texts go to terminals and files, numbers are sizes."""
+    values = 0
+    waiting: list[tuple[tuple[str | int, ...], Any]] = [((), content)]
+    while waiting:
+        path, value = waiting.pop()
+        values += 1
+        if values > _MOST_VALUES:
+            yield f"{pointer_to(path)}: with this, more than {_MOST_VALUES} values; a table says it in fewer"
+            return
+        if len(path) > _DEEPEST:
+            yield f"{pointer_to(path)}: deeper than {_DEEPEST} levels"
+            return
+        if isinstance(value, dict):
+            yield from (
+                f"{pointer_to(path)}: the name {quoted(name)} has characters that cannot be printed"
+                for name in value
+                if not name.isprintable()
+            )
+            waiting += (((*path, name), item) for name, item in reversed(value.items()))
+        elif isinstance(value, list):
+            waiting += (((*path, i), value[i]) for i in reversed(range(len(value))))
+        elif isinstance(value, str) and not value.isprintable():
+            yield f"{pointer_to(path)}: {quoted(value)} has characters that cannot be printed"
+        elif isinstance(value, int) and abs(value) > 1 << 62:
+            yield f"{pointer_to(path)}: a number beyond 2**62"
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield f"{pointer_to(path)}: {value}, a finite number was expected"
+
+
+def pointer_to(path: Iterable[str | int]) -> str:
+    """The JSON pointer of a place in a document: `/rules/3/source`; `/` for the whole."""
+    steps = (plain(str(step).replace("~", "~0").replace("/", "~1")) for step in path)
+    return "".join(f"/{step}" for step in steps) or "/"
 
 
 @cache
 def _schema_of(kind: str) -> Any:
     """The validator of one kind of document; naming the kind gives errors that point at the fault, not at `oneOf`."""
-    import jsonschema  # 60 ms: not on the path of --help
+    from jsonschema import Draft202012Validator  # 60 ms: not on the path of --help
+    from jsonschema.validators import extend
 
     schema, _ = _parse(mappings_folder() / "schema.json")
-    return jsonschema.Draft202012Validator({"$defs": schema["$defs"], "$ref": f"#/$defs/{kind}"})
+    # JSON Schema takes 1.0 for an integer, but a size of 1.0 is none
+    strict = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
+    return extend(Draft202012Validator, type_checker=strict)({"$defs": schema["$defs"], "$ref": f"#/$defs/{kind}"})
 
 
 def _innermost(error: Any) -> Any:
     """Of the alternatives that a value could have met, the error of the one it came closest to."""
     from jsonschema.exceptions import best_match
 
+    # of ops and buffers, it came closest to the one that it names
+    others = {part.schema_path[0] for part in error.context if part.path and part.path[-1] in ("op", "as")}
+    error.context = [part for part in error.context if part.schema_path[0] not in others] or error.context
     return best_match([error])
 
 
 def _validate(content: dict[str, Any], path: Path) -> None:
     problems = []
-    for error in map(_innermost, _schema_of(content["kind"]).iter_errors(content)):
-        pointer = "".join(f"/{part}" for part in error.absolute_path)
-        message = error.message if len(error.message) < 300 else error.message[:300] + "..."
-        problems.append(f"{pointer or '/'}: {message}")
+    for error in map(_innermost, islice(_schema_of(content["kind"]).iter_errors(content), _SHOWN)):
+        message = error.message if len(error.message) < 300 else f"{error.message[:150]} ... {error.message[-150:]}"
+        problems.append(f"{pointer_to(error.absolute_path)}: {message}")
     if problems:
-        raise TableError(f"{path} breaks mappings/schema.json in {len(problems)} places", problems)
+        more = "at least " if len(problems) == _SHOWN else ""
+        raise TableError(f"{path} breaks mappings/schema.json in {more}{len(problems)} places", problems)

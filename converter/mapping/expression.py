@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import TypeAlias
 
+from converter.display import quoted
 from converter.errors import TableError
 
 Value: TypeAlias = int | bool | str | tuple[int, ...]
 
 # a shape is a product of a few small numbers; anything larger is a mistake or an attack
 _LARGEST = 1 << 62
+_LONGEST = 400
 
 _BINARY: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: lambda a, b: a + b,
@@ -43,9 +45,9 @@ def evaluate(expression: str | int, names: Mapping[str, Value]) -> Value:
         return expression
     try:
         return _walk(_parse(expression), names)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise TableError(f"expression {expression!r} cannot be parsed: {error}") from None
-    except (_Rejected, ZeroDivisionError, IndexError, TypeError) as error:
+    except _UNREADABLE as error:
+        raise TableError(f"expression {quoted(expression)} cannot be parsed: {error}") from None
+    except _REFUSED as error:
         raise TableError(f"expression {expression!r}: {error}") from None
 
 
@@ -62,9 +64,9 @@ def affine(expression: str, constants: Mapping[str, Value]) -> tuple[str | None,
     try:
         tree = _parse(expression)
         name, scale, offset = _linear(tree, constants)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    except _UNREADABLE as error:
         raise TableError(f"capture {{{expression}}} cannot be parsed: {error}") from None
-    except _Rejected as error:
+    except _REFUSED as error:
         raise TableError(f"capture {{{expression}}}: {error}; write a*name + b") from None
     if name is not None and scale == 0:
         raise TableError(f"capture {{{expression}}} does not depend on {name!r}")
@@ -93,15 +95,21 @@ class _Rejected(Exception):
     pass
 
 
+_UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
+_REFUSED = (_Rejected, ZeroDivisionError, IndexError, TypeError)
+
+
 @lru_cache(maxsize=4096)  # the same few are evaluated for every layer
 def _parse(expression: str) -> ast.expr:
+    if len(expression) > _LONGEST:
+        raise ValueError(f"it has {len(expression)} characters, {_LONGEST} are the most")
     return ast.parse(expression.strip(), mode="eval").body
 
 
 def _walk(node: ast.expr, names: Mapping[str, Value]) -> Value:
     match node:
         case ast.Constant(value=int() as value):
-            return value
+            return _bounded(value)
         case ast.Name(id=name):
             if name not in names:
                 raise _Rejected(f"unknown name {name!r}; known: {', '.join(sorted(names)) or 'none'}")

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from converter.errors import TableError
 from converter.mapping.expression import Value
 from converter.mapping.ops import prove_bijective
-from converter.mapping.spec import Config, Spec
-from converter.mapping.table import Bound, Table, Transfer
+from converter.mapping.pattern import Pattern
+from converter.mapping.spec import Budget, Config, Spec
+from converter.mapping.table import Bound, Ignore, Rule, Table, Transfer
+
+_MOST_PROVED = 1 << 30  # elements under all variants together: some ten seconds
 
 
 def lint(table: Table) -> list[str]:
     """Every problem of `table` under every variant of its spec, with and without each option; [] if there is none."""
     problems: list[str] = []
     active: set[str] = set()
+    failed = False
     for label, config in _configs(table.spec):
+        found: list[str] = []
         try:
             bound = table.bind(config)
+            sections = (bound.rules, bound.ignores, bound.absent, bound.source_taps)
+            active |= {entry.pointer for section in sections for entry in section}
             transfers, found = table.transfers(bound, config)
+            table.config_document(config, {"float32"})
+            found += _ambiguities(table, bound, transfers)
+            found += _unreadable(table, bound, transfers)
+            found += _unproved(transfers, Budget(table.spec.share(_MOST_PROVED), "elements of tensors with ops"))
+            found += _repeated_taps(bound)
         except TableError as error:
-            problems.append(f"{label}: {error}")
-            continue
-        sections = (bound.rules, bound.ignores, bound.absent, bound.source_taps)
-        active |= {entry.pointer for section in sections for entry in section}
-        found += _ambiguities(bound, transfers)
-        found += _unproved(transfers)
-        found += _repeated_taps(bound)
+            found.append(str(error))
+            failed = True
         problems += [f"{label}: {problem}" for problem in found]
     for section in ("rules", "ignore", "absent", "taps"):
         for pointer in table.pointers(section):
-            if pointer not in active:
+            if not failed and pointer not in active:
                 problems.append(f"{pointer}: its 'when' holds for no variant of {table.spec.name}")
     problems += table.doubts()
     return problems + [f"{pointer}: no pattern or op uses it" for pointer in table.unused_names()]
@@ -45,26 +53,47 @@ def _configs(spec: Spec) -> Iterator[tuple[str, Config]]:
             yield f"{variant.name} with {option.field}", config
 
 
-def _ambiguities(bound: Bound, transfers: list[Transfer]) -> Iterator[str]:
-    """Source keys that the table's rules make use of, and that another rule or ignore claims as well."""
-    owner = {name: transfer.rule for transfer in transfers for name, _ in transfer.sources}
-    for rule in bound.rules:
-        for pattern in rule.sources:
-            for name in (n for n in owner if owner[n] is not rule and pattern.match(n) is not None):
-                yield f"{name!r} matches {rule.pointer} and {owner[name].pointer}"
+def _ambiguities(table: Table, bound: Bound, transfers: list[Transfer]) -> Iterator[str]:
+    """Source keys that the table makes use of or writes, and that another rule or ignore claims as well."""
+    owner: dict[str, Rule | Ignore] = {name: t.rule for t in transfers for name, _ in t.sources}
+    owner |= {ignore.source.format(captures): ignore for ignore in bound.ignores for captures in ignore.written}
+    entries: list[tuple[Rule | Ignore, Pattern]] = [(rule, pattern) for rule in bound.rules for pattern in rule.sources]
+    entries += [(ignore, ignore.source) for ignore in bound.ignores]
+    table.check_cost([pattern for _, pattern in entries], owner)
+    for entry, pattern in entries:
+        for name, _ in pattern.among(owner.keys()):
+            if owner[name] is not entry:
+                yield f"{name!r} matches {entry.pointer} and {owner[name].pointer}"
                 break  # one example per pair of rules says it all
-    for ignore in bound.ignores:
-        for name in (n for n in owner if ignore.source.match(n) is not None):
-            yield f"{name!r} matches {ignore.pointer} and {owner[name].pointer}"
-            break
 
 
-def _unproved(transfers: list[Transfer]) -> Iterator[str]:
+def _unreadable(table: Table, bound: Bound, transfers: list[Transfer]) -> Iterator[str]:
+    """Keys that the table would write and not read: another name, once prefixes and aliases are taken off."""
+    for transfer in transfers:
+        for pattern, (name, _) in zip(transfer.rule.sources, transfer.sources, strict=True):
+            if pattern.match(name) is None:
+                yield f"{transfer.rule.pointer}: makes {name!r} on the way back, which {pattern.text!r} does not match"
+                return
+    names = [(t.rule.pointer, name) for t in transfers for name, _ in t.sources]
+    names += [(ignore.pointer, ignore.source.format(c)) for ignore in bound.ignores for c in ignore.written]
+    for pointer, name in names:
+        for where, key in (("", name), ("/saved_as/prefix, ", table.saved_as.prefix + name)):
+            if (read := table.short(key)) != name:
+                yield f"{where}/prefixes, /aliases: {key!r}, by {pointer}, is read as {read!r}, expected {name!r}"
+                return
+
+
+def _unproved(transfers: list[Transfer], budget: Budget) -> Iterator[str]:
     proved = set()
     for transfer in transfers:
         shapes = tuple(shape for _, shape in transfer.sources)
         if transfer.ops and (transfer.ops, shapes) not in proved:
             proved.add((transfer.ops, shapes))
+            try:
+                budget.take(sum(map(math.prod, shapes)))
+            except TableError as error:
+                yield f"{transfer.rule.pointer}: making {transfer.targets[0][0]!r} {transfer.targets[0][1]}: {error}"
+                return
             if wrong := prove_bijective(transfer.ops, shapes):
                 yield f"{transfer.rule.pointer}: {wrong}"
 

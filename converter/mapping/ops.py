@@ -23,6 +23,9 @@ Shape: TypeAlias = tuple[int, ...]
 Array: TypeAlias = npt.NDArray[Any]
 _T = TypeVar("_T")
 
+# elements of the tensors of one rule: five times GLIP's word embedding, 2 GB while it is proved
+LARGEST_PROOF = 1 << 27
+
 
 class Op(Protocol):
     """An operation with an inverse. `shapes` raises TableError where the op does not fit."""
@@ -68,7 +71,7 @@ class Split:
     def shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
         shape = _only(self, inputs)
         _check_axis(self, self.axis, shape)
-        if sum(self.sizes) != shape[self.axis] or min(self.sizes) < 0:
+        if sum(self.sizes) != shape[self.axis] or min(self.sizes, default=-1) < 0:
             raise TableError(f"{describe(self)} does not fit a tensor {shape}")
         return [_replace(shape, self.axis, (size,)) for size in self.sizes]
 
@@ -109,7 +112,7 @@ class Reshape:
 
     def shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
         for shape in inputs:
-            if shape != self.old or math.prod(self.old) != math.prod(self.new):
+            if shape != self.old or math.prod(self.old) != math.prod(self.new) or min(self.new, default=0) < 0:
                 raise TableError(f"{describe(self)} does not fit a tensor {shape}")
         return [self.new for _ in inputs]
 
@@ -135,7 +138,8 @@ class PermuteBlocks:
     def shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
         for shape in inputs:
             _check_axis(self, self.axis, shape)
-            if math.prod(self.blocks) != shape[self.axis] or sorted(self.order) != list(range(len(self.blocks))):
+            sizes = math.prod(self.blocks) if min(self.blocks, default=0) >= 0 else None
+            if sizes != shape[self.axis] or sorted(self.order) != list(range(len(self.blocks))):
                 raise TableError(f"{describe(self)} does not fit a tensor {shape}")
         return list(inputs)
 
@@ -149,8 +153,10 @@ class PermuteBlocks:
         return results
 
     def inverse(self) -> Op:
-        blocks = tuple(self.blocks[i] for i in self.order)
-        return PermuteBlocks(self.axis, blocks, _inverse_permutation(self.order))
+        order = _inverse_permutation(self.order)
+        if len(order) != len(self.blocks):
+            raise TableError(f"{describe(self)}: an order of {len(order)} for {len(self.blocks)} blocks")
+        return PermuteBlocks(self.axis, tuple(self.blocks[i] for i in self.order), order)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +170,7 @@ class Reorder:
     def shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
         for shape in inputs:
             _check_axis(self, self.axis, shape)
-            if sorted(self.index) != list(range(shape[self.axis])):
+            if len(self.index) != shape[self.axis] or sorted(self.index) != list(range(len(self.index))):
                 raise TableError(f"{describe(self)} is not a permutation of axis {self.axis} of a tensor {shape}")
         return list(inputs)
 
@@ -271,14 +277,21 @@ def invert_ops(ops: Sequence[Op]) -> tuple[Op, ...]:
 def prove_bijective(ops: Sequence[Op], inputs: Sequence[Shape]) -> str | None:
     """Run `ops` on tensors that number their elements; None if every number is found exactly once and the inverse
     chain puts each back where it was, else what is wrong."""
-    offsets = np.cumsum([0, *map(math.prod, inputs)])
-    numbered = [
-        np.arange(start, start + math.prod(shape)).reshape(shape)
-        for start, shape in zip(offsets[:-1], inputs, strict=True)
-    ]
+    total = sum(map(math.prod, inputs))
+    if total > LARGEST_PROOF:
+        return (
+            f"ops on {total} elements, more than the {LARGEST_PROOF} of which they are proved to lose none; "
+            "check the shapes, or write the rule without ops"
+        )
+    numbers = np.arange(total, dtype=np.int32)
+    offsets = np.cumsum([math.prod(shape) for shape in inputs])[:-1]
+    numbered = [part.reshape(shape) for part, shape in zip(np.split(numbers, offsets), inputs, strict=True)]
     outputs = apply_ops(ops, numbered)
-    counts = np.bincount(np.concatenate([output.ravel() for output in outputs]), minlength=int(offsets[-1]))
-    if not (counts == 1).all():
+    found = np.concatenate([output.ravel() for output in outputs])
+    seen = np.zeros(total, bool)
+    seen[found] = True
+    if found.size != total or not seen.all():
+        counts = np.bincount(found, minlength=total)
         return f"{np.count_nonzero(counts == 0)} elements are lost and {np.count_nonzero(counts > 1)} doubled"
     back = apply_ops(invert_ops(ops), outputs)
     if not all(np.array_equal(a, b) for a, b in zip(back, numbered, strict=True)):
@@ -304,4 +317,4 @@ def _replace(shape: Shape, axis: int, new: tuple[int, ...]) -> Shape:
 def _inverse_permutation(order: tuple[int, ...]) -> tuple[int, ...]:
     if sorted(order) != list(range(len(order))):
         raise TableError(f"{order} is not a permutation")
-    return tuple(order.index(i) for i in range(len(order)))
+    return tuple(sorted(range(len(order)), key=order.__getitem__))

@@ -3,13 +3,15 @@
 `backbone.body.layers.{stage}.blocks.{block}.norm1.{param}` captures. An integer capture may be affine in one
 unknown (`dyhead_tower.{3*block + 1}`), with constants of the table in it. A capture is either an integer (decimal,
 no leading zero) or one of the words that the table lists for its name; there is no wildcard and no regular
-expression, so whatever a pattern matches it can also write.
+expression, so whatever a pattern matches it can also write. Where a capture ends is plain from the text behind it,
+whatever the key, so a key is read in one way only, and in time that grows with its length.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -44,6 +46,11 @@ class Pattern:
     _regex: re.Pattern[str]
 
     @property
+    def cost(self) -> int:
+        """1 for most patterns, more for those that list many words."""
+        return 1 + len(self._regex.pattern) // 400
+
+    @property
     def captures(self) -> frozenset[str]:
         """Names that `match` binds and `format` needs."""
         return frozenset(p.name for p in self._parts if not isinstance(p, str) and p.name is not None)
@@ -73,6 +80,12 @@ class Pattern:
             if bound.setdefault(part.name, value) != value:
                 return None
         return bound
+
+    def among(self, names: AbstractSet[str]) -> Iterator[tuple[str, dict[str, int | str]]]:
+        """Those of `names` that the pattern matches, with their captures."""
+        for name in names if self.captures else {self.format({})} & names:
+            if (captures := self.match(name)) is not None:
+                yield name, captures
 
     def format(self, captures: Captures) -> str:
         """The key that `captures` make of this pattern; raises KeyError for one that is missing."""
@@ -128,10 +141,22 @@ def _compile(
             parts.append(_Word(inside, options))
             regex.append("(" + "|".join(map(re.escape, options)) + ")")
         else:
-            parts.append(_Integer(*affine(inside, constants)))
+            number = _Integer(*affine(inside, constants))
+            if number.name in words:
+                raise TableError(f"pattern {text!r}: {number.name!r} is one of some words, nothing to calculate with")
+            parts.append(number)
             # 9 digits: far above any layer count, and int() of a long string is never reached
             regex.append(r"(0|[1-9][0-9]{0,8})")
     for left, right in pairwise(parts):
         if not isinstance(left, str) and not isinstance(right, str):
             raise TableError(f"pattern {text!r} has two captures side by side; put literal text between them")
+        if isinstance(left, _Integer) and isinstance(right, str) and right[0] in "0123456789":
+            raise TableError(f"pattern {text!r} has a digit behind a number, which could be a part of it")
+        if isinstance(left, _Word) and isinstance(right, str):
+            # sorted, a text stands right before those that begin with it
+            for shorter, longer in pairwise(sorted({word + right for word in left.words})):
+                if longer.startswith(shorter):
+                    raise TableError(
+                        f"pattern {text!r}: {longer!r} could be {shorter!r} and more, so {left.name!r} could be either"
+                    )
     return Pattern(text, tuple(parts), re.compile("".join(regex)))

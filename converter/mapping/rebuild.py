@@ -6,10 +6,14 @@ They are left out, but not blindly: a checkpoint whose buffer differs was made b
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
+from converter.errors import TableError
 from converter.mapping.ops import Array
+
+LARGEST_BUFFER = 1 << 24  # elements; Swin-L's mask for pictures of 384 pixels has 1.3 million
 
 
 def numbers(count: int) -> Array:
@@ -41,10 +45,36 @@ def cell_anchor(stride: int, size: int) -> Array:
     return np.array([[center - half, center - half, center + half, center + half]], dtype=np.float32)
 
 
-# name in a table -> function; its arguments are the entry's other fields
-REBUILDERS: Mapping[str, Callable[..., Array]] = {
-    "numbers": numbers,
-    "relative_position_index": relative_position_index,
-    "shifted_window_mask": shifted_window_mask,
-    "cell_anchor": cell_anchor,
+@dataclass(frozen=True, slots=True)
+class Rebuilder:
+    """How to make a buffer, and how many elements it then has, both of the table entry's other fields."""
+
+    make: Callable[..., Array]
+    elements: Callable[..., int]
+
+    def checked(self, **arguments: int) -> int:
+        """The number of elements. Raises TableError for arguments that make no buffer, or one beyond all sense."""
+        for name, value in arguments.items():
+            if value < 1:
+                raise TableError(f"{name} is {value}, expected 1 or more")
+        if (count := self.elements(**arguments)) > LARGEST_BUFFER:
+            said = ", ".join(f"{name} {value}" for name, value in arguments.items())
+            raise TableError(f"{said} makes a buffer of {count} elements, expected at most {LARGEST_BUFFER}")
+        return count
+
+    def __call__(self, **arguments: int) -> Array:
+        self.checked(**arguments)
+        return self.make(**arguments)
+
+
+def _mask_elements(side: int, window_size: int) -> int:
+    return (side + -side % window_size) ** 2 * window_size**2
+
+
+# name in a table
+REBUILDERS: Mapping[str, Rebuilder] = {
+    "numbers": Rebuilder(numbers, lambda count: count),
+    "relative_position_index": Rebuilder(relative_position_index, lambda window_size: window_size**4),
+    "shifted_window_mask": Rebuilder(shifted_window_mask, _mask_elements),
+    "cell_anchor": Rebuilder(cell_anchor, lambda stride, size: 4),
 }

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from converter.errors import TableError
-from converter.mapping.documents import find_document
+from converter.mapping.documents import find_document, mappings_folder, names_of
 from converter.mapping.expression import Value, evaluate, integer
 from converter.mapping.ops import Shape
 from converter.mapping.pattern import compile_pattern
 
 Config: TypeAlias = Mapping[str, Value]
-_MOST = 10_000  # times that an entry is repeated; a config that asks for more is a mistake or an attack
+
+MOST_NAMES = 100_000  # of all variants together: the largest models have as many tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,31 +73,55 @@ class Spec:
         known = [n for variant in self.variants for n in (variant.name, *variant.also)]
         raise TableError(f"{self.name} has no variant {name!r}; known: {', '.join(known)}")
 
+    def share(self, total: int) -> int:
+        """Of what a table may ask for under all variants, with and without each option, the part for one of these."""
+        return max(1, total // (len(self.variants) * (1 + len(self.options))))
+
     def tensors(self, config: Config) -> dict[str, Shape]:
         """Name -> shape of every tensor under `config`. Raises TableError for a name made twice."""
         result: dict[str, Shape] = {}
+        budget = Budget(self.share(MOST_NAMES))
         for entry in self.entries:
             try:
-                for name, shape in _expand(entry, config):
+                for name, shape in _expand(entry, config, budget):
                     if name in result:
                         raise TableError(f"tensor {name!r} is made twice")
+                    if min(shape, default=0) < 0:
+                        raise TableError(f"tensor {name!r} has the shape {shape}; no size can be negative")
                     result[name] = shape
             except TableError as error:
-                raise TableError(f"{self.name}, {entry['name']!r}: {error}") from None
+                at = entry.get("pointer", "")
+                raise TableError(f"{self.name}{at and ', '}{at}, {entry['name']!r}: {error}") from None
         return result
 
     def dtypes(self, config: Config) -> dict[str, str]:
         """Name -> dtype of the tensors that must have just that one; all others are of some floating-point type."""
-        return {n: entry["dtype"] for entry in self.entries if "dtype" in entry for n, _ in _expand(entry, config)}
+        budget = Budget(self.share(MOST_NAMES))
+        exact = [entry for entry in self.entries if "dtype" in entry]
+        return {name: entry["dtype"] for entry in exact for name, _ in _expand(entry, config, budget)}
 
     def holds(self, name: str) -> bool:
         """Whether a tensor of that name is among those of this part; the whole holds everything."""
         return not self.part or name.startswith(f"{self.part}.")
 
 
-def _expand(entry: Mapping[str, Any], config: Config) -> Iterator[tuple[str, Shape]]:
+class Budget:
+    """What is left of something that a table or spec may ask for, since anybody may have written it."""
+
+    def __init__(self, left: int, what: str = "names and patterns") -> None:
+        self._limit = self._left = left
+        self._what = what
+
+    def take(self, count: int) -> None:
+        """Raises TableError where less than `count` is left."""
+        self._left -= max(count, 0)
+        if self._left < 0:
+            raise TableError(f"more than {self._limit} {self._what} for one variant; check the counts, or split it up")
+
+
+def _expand(entry: Mapping[str, Any], config: Config, budget: Budget) -> Iterator[tuple[str, Shape]]:
     pattern = compile_pattern(entry["name"], {}, {})
-    for names in each(entry.get("each", {}), config):
+    for names in each(entry.get("each", {}), config, budget):
         for name, expression in entry.get("let", {}).items():
             names[name] = evaluate(expression, names)
         if not evaluate(entry.get("when", 1), names):
@@ -107,15 +132,19 @@ def _expand(entry: Mapping[str, Any], config: Config) -> Iterator[tuple[str, Sha
                 yield stem + suffix, tuple(integer(size, names) for size in entry[key])
 
 
-def each(counters: Mapping[str, str | int], config: Config) -> Iterator[dict[str, Value]]:
+def each(counters: Mapping[str, str | int], config: Config, budget: Budget) -> Iterator[dict[str, Value]]:
     """The config, extended by every combination of the counters; later counts may depend on earlier counters."""
-    combinations: list[dict[str, Value]] = [dict(config)]
+    budget.take(1)
+    combinations: list[dict[str, Value]] = [{}]
     for name, expression in counters.items():
-        counts = [range(integer(expression, c)) for c in combinations]
-        if (total := sum(map(len, counts))) > _MOST:
-            raise TableError(f"{name} counts to {total}, beyond {_MOST} no model goes")
-        combinations = [{**c, name: i} for c, count in zip(combinations, counts, strict=True) for i in count]
-    yield from combinations
+        more = []
+        for found in combinations:
+            count = integer(expression, {**config, **found})
+            budget.take(count)
+            more += [{**found, name: i} for i in range(count)]
+        combinations = more
+    for found in combinations:
+        yield {**config, **found}
 
 
 def load_spec(name_or_path: str | Path) -> Spec:
@@ -126,7 +155,7 @@ def load_spec(name_or_path: str | Path) -> Spec:
         Option(field, o["tensor"], o["axis"], o["absent"]) for field, o in content.get("options", {}).items()
     )
     common = {**content.get("common", {}), **{o.field: o.absent for o in options}}
-    entries = tuple(content["tensors"])
+    entries = tuple({**entry, "pointer": f"/tensors/{i}"} for i, entry in enumerate(content["tensors"]))
     problems: list[str] = []
     variants = _variants("", content["variants"], common, content["config"], problems)
     parts = {}
@@ -146,6 +175,13 @@ def load_spec(name_or_path: str | Path) -> Spec:
             problems.append(f"/parts/{name}/optional: no tensor entry is called {sorted(unknown)[0]!r}")
     if problems:
         raise TableError(f"{document.path} has wrong variants", problems)
+    if document.path.parent != mappings_folder() and document.name in names_of("spec"):
+        built_in = find_document(document.name, "spec")
+        if document.content != built_in.content:
+            raise TableError(
+                f"{document.path}: /name is {document.name!r}, which is another spec, a built-in one. Choose another "
+                "name, here and as 'target' of its tables"
+            )
     return Spec(document.name, content["title"], document.sha256, variants, options, entries, parts=parts)
 
 

@@ -10,25 +10,33 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from converter.errors import TableError
-from converter.mapping.documents import find_document, names_of
+from converter.mapping.documents import find_document, names_of, pointer_to
 from converter.mapping.expression import Value, evaluate, integer
 from converter.mapping.ops import Array, Op, Shape, chain_shapes, invert_ops, make_op
 from converter.mapping.pattern import Captures, Pattern, compile_pattern
 from converter.mapping.rebuild import REBUILDERS
-from converter.mapping.spec import Config, Spec, each, load_spec
+from converter.mapping.spec import MOST_NAMES, Budget, Config, Spec, each, load_spec
+
+# what a table may ask for under all variants together; the largest of `mappings/` needs a tenth of each
+_MOST_COMPARISONS = 20_000_000
+_MOST_WORK = 1_000_000
+_MOST_REBUILT = 1 << 28
+_ENOUGH = 1000  # problems of one variant
+_LONGEST_KEY = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
     """Source patterns -> ops (and a cast) -> target patterns, under one config. `pointer` is its place in the JSON.
 
-    `ops` gives the chain for the captures of one application: sizes may differ from stage to stage.
+    `ops` gives the chain for the captures of one application: sizes may differ from stage to stage. `cost`: the names
+    and sizes of one.
     """
 
     pointer: str
@@ -37,6 +45,7 @@ class Rule:
     cast: tuple[str, str] | None
     optional: str | None
     ops: Callable[[Captures], tuple[Op, ...]]
+    cost: int = 1
 
     def reverse(self) -> Rule:
         """The rule from the targets back to the sources."""
@@ -134,7 +143,8 @@ Entries = tuple[tuple[str, Mapping[str, Any]], ...]
 class Table:
     """A checked table and the spec of its target, or of the part of it that the format holds.
 
-    `entries` are those of each section with their pointers, those of included tables first.
+    `entries` are those of each section with their pointers, those of included tables first. `is_hub`: it is the spec's
+    own naming, made by `hub_table`.
     """
 
     name: str
@@ -148,11 +158,7 @@ class Table:
     words: Mapping[str, Sequence[str]]
     constants: Mapping[str, str | int]
     entries: Mapping[str, Entries]
-
-    @property
-    def is_hub(self) -> bool:
-        """Whether this is the spec's own naming, made by `hub_table`."""
-        return self.name == self.spec.name
+    is_hub: bool = False
 
     @property
     def label(self) -> str:
@@ -204,36 +210,56 @@ class Table:
     def short(self, name: str) -> str:
         """`name` without the prefixes of wrappers, and with old or other names of parts as the rules call them."""
         name = name.removeprefix(self.prefix(name))
+        longest = max(_LONGEST_KEY, len(name))
         for other, ours in self.aliases.items():
             name = name.replace(other, ours)
+            if len(name) > longest:  # each can make it a hundred times as long
+                raise TableError(f"{self.path}: /aliases make a key of more than {longest} characters")
         return name
 
     def config_document(self, config: Config, dtypes: set[str]) -> dict[str, Any] | None:
         """The config.json that the format's own tools read, if they read one; `dtypes` are those of the weights."""
         if self.saved_as.config is None:
             return None
-        constants = {k: evaluate(v, config) for k, v in self.constants.items()}
         (dtype,) = dtypes if len(dtypes) == 1 else {""}
         stated = {k: v for k, v in self.saved_as.config.items() if dtype or v != "=dtype"}
-        filled: dict[str, Any] = _filled(stated, {"dtype": dtype, **config, **constants})
+        names = {"dtype": dtype, **self._names(config)}
+        try:
+            filled: dict[str, Any] = _filled(stated, names, ("saved_as", "config"))
+        except TableError as error:
+            raise TableError(f"{self.path}: {error}") from None
         return filled
+
+    def _names(self, config: Config) -> dict[str, Value]:
+        """What an expression of the table may name: the fields of the config, and the constants."""
+        names: dict[str, Value] = {}
+        for name, value in self.constants.items():
+            try:
+                names[name] = evaluate(value, config)
+            except TableError as error:
+                raise TableError(f"{self.path}: /constants/{name}: {error}") from None
+        return {**config, **names}
 
     def bind(self, config: Config) -> Bound:
         """The table under `config`. Raises TableError with every rule that cannot be bound."""
-        constants = {k: evaluate(v, config) for k, v in self.constants.items()}
-        names: dict[str, Value] = {**config, **constants}
+        names = self._names(config)
         problems: list[str] = []
+        budget = Budget(self.spec.share(MOST_NAMES))
+        buffers = Budget(self.spec.share(_MOST_REBUILT), "elements of buffers")
 
         def active(section: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
             for pointer, entry in self.entries.get(section, ()):
                 try:
+                    budget.take(1)
                     if evaluate(entry.get("when", 1), names):
                         yield pointer, entry
                 except TableError as error:
                     problems.append(f"{pointer}: {error}")
 
         def patterns(texts: str | Sequence[str]) -> tuple[Pattern, ...]:
-            return tuple(compile_pattern(t, self.words, names) for t in ([texts] if isinstance(texts, str) else texts))
+            compiled = [compile_pattern(t, self.words, names) for t in ([texts] if isinstance(texts, str) else texts)]
+            budget.take(sum(pattern.cost for pattern in compiled))
+            return tuple(compiled)
 
         rules: list[Rule] = []
         ignores: list[Ignore] = []
@@ -248,7 +274,7 @@ class Table:
         for pointer, entry in active("ignore"):
             try:
                 (source,) = patterns(entry["source"])
-                ignores.append(_ignore(pointer, source, entry, names))
+                ignores.append(_ignore(pointer, source, entry, names, budget, buffers))
             except TableError as error:
                 problems.append(f"{pointer}: {error}")
         for pointer, entry in active("absent"):
@@ -260,7 +286,7 @@ class Table:
                 problems.append(f"{pointer}: {error}")
         for pointer, entry in active("taps"):
             try:
-                for source_tap, tap in _taps(pointer, entry, names):
+                for source_tap, tap in _taps(pointer, entry, names, budget):
                     source_taps.append(source_tap)
                     taps += [] if tap is None else [tap]
             except TableError as error:
@@ -281,15 +307,24 @@ class Table:
         problems: list[str] = []
         made: dict[str, str] = {}
         used: dict[str, str] = {}
+        claiming = [pattern for rule in bound.rules for pattern in rule.targets[:1]]
+        claiming += [entry.source for entry in bound.absent]
+        self.check_cost(claiming, wanted)
+        budget = Budget(self.spec.share(_MOST_WORK), "tensors and sizes of ops")
         for rule in bound.rules:
             seen = 0
-            for name in wanted:
-                captures = rule.targets[0].match(name)
-                if captures is None:
-                    continue
+            for name, captures in rule.targets[0].among(wanted.keys()):
+                if len(problems) > _ENOUGH:
+                    return transfers, [*problems, f"{rule.pointer}: and more of the kind"]
                 seen += 1
-                targets = [pattern.format(captures) for pattern in rule.targets]
-                sources = [pattern.format(captures) for pattern in rule.sources]
+                try:
+                    budget.take(rule.cost)
+                    targets = [pattern.format(captures) for pattern in rule.targets]
+                    sources = [pattern.format(captures) for pattern in rule.sources]
+                    ops = rule.ops(captures)
+                except TableError as error:
+                    problems.append(f"{rule.pointer}: making {name!r} {wanted[name]}: {error}")
+                    continue
                 if missing := [target for target in targets if target not in wanted]:
                     problems.append(f"{rule.pointer}: makes {missing[0]!r}, which {self.spec.name} does not have")
                     continue
@@ -302,7 +337,6 @@ class Table:
                         problems.append(f"source {source!r} is used twice, by {used[source]} and {rule.pointer}")
                     used[source] = rule.pointer
                 try:
-                    ops = rule.ops(captures)
                     shapes = chain_shapes(invert_ops(ops), [wanted[target] for target in targets])
                 except TableError as error:
                     problems.append(f"{rule.pointer}: making {targets[0]!r} {wanted[targets[0]]}: {error}")
@@ -326,16 +360,27 @@ class Table:
             if not seen and not self.is_hub:  # which has a rule for whatever any variant has
                 problems.append(f"{rule.pointer}: makes nothing; {rule.targets[0].text!r} fits no tensor of the target")
         unused = {entry.pointer: entry.source.text for entry in bound.absent}
-        for name in wanted:
-            claims = [entry for entry in bound.absent if entry.source.match(name) is not None]
-            for entry in claims:
+        absent: dict[str, str] = {}
+        for entry in bound.absent:
+            for name, _ in entry.source.among(wanted.keys()):
                 unused.pop(entry.pointer, None)
-            if name in made and claims:
-                problems.append(f"{name!r} is made by {made[name]}, yet absent by {claims[0].pointer}")
-            elif name not in made and not claims:
+                absent.setdefault(name, entry.pointer)
+        for name in wanted:
+            if name in made and name in absent:
+                problems.append(f"{name!r} is made by {made[name]}, yet absent by {absent[name]}")
+            elif name not in made and name not in absent:
                 problems.append(f"{name!r} {wanted[name]} is made by no rule")
         problems += [f"{pointer}: {text!r} fits no tensor of the target" for pointer, text in unused.items()]
         return transfers, problems
+
+    def check_cost(self, patterns: Collection[Pattern], names: Collection[str]) -> None:
+        """Raises TableError where comparing all the `patterns` with all the `names` would take minutes."""
+        comparisons = sum(1 for pattern in patterns if pattern.captures) * len(names)
+        if comparisons > self.spec.share(_MOST_COMPARISONS):
+            raise TableError(
+                f"{self.path}: /rules: {len(patterns)} patterns and {len(names)} tensors are too many; write fewer "
+                "rules, each for more tensors"
+            )
 
 
 def _rule(
@@ -364,36 +409,54 @@ def _rule(
 
     if not moves and (len(sources), len(targets)) != (1, 1):
         raise TableError(f"{len(sources)} sources and {len(targets)} targets need an op that joins or splits them")
-    return Rule(pointer, sources, targets, casts[0] if casts else None, entry.get("optional"), ops)
+    cost = len(sources) + len(targets) + sum(len(v) for op in moves for v in op.values() if isinstance(v, list))
+    return Rule(pointer, sources, targets, casts[0] if casts else None, entry.get("optional"), ops, cost)
 
 
-def _ignore(pointer: str, source: Pattern, entry: Mapping[str, Any], names: Mapping[str, Value]) -> Ignore:
-    rebuild = _rebuilder(entry["rebuild"], names)
+def _ignore(
+    pointer: str,
+    source: Pattern,
+    entry: Mapping[str, Any],
+    names: Mapping[str, Value],
+    budget: Budget,
+    buffers: Budget,
+) -> Ignore:
     written: list[dict[str, int]] = []
     if "written" in entry:
-        if rebuild is None or source.captures != set(entry["written"]):
+        if entry["rebuild"] is None or source.captures != set(entry["written"]):
             raise TableError(f"'written' needs 'rebuild', and the captures of {source.text!r}: no fewer, no more")
-        written = [{k: integer(k, c) for k in entry["written"]} for c in each(entry["written"], names)]
+        written = [{k: integer(k, c) for k in entry["written"]} for c in each(entry["written"], names, budget)]
+        for captures in written:
+            if source.match(name := source.format(captures)) != captures:
+                raise TableError(f"'written' makes {name!r}, which {source.text!r} does not match")
+    rebuild = None
+    if entry["rebuild"] is not None:
+        make = REBUILDERS[entry["rebuild"]["as"]]
+        arguments = {name: expression for name, expression in entry["rebuild"].items() if name != "as"}
+
+        def evaluated(captures: Mapping[str, Value]) -> dict[str, int]:
+            return {k: integer(v, {**names, **captures}) for k, v in arguments.items()}
+
+        def rebuild(captures: Mapping[str, Value]) -> Array:
+            try:
+                return make(**evaluated(captures))
+            except TableError as error:
+                raise TableError(f"{pointer}/rebuild: {error}") from None
+
+        for captures in written if source.captures else [{}]:
+            buffers.take(make.checked(**evaluated(captures)))
     return Ignore(
         pointer, source, entry["reason"], entry.get("optional"), rebuild, tuple(written), entry.get("without")
     )
-
-
-def _rebuilder(
-    entry: Mapping[str, Any] | None, names: Mapping[str, Value]
-) -> Callable[[Mapping[str, Value]], Array] | None:
-    if entry is None:
-        return None
-    make = REBUILDERS[entry["as"]]
-    arguments = {name: expression for name, expression in entry.items() if name != "as"}
-    return lambda captures: make(**{k: integer(v, {**names, **captures}) for k, v in arguments.items()})
 
 
 def _evaluated(value: Any, names: Mapping[str, Value]) -> Any:
     return [integer(item, names) for item in value] if isinstance(value, list) else value
 
 
-def _taps(pointer: str, entry: Mapping[str, Any], names: Config) -> Iterator[tuple[SourceTap, Tap | None]]:
+def _taps(
+    pointer: str, entry: Mapping[str, Any], names: Config, budget: Budget
+) -> Iterator[tuple[SourceTap, Tap | None]]:
     counters = entry.get("each", {})
     constants = {k: v for k, v in names.items() if k not in counters}
     origin = entry.get("from", {"module": entry["source"], "output": []})
@@ -406,7 +469,7 @@ def _taps(pointer: str, entry: Mapping[str, Any], names: Config) -> Iterator[tup
 
     source, module = compiled(entry["source"]), compiled(origin["module"])
     target = compiled(entry["target"]) if entry["target"] else None
-    for combination in each(counters, constants):
+    for combination in each(counters, constants, budget):
         captures = {name: integer(name, combination) for name in counters}
 
         def steps(output: Sequence[str | int], captures: Mapping[str, int] = captures) -> tuple[str | int, ...]:
@@ -421,14 +484,17 @@ def _taps(pointer: str, entry: Mapping[str, Any], names: Config) -> Iterator[tup
         )
 
 
-def _filled(value: Any, names: Mapping[str, Value]) -> Any:
-    """`value` with every text that begins with '=' evaluated."""
+def _filled(value: Any, names: Mapping[str, Value], path: tuple[str | int, ...]) -> Any:
+    """`value`, which stands at `path`, with every text that begins with '=' evaluated."""
     if isinstance(value, dict):
-        return {key: _filled(item, names) for key, item in value.items()}
+        return {key: _filled(item, names, (*path, key)) for key, item in value.items()}
     if isinstance(value, list):
-        return [_filled(item, names) for item in value]
+        return [_filled(item, names, (*path, i)) for i, item in enumerate(value)]
     if isinstance(value, str) and value.startswith("="):
-        found = evaluate(value[1:], names)
+        try:
+            found = evaluate(value[1:], names)
+        except TableError as error:
+            raise TableError(f"{pointer_to(path)}: {error}") from None
         return list(found) if isinstance(found, tuple) else found
     return value
 
@@ -442,6 +508,10 @@ def load_table(name_or_path: str | Path) -> Table:
     document = find_document(name_or_path, "table")
     content = document.content
     spec = load_target(content["target"], document.path)
+    if document.name == spec.name:
+        raise TableError(
+            f"{document.path}: /name is {document.name!r}, which is the target's own naming. Choose another name"
+        )
     if (part := content.get("part")) is not None:
         if part not in spec.parts:
             raise TableError(f"{document.path}: {spec.name} has no part {part!r}; known: {', '.join(spec.parts)}")
@@ -482,7 +552,7 @@ class _Merged:
         """Take over `content`, whose keys stand behind `at` here; `path` are the tables that led to it."""
         for include in content.get("include", ()):
             if include["table"] in path:
-                raise TableError(f"{path[0]}: {' includes '.join([*path, include['table']])}")
+                raise TableError(f"{path[0]}: /include: {' includes '.join([*path, include['table']])}")
             kind = "table" if include["table"] in names_of("table") else "fragment"
             document = find_document(include["table"], kind)
             self.included.append(document.sha256)
@@ -514,4 +584,4 @@ def hub_table(spec: Spec) -> Table:
                 optional = {"optional": spec.optional[entry["name"]]} if entry["name"] in spec.optional else {}
                 rules[name] = {"source": name, "target": name, **optional}
     entries = {"rules": tuple((f"/{name}", rule) for name, rule in rules.items())}
-    return Table(spec.name, spec.title, spec.sha256, Path(spec.name), spec, (), {}, SavedAs(), {}, {}, entries)
+    return Table(spec.name, spec.title, spec.sha256, Path(spec.name), spec, (), {}, SavedAs(), {}, {}, entries, True)
