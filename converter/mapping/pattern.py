@@ -48,7 +48,7 @@ class Pattern:
     @property
     def cost(self) -> int:
         """1 for most patterns, more for those that list many words."""
-        return 1 + len(self._regex.pattern) // 400
+        return 1 + max(0, len(self._regex.pattern) - 400) // 40
 
     @property
     def captures(self) -> frozenset[str]:
