@@ -83,8 +83,9 @@ class Pattern:
 
     def among(self, names: AbstractSet[str]) -> Iterator[tuple[str, dict[str, int | str]]]:
         """Those of `names` that the pattern matches, with their captures."""
+        start = self._parts[0] if isinstance(self._parts[0], str) else ""
         for name in names if self.captures else {self.format({})} & names:
-            if (captures := self.match(name)) is not None:
+            if name.startswith(start) and (captures := self.match(name)) is not None:
                 yield name, captures
 
     def format(self, captures: Captures) -> str:
