@@ -48,7 +48,7 @@ class Pattern:
     @property
     def cost(self) -> int:
         """1 for most patterns, more for those that list many words."""
-        return 1 + len(self._regex.pattern) // 400
+        return 1 + max(0, len(self._regex.pattern) - 400) // 40
 
     @property
     def captures(self) -> frozenset[str]:
@@ -83,8 +83,9 @@ class Pattern:
 
     def among(self, names: AbstractSet[str]) -> Iterator[tuple[str, dict[str, int | str]]]:
         """Those of `names` that the pattern matches, with their captures."""
+        start = self._parts[0] if isinstance(self._parts[0], str) else ""
         for name in names if self.captures else {self.format({})} & names:
-            if (captures := self.match(name)) is not None:
+            if name.startswith(start) and (captures := self.match(name)) is not None:
                 yield name, captures
 
     def format(self, captures: Captures) -> str:

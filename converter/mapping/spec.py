@@ -121,7 +121,11 @@ class Budget:
 
 def _expand(entry: Mapping[str, Any], config: Config, budget: Budget) -> Iterator[tuple[str, Shape]]:
     pattern = compile_pattern(entry["name"], {}, {})
+    expressions = [entry.get("when", 1), *entry.get("let", {}).values()]
+    expressions += [size for key in ("shape", "weight", "bias") for size in entry.get(key, ())]
+    effort = sum(len(str(expression)) for expression in expressions) // 100
     for names in each(entry.get("each", {}), config, budget):
+        budget.take(effort)
         for name, expression in entry.get("let", {}).items():
             names[name] = evaluate(expression, names)
         if not evaluate(entry.get("when", 1), names):

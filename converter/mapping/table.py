@@ -409,7 +409,8 @@ def _rule(
 
     if not moves and (len(sources), len(targets)) != (1, 1):
         raise TableError(f"{len(sources)} sources and {len(targets)} targets need an op that joins or splits them")
-    cost = len(sources) + len(targets) + sum(len(v) for op in moves for v in op.values() if isinstance(v, list))
+    sizes = [size for op in moves for value in op.values() if isinstance(value, list) for size in value]
+    cost = len(sources) + len(targets) + sum(1 + len(str(size)) // 5 for size in sizes)
     return Rule(pointer, sources, targets, casts[0] if casts else None, entry.get("optional"), ops, cost)
 
 

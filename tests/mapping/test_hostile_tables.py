@@ -105,6 +105,18 @@ HOSTILE: dict[str, tuple[Content, Content, str, str]] = {
     "endless taps": (
         {"taps": [{"source": "x.{k}", "target": "b", "output": [], "each": {"k": "2**40"}}]}, {}, "/taps/0", "more than"
     ),
+    "sizes that take long": (
+        {}, shaped(*["+".join("n" * 100)] * 16, each={"i": 99999}), "/tensors/0", "more than 100000"
+    ),
+    "words that take long": (
+        {"words": {c: [f"{i:03d}" + "x" * 97 for i in range(64)] for c in LETTERS},
+         "rules": [{side: f"{side}{k}.{MANY_WAYS}" for side in ("source", "target")} for k in range(999)]},
+        {}, "/rules/", "more than 100000",
+    ),
+    "ops that take long": (
+        ops({"op": "reorder", "axis": 0, "index": ["+".join("n" * 100)] * 4000}), shaped(1, each={"i": 99999}),
+        "/rules/0", "more than 1000000",
+    ),
     "a huge tensor": (TURNED, shaped("2**40", 3), "/rules/0", "more than 1073741824 elements"),
     "a huge order": (
         ops({"op": "reorder", "axis": 0, "index": [1, 0]}), shaped("2**40"), "/rules/0", "is not a permutation"
@@ -166,6 +178,9 @@ HOSTILE: dict[str, tuple[Content, Content, str, str]] = {
                            "ops": [{"op": "concat", "axis": 0, "sizes": [1] * 64}]}]},
         shaped(64, each={"i": 90000}), "/rules/0", "more than 1000000 tensors and sizes",
     ),
+    "two buffers of one name": (
+        {"ignore": 2 * ignore(rebuild=NUMBERS, written={"k": 1})["ignore"]}, {}, "/ignore/0", "'z.0' matches /ignore/0"
+    ),
     "a long target": ({"target": "a" * 300}, {}, "/target", "too long"),
     "the table as its own spec": ({"target": "table"}, {}, "/kind", "expected 'spec'"),
     "itself included": ({"include": [{"table": "tt", "at": ""}]}, {}, "/include", "tt includes tt"),
@@ -195,6 +210,10 @@ def test_without_a_fault_it_is_sound(tmp_path: Path) -> None:
     assert said_of(write(tmp_path, TURNED, {})) == ""
     written = ignore(rebuild=MASK | {"window_size": 2}, written={"k": "n"})
     assert said_of(write(tmp_path, written | {"prefixes": ["m."], "saved_as": {"prefix": "m."}}, {})) == ""
+
+
+def test_what_could_not_be_read_is_not_said_to_be_unused(tmp_path: Path) -> None:
+    assert "holds for no variant" not in said_of(write(tmp_path, {"constants": {"c": "1//0"}}, {}))
 
 
 def test_literal_rules_of_many_tensors_take_little_time(tmp_path: Path) -> None:
