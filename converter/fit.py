@@ -16,9 +16,10 @@ from typing import Any
 from converter.checkpoint import DTYPES, DType
 from converter.errors import PlanError, TableError
 from converter.mapping.cast import is_float
+from converter.mapping.entries import Bound, Ignore, Transfer
 from converter.mapping.ops import Op, Shape, prove_bijective
 from converter.mapping.spec import Config, Variant
-from converter.mapping.table import Bound, Ignore, Table, Transfer
+from converter.mapping.table import Table
 from converter.plan import Described, LeftOut, Missing, Naming, Plan, Residue, Step, Tensor
 
 _HINTS = 50  # unknown names for which near ones are looked up

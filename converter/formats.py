@@ -14,8 +14,9 @@ from converter.errors import PlanError, TableError
 from converter.export import make_export
 from converter.fit import fits, make_plan
 from converter.mapping.documents import kind_of, names_of, unknown
+from converter.mapping.load import hub_table, load_table, load_target
 from converter.mapping.spec import Spec, load_spec
-from converter.mapping.table import Table, hub_table, load_table, load_target
+from converter.mapping.table import Table
 from converter.plan import Described, Plan, Residue
 
 _NEAR = 0.5  # of the names that a table knows, as compared with the table that knows most

@@ -22,9 +22,9 @@ from converter.errors import ModelError
 from converter.formats import load_format, make_route, recognise
 from converter.hub import local_path
 from converter.mapping.cast import cast
+from converter.mapping.load import hub_table
 from converter.mapping.ops import apply_ops
 from converter.mapping.spec import load_spec
-from converter.mapping.table import hub_table
 from converter.model import GLIP, GLIPConfig
 from converter.model.head import Output
 from converter.model.inputs import check_images

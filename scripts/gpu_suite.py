@@ -31,7 +31,7 @@ from synthetic_checkpoint import write_checkpoint
 from converter.checkpoint import open_checkpoint
 from converter.convert import convert
 from converter.fit import make_plan
-from converter.mapping.table import load_table
+from converter.mapping.load import load_table
 from converter.model import GLIP
 from converter.parity.capture import load_capture, write_capture
 from converter.parity.device import DTYPES, set_precision

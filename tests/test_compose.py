@@ -15,8 +15,9 @@ from converter.export import make_export
 from converter.fit import make_plan
 from converter.formats import make_route
 from converter.mapping.lint import lint
+from converter.mapping.load import hub_table
 from converter.mapping.ops import Arrange, Branches, Concat, Reshape, Split, Transpose, apply_ops, invert_ops
-from converter.mapping.table import Table, hub_table
+from converter.mapping.table import Table
 
 LAW = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 

@@ -20,7 +20,8 @@ from converter.checkpoint import open_checkpoint
 from converter.convert import Conversion, convert, verify_left_out
 from converter.errors import CorruptCheckpointError, DestinationError, PlanError
 from converter.fit import make_plan
-from converter.mapping.table import Table, load_table
+from converter.mapping.load import load_table
+from converter.mapping.table import Table
 
 
 @pytest.fixture

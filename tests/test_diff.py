@@ -26,7 +26,7 @@ from converter.diff import diff as engine
 from converter.errors import CorruptCheckpointError
 from converter.fit import make_plan
 from converter.formats import make_route
-from converter.mapping.table import load_table
+from converter.mapping.load import load_table
 
 __all__ = ["small_mappings"]
 Weights = dict[str, torch.Tensor]

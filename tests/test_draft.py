@@ -25,7 +25,8 @@ from converter.draft.propose import to_text
 from converter.errors import TableError
 from converter.fit import make_plan
 from converter.mapping.lint import lint
-from converter.mapping.table import Table, load_table
+from converter.mapping.load import load_table
+from converter.mapping.table import Table
 from converter.plan import Plan
 
 DATA = Path(__file__).parent / "data" / "draft"

@@ -29,8 +29,8 @@ from synthetic_checkpoint import manifest, synthetic_tensor, write_checkpoint
 from converter import tokenizer
 from converter.cli import main
 from converter.fit import make_plan
+from converter.mapping.load import load_table
 from converter.mapping.ops import apply_ops
-from converter.mapping.table import load_table
 from converter.model import GLIP
 from converter.parity.capture import Capture, load_capture, write_capture
 from converter.parity.mutate import mutation_score

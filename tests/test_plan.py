@@ -13,7 +13,7 @@ from official import IndexEntry, official_index
 from converter.checkpoint import DTYPES
 from converter.errors import PlanError
 from converter.fit import make_plan
-from converter.mapping.table import load_table
+from converter.mapping.load import load_table
 from converter.plan import Plan
 
 F32 = DTYPES["float32"]

@@ -69,7 +69,7 @@ def diff(
     from converter import diff as engine
     from converter.checkpoint import open_checkpoint
     from converter.cli.sources import locate
-    from converter.mapping.table import load_table
+    from converter.mapping.load import load_table
 
     tables: list[Table | None] | None = [None] if no_table else [load_table(table_name)] if table_name else None
     paths = [locate(text, quiet=as_json).path for text in (a, b)]
@@ -90,7 +90,7 @@ def _tables(a: Checkpoint, b: Checkpoint) -> list[Table | None]:
     """The table of each side where they are of two formats, else the one that is worth a try."""
     from converter.errors import PlanError
     from converter.formats import recognise
-    from converter.mapping.table import load_table
+    from converter.mapping.load import load_table
 
     found: list[Table] = []
     for checkpoint in (a, b):

@@ -136,7 +136,7 @@ def _check(folder: Path, files: list[Path], force: bool) -> None:
 def _write(files: list[Path], documents: list[Mapping[str, Any]], force: bool) -> None:
     """Write the documents once all of them were found to load; a table that is there is replaced in one step."""
     from converter.draft.propose import to_text
-    from converter.mapping.table import load_table
+    from converter.mapping.load import load_table
     from converter.staging import writing
 
     texts = [to_text(document) for document in documents]

@@ -29,8 +29,8 @@ package is not installed."""
 def tables(table_name: str | None, variant: str | None, as_json: bool) -> None:
     """List the built-in formats: the targets' own naming, the mapping tables to it, and the variants each serves."""
     from converter.mapping.documents import list_documents
+    from converter.mapping.load import load_table
     from converter.mapping.spec import load_spec
-    from converter.mapping.table import load_table
 
     if (table_name is None) != (variant is None):
         raise click.UsageError("--taps and --variant are used together: a table taps other modules for each variant")
@@ -100,7 +100,7 @@ def lint(names: tuple[str, ...], as_json: bool) -> None:
     from converter.errors import TableError
     from converter.mapping.documents import list_documents
     from converter.mapping.lint import lint as problems_of
-    from converter.mapping.table import load_table
+    from converter.mapping.load import load_table
 
     problems = []
     for name in names or [document.name for document in list_documents("table")]:

@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterator
 
 from converter.errors import TableError
+from converter.mapping.entries import Bound, Ignore, Rule, Transfer
 from converter.mapping.expression import Value
 from converter.mapping.ops import prove_bijective
 from converter.mapping.pattern import Pattern
 from converter.mapping.spec import Budget, Config, Spec
-from converter.mapping.table import Bound, Ignore, Rule, Table, Transfer
+from converter.mapping.table import Table
 
 _MOST_PROVED = 1 << 30  # elements under all variants together: some ten seconds
 

@@ -22,7 +22,7 @@ from converter.checkpoint.hashes import tensor_hashes
 from converter.convert import digest_of_checkpoint
 from converter.display import file_name
 from converter.errors import CaptureError, ConverterError
-from converter.mapping.table import load_table
+from converter.mapping.load import load_table
 from converter.model import GLIP
 from converter.parity.capture import Capture, file_sha256, load_capture, write_capture, write_whole
 from converter.parity.evidence import FORMAT, Evidence, read_evidence

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from converter.errors import CaptureError
+from converter.mapping.entries import Tap
+from converter.mapping.load import load_table
 from converter.mapping.ops import apply_ops, invert_ops
-from converter.mapping.table import Tap, load_table
 from converter.model import GLIP, Output
 from converter.parity.capture import Capture, Mode
 from converter.parity.compare import Gate, TapResult, find_gate, fitted, measure

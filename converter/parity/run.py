@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from converter.errors import CaptureError
-from converter.mapping.table import Tap, load_table
+from converter.mapping.entries import Tap
+from converter.mapping.load import load_table
 from converter.model import GLIP, Output
 from converter.parity.capture import Capture, Mode
 from converter.parity.compare import Gate, TapResult, find_gate, fitted, measure

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from converter.errors import ModelError
-from converter.mapping.table import Tap
+from converter.mapping.entries import Tap
 
 OnValue = Callable[[Tap, Tensor], Tensor | None]
 

@@ -16,8 +16,8 @@ import pytest
 from converter.errors import TableError
 from converter.formats import load_format
 from converter.mapping.lint import lint
+from converter.mapping.load import load_table
 from converter.mapping.spec import load_spec
-from converter.mapping.table import load_table
 
 Content = dict[str, Any]
 TENSOR = {"name": "b.{i}", "each": {"i": "n"}, "shape": [2, 3]}

@@ -12,8 +12,8 @@ import pytest
 from converter.errors import TableError
 from converter.mapping.documents import mappings_folder
 from converter.mapping.lint import lint
+from converter.mapping.load import load_table
 from converter.mapping.spec import load_spec
-from converter.mapping.table import load_table
 
 Content = dict[str, Any]
 

@@ -24,7 +24,7 @@ from converter.cli import main
 from converter.cli.tables import source_taps
 from converter.mapping.documents import mappings_folder
 from converter.mapping.lint import lint
-from converter.mapping.table import load_table
+from converter.mapping.load import load_table
 from converter.parity.capture import load_capture
 from converter.parity.run import ANCHORS, parity
 

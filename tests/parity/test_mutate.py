@@ -13,7 +13,7 @@ from small_glip import small_glip
 from torch.nn import functional as F
 
 from converter.errors import CaptureError
-from converter.mapping.table import load_table
+from converter.mapping.load import load_table
 from converter.model import GLIP
 from converter.parity import mutate
 from converter.parity.capture import Capture, load_capture, write_capture

@@ -10,7 +10,8 @@ import torch
 from small_glip import random_inputs, small_config, small_glip
 
 from converter.errors import ModelError
-from converter.mapping.table import Tap, load_table
+from converter.mapping.entries import Tap
+from converter.mapping.load import load_table
 from converter.parity.capture import load_capture
 from converter.parity.run import ANCHORS
 from converter.parity.taps import collect, observe
