@@ -22,6 +22,9 @@ from converter.mapping.expression import Value, affine
 Captures = Mapping[str, int | str]
 
 
+_MOST_CHARACTERS = 10_000  # of the words of one pattern: beyond, compiling it takes its time
+
+
 @dataclass(frozen=True, slots=True)
 class _Integer:
     """`{scale*name + offset}`; a constant where `name` is None."""
@@ -124,6 +127,8 @@ def _compile(
     text: str, listed: tuple[tuple[str, tuple[str, ...]], ...], known: tuple[tuple[str, Value], ...]
 ) -> Pattern:
     words, constants = dict(listed), dict(known)
+    if sum(len(word) for _, options in listed for word in options) > _MOST_CHARACTERS:
+        raise TableError(f"pattern {text[:80]!r}: its words have more than {_MOST_CHARACTERS} characters in all")
     parts: list[str | _Integer | _Word] = []
     regex = []
     for piece in re.split(r"(\{[^{}]*\})", text):

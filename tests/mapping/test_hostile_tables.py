@@ -111,7 +111,7 @@ HOSTILE: dict[str, tuple[Content, Content, str, str]] = {
     "words that take long": (
         {"words": {c: [f"{i:03d}" + "x" * 97 for i in range(64)] for c in LETTERS},
          "rules": [{side: f"{side}{k}.{MANY_WAYS}" for side in ("source", "target")} for k in range(999)]},
-        {}, "/rules/", "more than 100000",
+        {}, "/rules/", "more than 10000 characters in all",
     ),
     "ops that take long": (
         ops({"op": "reorder", "axis": 0, "index": ["+".join("n" * 100)] * 4000}), shaped(1, each={"i": 99999}),
@@ -199,7 +199,7 @@ def at_most(seconds: float) -> Iterator[None]:
 def test_it_is_refused_in_time_and_at_its_place(what: str, tmp_path: Path) -> None:
     table, spec, pointer, said = HOSTILE[what]
     path = write(tmp_path, table, spec)
-    with at_most(10):
+    with at_most(30):
         found = said_of(path)
     assert said in found
     assert pointer in found
@@ -221,7 +221,7 @@ def test_literal_rules_of_many_tensors_take_little_time(tmp_path: Path) -> None:
     rules = [{"source": f"a.{name}", "target": f"b.{name}"} for name in names]
     spec = {"tensors": [{"name": f"b.{name}", "shape": [1]} for name in names]}
     path = write(tmp_path, {"rules": rules}, spec)
-    with at_most(15):
+    with at_most(30):
         assert said_of(path) == ""
 
 
