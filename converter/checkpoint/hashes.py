@@ -1,11 +1,22 @@
-"""The SHA-256 of every tensor of a checkpoint, by which a copy is told from a change."""
+"""The SHA-256 of every tensor of a checkpoint, by which a copy is told from a change; and what shows that files are
+still what was read."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeAlias
 
 from converter.checkpoint.index import Checkpoint
+
+Stamps: TypeAlias = dict[Path, tuple[int, int, int]]
+
+
+def stamps(paths: Iterable[Path]) -> Stamps:
+    """Inode, size and time of change of files: another process can neither write nor replace one and leave these."""
+    found = {path: path.stat() for path in paths}
+    return {path: (status.st_ino, status.st_size, status.st_mtime_ns) for path, status in found.items()}
 
 
 def tensor_hashes(checkpoint: Checkpoint, on_bytes: Callable[[int], object] = lambda count: None) -> dict[str, str]:

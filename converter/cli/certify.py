@@ -11,7 +11,7 @@ from converter.cli.output import print_json, progress, reports_errors
 from converter.cli.parity import mutation_score, weight_files
 from converter.cli.run_options import run_options
 from converter.display import plain
-from converter.errors import CaptureError, DestinationError
+from converter.errors import CaptureError, DestinationError, ModelError
 
 _CERTIFY = """\b
 Examples:
@@ -44,8 +44,12 @@ def certify(model: Path, references: Path, mutate: int, threads: int | None, for
 
     parity.json in a folder, NAME.parity.json beside a file. Nothing is written unless every comparison passes.
     """
+    from converter.checkpoint.hashes import stamps
     from converter.parity.device import load_model
 
+    if not model.exists():
+        raise ModelError(f"{model}: no such file or folder; give what `convert` wrote")
+    before = stamps(weight_files(model))
     loaded = load_model(model, "cpu", "float32", False, threads)
     from converter.parity.capture import load_capture
     from converter.parity.certificate import certificate_path, certify
@@ -68,7 +72,7 @@ def certify(model: Path, references: Path, mutate: int, threads: int | None, for
             sys.exit(1 if any(report.passed is False for report in reports) else CaptureError.exit_code)
         score = mutation_score(double, capture, mutate) if mutate else None
         with progress(_size(model), "hashing") as advance:
-            certify(model, capture, reports, score, double, advance)
+            certify(model, capture, reports, score, double, advance, before)
     if as_json:
         print_json({"certificate": str(path), "passed": True, "mutation_score": score and score.value})
         return

@@ -18,7 +18,7 @@ from typing import Any
 
 from converter import __version__
 from converter.checkpoint import open_checkpoint
-from converter.checkpoint.hashes import tensor_hashes
+from converter.checkpoint.hashes import Stamps, stamps, tensor_hashes
 from converter.convert import digest_of_checkpoint
 from converter.display import file_name
 from converter.errors import CaptureError, ConverterError
@@ -69,13 +69,23 @@ def certify(
     score: Score | None,
     model: GLIP,
     on_bytes: Callable[[int], object] = lambda count: None,
+    before: Stamps | None = None,
 ) -> Path:
-    """Write the certificate of `weights`, which `model` (float64) holds. CaptureError unless every report passed."""
+    """Write the certificate of `weights`, which `model` (float64) holds.
+
+    `before` are the stamps of its files before the model was loaded. CaptureError unless every report passed, and if
+    the files are not what they were.
+    """
     if not reports or not all(report.passed for report in reports):
         raise CaptureError(f"{file_name(weights)}: not certified, since not every comparison passed.")
     with open_checkpoint(weights) as checkpoint:
         hashes = tensor_hashes(checkpoint, on_bytes)
         digest = digest_of_checkpoint(checkpoint, hashes)
+        if before is not None and stamps(checkpoint.files) != before:
+            raise CaptureError(
+                f"{file_name(weights)}: changed since it was loaded, so what was compared is not what is there. "
+                "Certify it again once nothing writes to it."
+            )
     table = load_table(capture.table)
     content = {
         "format": FORMAT,

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from converter.checkpoint import open_checkpoint
+from converter.checkpoint.hashes import stamps
 from converter.display import file_name, plain
 from converter.errors import HubError
 from converter.hub import MODEL_FILES, Hashes, hash_bytes, hash_file, holds_token
@@ -52,10 +52,13 @@ def read_folder(
             f"{file_name(folder)}: is no folder that can be read ({error.strerror}). `converter package` makes one."
         ) from None
     _check_names(folder, paths, unverified)
-    before = _stamps(paths)
+    with _reading(folder):
+        before = stamps(paths)
     sha256 = _check_contents(folder, unverified, on_bytes)
     files = [_read_file(path, on_bytes) for path in paths]
-    if changed := sorted(path.name for path, stamp in _stamps(paths).items() if stamp != before[path]):
+    with _reading(folder):
+        after = stamps(paths)
+    if changed := sorted(path.name for path, stamp in after.items() if stamp != before[path]):
         raise HubError(
             f"{file_name(folder)}: {', '.join(map(plain, changed))} changed while it was read. Wait until it is "
             "written, and publish again."
@@ -143,15 +146,6 @@ def _card(folder: Path, file: LocalFile, sha256: str | None) -> LocalFile:
     if sha256 not in text:
         raise HubError(f"{file_name(file.path)}: is not of these weights, whose hash {sha256} is not in it. {again}")
     return file
-
-
-def _stamps(paths: Iterable[Path]) -> dict[Path, Any]:
-    found = {}
-    for path in paths:
-        with _reading(path):
-            status = path.stat()
-        found[path] = (status.st_ino, status.st_size, status.st_mtime_ns)
-    return found
 
 
 def _read_file(path: Path, on_bytes: Callable[[int], object]) -> LocalFile:

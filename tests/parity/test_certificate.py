@@ -15,6 +15,7 @@ from saved_glip import save, saved_glip
 from small_capture import small_capture
 from small_glip import small_glip
 
+from converter.checkpoint.hashes import stamps
 from converter.errors import CaptureError
 from converter.model import GLIP
 from converter.parity.certificate import certificate_path, certify, verify
@@ -107,6 +108,19 @@ def test_nothing_is_certified_that_did_not_pass(tmp_path: Path) -> None:
     with small_capture(tmp_path) as capture, pytest.raises(CaptureError):
         certify(weights, capture, [], None, model)
     assert not certificate_path(weights).exists()
+
+
+def test_weights_that_were_replaced_meanwhile_are_not_certified(copy: Path, tmp_path: Path) -> None:
+    certificate_path(copy).unlink()
+    before = stamps([copy])
+    model = GLIP.from_pretrained(copy).double()
+    shutil.copy(copy, tmp_path / "other")
+    (tmp_path / "other").replace(copy)  # the same bytes: who replaced them can replace them again
+    with small_capture(tmp_path) as capture:
+        with pytest.raises(CaptureError, match="changed since it was loaded"):
+            certify(copy, capture, [parity(model, capture)], None, model, before=before)
+        assert not certificate_path(copy).exists()
+        certify(copy, capture, [parity(model, capture)], None, model, before=stamps([copy]))
 
 
 def test_what_was_compared_with_what_is_written_down(certified: Path) -> None:
