@@ -12,6 +12,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,10 +103,15 @@ def get_model(
     if pretrained is True:
         raise ModelError(f"{name}: pretrained=True names no weights; give a path, or where they are on the Hub.")
     if pretrained is False or pretrained is None:
-        config = GLIPConfig(**load_spec("glip").variant(BACKBONES.get(name, name)).config)  # type: ignore[arg-type]
-        return _build(name, config, pad_small_map).eval()
+        return _build(name, _config(name), pad_small_map).eval()
     with open_checkpoint(local_path(pretrained), root) as checkpoint:
         return _loaded(name, checkpoint, source, pad_small_map).eval()
+
+
+def _config(name: str) -> GLIPConfig:
+    """Of the GLIP that is called so, or whose image encoder is."""
+    config: Mapping[str, Any] = load_spec("glip").variant(BACKBONES.get(name, name)).config
+    return GLIPConfig(**config)
 
 
 def _build(name: str, config: GLIPConfig, pad_small_map: bool) -> WholeModel | ImageEncoder:
@@ -119,7 +125,7 @@ def _loaded(name: str, checkpoint: Checkpoint, source: str | None, pad_small_map
         hub_table(spec.parts["backbone"] if name in BACKBONES else spec),
         checkpoint,
     )
-    wanted = asdict(GLIPConfig(**spec.variant(BACKBONES.get(name, name)).config))  # type: ignore[arg-type]
+    wanted = asdict(_config(name))
     there = {**dict(plan.config), "prompt_length": wanted["prompt_length"]}
     if wrong := [field for field in plan.config if there[field] != wanted[field]]:
         raise ModelError(
