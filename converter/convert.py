@@ -18,7 +18,7 @@ from converter.display import quoted
 from converter.errors import DestinationError, PlanError, TableError
 from converter.mapping.cast import can_hold, cast
 from converter.mapping.ops import Array
-from converter.plan import Plan, Tensor
+from converter.planning.plan import Plan, Tensor
 from converter.residue import check_residue_destination, residue_metadata, residue_path, steps_to_keep
 from converter.staging import ARCHIVES, Staging, check_destination, is_file_name, writing
 from converter.torch_archive import lay_out_archive

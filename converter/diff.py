@@ -19,12 +19,12 @@ import numpy as np
 from converter.checkpoint import DTYPES, Checkpoint, DType
 from converter.display import quoted
 from converter.errors import TableError
-from converter.fit import make_plan, nearest
 from converter.mapping.cast import cast, is_float
 from converter.mapping.entries import Transfer
 from converter.mapping.ops import Array, Shape, apply_ops
 from converter.mapping.table import Table
-from converter.plan import Plan, Step
+from converter.planning.fit import make_plan, nearest
+from converter.planning.plan import Plan, Step
 
 Family: TypeAlias = Literal["source", "target", "unknown"]
 Kind: TypeAlias = Literal["shape", "dtype", "value"]

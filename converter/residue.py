@@ -16,7 +16,7 @@ from converter.checkpoint import DTYPES, Checkpoint, DType, open_checkpoint
 from converter.display import file_name, quoted
 from converter.errors import CheckpointError, CorruptCheckpointError, DestinationError
 from converter.mapping.table import Table
-from converter.plan import Naming, Plan, Residue, Step, Tensor
+from converter.planning.plan import Naming, Plan, Residue, Step, Tensor
 from converter.staging import check_destination, is_file_name
 from converter.writer import INDEX_NAME, to_json
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from converter.checkpoint.torch_zip import NOTES
 from converter.display import quoted
 from converter.errors import DestinationError
-from converter.plan import Tensor
+from converter.planning.plan import Tensor
 from converter.writer import nbytes
 
 _FOLDER = "archive/"

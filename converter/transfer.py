@@ -21,7 +21,7 @@ import numpy as np
 from converter.checkpoint import Checkpoint
 from converter.mapping.cast import cast
 from converter.mapping.ops import Array, Concat, Op, Reshape, apply_ops
-from converter.plan import Step
+from converter.planning.plan import Step
 from converter.staging import ARCHIVES, writing
 from converter.writer import nbytes
 

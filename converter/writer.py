@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter.errors import DestinationError
-from converter.plan import Tensor
+from converter.planning.plan import Tensor
 
 INDEX_NAME = "model.safetensors.index.json"
 

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from converter.checkpoint import DTYPES, Checkpoint, open_checkpoint
 from converter.convert import verify_left_out
 from converter.errors import ModelError
-from converter.formats import load_format, make_route, recognise
 from converter.hub import local_path
 from converter.mapping.cast import cast
 from converter.mapping.load import hub_table
@@ -30,7 +29,8 @@ from converter.model import GLIP, GLIPConfig
 from converter.model.head import Output
 from converter.model.inputs import check_images
 from converter.model.swin import SwinTransformer
-from converter.plan import Plan
+from converter.planning.formats import load_format, make_route, recognise
+from converter.planning.plan import Plan
 
 # MMPretrain's names (configs/glip of its release 1.2) and the GLIP whose image encoder each is
 BACKBONES: Mapping[str, str] = {"swin-t_glip-pre_3rdparty": "glip-t", "swin-l_glip-pre_3rdparty_384px": "glip-l"}

@@ -30,13 +30,13 @@ from synthetic_checkpoint import write_checkpoint
 
 from converter.checkpoint import open_checkpoint
 from converter.convert import convert
-from converter.fit import make_plan
 from converter.mapping.load import load_table
 from converter.model import GLIP
 from converter.parity.capture import load_capture, write_capture
 from converter.parity.device import DTYPES, set_precision
 from converter.parity.record import Inputs, record
 from converter.parity.run import Report, parity
+from converter.planning.fit import make_plan
 
 CAPTURES = {
     "glip-t": ("glip-t", "glip-t-odd"),

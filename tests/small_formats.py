@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from converter.checkpoint import DTYPES
-from converter.formats import format_names, load_format
 from converter.mapping import documents
 from converter.mapping.ops import Array, apply_ops
 from converter.mapping.spec import Spec, Variant
 from converter.mapping.table import Table
-from converter.plan import Plan, Tensor
+from converter.planning.formats import format_names, load_format
+from converter.planning.plan import Plan, Tensor
 
 SIZES: dict[str, Any] = {
     "embed_dim": 4, "depths": (2, 1, 3, 2), "num_heads": (1, 2, 2, 4), "window_size": 3, "mlp_ratio": 2,

@@ -16,11 +16,7 @@ ORDER = [
     "display",
     "checkpoint",
     "mapping",
-    "plan",
-    "fit",
-    "export",
-    "compose",
-    "formats",
+    "planning",
     "diff",
     "draft",
     "staging",
@@ -44,7 +40,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
 def part_of(module: str) -> str:
-    """`plan` for `converter.plan`, `cli` for `converter.cli.inspect`, '' for the package itself."""
+    """`plan` for `converter.planning.plan`, `cli` for `converter.cli.inspect`, '' for the package itself."""
     return [*module.split("."), "", ""][1]
 
 

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from random_tables import LAYERS, WIDTH, specs, tables
 from small_formats import FORMATS, Weights, execute, hub_weights, same
 
-from converter.compose import compose
 from converter.errors import PlanError
-from converter.export import make_export
-from converter.fit import make_plan
-from converter.formats import make_route
 from converter.mapping.lint import lint
 from converter.mapping.load import hub_table
 from converter.mapping.ops import Arrange, Branches, Concat, Reshape, Split, Transpose, apply_ops, invert_ops
 from converter.mapping.table import Table
+from converter.planning.compose import compose
+from converter.planning.export import make_export
+from converter.planning.fit import make_plan
+from converter.planning.formats import make_route
 
 LAW = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 

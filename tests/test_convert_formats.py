@@ -21,9 +21,9 @@ from converter.checkpoint import open_checkpoint
 from converter.cli import main
 from converter.convert import convert
 from converter.errors import ModelError, PlanError
-from converter.formats import choose_formats, make_route
 from converter.mapping import documents
 from converter.model.weights import open_weights
+from converter.planning.formats import choose_formats, make_route
 from converter.residue import residue_path
 
 

@@ -24,9 +24,9 @@ from converter.cli.diff import diff as command
 from converter.convert import convert
 from converter.diff import diff as engine
 from converter.errors import CorruptCheckpointError
-from converter.fit import make_plan
-from converter.formats import make_route
 from converter.mapping.load import load_table
+from converter.planning.fit import make_plan
+from converter.planning.formats import make_route
 
 __all__ = ["small_mappings"]
 Weights = dict[str, torch.Tensor]

@@ -23,11 +23,11 @@ from converter.draft.assignment import assign, margins_of
 from converter.draft.names import take_apart
 from converter.draft.propose import to_text
 from converter.errors import TableError
-from converter.fit import make_plan
 from converter.mapping.lint import lint
 from converter.mapping.load import load_table
 from converter.mapping.table import Table
-from converter.plan import Plan
+from converter.planning.fit import make_plan
+from converter.planning.plan import Plan
 
 DATA = Path(__file__).parent / "data" / "draft"
 GLIP = ("glip-t-a", "glip-t-b", "glip-t", "glip-l")

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 from converter.checkpoint import DTYPES, open_checkpoint
 from converter.errors import PlanError, TableError
-from converter.formats import load_format, make_route, recognise
 from converter.mapping.load import hub_table
 from converter.mapping.spec import load_spec
 from converter.mapping.table import Table
-from converter.plan import Plan, Residue, Tensor
+from converter.planning.formats import load_format, make_route, recognise
+from converter.planning.plan import Plan, Residue, Tensor
 from converter.residue import read_residue, residue_metadata, steps_to_keep
 
 PEERS = Path(__file__).parent / "data" / "peers"

@@ -28,7 +28,6 @@ from synthetic_checkpoint import manifest, synthetic_tensor, write_checkpoint
 
 from converter import tokenizer
 from converter.cli import main
-from converter.fit import make_plan
 from converter.mapping.load import load_table
 from converter.mapping.ops import apply_ops
 from converter.model import GLIP
@@ -36,6 +35,7 @@ from converter.parity.capture import Capture, load_capture, write_capture
 from converter.parity.mutate import mutation_score
 from converter.parity.record import Inputs, record
 from converter.parity.run import parity
+from converter.planning.fit import make_plan
 
 pytestmark = pytest.mark.fullsize
 

@@ -12,9 +12,9 @@ from official import IndexEntry, official_index
 
 from converter.checkpoint import DTYPES
 from converter.errors import PlanError
-from converter.fit import make_plan
 from converter.mapping.load import load_table
-from converter.plan import Plan
+from converter.planning.fit import make_plan
+from converter.planning.plan import Plan
 
 F32 = DTYPES["float32"]
 TABLE = load_table("glip-official")

@@ -26,7 +26,7 @@ from converter.checkpoint import DTYPES, open_checkpoint
 from converter.checkpoint.source import SourceFile
 from converter.checkpoint.zip_archive import ZipArchive
 from converter.errors import DestinationError
-from converter.plan import Tensor
+from converter.planning.plan import Tensor
 from converter.torch_archive import Archive, lay_out_archive
 from converter.writer import nbytes
 

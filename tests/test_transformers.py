@@ -23,7 +23,7 @@ LIMIT = 1e-10  # relative Frobenius, float64: see docs/parity.md
 @pytest.fixture
 def own(tmp_path: Path) -> GLIP:
     """The small model; its weights are official.pth in the folder."""
-    from converter.formats import make_route
+    from converter.planning.formats import make_route
 
     weights = hub_weights()
     made = execute(make_route(FORMATS["glip"], FORMATS["glip-official"], weights), weights)

@@ -13,7 +13,7 @@ from converter.display import plain
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
-    from converter.plan import Plan
+    from converter.planning.plan import Plan
 
 _EPILOG = """\b
 Examples:
@@ -157,7 +157,7 @@ def _plan(
     """The plan, and the residue that it reads, if there is one and it is of the format to be written."""
     from converter.checkpoint import open_checkpoint
     from converter.errors import RootError
-    from converter.formats import choose_formats, hub_holding, make_route
+    from converter.planning.formats import choose_formats, hub_holding, make_route
     from converter.residue import ledger_sha256, read_residue, residue_beside
 
     source, target = choose_formats(checkpoint, source_format, target_format)

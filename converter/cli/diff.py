@@ -89,8 +89,8 @@ def diff(
 def _tables(a: Checkpoint, b: Checkpoint) -> list[Table | None]:
     """The table of each side where they are of two formats, else the one that is worth a try."""
     from converter.errors import PlanError
-    from converter.formats import recognise
     from converter.mapping.load import load_table
+    from converter.planning.formats import recognise
 
     found: list[Table] = []
     for checkpoint in (a, b):

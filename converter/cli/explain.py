@@ -9,7 +9,7 @@ import click
 from converter.cli.output import print_json, reports_errors
 
 if TYPE_CHECKING:
-    from converter.plan import Plan
+    from converter.planning.plan import Plan
 
 _EPILOG = """\b
 Examples:
@@ -42,8 +42,8 @@ def explain(
     from converter.checkpoint import open_checkpoint
     from converter.cli.sources import locate
     from converter.errors import PlanError
-    from converter.fit import make_plan, nearest
-    from converter.formats import choose_formats
+    from converter.planning.fit import make_plan, nearest
+    from converter.planning.formats import choose_formats
 
     with open_checkpoint(locate(source, quiet=as_json).path, root) as checkpoint:
         table, _ = choose_formats(checkpoint, table_name, None)

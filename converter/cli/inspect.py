@@ -25,7 +25,7 @@ def inspect(file: str, root: str | None, as_json: bool) -> None:
     """Show the layout, tensors, pickled globals, format and variant of a checkpoint. Nothing in it is executed."""
     from converter.checkpoint import open_checkpoint
     from converter.cli.sources import locate
-    from converter.formats import fitting
+    from converter.planning.formats import fitting
 
     with open_checkpoint(locate(file, quiet=as_json).path, root) as checkpoint:
         fits = [

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from converter.errors import TableError
-from converter.formats import load_format
 from converter.mapping.lint import lint
 from converter.mapping.load import load_table
 from converter.mapping.spec import load_spec
+from converter.planning.formats import load_format
 
 Content = dict[str, Any]
 TENSOR = {"name": "b.{i}", "each": {"i": "n"}, "shape": [2, 3]}

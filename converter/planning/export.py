@@ -12,10 +12,10 @@ from functools import partial
 from converter.checkpoint import DTYPES, DType
 from converter.display import quoted
 from converter.errors import PlanError
-from converter.fit import Fit, Fits, claims_on, headline, wrong_dtypes
 from converter.mapping.cast import can_hold, is_float
 from converter.mapping.table import Table
-from converter.plan import Format, LeftOut, Missing, Naming, Plan, Rebuilt, Residue, Step, Tensor
+from converter.planning.fit import Fit, Fits, claims_on, headline, wrong_dtypes
+from converter.planning.plan import Format, LeftOut, Missing, Naming, Plan, Rebuilt, Residue, Step, Tensor
 
 
 def make_export(

@@ -1,6 +1,6 @@
 """Fitting a table to tensors: which variant they are, what becomes of each, and everything that is wrong.
 
-A table is laid against a checkpoint, or, read backwards, against tensors of its target: `converter.export`.
+A table is laid against a checkpoint, or, read backwards, against tensors of its target: `converter.planning.export`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from converter.mapping.entries import Bound, Ignore, Transfer
 from converter.mapping.ops import Op, Shape, prove_bijective
 from converter.mapping.spec import Config, Variant
 from converter.mapping.table import Table
-from converter.plan import Described, LeftOut, Missing, Naming, Plan, Residue, Step, Tensor
+from converter.planning.plan import Described, LeftOut, Missing, Naming, Plan, Residue, Step, Tensor
 
 _HINTS = 50  # unknown names for which near ones are looked up
 

@@ -9,15 +9,15 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
-from converter.compose import compose
 from converter.errors import PlanError, TableError
-from converter.export import make_export
-from converter.fit import fits, make_plan
 from converter.mapping.documents import kind_of, names_of, unknown
 from converter.mapping.load import hub_table, load_table, load_target
 from converter.mapping.spec import Spec, load_spec
 from converter.mapping.table import Table
-from converter.plan import Described, Plan, Residue
+from converter.planning.compose import compose
+from converter.planning.export import make_export
+from converter.planning.fit import fits, make_plan
+from converter.planning.plan import Described, Plan, Residue
 
 _NEAR = 0.5  # of the names that a table knows, as compared with the table that knows most
 _SURE = 0.8  # of all names

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from converter.errors import PlanError
 from converter.mapping.ops import Arrange, Branches, Op, is_elementwise, prove_bijective
-from converter.plan import LeftOut, Plan, Step
+from converter.planning.plan import LeftOut, Plan, Step
 
 
 def compose(first: Plan, second: Plan) -> Plan:

@@ -1,0 +1,10 @@
+"""Planning: from the names and shapes of a checkpoint to a proved plan, before a byte of tensor data is read.
+
+In the order in which data passes:
+
+    formats.py   which table a checkpoint is in, and the plan from any format to any other
+    fit.py       a table laid against tensors: the variant, what becomes of each tensor, everything that is wrong
+    export.py    the same table read backwards: from the target's tensors to a checkpoint of the format
+    compose.py   two plans in a row as one
+    plan.py      the plan itself, a value: what a dry run prints and a conversion carries out
+"""
