@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from converter.checkpoint import DTYPES, Checkpoint, open_checkpoint
-from converter.convert import verify_left_out
 from converter.errors import ModelError
 from converter.hub import local_path
 from converter.mapping.cast import cast
@@ -31,6 +30,7 @@ from converter.model.inputs import check_images
 from converter.model.swin import SwinTransformer
 from converter.planning.formats import load_format, make_route, recognise
 from converter.planning.plan import Plan
+from converter.writing.buffers import verify_left_out
 
 # MMPretrain's names (configs/glip of its release 1.2) and the GLIP whose image encoder each is
 BACKBONES: Mapping[str, str] = {"swin-t_glip-pre_3rdparty": "glip-t", "swin-l_glip-pre_3rdparty_384px": "glip-l"}

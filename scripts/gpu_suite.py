@@ -29,7 +29,6 @@ import torch  # after the variable, which CUDA reads once
 from synthetic_checkpoint import write_checkpoint
 
 from converter.checkpoint import open_checkpoint
-from converter.convert import convert
 from converter.mapping.load import load_table
 from converter.model import GLIP
 from converter.parity.capture import load_capture, write_capture
@@ -37,6 +36,7 @@ from converter.parity.device import DTYPES, set_precision
 from converter.parity.record import Inputs, record
 from converter.parity.run import Report, parity
 from converter.planning.fit import make_plan
+from converter.writing.convert import convert
 
 CAPTURES = {
     "glip-t": ("glip-t", "glip-t-odd"),

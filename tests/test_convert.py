@@ -17,11 +17,12 @@ from safetensors.numpy import load_file, save_file
 from tiny import expected_target, tiny_weights, write_table
 
 from converter.checkpoint import open_checkpoint
-from converter.convert import Conversion, convert, verify_left_out
 from converter.errors import CorruptCheckpointError, DestinationError, PlanError
 from converter.mapping.load import load_table
 from converter.mapping.table import Table
 from converter.planning.fit import make_plan
+from converter.writing.buffers import verify_left_out
+from converter.writing.convert import Conversion, convert
 
 
 @pytest.fixture

@@ -19,12 +19,12 @@ from small_formats import FORMATS, SIZES, Weights, execute, hub_weights, write_s
 
 from converter.checkpoint import open_checkpoint
 from converter.cli import main
-from converter.convert import convert
 from converter.errors import ModelError, PlanError
 from converter.mapping import documents
 from converter.model.weights import open_weights
 from converter.planning.formats import choose_formats, make_route
-from converter.residue import residue_path
+from converter.writing.convert import convert
+from converter.writing.residue import residue_path
 
 
 @pytest.fixture(autouse=True)

@@ -21,12 +21,12 @@ from tiny import tiny_weights, write_table
 
 from converter.checkpoint import open_checkpoint
 from converter.cli.diff import diff as command
-from converter.convert import convert
 from converter.diff import diff as engine
 from converter.errors import CorruptCheckpointError
 from converter.mapping.load import load_table
 from converter.planning.fit import make_plan
 from converter.planning.formats import make_route
+from converter.writing.convert import convert
 
 __all__ = ["small_mappings"]
 Weights = dict[str, torch.Tensor]

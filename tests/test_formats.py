@@ -21,7 +21,7 @@ from converter.mapping.spec import load_spec
 from converter.mapping.table import Table
 from converter.planning.formats import load_format, make_route, recognise
 from converter.planning.plan import Plan, Residue, Tensor
-from converter.residue import read_residue, residue_metadata, steps_to_keep
+from converter.writing.residue import read_residue, residue_metadata, steps_to_keep
 
 PEERS = Path(__file__).parent / "data" / "peers"
 OFFICIAL_OF = {"mmdet_a": "glip-t-a", "mmdet_t": "glip-t", "mmdet_l": "glip-l", "mmpretrain_t": "glip-t",

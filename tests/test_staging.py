@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from converter import staging
 from converter.errors import DestinationError
-from converter.staging import Staging, check_destination
+from converter.writing import staging
+from converter.writing.staging import Staging, check_destination
 
 
 @pytest.fixture(params=["anonymous", "named", "without links"])

@@ -27,8 +27,8 @@ from converter.checkpoint.source import SourceFile
 from converter.checkpoint.zip_archive import ZipArchive
 from converter.errors import DestinationError
 from converter.planning.plan import Tensor
-from converter.torch_archive import Archive, lay_out_archive
-from converter.writer import nbytes
+from converter.writing.shards import nbytes
+from converter.writing.torch_archive import Archive, lay_out_archive
 
 NOTES = b'{"tensors":{}}'
 Content = dict[str, tuple[Tensor, bytes]]  # by name, in the order of the state dict

@@ -104,11 +104,12 @@ def convert(
 
     Format and variant are recognised; every tensor is accounted for, or nothing is written.
     """
-    from converter import convert as engine
     from converter.checkpoint import open_checkpoint
     from converter.cli.sources import locate
-    from converter.staging import check_destination, is_file_name
-    from converter.writer import nbytes
+    from converter.writing.buffers import verify_left_out
+    from converter.writing.convert import convert as write_conversion
+    from converter.writing.shards import nbytes
+    from converter.writing.staging import check_destination, is_file_name
 
     if max_shard_size is not None and is_file_name(destination):
         raise click.UsageError("--max-shard-size needs a folder as --dst, not a file")
@@ -119,13 +120,13 @@ def convert(
         plan, residue = _plan(
             checkpoint, source_format, target_format, residue_file, opened, variant=variant, dtype=dtype
         )
-        engine.verify_left_out(checkpoint, plan)
+        verify_left_out(checkpoint, plan)
         size = sum(map(nbytes, plan.targets))
         if dry_run:
             print_json(_plan_json(checkpoint, plan)) if as_json else _print_plan(checkpoint, plan, size)
             return
         with progress(size, destination.name) as advance:
-            done = engine.convert(
+            done = write_conversion(
                 checkpoint,
                 plan,
                 destination,
@@ -158,7 +159,7 @@ def _plan(
     from converter.checkpoint import open_checkpoint
     from converter.errors import RootError
     from converter.planning.formats import choose_formats, hub_holding, make_route
-    from converter.residue import ledger_sha256, read_residue, residue_beside
+    from converter.writing.residue import ledger_sha256, read_residue, residue_beside
 
     source, target = choose_formats(checkpoint, source_format, target_format)
     residue = kept = None

@@ -120,7 +120,7 @@ def detect(
     }
     if out is not None:
         from converter.parity.capture import write_whole
-        from converter.writer import to_json
+        from converter.writing.ledger import to_json
 
         _make(out)
         write_whole(out / "detections.json", lambda partial: partial.write_bytes(to_json(content)))

@@ -137,7 +137,7 @@ def _write(files: list[Path], documents: list[Mapping[str, Any]], force: bool) -
     """Write the documents once all of them were found to load; a table that is there is replaced in one step."""
     from converter.draft.propose import to_text
     from converter.mapping.load import load_table
-    from converter.staging import writing
+    from converter.writing.staging import writing
 
     texts = [to_text(document) for document in documents]
     if max(map(len, texts)) > 4 << 20:

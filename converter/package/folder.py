@@ -17,9 +17,10 @@ from converter.package.card import Facts, model_card, zoo
 from converter.package.records import check_architecture, check_weights, content_of, read_records
 from converter.parity.evidence import Evidence, read_evidence
 from converter.preprocessing import glip_preprocessing
-from converter.staging import Staging, check_destination, is_file_name, writing
 from converter.tokenizer import Tokenizer
-from converter.writer import INDEX_NAME, to_json
+from converter.writing.ledger import to_json
+from converter.writing.shards import INDEX_NAME
+from converter.writing.staging import Staging, check_destination, is_file_name, writing
 
 CERTIFICATE, REPORT, CARD = "parity.json", "report.html", "README.md"
 DOCUMENTS = (

@@ -9,11 +9,11 @@ from typing import Any
 
 from converter.checkpoint import Checkpoint
 from converter.checkpoint.hashes import tensor_hashes
-from converter.convert import digest_of_checkpoint
 from converter.display import counted, file_name, plain, quoted
 from converter.errors import CaptureError, ModelError, TableError
 from converter.mapping.spec import load_spec
 from converter.parity.evidence import Evidence
+from converter.writing.ledger import digest_of_checkpoint
 
 _LIMIT = 64 << 20  # bytes of a document
 

@@ -19,7 +19,6 @@ from typing import Any
 from converter import __version__
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.hashes import Stamps, stamps, tensor_hashes
-from converter.convert import digest_of_checkpoint
 from converter.display import file_name
 from converter.errors import CaptureError, ConverterError
 from converter.mapping.load import load_table
@@ -30,7 +29,8 @@ from converter.parity.mutate import Score
 from converter.parity.record import record, synthetic_inputs
 from converter.parity.report import to_json
 from converter.parity.run import Report, parity
-from converter.writer import to_json as json_bytes
+from converter.writing.ledger import digest_of_checkpoint
+from converter.writing.ledger import to_json as json_bytes
 
 FINGERPRINT_ERRORS = ("float32", "bfloat16")
 

@@ -11,8 +11,8 @@ from small_glip import small_glip
 
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.hashes import tensor_hashes
-from converter.convert import digest_of_checkpoint
 from converter.model import GLIP
+from converter.writing.ledger import digest_of_checkpoint
 
 
 def save(model: GLIP, path: Path) -> Path:

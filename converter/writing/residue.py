@@ -17,8 +17,9 @@ from converter.display import file_name, quoted
 from converter.errors import CheckpointError, CorruptCheckpointError, DestinationError
 from converter.mapping.table import Table
 from converter.planning.plan import Naming, Plan, Residue, Step, Tensor
-from converter.staging import check_destination, is_file_name
-from converter.writer import INDEX_NAME, to_json
+from converter.writing.ledger import to_json
+from converter.writing.shards import INDEX_NAME
+from converter.writing.staging import check_destination, is_file_name
 
 METADATA_KEY = "residue"
 _LEDGER_LIMIT = 16 * 1024 * 1024

@@ -22,8 +22,8 @@ from converter.checkpoint import Checkpoint
 from converter.mapping.cast import cast
 from converter.mapping.ops import Array, Concat, Op, Reshape, apply_ops
 from converter.planning.plan import Step
-from converter.staging import ARCHIVES, writing
-from converter.writer import nbytes
+from converter.writing.shards import nbytes
+from converter.writing.staging import ARCHIVES, writing
 
 _THREADS = 3  # two cores: one thread waits for the disk while two compute
 

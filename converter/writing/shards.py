@@ -7,7 +7,6 @@ aligned; JSON is compact with sorted keys. https://huggingface.co/docs/safetenso
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 from converter.errors import DestinationError
 from converter.planning.plan import Tensor
+from converter.writing.ledger import to_json
 
 INDEX_NAME = "model.safetensors.index.json"
 
@@ -51,12 +51,6 @@ class Shard:
 def nbytes(tensor: Tensor) -> int:
     """Bytes of a tensor's data."""
     return math.prod(tensor.shape) * tensor.dtype.itemsize
-
-
-def to_json(content: Any, indent: int | None = 2) -> bytes:
-    """The one way this project writes JSON: sorted keys, ASCII, no NaN, compact unless indented."""
-    separators = (",", ":") if indent is None else (",", ": ")
-    return json.dumps(content, sort_keys=True, indent=indent, separators=separators, allow_nan=False).encode()
 
 
 def lay_out(tensors: Iterable[Tensor], file_name: str, max_shard_size: int | None = None) -> list[Shard]:

@@ -18,7 +18,7 @@ from converter.checkpoint.torch_zip import NOTES
 from converter.display import quoted
 from converter.errors import DestinationError
 from converter.planning.plan import Tensor
-from converter.writer import nbytes
+from converter.writing.shards import nbytes
 
 _FOLDER = "archive/"
 _ALIGNMENT = 64  # bytes; what torch takes where no record `.storage_alignment` says another

@@ -1,0 +1,13 @@
+"""Writing: a plan carried out, byte for byte the same every time, and on the disk as a whole or not at all.
+
+In the order in which data passes:
+
+    convert.py        carries a plan out: the one function that writes a conversion
+    transfer.py       moves tensors in threads: read, apply the ops, hash, write
+    shards.py         the layout of safetensors files, one or several with an index
+    torch_archive.py  the layout of what torch.load reads
+    buffers.py        tensors that the config implies: checked, or made
+    residue.py        what a conversion leaves out, kept beside the result for the way back
+    ledger.py         conversion.json: where every tensor came from, and the hash of each
+    staging.py        files without a name until all are complete; the commit that renames them
+"""

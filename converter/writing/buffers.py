@@ -1,0 +1,48 @@
+"""Buffers: tensors that the config implies. They are checked where they are left out, made where they are rebuilt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from converter.checkpoint import DTYPES, Checkpoint
+from converter.errors import PlanError, TableError
+from converter.mapping.cast import can_hold, cast
+from converter.mapping.ops import Array
+from converter.planning.plan import Plan, Tensor
+
+
+def verify_left_out(checkpoint: Checkpoint, plan: Plan) -> None:
+    """Check that buffers which are left out hold what the config implies, so that leaving them out loses nothing.
+
+    Raises PlanError naming all that do not.
+    """
+    problems = []
+    for out in plan.left_out:
+        if out.rebuild is None:
+            continue
+        if not _holds(checkpoint, out.tensor, out.rebuild):
+            problems.append(
+                f"{out.tensor.name!r} {out.tensor.shape} does not hold what {plan.variant.name} computes; the "
+                "checkpoint belongs to a model with other settings"
+            )
+    if problems:
+        raise PlanError(f"{plan.table}: {len(problems)} buffers contradict {plan.variant.name}", problems)
+
+
+def _holds(checkpoint: Checkpoint, tensor: Tensor, rebuild: Callable[[], Array]) -> bool:
+    try:
+        implied = rebuild()
+    except TableError:  # a level or size that the config does not have
+        return False
+    if tensor.shape != implied.shape or not can_hold(implied, tensor.dtype):
+        return False
+    return np.array_equal(checkpoint.read(tensor.name), implied_value(implied, tensor))
+
+
+def implied_value(value: Array, tensor: Tensor) -> Array:
+    """A rebuilt value in the dtype of `tensor`, which a cast of the whole model may have changed."""
+    if tensor.dtype.name == "bfloat16":
+        value = cast(value.astype(np.float32), DTYPES["float32"], tensor.dtype, tensor.name)
+    return value.astype(tensor.dtype.carrier)

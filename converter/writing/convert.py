@@ -1,0 +1,196 @@
+"""Carrying out a plan: one pass that reads, checks, hashes and writes."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint import Checkpoint
+from converter.display import quoted
+from converter.errors import DestinationError, PlanError
+from converter.planning.plan import Plan
+from converter.writing.buffers import implied_value
+from converter.writing.ledger import NO_HASH, config_document, digest_of_sources, make_ledger, to_json
+from converter.writing.residue import check_residue_destination, residue_metadata, residue_path, steps_to_keep
+from converter.writing.shards import INDEX_NAME, Shard, lay_out, nbytes, shard_index
+from converter.writing.staging import ARCHIVES, Staging, check_destination, is_file_name, writing
+from converter.writing.torch_archive import lay_out_archive
+from converter.writing.transfer import Transfer, flushing, raw_bytes, write_at
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What was written. `ledger` is the content of `conversion.json`."""
+
+    destination: Path
+    files: tuple[str, ...]
+    size: int
+    ledger: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """A file to write: its tensors, and what stands around them, which is known once they are hashed.
+
+    `frame` makes the latter of the ledger and the CRC-32 of each tensor; its size does not depend on either.
+    """
+
+    name: str
+    size: int
+    offsets: Mapping[str, int]
+    frame: Callable[[dict[str, Any], Mapping[str, int]], Iterable[tuple[int, bytes]]]
+
+
+_Places = dict[str, tuple[int, int]]  # tensor -> descriptor of its file, position in it
+
+
+def convert(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    destination: Path,
+    *,
+    max_shard_size: int | None = None,
+    force: bool = False,
+    residue: Checkpoint | None = None,
+    keep_residue: bool = False,
+    origin: Mapping[str, Any] | None = None,
+    on_bytes: Callable[[int], None] = lambda count: None,
+) -> Conversion:
+    """Write what `plan` says to `destination`: one file if it ends in `.safetensors` or `.pth`, else a folder.
+
+    `residue` is where the plan's carried steps read; `keep_residue` writes what is left out beside the result; `origin`
+    says where the checkpoint came from, for the ledger. `on_bytes` is called from several threads with the number of
+    bytes written since the last call.
+    Raises DestinationError, CheckpointError, or PlanError for a value that a cast cannot hold. Whatever is raised, the
+    destination is as it was.
+    """
+    _check_names(plan)
+    sources = [checkpoint, *([residue] if residue else [])]
+    _check_destinations(sources, destination, force=force, keep_residue=keep_residue)
+    # hashes are not known yet, but their length is, and so is the length of every header
+    draft = make_ledger(checkpoint, plan, {t.name: NO_HASH for t in plan.targets}, NO_HASH, origin)
+    outputs, shards = _outputs(plan, destination, draft, max_shard_size)
+    kept = [_residue_output(plan, destination, draft)] if keep_residue else []
+    with Staging(destination, force=force) as staging:
+        staging.require_space(sum(output.size for output in (*outputs, *kept)))
+        opened = [(output, staging.create(output.name, output.size)) for output in (*outputs, *kept)]
+        places = _places(opened[: len(outputs)])
+        with flushing([descriptor for _, descriptor in opened]):
+            hashes, crcs = _move(sources, plan, places, destination, on_bytes)
+            if kept:
+                Transfer(checkpoint, _places(opened[-1:]), destination, on_bytes).run(steps_to_keep(plan))
+        for source in sources:
+            source.verify_unchanged()
+        made = {t.name: hashes[t.name] for t in plan.targets}
+        ledger = make_ledger(checkpoint, plan, made, digest_of_sources(plan, hashes), origin)
+        with writing(destination):
+            for output, descriptor in opened:
+                for position, piece in output.frame(ledger, crcs):
+                    write_at(descriptor, piece, position)
+        if not is_file_name(destination):
+            _add_documents(staging, plan, shards, ledger)
+        staging.commit()
+    size = sum(nbytes(tensor) for tensor in plan.targets)
+    return Conversion(destination, tuple(output.name for output, _ in opened), size, ledger)
+
+
+def _check_names(plan: Plan) -> None:
+    names = Counter(tensor.name for tensor in plan.targets)
+    if twice := [f"{quoted(name)} is written {count} times" for name, count in names.items() if count > 1]:
+        raise PlanError(f"{plan.format}: {len(twice)} names are not unique; the table or the residue is wrong", twice)
+
+
+def _check_destinations(sources: Iterable[Checkpoint], destination: Path, *, force: bool, keep_residue: bool) -> None:
+    inputs = [path for source in sources for path in source.files]
+    check_destination(destination, force=force, inputs=inputs)
+    if keep_residue and is_file_name(destination):
+        check_residue_destination(destination, force=force, inputs=inputs)
+
+
+def _places(opened: Iterable[tuple[_Output, int]]) -> _Places:
+    return {name: (descriptor, offset) for output, descriptor in opened for name, offset in output.offsets.items()}
+
+
+def _move(
+    sources: list[Checkpoint], plan: Plan, places: _Places, destination: Path, on_bytes: Callable[[int], None]
+) -> tuple[dict[str, str], dict[str, int]]:
+    """Write every tensor: SHA-256 of each target and, as `source NAME`, of each source; CRC-32 of each target.
+
+    The second of the `sources`, if there is one, is the residue.
+    """
+    transfer = Transfer(sources[0], places, destination, on_bytes)
+    hashes = transfer.run(plan.steps)
+    crcs = transfer.crcs
+    for residue in sources[1:]:
+        again = Transfer(residue, places, destination, on_bytes)
+        carried = again.run(plan.carried)
+        hashes |= {t.name: carried[t.name] for step in plan.carried for t in step.targets}
+        crcs |= again.crcs
+    for rebuilt in plan.rebuilt:
+        data = raw_bytes(implied_value(rebuilt.make(), rebuilt.tensor))
+        hashes[rebuilt.tensor.name] = hashlib.sha256(data).hexdigest()
+        crcs[rebuilt.tensor.name] = zlib.crc32(data)
+        transfer.put(rebuilt.tensor.name, data)
+    return hashes, crcs
+
+
+def _outputs(
+    plan: Plan, destination: Path, draft: dict[str, Any], max_shard_size: int | None
+) -> tuple[list[_Output], list[Shard]]:
+    """The files that hold the plan's targets, and their shards where they are safetensors."""
+    single = is_file_name(destination)
+    if destination.suffix in ARCHIVES:
+        if plan.written is None:
+            raise DestinationError(
+                f"{destination.name}: {plan.target} is read from safetensors alone. End --dst in '.safetensors', or "
+                "choose another format with --to"
+            )
+        archive = lay_out_archive(list(plan.targets), plan.written.root, len(to_json(draft)))
+        whole = _Output(
+            destination.name, archive.size, archive.offsets, lambda ledger, crcs: archive.frame(crcs, to_json(ledger))
+        )
+        return [whole], []
+    shards = lay_out(plan.targets, destination.name if single else "model.safetensors", max_shard_size)
+    return [_safetensors(shard, lambda ledger: _metadata(plan, ledger, single), draft) for shard in shards], shards
+
+
+def _residue_output(plan: Plan, destination: Path, draft: dict[str, Any]) -> _Output:
+    tensors = [target for step in steps_to_keep(plan) for target in step.targets]
+    (shard,) = lay_out(tensors, residue_path(destination).name)
+    return _safetensors(shard, lambda ledger: residue_metadata(plan, ledger["sha256"]), draft)
+
+
+def _safetensors(shard: Shard, metadata: Callable[[dict[str, Any]], dict[str, str]], draft: dict[str, Any]) -> _Output:
+    start = len(shard.header(metadata(draft)))
+    return _Output(
+        shard.name,
+        start + shard.size,
+        {name: start + offset for name, offset in shard.offsets.items()},
+        lambda ledger, crcs: [(0, shard.header(metadata(ledger)))],
+    )
+
+
+def _metadata(plan: Plan, ledger: dict[str, Any], single: bool) -> dict[str, str]:
+    metadata = {"format": "pt"}
+    if single:
+        if plan.written is None:
+            metadata["config"] = to_json(config_document(plan), indent=None).decode()
+        metadata["conversion"] = to_json(ledger, indent=None).decode()
+    return metadata
+
+
+def _add_documents(staging: Staging, plan: Plan, shards: list[Shard], ledger: dict[str, Any]) -> None:
+    documents = {"conversion.json": to_json(ledger)}
+    config = config_document(plan) if plan.written is None else plan.written.config
+    if config is not None:
+        documents["config.json"] = to_json(config)
+    if len(shards) > 1:
+        documents[INDEX_NAME] = shard_index(shards)
+    for name, content in documents.items():
+        with writing(staging.destination):
+            write_at(staging.create(name, len(content)), content, 0)
