@@ -17,8 +17,6 @@ ORDER = [
     "checkpoint",
     "mapping",
     "planning",
-    "diff",
-    "draft",
     "writing",
     "hub",
     "model",
@@ -27,7 +25,6 @@ ORDER = [
     "preprocessing",
     "tokenizer",
     "detect",
-    "package",
     "publish",
     "cli",
 ]

@@ -21,9 +21,9 @@ from tiny import tiny_weights, write_table
 
 from converter.checkpoint import open_checkpoint
 from converter.cli.diff import diff as command
-from converter.diff import diff as engine
 from converter.errors import CorruptCheckpointError
 from converter.mapping.load import load_table
+from converter.parity.diff import diff as engine
 from converter.planning.fit import make_plan
 from converter.planning.formats import make_route
 from converter.writing.convert import convert

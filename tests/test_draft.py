@@ -18,11 +18,11 @@ from safetensors.numpy import save_file
 
 from converter.checkpoint import DTYPES
 from converter.cli import main
-from converter.draft import Draft, Named, known_target, new_target, propose
-from converter.draft.assignment import assign, margins_of
-from converter.draft.names import take_apart
-from converter.draft.propose import to_text
 from converter.errors import TableError
+from converter.mapping.draft import Draft, Named, known_target, new_target, propose
+from converter.mapping.draft.assignment import assign, margins_of
+from converter.mapping.draft.names import take_apart
+from converter.mapping.draft.propose import to_text
 from converter.mapping.lint import lint
 from converter.mapping.load import load_table
 from converter.mapping.table import Table

@@ -28,11 +28,11 @@ from small_capture import small_capture
 
 from converter.cli import main
 from converter.model import GLIP
-from converter.package.card import UNVERIFIED, code, mark_unverified, text, zoo
 from converter.parity.certificate import certify, verify
 from converter.parity.evidence import read_evidence
 from converter.parity.mutate import mutation_score
 from converter.parity.run import parity
+from converter.publish.card import UNVERIFIED, code, mark_unverified, text, zoo
 
 FILES = [
     "README.md", "config.json", "conversion.json", "model.safetensors", "parity.json", "special_tokens_map.json",

@@ -13,8 +13,8 @@ from converter.display import counted, plain
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
-    from converter.diff import Difference, Pair, Seen
     from converter.mapping.table import Table
+    from converter.parity.diff import Difference, Pair, Seen
 
 _EPILOG = """\b
 Examples:
@@ -66,10 +66,10 @@ def diff(
         raise click.UsageError("--table and --no-table contradict each other")
     if tolerance is not None and not math.isfinite(tolerance):
         raise click.UsageError("--tolerance needs a finite number")
-    from converter import diff as engine
     from converter.checkpoint import open_checkpoint
     from converter.cli.sources import locate
     from converter.mapping.load import load_table
+    from converter.parity import diff as engine
 
     tables: list[Table | None] | None = [None] if no_table else [load_table(table_name)] if table_name else None
     paths = [locate(text, quiet=as_json).path for text in (a, b)]

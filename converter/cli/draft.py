@@ -18,7 +18,7 @@ from converter.display import counted, plain
 from converter.errors import DestinationError, TableError
 
 if TYPE_CHECKING:
-    from converter.draft import Draft, Named, Target
+    from converter.mapping.draft import Draft, Named, Target
 
 _EPILOG = """\b
 Examples:
@@ -65,8 +65,8 @@ def draft(
     What is sure becomes rules, what is not becomes rules with a doubt for a person to settle. No weight is read.
     """
     from converter.cli.sources import locate
-    from converter.draft import known_target, new_target, propose
     from converter.mapping.documents import names_of
+    from converter.mapping.draft import known_target, new_target, propose
 
     if name is not None and not re.fullmatch(r"[a-z][a-z0-9-]*", name):
         raise click.BadParameter("a name is of a-z, 0-9 and '-', and begins with a letter", param_hint="--name")
@@ -96,8 +96,8 @@ def draft(
 def _tensors(path: Path, root: str | None) -> tuple[list[Named], list[str]]:
     """The tensors of a checkpoint, and what in it is none."""
     from converter.checkpoint import open_checkpoint
-    from converter.draft import Named
     from converter.mapping.cast import is_float
+    from converter.mapping.draft import Named
 
     with open_checkpoint(path, root) as checkpoint:
         found = [
@@ -135,7 +135,7 @@ def _check(folder: Path, files: list[Path], force: bool) -> None:
 
 def _write(files: list[Path], documents: list[Mapping[str, Any]], force: bool) -> None:
     """Write the documents once all of them were found to load; a table that is there is replaced in one step."""
-    from converter.draft.propose import to_text
+    from converter.mapping.draft.propose import to_text
     from converter.mapping.load import load_table
     from converter.writing.staging import writing
 

@@ -56,8 +56,7 @@ def package(
     if repo_id is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", repo_id, re.ASCII):
         raise click.UsageError(f"--repo-id: {repo_id!r} is not OWNER/NAME")
     from converter.checkpoint import open_checkpoint
-    from converter.package import make_package, write_package
-    from converter.package.folder import check_package_destination
+    from converter.publish.package import check_package_destination, make_package, write_package
     from converter.tokenizer import find_tokenizer
 
     with open_checkpoint(conversion) as checkpoint:

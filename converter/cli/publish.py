@@ -12,7 +12,8 @@ from converter.cli.output import gigabytes, print_json, progress, reports_errors
 from converter.display import counted, plain
 
 if TYPE_CHECKING:
-    from converter.publish import LocalFile, Publication
+    from converter.publish.commit import Publication
+    from converter.publish.folder import LocalFile
 
 _EPILOG = """\b
 Examples:
@@ -58,12 +59,13 @@ def publish(
     one another first. Then everything is one commit: what changed is uploaded, what is there already is not, shards
     and documents that DIR no longer has are deleted. At last the Hub is asked for the hash of every file.
     """
-    from converter import publish as engine
     from converter.hub import show_progress
+    from converter.publish.commit import publish as publish_folder
+    from converter.publish.folder import weights_size
 
     show_progress(sys.stderr.isatty() and not as_json)
-    with progress(engine.weights_size(folder), "hashing") as advance:
-        done = engine.publish(
+    with progress(weights_size(folder), "hashing") as advance:
+        done = publish_folder(
             folder,
             repo_id,
             revision=revision,

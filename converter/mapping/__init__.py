@@ -1,0 +1,17 @@
+"""Mapping tables: the language of the JSON documents in `mappings/`, and what they mean.
+
+In the order in which data passes:
+
+    documents.py   finding, parsing and checking the JSON
+    pattern.py     names with captures, matched and formatted
+    expression.py  arithmetic over a config
+    ops.py         the closed set of operations on tensors, each with its inverse
+    cast.py        the same for dtypes
+    rebuild.py     buffers that a config implies
+    spec.py        a target: variants, and every tensor with its shape
+    entries.py     the entries of a table under one config
+    table.py       a table: its entries read and bound
+    load.py        a table with its spec, by name or path
+    lint.py        whether a table is sound for every variant
+    draft/         proposes a table for a checkpoint that nobody has described
+"""

@@ -1,6 +1,10 @@
-"""Publishing a converted model: nothing is sent before the folder is known to be right, then it is one commit."""
+"""Publishing: a folder that holds a model with its evidence, then one commit on the Hugging Face Hub.
 
-from converter.publish.commit import Publication, publish
-from converter.publish.folder import LocalFile, read_folder, weights_size
+In the order in which data passes:
 
-__all__ = ["LocalFile", "Publication", "publish", "read_folder", "weights_size"]
+    records.py  configuration, ledger and certificate beside weights: whether they are of one another
+    card.py     the model card: what was verified by which numbers, what was not
+    package.py  the folder to publish, made of a conversion
+    folder.py   what of a folder may be published: every file hashed, all of the same weights
+    commit.py   one commit, looked for when its answer is lost, and read back
+"""

@@ -14,10 +14,10 @@ from converter.checkpoint.hashes import stamps
 from converter.display import file_name, plain
 from converter.errors import HubError
 from converter.hub import MODEL_FILES, Hashes, hash_bytes, hash_file, holds_token
-from converter.package.card import UNVERIFIED, mark_unverified
-from converter.package.folder import CARD, CERTIFICATE, REPORT
-from converter.package.records import check_architecture, check_weights, read_records
 from converter.parity.evidence import read_evidence
+from converter.publish.card import UNVERIFIED, mark_unverified
+from converter.publish.package import CARD, CERTIFICATE, REPORT
+from converter.publish.records import check_architecture, check_weights, read_records
 
 REQUIRED = ("config.json", "conversion.json", CARD)
 WRITTEN = (*MODEL_FILES, REPORT)  # what this package writes, and deletes from a repository that has it too much

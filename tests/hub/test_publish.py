@@ -16,8 +16,8 @@ from server import Fault, HubServer, status
 
 from converter.errors import CaptureError, ConverterError
 from converter.hub import Failure, Retry, attempt
-from converter.package.card import mark_unverified
-from converter.publish import Publication, publish
+from converter.publish.card import mark_unverified
+from converter.publish.commit import Publication, publish
 
 
 class Clock:

@@ -12,7 +12,7 @@ from server import Fault, HubServer, status
 from converter.checkpoint import open_checkpoint
 from converter.errors import CheckpointError
 from converter.hub import Reference, Resolved, Retry, is_on_hub, parse_reference, resolve
-from converter.publish import publish
+from converter.publish.commit import publish
 
 REFERENCES = {
     "org/name": Reference("org/name"),

@@ -16,7 +16,7 @@ from tiny import tiny_weights, write_table
 from converter.cli import main
 from converter.errors import HubError
 from converter.model import GLIP
-from converter.publish import publish
+from converter.publish.commit import publish
 
 
 def run(*arguments: object, code: int = 0) -> Result:

@@ -7,8 +7,8 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from converter.draft.names import Named, Unit, take_apart
-from converter.draft.words import meaning
+from converter.mapping.draft.names import Named, Unit, take_apart
+from converter.mapping.draft.words import meaning
 from converter.mapping.pattern import compile_pattern
 
 # what the schema allows in a pattern, less what a pattern gives a meaning of its own

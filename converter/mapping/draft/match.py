@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from converter.draft.assignment import Judge, labels
-from converter.draft.names import Named, Signature, Unit, units
-from converter.draft.words import JOINED, Neighbours, Vocabulary, meaning
+from converter.mapping.draft.assignment import Judge, labels
+from converter.mapping.draft.names import Named, Signature, Unit, units
+from converter.mapping.draft.words import JOINED, Neighbours, Vocabulary, meaning
 
 Op = Literal["rename", "concat", "split", "transpose", "reshape"]
 _ROUNDS = 3

@@ -10,10 +10,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from converter.draft.captures import Names, affine, capture_names, pattern_of, restrict
-from converter.draft.match import Match
-from converter.draft.names import Named, Unit, units
-from converter.draft.words import PARAMETERS
+from converter.mapping.draft.captures import Names, affine, capture_names, pattern_of, restrict
+from converter.mapping.draft.match import Match
+from converter.mapping.draft.names import Named, Unit, units
+from converter.mapping.draft.words import PARAMETERS
 
 Rule = dict[str, Any]
 _NO_COUNTERPART = "drafted: no counterpart found"

@@ -12,7 +12,7 @@
 A rule that is not sure says so in `doubt`. Sure means: no other assignment of tensors of the same shapes comes near.
 """
 
-from converter.draft.names import Named
-from converter.draft.propose import Draft, Target, known_target, new_target, propose
+from converter.mapping.draft.names import Named
+from converter.mapping.draft.propose import Draft, Target, known_target, new_target, propose
 
 __all__ = ["Draft", "Named", "Target", "known_target", "new_target", "propose"]

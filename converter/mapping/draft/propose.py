@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter.display import quoted
-from converter.draft.captures import Names, is_writable
-from converter.draft.match import Matching, match
-from converter.draft.names import Named
-from converter.draft.rules import Rule, Writer
-from converter.draft.spec import draft_spec
-from converter.draft.words import Vocabulary
 from converter.errors import TableError
 from converter.mapping.documents import find_document
+from converter.mapping.draft.captures import Names, is_writable
+from converter.mapping.draft.match import Matching, match
+from converter.mapping.draft.names import Named
+from converter.mapping.draft.rules import Rule, Writer
+from converter.mapping.draft.spec import draft_spec
+from converter.mapping.draft.words import Vocabulary
 from converter.mapping.expression import Value
 from converter.mapping.pattern import compile_pattern
 from converter.mapping.spec import load_spec

@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import combinations, pairwise
 from typing import TypeAlias
 
-from converter.draft.words import PARAMETERS
+from converter.mapping.draft.words import PARAMETERS
 from converter.mapping.ops import Shape
 
 Numbers: TypeAlias = tuple[int, ...]

@@ -13,10 +13,10 @@ from converter import __version__
 from converter.checkpoint import open_checkpoint
 from converter.display import file_name, plain
 from converter.errors import DestinationError, ModelError
-from converter.package.card import Facts, model_card, zoo
-from converter.package.records import check_architecture, check_weights, content_of, read_records
 from converter.parity.evidence import Evidence, read_evidence
 from converter.preprocessing import glip_preprocessing
+from converter.publish.card import Facts, model_card, zoo
+from converter.publish.records import check_architecture, check_weights, content_of, read_records
 from converter.tokenizer import Tokenizer
 from converter.writing.ledger import to_json
 from converter.writing.shards import INDEX_NAME

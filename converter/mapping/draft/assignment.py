@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from converter.draft.names import Unit
-from converter.draft.words import Matrix, Neighbours, Vocabulary
+from converter.mapping.draft.names import Unit
+from converter.mapping.draft.words import Matrix, Neighbours, Vocabulary
 
 _AGREEMENT = 0.5  # what the neighbours say counts half of what the name says
 # cosine of weighed words; what the drafts of known pairs of models need to have no wrong rule without a doubt

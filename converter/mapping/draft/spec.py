@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from converter.draft.captures import affine, capture_names
-from converter.draft.names import Named, Numbers, families, progression
+from converter.mapping.draft.captures import affine, capture_names
+from converter.mapping.draft.names import Named, Numbers, families, progression
 
 Entry = dict[str, Any]
 _FACTORS = (1, 2, 3, 4, 8)
