@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from synthetic_checkpoint import write_checkpoint
 
-from converter.model import GLIP
+from converter.glip import GLIP
 from converter.parity.capture import Capture, load_capture
 from converter.parity.compare import TapResult
 from converter.parity.run import Report, parity

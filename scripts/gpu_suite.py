@@ -29,8 +29,8 @@ import torch  # after the variable, which CUDA reads once
 from synthetic_checkpoint import write_checkpoint
 
 from converter.checkpoint import open_checkpoint
+from converter.glip import GLIP
 from converter.mapping.load import load_table
-from converter.model import GLIP
 from converter.parity.capture import load_capture, write_capture
 from converter.parity.device import DTYPES, set_precision
 from converter.parity.record import Inputs, record

@@ -20,8 +20,8 @@ from small_formats import FORMATS, SIZES, Weights, execute, hub_weights, write_s
 from converter.checkpoint import open_checkpoint
 from converter.cli import main
 from converter.errors import ModelError, PlanError
+from converter.glip.model.weights import open_weights
 from converter.mapping import documents
-from converter.model.weights import open_weights
 from converter.planning.formats import choose_formats, make_route
 from converter.writing.convert import convert
 from converter.writing.residue import residue_path

@@ -26,11 +26,11 @@ from safetensors import safe_open
 from server import HubServer, clear
 from synthetic_checkpoint import manifest, synthetic_tensor, write_checkpoint
 
-from converter import tokenizer
 from converter.cli import main
+from converter.glip import GLIP
+from converter.glip.detect import tokenizer
 from converter.mapping.load import load_table
 from converter.mapping.ops import apply_ops
-from converter.model import GLIP
 from converter.parity.capture import Capture, load_capture, write_capture
 from converter.parity.mutate import mutation_score
 from converter.parity.record import Inputs, record

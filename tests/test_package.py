@@ -27,7 +27,7 @@ from server import HubServer
 from small_capture import small_capture
 
 from converter.cli import main
-from converter.model import GLIP
+from converter.glip import GLIP
 from converter.parity.certificate import certify, verify
 from converter.parity.evidence import read_evidence
 from converter.parity.mutate import mutation_score

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 import torch
 
+from converter.glip import GLIP, GLIPConfig
 from converter.mapping.spec import Variant, load_spec
-from converter.model import GLIP, GLIPConfig
 
 SPEC = load_spec("glip")
 

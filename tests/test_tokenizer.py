@@ -15,9 +15,9 @@ from bert_vocabulary import RECORDED, WORDS, recorded_vocabulary, small_vocabula
 from safetensors import safe_open
 from server import Fault, HubServer
 
-from converter import tokenizer
 from converter.errors import HubError, ModelError
-from converter.tokenizer import BERT_BASE_UNCASED_SHA256, Tokenizer
+from converter.glip.detect import tokenizer
+from converter.glip.detect.tokenizer import BERT_BASE_UNCASED_SHA256, Tokenizer
 
 CAPTURES = Path(__file__).parent / "data" / "captures"
 
@@ -176,7 +176,7 @@ def test_reading_a_vocabulary_needs_no_torch(tmp_path: Path) -> None:
     import subprocess
 
     code = (
-        "import sys; from pathlib import Path; from converter.tokenizer import Tokenizer\n"
+        "import sys; from pathlib import Path; from converter.glip.detect.tokenizer import Tokenizer\n"
         "Tokenizer.load(Path(sys.argv[1])).files(256); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(small_vocabulary(tmp_path))], check=True)

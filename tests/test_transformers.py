@@ -14,7 +14,7 @@ from small_formats import FORMATS, SIZES, execute, hub_weights
 from test_convert_formats import run, small_mappings
 from transformers import BertModel, SwinBackbone, SwinModel
 
-from converter.model import GLIP, GLIPConfig
+from converter.glip import GLIP, GLIPConfig
 
 __all__ = ["small_mappings"]
 LIMIT = 1e-10  # relative Frobenius, float64: see docs/parity.md

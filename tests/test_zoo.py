@@ -10,11 +10,10 @@ import torch
 from server import HubServer
 from small_formats import FORMATS, SIZES, execute, hub_weights, write_small_mappings
 
-from converter import zoo
 from converter.errors import ConverterError, ModelError, PlanError
+from converter.glip import GLIP, GLIPConfig, zoo
 from converter.mapping import documents
 from converter.mapping.spec import load_spec
-from converter.model import GLIP, GLIPConfig
 from converter.planning.formats import make_route
 
 NAME = "swin-t_glip-pre_3rdparty"

@@ -15,7 +15,8 @@ from converter.display import plain
 from converter.errors import DestinationError, ModelError
 
 if TYPE_CHECKING:
-    from converter.detect import Found, Prompt
+    from converter.glip.detect.detector import Found
+    from converter.glip.detect.prompt import Prompt
 
 _EPILOG = """\b
 Examples:
@@ -80,10 +81,10 @@ def detect(
         raise click.UsageError("--caption needs a --span for each phrase to look for")
     places = _places(out, images, force)
     from converter.cli.sources import locate
-    from converter.detect import Detector, read_image
-    from converter.detect.detector import as_lists, folder_settings
+    from converter.glip.detect.detector import Detector, as_lists, folder_settings
+    from converter.glip.detect.images import read_image
+    from converter.glip.detect.tokenizer import find_tokenizer
     from converter.parity.device import load_model
-    from converter.tokenizer import find_tokenizer
 
     located = locate(model_source, quiet=as_json)
     model = located.path
@@ -135,8 +136,7 @@ def detect(
 
 
 def _prompt(names: str | None, caption: str | None, spans: tuple[str, ...]) -> Prompt:
-    from converter.detect import Prompt
-    from converter.detect.prompt import parse_span
+    from converter.glip.detect.prompt import Prompt, parse_span
 
     if caption is not None:
         return Prompt.of_caption(caption, [parse_span(span) for span in spans])
@@ -182,7 +182,7 @@ def _unwritable(folder: Path, error: Exception) -> DestinationError:
 
 
 def _save(place: Path, picture: Any, found: Found) -> None:
-    from converter.detect.draw import draw
+    from converter.glip.detect.draw import draw
     from converter.parity.capture import write_whole
 
     drawing = draw(picture, found)

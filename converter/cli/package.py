@@ -56,8 +56,8 @@ def package(
     if repo_id is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", repo_id, re.ASCII):
         raise click.UsageError(f"--repo-id: {repo_id!r} is not OWNER/NAME")
     from converter.checkpoint import open_checkpoint
+    from converter.glip.detect.tokenizer import find_tokenizer
     from converter.publish.package import check_package_destination, make_package, write_package
-    from converter.tokenizer import find_tokenizer
 
     with open_checkpoint(conversion) as checkpoint:
         check_package_destination(out, force=force, inputs=checkpoint.files)

@@ -15,7 +15,7 @@ from converter.errors import CaptureError, DestinationError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from converter.model import GLIP
+    from converter.glip.model.glip import GLIP
     from converter.parity.capture import Capture, Mode
     from converter.parity.mutate import Score
 

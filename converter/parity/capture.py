@@ -34,8 +34,8 @@ from torch import Tensor
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.display import file_name, plain, quoted
 from converter.errors import CaptureError, DestinationError
-from converter.model import Detections
-from converter.model.inputs import TEXT_MULTIPLE
+from converter.glip.model.detection import Detections
+from converter.glip.model.inputs import TEXT_MULTIPLE
 from converter.parity.probes import PROJECTIONS, SAMPLES, distance, probe
 
 Mode = Literal["propagated", "injected"]

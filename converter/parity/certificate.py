@@ -21,8 +21,8 @@ from converter.checkpoint import open_checkpoint
 from converter.checkpoint.hashes import Stamps, stamps, tensor_hashes
 from converter.display import file_name
 from converter.errors import CaptureError, ConverterError
+from converter.glip.model.glip import GLIP
 from converter.mapping.load import load_table
-from converter.model import GLIP
 from converter.parity.capture import Capture, file_sha256, load_capture, write_capture, write_whole
 from converter.parity.evidence import FORMAT, Evidence, read_evidence
 from converter.parity.mutate import Score

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from converter.model import Detections
+from converter.glip.model.detection import Detections
 from converter.parity.compare import gates
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from converter import __version__
 from converter.errors import CaptureError, ModelError
-from converter.model import GLIP
+from converter.glip.model.glip import GLIP
 
 DTYPES = {
     "float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,

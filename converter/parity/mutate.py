@@ -19,15 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from converter.errors import CaptureError
+from converter.glip.mistakes import MISTAKES, patched
+from converter.glip.model.glip import GLIP
+from converter.glip.model.head import Output
 from converter.mapping.entries import Tap
 from converter.mapping.load import load_table
 from converter.mapping.ops import apply_ops, invert_ops
-from converter.model import GLIP, Output
 from converter.parity.capture import Capture, Mode
 from converter.parity.compare import Gate, TapResult, find_gate, fitted, measure
 from converter.parity.detections import compare_detections
 from converter.parity.device import deterministic
-from converter.parity.mistakes import MISTAKES, patched
 from converter.parity.run import matching_taps, run_model
 from converter.parity.taps import observe
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from converter.errors import CaptureError
+from converter.glip.model.glip import GLIP
 from converter.mapping.entries import Tap
 from converter.mapping.load import load_table
-from converter.model import GLIP
 from converter.parity.capture import INPUTS, Capture
 from converter.parity.device import DTYPES, deterministic, settings
 from converter.parity.run import ANCHORS

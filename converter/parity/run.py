@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from converter.errors import CaptureError
+from converter.glip.model.glip import GLIP
+from converter.glip.model.head import Output
 from converter.mapping.entries import Tap
 from converter.mapping.load import load_table
-from converter.model import GLIP, Output
 from converter.parity.capture import Capture, Mode
 from converter.parity.compare import Gate, TapResult, find_gate, fitted, measure
 from converter.parity.detections import DetectionResult, compare_detections

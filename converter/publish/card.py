@@ -52,7 +52,7 @@ class Facts:
 @cache
 def zoo() -> dict[str, Any]:
     """The released models and what their authors report of them, each with its source."""
-    text = Path(__file__).parent.with_name("model_zoo.json").read_text(encoding="utf-8")
+    text = (Path(__file__).parent.parent / "glip" / "model_zoo.json").read_text(encoding="utf-8")
     content: dict[str, Any] = json.loads(text)
     return content
 
@@ -204,7 +204,7 @@ def _use(facts: Facts) -> str:
             "```python",
             "from PIL import Image",
             "",
-            "from converter.detect import Detector",
+            "from converter.glip import Detector",
             "",
             f'detector = Detector.from_pretrained("{where}")',
             'picture = Image.new("RGB", (640, 480))  # yours: Image.open("street.jpg")',
@@ -219,7 +219,7 @@ def _use(facts: Facts) -> str:
             f'converter detect {where} street.jpg --prompt "person. dog." --out found/',
             "```",
             "",
-            f'The bare model takes normalised images and token ids: `converter.model.GLIP.from_pretrained("{where}")`. '
+            f'The bare model takes normalised images and token ids: `converter.glip.GLIP.from_pretrained("{where}")`. '
             f'`transformers.AutoTokenizer.from_pretrained("{where}")` loads the tokenizer.',
         ]
     )

@@ -13,11 +13,11 @@ from converter import __version__
 from converter.checkpoint import open_checkpoint
 from converter.display import file_name, plain
 from converter.errors import DestinationError, ModelError
+from converter.glip.detect.preprocessing import glip_preprocessing
+from converter.glip.detect.tokenizer import Tokenizer
 from converter.parity.evidence import Evidence, read_evidence
-from converter.preprocessing import glip_preprocessing
 from converter.publish.card import Facts, model_card, zoo
 from converter.publish.records import check_architecture, check_weights, content_of, read_records
-from converter.tokenizer import Tokenizer
 from converter.writing.ledger import to_json
 from converter.writing.shards import INDEX_NAME
 from converter.writing.staging import Staging, check_destination, is_file_name, writing

@@ -10,7 +10,7 @@ from bert_vocabulary import small_vocabulary
 from saved_glip import saved_glip
 from small_glip import small_config
 
-from converter.preprocessing import glip_preprocessing
+from converter.glip.detect.preprocessing import glip_preprocessing
 
 SETTINGS = replace(glip_preprocessing(), shorter_side=96, longer_side=160)
 

@@ -149,7 +149,7 @@ def test_exit_codes(shared: Path, options: list[object], tmp_path: Path) -> None
 def test_a_missing_package_is_named(shared: Path, options: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    for name in [m for m in sys.modules if m == "converter.detect" or m.startswith(("converter.detect.", "PIL"))]:
+    for name in [m for m in sys.modules if m.startswith(("converter.glip.detect.", "PIL"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "PIL", None)
     result = run(shared / "small", shared / "rocket.png", "--prompt", "dog.", *options)

@@ -15,13 +15,12 @@ from saved_glip import saved_glip
 from small_folder import SETTINGS, small_folder
 from small_glip import small_glip
 
-from converter.detect import Detector, Found, Prompt
-from converter.detect.draw import colour, draw
-from converter.detect.images import pad, to_tensor
 from converter.errors import ModelError
-from converter.model import GLIP
-from converter.preprocessing import glip_preprocessing
-from converter.tokenizer import Tokenizer
+from converter.glip import GLIP, Detector, Found, Prompt
+from converter.glip.detect.draw import colour, draw
+from converter.glip.detect.images import pad, to_tensor
+from converter.glip.detect.preprocessing import glip_preprocessing
+from converter.glip.detect.tokenizer import Tokenizer
 
 PICTURE = Image.fromarray(skimage.data.rocket()).resize((321, 214))
 

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from converter.detect.images import PIXEL_LIMIT, pad, read_image, to_tensor
 from converter.errors import ModelError
-from converter.preprocessing import Preprocessing, glip_preprocessing
+from converter.glip.detect.images import PIXEL_LIMIT, pad, read_image, to_tensor
+from converter.glip.detect.preprocessing import Preprocessing, glip_preprocessing
 
 SETTINGS = glip_preprocessing()
 MEAN, STD = (103.53, 116.28, 123.675), (57.375, 57.12, 58.395)

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from converter.detect.prompt import Prompt, captions, parse_span, token_positions
 from converter.errors import ModelError
-from converter.preprocessing import glip_preprocessing
-from converter.tokenizer import Tokenizer
+from converter.glip.detect.preprocessing import glip_preprocessing
+from converter.glip.detect.prompt import Prompt, captions, parse_span, token_positions
+from converter.glip.detect.tokenizer import Tokenizer
 
 SETTINGS = glip_preprocessing()
 CAPTURES = Path(__file__).parent.parent / "data" / "captures"

@@ -52,7 +52,7 @@ def hub(
 @pytest.fixture(scope="session")
 def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A converted model with its certificate, as it is published."""
-    from converter.model import GLIP
+    from converter.glip import GLIP
     from converter.parity.certificate import certify
     from converter.parity.run import parity
 

@@ -15,7 +15,7 @@ from tiny import tiny_weights, write_table
 
 from converter.cli import main
 from converter.errors import HubError
-from converter.model import GLIP
+from converter.glip import GLIP
 from converter.publish.commit import publish
 
 

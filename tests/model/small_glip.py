@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from converter.model import GLIP, GLIPConfig
+from converter.glip import GLIP, GLIPConfig
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 8,

@@ -10,8 +10,8 @@ from small_glip import CONFIG, random_inputs, small_config, small_glip
 from torch import Tensor
 from torch.export import Dim
 
-from converter.model import GLIP, Output
-from converter.model.precision import Linear
+from converter.glip import GLIP, Output
+from converter.glip.model.precision import Linear
 
 
 def tensors(out: Output) -> Iterator[Tensor]:

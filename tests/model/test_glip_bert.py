@@ -7,7 +7,7 @@ import torch
 from small_glip import CONFIG, small_config, small_glip
 from torch import Tensor, nn
 
-from converter.model.bert import BertLayer, TextEncoder
+from converter.glip.model.bert import BertLayer, TextEncoder
 
 WIDTH, HEADS = CONFIG["text_dim"], CONFIG["text_heads"]
 

@@ -10,7 +10,7 @@ import pytest
 from small_glip import CONFIG, small_config
 
 from converter.errors import ModelError
-from converter.model import GLIPConfig
+from converter.glip import GLIPConfig
 
 
 def test_a_config_survives_json() -> None:

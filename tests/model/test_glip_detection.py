@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from small_glip import small_config, small_glip
 from torch import Tensor
 
-from converter.model import GLIP, Detections, Output
-from converter.model.detection import clip, decode, level_anchors, suppress
+from converter.glip import GLIP, Detections, Output
+from converter.glip.model.detection import clip, decode, level_anchors, suppress
 
 
 def test_anchors_of_the_first_and_last_level() -> None:
@@ -82,7 +82,7 @@ def test_suppression_is_greedy(count: int, labels: int, steps: int, seed: int) -
 
 
 def test_suppression_in_blocks_is_greedy_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("converter.model.detection.NMS_BLOCK", 7)
+    monkeypatch.setattr("converter.glip.model.detection.NMS_BLOCK", 7)
     generator = torch.Generator().manual_seed(5)
     corner = torch.rand(400, 2, generator=generator) * 150
     boxes = torch.cat([corner, corner + 10 + torch.rand(400, 2, generator=generator) * 20], dim=1)
@@ -95,7 +95,7 @@ def test_suppression_in_blocks_is_greedy_too(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_hundred_are_kept_and_what_ties_with_the_last(
     tied: int, kept: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("converter.model.detection.NMS_BLOCK", block)
+    monkeypatch.setattr("converter.glip.model.detection.NMS_BLOCK", block)
     x = torch.arange(130.0) * 20
     boxes = torch.stack([x, x, x + 9, x + 9], dim=1)
     scores = torch.linspace(0.9, 0.1, 130)
@@ -154,7 +154,7 @@ def detect_by_loops(
 
 @pytest.mark.parametrize("per_level", [1000, 10])
 def test_detections_are_those_of_plain_loops(per_level: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("converter.model.detection.CANDIDATES_PER_LEVEL", per_level)
+    monkeypatch.setattr("converter.glip.model.detection.CANDIDATES_PER_LEVEL", per_level)
     model, out = small_glip(), random_output()
     phrases = {7: [1], 3: [2, 4, 5], 12: [8, 0]}
     sizes = [(48, 64), (40, 50)]

@@ -11,7 +11,7 @@ from small_glip import small_config, small_glip
 from torch import Tensor
 from torch.nn import functional as F
 
-from converter.model.dynamic_conv import DeformableConv, DynamicConv, NormedDeformableConv, Offsets, sampling
+from converter.glip.model.dynamic_conv import DeformableConv, DynamicConv, NormedDeformableConv, Offsets, sampling
 
 CHANNELS = 32
 

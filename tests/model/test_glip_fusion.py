@@ -7,7 +7,7 @@ import torch
 from small_glip import small_glip
 from torch import Tensor
 
-from converter.model.fusion import Fused, Fusion
+from converter.glip.model.fusion import Fused, Fusion
 
 HEADS = 4
 SIZES = ((5, 3), (3, 2), (1, 1))

@@ -8,8 +8,8 @@ from small_glip import small_glip
 from torch import Tensor
 from torch.nn import functional as F
 
-from converter.model import GLIP
-from converter.model.bert import TextFeatures
+from converter.glip import GLIP
+from converter.glip.model.bert import TextFeatures
 
 SIZES = ((5, 7), (3, 4), (2, 2), (1, 1), (1, 1))
 

@@ -9,7 +9,7 @@ import torch
 from small_glip import random_inputs, small_glip
 
 from converter.errors import ModelError
-from converter.model import GLIP
+from converter.glip import GLIP
 
 MODEL = small_glip(torch.float32)
 IMAGES, IDS, MASK = random_inputs(2, 40, 60)

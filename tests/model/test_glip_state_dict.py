@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from small_glip import small_config
 
-from converter.model import GLIP
+from converter.glip import GLIP
 
 LINEAR = ("weight", "bias")
 

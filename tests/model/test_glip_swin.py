@@ -8,7 +8,7 @@ from small_glip import small_glip
 from torch import Tensor
 from torch.nn import functional as F
 
-from converter.model.swin import PatchMerging, SwinBlock, from_windows, to_windows
+from converter.glip.model.swin import PatchMerging, SwinBlock, from_windows, to_windows
 
 WINDOW = 3
 

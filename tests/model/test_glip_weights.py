@@ -17,7 +17,7 @@ from small_glip import CONFIG, random_inputs, small_config, small_glip
 from torch import Tensor
 
 from converter.errors import ModelError
-from converter.model import GLIP
+from converter.glip import GLIP
 
 DOCUMENT = {"model": "glip", "variant": "small", "config": CONFIG}
 METADATA = {"config": json.dumps(DOCUMENT)}
@@ -107,7 +107,7 @@ def test_all_differences_are_listed_at_once(tmp_path: Path, state: dict[str, Ten
 
 
 def test_a_parameter_left_out_of_the_reading_stays_nan(single: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from converter.model import weights
+    from converter.glip.model import weights
 
     read = weights._read_into
     monkeypatch.setattr(weights, "_read_into", lambda *args: None if args[3] == "fpn.p6.bias" else read(*args))
@@ -185,7 +185,7 @@ def test_a_file_cut_off_anywhere_is_refused(single: Path) -> None:
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_an_error(single: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from converter.model import weights
+    from converter.glip.model import weights
 
     opened = weights.open_weights
 

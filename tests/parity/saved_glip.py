@@ -11,7 +11,7 @@ from small_glip import small_glip
 
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.hashes import tensor_hashes
-from converter.model import GLIP
+from converter.glip import GLIP
 from converter.writing.ledger import digest_of_checkpoint
 
 

@@ -10,8 +10,8 @@ import torch
 from small_glip import random_inputs, small_glip
 from torch import Tensor
 
+from converter.glip import GLIP
 from converter.mapping.load import load_table
-from converter.model import GLIP
 from converter.parity.capture import Capture, load_capture, write_capture
 from converter.parity.run import ANCHORS
 from converter.parity.taps import collect

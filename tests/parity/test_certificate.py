@@ -17,7 +17,7 @@ from small_glip import small_glip
 
 from converter.checkpoint.hashes import stamps
 from converter.errors import CaptureError
-from converter.model import GLIP
+from converter.glip import GLIP
 from converter.parity.certificate import certificate_path, certify, verify
 from converter.parity.mutate import mutation_score
 from converter.parity.run import parity

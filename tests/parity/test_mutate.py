@@ -13,11 +13,11 @@ from small_glip import small_glip
 from torch.nn import functional as F
 
 from converter.errors import CaptureError
+from converter.glip import GLIP
+from converter.glip.mistakes import MISTAKES, Mistake
 from converter.mapping.load import load_table
-from converter.model import GLIP
 from converter.parity import mutate
 from converter.parity.capture import Capture, load_capture, write_capture
-from converter.parity.mistakes import MISTAKES, Mistake
 from converter.parity.mutate import Mutation, Score, mutation_score, mutations
 from converter.parity.run import parity
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from converter.errors import CaptureError, CheckpointError
-from converter.model import GLIP
+from converter.glip import GLIP
 from converter.parity.capture import Capture, load_capture, write_capture
 from converter.parity.record import Inputs, record
 from converter.parity.run import ANCHORS, Report, parity
@@ -175,7 +175,7 @@ def approximate_gelu(model: GLIP, patch: pytest.MonkeyPatch) -> None:
 
 
 def drop_the_relu_of_p7(model: GLIP, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("converter.model.fpn.F", SimpleNamespace(interpolate=F.interpolate, relu=lambda x: x))
+    patch.setattr("converter.glip.model.fpn.F", SimpleNamespace(interpolate=F.interpolate, relu=lambda x: x))
 
 
 def resize_by_cell_areas(model: GLIP, patch: pytest.MonkeyPatch) -> None:
@@ -263,7 +263,7 @@ def test_nan_on_one_side_is_a_failure_whatever_the_gate(capture: Capture) -> Non
 
 
 def test_other_detections_are_a_problem(capture: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("converter.model.detection.NMS_THRESHOLD", 0.3)
+    monkeypatch.setattr("converter.glip.model.detection.NMS_THRESHOLD", 0.3)
     report = parity(small_glip(), capture)
     assert report.passed is False
     assert all("detections, captured were" in problem for problem in report.problems)

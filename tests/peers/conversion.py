@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from converter.cli import main
-from converter.model import GLIP
+from converter.glip import GLIP
 
 
 @dataclass(frozen=True)

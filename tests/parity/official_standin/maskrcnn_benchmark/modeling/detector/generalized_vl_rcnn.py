@@ -14,10 +14,10 @@ from small_glip import small_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from converter.model import GLIP, GLIPConfig
-from converter.model.detection import detect, level_anchors
-from converter.model.head import Head, Output
-from converter.model.swin import SwinTransformer, relative_position_index, shifted_window_mask
+from converter.glip import GLIP, GLIPConfig
+from converter.glip.model.detection import detect, level_anchors
+from converter.glip.model.head import Head, Output
+from converter.glip.model.swin import SwinTransformer, relative_position_index, shifted_window_mask
 from maskrcnn_benchmark.structures.bounding_box import BoxList
 from maskrcnn_benchmark.structures.image_list import ImageList, to_image_list
 

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from converter.model import GLIP, bert, detection, dynamic_conv, fpn, swin
-from converter.model.dynamic_conv import DynamicConv, Offsets
-from converter.model.fusion import Fused, Fusion
-from converter.model.head import Head, Output
-from converter.model.swin import PatchMerging
+from converter.glip.model import bert, detection, dynamic_conv, fpn, swin
+from converter.glip.model.dynamic_conv import DynamicConv, Offsets
+from converter.glip.model.fusion import Fused, Fusion
+from converter.glip.model.glip import GLIP
+from converter.glip.model.head import Head, Output
+from converter.glip.model.swin import PatchMerging
 
 Context = Callable[[GLIP], AbstractContextManager[None]]
 CONVOLUTION = r"head\.blocks\.\d+\.dynamic_conv"

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from converter.model.config import GLIPConfig
-from converter.model.head import Output
-from converter.model.precision import accumulation_dtype
+from converter.glip.model.config import GLIPConfig
+from converter.glip.model.head import Output
+from converter.glip.model.precision import accumulation_dtype
 
 SCORE_THRESHOLD = 0.05  # on the phrase score, before centerness
 CANDIDATES_PER_LEVEL = 1000

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from converter.model.config import DYRELU_REDUCTION, GROUPS, GLIPConfig
-from converter.model.precision import accumulation_dtype
+from converter.glip.model.config import DYRELU_REDUCTION, GROUPS, GLIPConfig
+from converter.glip.model.precision import accumulation_dtype
 
 TAPS = 9  # of a 3x3 kernel
 REACH = 1e6  # cells; no map is that large

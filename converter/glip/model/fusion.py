@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from converter.model.config import GLIPConfig
-from converter.model.precision import accumulation_dtype
+from converter.glip.model.config import GLIPConfig
+from converter.glip.model.precision import accumulation_dtype
 
 LOGIT_LIMIT = 50000.0  # where GLIP clamps attention and token logits; inside the range of float16
 

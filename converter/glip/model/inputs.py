@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from converter.errors import ModelError
-from converter.model.config import GLIPConfig
-from converter.model.head import Output
+from converter.glip.model.config import GLIPConfig
+from converter.glip.model.head import Output
 
 TEXT_MULTIPLE = 32  # captions are cut to a multiple of this many tokens
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from converter.model.config import GLIPConfig
+from converter.glip.model.config import GLIPConfig
 
 
 class FPN(nn.Module):

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from converter.errors import ModelError
-from converter.model.config import GLIPConfig
+from converter.glip.model.config import GLIPConfig
 
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 HEADER_LIMIT = 100_000_000  # bytes, from the format's reference implementation
@@ -261,7 +261,7 @@ def _config(document: dict[str, Any], where: Path) -> GLIPConfig:
         )
     if part := document.get("part"):
         raise ModelError(
-            f"{where}: holds the {part} of GLIP alone. converter.zoo.get_model loads the image encoder; a whole GLIP "
+            f"{where}: holds the {part} of GLIP alone. converter.glip.get_model loads the image encoder; a whole GLIP "
             "comes from a whole checkpoint."
         )
     try:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from converter.display import file_name, plain
 from converter.errors import ModelError
-from converter.preprocessing import Preprocessing
+from converter.glip.detect.preprocessing import Preprocessing
 
 # EPS and the like would be handed to other programs; what is left, Pillow decodes by itself
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")

@@ -19,15 +19,16 @@ from torch import Tensor, nn
 
 from converter.checkpoint import DTYPES, Checkpoint, open_checkpoint
 from converter.errors import ModelError
+from converter.glip.model.config import GLIPConfig
+from converter.glip.model.glip import GLIP
+from converter.glip.model.head import Output
+from converter.glip.model.inputs import check_images
+from converter.glip.model.swin import SwinTransformer
 from converter.hub import local_path
 from converter.mapping.cast import cast
 from converter.mapping.load import hub_table
 from converter.mapping.ops import apply_ops
 from converter.mapping.spec import load_spec
-from converter.model import GLIP, GLIPConfig
-from converter.model.head import Output
-from converter.model.inputs import check_images
-from converter.model.swin import SwinTransformer
 from converter.planning.formats import load_format, make_route, recognise
 from converter.planning.plan import Plan
 from converter.writing.buffers import verify_left_out

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from converter.errors import ModelError
-from converter.model.config import STAGES, GLIPConfig
-from converter.model.precision import Linear
+from converter.glip.model.config import STAGES, GLIPConfig
+from converter.glip.model.precision import Linear
 
 CROSS_REGION = -100.0  # what a shifted window adds between tokens that are no neighbours in the image
 

@@ -6,7 +6,7 @@ import colorsys
 
 from PIL import Image, ImageDraw, ImageFont
 
-from converter.detect.detector import Found
+from converter.glip.detect.detector import Found
 
 GOLDEN = 0.618034  # a turn of the colour circle after which no two of a few labels are near each other
 

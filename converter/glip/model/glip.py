@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from converter.errors import ModelError
+from converter.glip.model import inputs, weights
+from converter.glip.model.bert import TextEncoder, TextFeatures
+from converter.glip.model.config import GLIPConfig
+from converter.glip.model.detection import Detections, detect, level_anchors
+from converter.glip.model.fpn import FPN
+from converter.glip.model.fusion import LOGIT_LIMIT
+from converter.glip.model.head import Head, Output
+from converter.glip.model.swin import SwinTransformer
 from converter.hub import local_path
-from converter.model import inputs, weights
-from converter.model.bert import TextEncoder, TextFeatures
-from converter.model.config import GLIPConfig
-from converter.model.detection import Detections, detect, level_anchors
-from converter.model.fpn import FPN
-from converter.model.fusion import LOGIT_LIMIT
-from converter.model.head import Head, Output
-from converter.model.swin import SwinTransformer
 
 
 class GLIP(nn.Module):

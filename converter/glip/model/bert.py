@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from converter.model.config import GLIPConfig
-from converter.model.precision import accumulation_dtype
+from converter.glip.model.config import GLIPConfig
+from converter.glip.model.precision import accumulation_dtype
 
 NORM_EPSILON = 1e-12  # of every LayerNorm in BERT
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from converter.detect.images import pad, read_image, to_rgb, to_tensor
-from converter.detect.prompt import Caption, Prompt, captions
 from converter.display import file_name
 from converter.errors import ModelError
+from converter.glip.detect.images import pad, read_image, to_rgb, to_tensor
+from converter.glip.detect.preprocessing import Preprocessing, glip_preprocessing
+from converter.glip.detect.prompt import Caption, Prompt, captions
+from converter.glip.detect.tokenizer import Tokenizer, find_tokenizer
+from converter.glip.model.detection import DETECTIONS_PER_IMAGE
+from converter.glip.model.glip import GLIP
 from converter.hub import local_path
-from converter.model import GLIP
-from converter.model.detection import DETECTIONS_PER_IMAGE
-from converter.preprocessing import Preprocessing, glip_preprocessing
-from converter.tokenizer import Tokenizer, find_tokenizer
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from converter.display import quoted
 from converter.errors import ModelError
-from converter.preprocessing import Preprocessing
-from converter.tokenizer import Encoded, Tokenizer
+from converter.glip.detect.preprocessing import Preprocessing
+from converter.glip.detect.tokenizer import Encoded, Tokenizer
 
 Span = tuple[int, int]
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from converter.model.bert import BertLayer, TextFeatures
-from converter.model.config import LEVELS, GLIPConfig
-from converter.model.dynamic_conv import DynamicConv
-from converter.model.fusion import LOGIT_LIMIT, Fusion
-from converter.model.precision import accumulation_dtype
+from converter.glip.model.bert import BertLayer, TextFeatures
+from converter.glip.model.config import LEVELS, GLIPConfig
+from converter.glip.model.dynamic_conv import DynamicConv
+from converter.glip.model.fusion import LOGIT_LIMIT, Fusion
+from converter.glip.model.precision import accumulation_dtype
 
 PRIOR = 0.01  # score of a cell before training, as in RetinaNet
 

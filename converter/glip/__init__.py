@@ -1,0 +1,60 @@
+"""The GLIP family (Li et al. 2022, arXiv:2112.03857): the model in plain PyTorch, and all that belongs to it.
+
+    from converter.glip import GLIP, Detector, get_model
+
+    model/          the model alone: it needs torch and knows nothing of conversion
+    detect/         from pictures and words to boxes: preprocessing, tokenizer, prompt, detector, drawing
+    zoo.py          models by name, MMPretrain's two among them, from weights of any format
+    model_zoo.json  the released models: training data, figures, licence, each with its source
+    mistakes.py     mistakes that re-implementations make, to be made on purpose
+    family.py       all this as parity, publishing and the command line know it
+
+Names are imported when they are asked for: making a tokenizer's files takes no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from converter.glip.detect.detector import Detector, Found
+    from converter.glip.detect.prompt import Prompt
+    from converter.glip.model.config import GLIPConfig
+    from converter.glip.model.detection import Detections
+    from converter.glip.model.glip import GLIP
+    from converter.glip.model.head import Output
+    from converter.glip.zoo import get_model, model_names
+
+__all__ = [
+    "GLIP",
+    "Detections",
+    "Detector",
+    "Found",
+    "GLIPConfig",
+    "Output",
+    "Prompt",
+    "get_model",
+    "model_names",
+]
+
+_HOMES = {
+    "detect.detector": ("Detector", "Found"),
+    "detect.prompt": ("Prompt",),
+    "model.config": ("GLIPConfig",),
+    "model.detection": ("Detections",),
+    "model.glip": ("GLIP",),
+    "model.head": ("Output",),
+    "zoo": ("get_model", "model_names"),
+}
+
+
+def __getattr__(name: str) -> object:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,17 @@
+"""The model alone, in plain PyTorch: images and token ids in, boxes out. It knows nothing of conversion.
+
+In the order in which data passes:
+
+    config.py        the sizes that make one model
+    inputs.py        what a user may hand to it, checked
+    swin.py          images -> maps of stride 4 to 32
+    fpn.py           maps -> the pyramid P3..P7
+    bert.py          token ids -> text features
+    fusion.py        pyramid and text attend to each other
+    dynamic_conv.py  a block of the dynamic head
+    head.py          the tower of blocks, and the predictions of each cell
+    detection.py     predictions -> boxes, scores, labels
+    glip.py          all of it as one module
+    precision.py     which sums are carried out in which dtype
+    weights.py       safetensors into a model, every byte accounted for
+"""
