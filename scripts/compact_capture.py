@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from converter.parity.capture import INPUTS, load_capture, write_capture
+from converter.parity.capture import INPUT, load_capture, write_capture
 
 CAPTURES = Path(__file__).resolve().parent.parent / "tests" / "data" / "captures"
 KEPT = ("name", "model", "official_config", "dtype", "torch", "transformers", "captions", "image_sizes_hw",
@@ -22,7 +22,7 @@ KEPT = ("name", "model", "official_config", "dtype", "torch", "transformers", "c
 def compact(source: Path, output: Path) -> None:
     """Write the compact form of the capture at `source`."""
     with load_capture(source) as capture:
-        tensors = dict(zip(INPUTS, capture.inputs, strict=True))
+        tensors = {f"{INPUT}{name}": value for name, value in capture.inputs.items()}
         for image, detections in enumerate(capture.detections):
             tensors |= {f"detections.{image}.{field}": value for field, value in detections._asdict().items()}
         tensors |= {name: capture.read(name) for name in capture.activations}
@@ -31,7 +31,9 @@ def compact(source: Path, output: Path) -> None:
             for dtype, error in activation.errors.items():
                 errors.setdefault(dtype, {})[name] = error
         facts = {key: capture.facts[key] for key in KEPT if key in capture.facts}
-        write_capture(output, tensors, {**facts, "table": capture.table, "errors": errors}, compact=True)
+        write_capture(
+            output, tensors, {**facts, "table": capture.table or "glip-official", "errors": errors}, compact=True
+        )
 
 
 def main() -> None:

@@ -19,8 +19,10 @@ from safetensors import safe_open
 from synthetic_checkpoint import write_checkpoint
 
 from converter.glip import GLIP
+from converter.glip.family import FAMILY
 from converter.parity.capture import Capture, load_capture
 from converter.parity.compare import TapResult
+from converter.parity.family import Subject
 from converter.parity.run import Report, parity
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,11 +72,11 @@ def variant_of(converted: Path) -> str:
 
 def run(converted: Path, capture: Capture) -> int:
     """Run on captured inputs, and show what comes out."""
-    step(f"GLIP.from_pretrained({converted.name!r}) on {len(capture.images)} images")
+    step(f"GLIP.from_pretrained({converted.name!r}) on {len(capture.detections)} images")
     model = GLIP.from_pretrained(converted)
     with torch.inference_mode():
-        out = model(*capture.inputs)
-    for image, found in enumerate(model.detect(out, capture.image_sizes, capture.positive_map)):
+        out = model(**capture.inputs)
+    for image, found in enumerate(FAMILY.detect(model, out, capture.facts)):
         best = f", best score {found.scores[0]:.3f}" if len(found.scores) else ""
         print(f"  image {image}: {len(found.scores)} detections{best}")
     print("\nConverted and run. There is no capture of these weights, so the outputs were compared with nothing.")
@@ -85,8 +87,8 @@ def prove(converted: Path, capture: Capture) -> int:
     """Compare with the capture in both precisions, and print a table."""
     step(f"GLIP.from_pretrained({converted.name!r}), compared with the official code's capture {capture.name!r}")
     model = GLIP.from_pretrained(converted)
-    single = parity(model, capture)
-    double = parity(model.double(), capture)
+    single = parity(Subject(FAMILY, model), capture)
+    double = parity(Subject(FAMILY, model.double()), capture)
     print_table(single, double)
     problems = [*double.problems, *single.problems]
     for problem in problems:

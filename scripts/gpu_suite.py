@@ -30,10 +30,12 @@ from synthetic_checkpoint import write_checkpoint
 
 from converter.checkpoint import open_checkpoint
 from converter.glip import GLIP
+from converter.glip.family import FAMILY
 from converter.mapping.load import load_table
 from converter.parity.capture import load_capture, write_capture
 from converter.parity.device import DTYPES, set_precision
-from converter.parity.record import Inputs, record
+from converter.parity.family import Subject
+from converter.parity.record import inputs_of, record
 from converter.parity.run import Report, parity
 from converter.planning.fit import make_plan
 from converter.writing.convert import convert
@@ -82,18 +84,18 @@ def run_model(name: str, device: str) -> Iterator[dict[str, Any]]:
         converted = make_weights(name, Path(folder))
         for official in CAPTURES[name]:
             whole = Path(folder) / f"{official}.safetensors"
-            oracle = GLIP.from_pretrained(converted).double()
+            oracle = Subject(FAMILY, GLIP.from_pretrained(converted).double())
             with load_capture(ROOT / "tests" / "data" / "captures" / f"{official}.safetensors") as capture:
                 report = parity(oracle, capture)
                 yield from describe(official, "float64, beside the official code", report)
-                tensors, facts = record(oracle, Inputs.of(capture), f"{official} on cpu", OWN_ERRORS)
+                tensors, facts = record(oracle, inputs_of(capture), f"{official} on cpu", OWN_ERRORS)
             write_capture(whole, tensors, facts, compact=False)
             del oracle, tensors
             for title, dtype, tf32, judged in FORMATS:
                 set_precision(tf32)
                 model = GLIP.from_pretrained(converted).to(device=device, dtype=DTYPES[dtype])
                 with load_capture(whole) as capture:
-                    report = parity(model, capture, twice=True)
+                    report = parity(Subject(FAMILY, model), capture, twice=True)
                 yield from describe(official, title, report, judged=judged)
             set_precision(False)
 

@@ -20,8 +20,8 @@ ORDER = [
     "planning",
     "writing",
     "hub",
-    "glip",
     "parity",
+    "glip",
     "publish",
     "cli",
 ]

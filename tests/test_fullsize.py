@@ -24,6 +24,7 @@ from official import official_index
 from PIL import Image
 from safetensors import safe_open
 from server import HubServer, clear
+from small_glip import subject
 from synthetic_checkpoint import manifest, synthetic_tensor, write_checkpoint
 
 from converter.cli import main
@@ -33,7 +34,7 @@ from converter.mapping.load import load_table
 from converter.mapping.ops import apply_ops
 from converter.parity.capture import Capture, load_capture, write_capture
 from converter.parity.mutate import mutation_score
-from converter.parity.record import Inputs, record
+from converter.parity.record import inputs_of, record
 from converter.parity.run import parity
 from converter.planning.fit import make_plan
 
@@ -181,28 +182,28 @@ def test_converting_twice_gives_the_same_bytes(converted: Converted, tmp_path: P
 def test_in_float32_the_error_is_at_most_four_times_the_official_codes_own(converted: Converted) -> None:
     model = GLIP.from_pretrained(converted.path)
     for capture in captures(converted.model):
-        report = parity(model, capture)
+        report = parity(subject(model), capture)
         assert (report.passed, report.gate.times, report.problems) == (True, 4, [])
 
 
 def test_in_float64_every_activation_is_the_official_one(converted: Converted) -> None:
     model = GLIP.from_pretrained(converted.path).double()
     for capture in captures(converted.model):
-        report = parity(model, capture)
+        report = parity(subject(model), capture)
         assert (report.passed, report.gate.relative, report.problems) == (True, 1e-10, [])
-        assert [d.limit for d in report.detections] == [1e-3] * len(capture.images)
+        assert [d.limit for d in report.detections] == [1e-3] * len(capture.inputs["images"])
 
 
 @pytest.mark.parametrize("converted", ["glip-t"], indirect=True)
 def test_faults_in_a_full_size_model_are_noticed(converted: Converted, tmp_path: Path) -> None:
     """Injected, from a whole capture of the model that was just proved to be the official one."""
     model = GLIP.from_pretrained(converted.path).double()
-    (official,) = (capture for capture in captures("glip-t") if len(capture.images) == 2)
-    tensors, facts = record(model, Inputs.of(official), "glip-t, whole")
+    (official,) = (capture for capture in captures("glip-t") if len(capture.inputs["images"]) == 2)
+    tensors, facts = record(subject(model), inputs_of(official), "glip-t, whole")
     write_capture(tmp_path / "whole.safetensors", tensors, facts, compact=False)
     with load_capture(tmp_path / "whole.safetensors") as whole:
-        assert parity(model, whole, modes=["injected"]).passed
-        score = mutation_score(model, whole, 60)
+        assert parity(subject(model), whole, modes=["injected"]).passed
+        score = mutation_score(subject(model), whole, 60)
     assert {outcome.mutation.name for outcome in score.survivors} == {
         "Swin's mask minus infinity, not -100",
         "BERT's mask -10000, not the lowest number",

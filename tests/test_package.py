@@ -25,14 +25,16 @@ from safetensors.torch import load_file, save_file
 from saved_glip import ledger, saved_glip
 from server import HubServer
 from small_capture import small_capture
+from small_glip import loading, subject
 
 from converter.cli import main
 from converter.glip import GLIP
+from converter.glip.family import FAMILY
 from converter.parity.certificate import certify, verify
 from converter.parity.evidence import read_evidence
 from converter.parity.mutate import mutation_score
 from converter.parity.run import parity
-from converter.publish.card import UNVERIFIED, code, mark_unverified, text, zoo
+from converter.publish.card import UNVERIFIED, code, mark_unverified, text
 
 FILES = [
     "README.md", "config.json", "conversion.json", "model.safetensors", "parity.json", "special_tokens_map.json",
@@ -51,7 +53,13 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(load_file(weights), single, metadata | {"conversion": json.dumps(ledger(weights))})
     with small_capture(tmp_path_factory.mktemp("capture")) as capture:
         model = GLIP.from_pretrained(single).double()
-        certify(single, capture, [parity(model, capture)], mutation_score(model, capture, 5), model)
+        certify(
+            single,
+            capture,
+            [parity(subject(model), capture)],
+            mutation_score(subject(model), capture, 5),
+            subject(model),
+        )
     inside = folder / "glip"
     inside.mkdir()
     save_file(load_file(weights), inside / "model.safetensors", {"format": "pt"})
@@ -102,7 +110,8 @@ def test_the_model_loads_and_is_the_same(folder: Path) -> None:
 
 
 def test_the_copy_verifies(folder: Path) -> None:
-    assert verify(packaged(folder)).passed
+    out = packaged(folder)
+    assert verify(out, loading(out)).passed
 
 
 def test_config_says_architecture_preprocessing_and_origin(folder: Path) -> None:
@@ -128,7 +137,7 @@ def test_shards_come_with_their_index(folder: Path) -> None:
     out = packaged(folder, "glip")
     assert {"model-00001-of-00002.safetensors", "model.safetensors.index.json"} <= {p.name for p in out.iterdir()}
     assert GLIP.from_pretrained(out).config.vocab_size == 50
-    assert verify(out).passed
+    assert verify(out, loading(out)).passed
 
 
 def test_twice_gives_the_same_bytes(folder: Path) -> None:
@@ -248,7 +257,7 @@ def test_nothing_is_claimed_of_a_model_that_was_not_named(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["glip-t", "glip-t-b", "glip-t-c"])
 def test_figures_are_the_authors_and_said_to_be(name: str, folder: Path) -> None:
     card = card_of(packaged(folder, "glip", "--model-name", name))
-    model = zoo()["models"][name]
+    model = FAMILY.about()["models"][name]
     section = card.split("## Reported by the authors")[1].split("\n## ")[0]
     assert "not measured here" in section
     assert "https://github.com/microsoft/GLIP" in section
@@ -265,13 +274,18 @@ def test_another_models_name_is_refused(name: str, folder: Path) -> None:
 
 
 def test_every_fact_of_the_zoo_has_a_source() -> None:
-    sources, models = zoo()["sources"], zoo()["models"]
+    sources, models = FAMILY.about()["sources"], FAMILY.about()["models"]
     assert list(models) == ["glip-t-a", "glip-t-b", "glip-t-c", "glip-t", "glip-l"]
-    for entry in [zoo()["license"], zoo()["base_model"], *zoo()["data"].values(), *models.values()]:
+    for entry in [
+        FAMILY.about()["license"],
+        FAMILY.about()["base_model"],
+        *FAMILY.about()["data"].values(),
+        *models.values(),
+    ]:
         assert sources[entry["source"]].startswith("https://")
     for model in models.values():
-        assert set(model["figures"]) <= set(zoo()["figures"])
-        assert set(model["data"]) <= set(zoo()["data"])
+        assert set(model["figures"]) <= set(FAMILY.about()["figures"])
+        assert set(model["data"]) <= set(FAMILY.about()["data"])
 
 
 def test_rounded_weights_are_said_to_be(folder: Path) -> None:
@@ -380,7 +394,7 @@ DAMAGE: dict[str, tuple[str, Callable[[dict[str, Any]], object], int, str]] = {
     "tensors that are missing": (
         "conversion.json", lambda c: c.update(missing=[{"names": "a", "reason": "b"}]), 7, "only a part of a model"
     ),
-    "another model": ("config.json", lambda c: c.update(model="detr"), 7, "its record 'config' is none"),
+    "another model": ("config.json", lambda c: c.update(model="detr"), 7, "a model that is known here"),
     "a record of another hash": ("conversion.json", lambda c: c.update(sha256="0" * 64), 8, "conversion.json says 000"),
     "another architecture": (
         "config.json", lambda c: c["config"].update(embed_dim=16), 7,

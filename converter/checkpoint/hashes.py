@@ -19,6 +19,12 @@ def stamps(paths: Iterable[Path]) -> Stamps:
     return {path: (status.st_ino, status.st_size, status.st_mtime_ns) for path, status in found.items()}
 
 
+def file_sha256(path: Path) -> str:
+    """Of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def tensor_hashes(checkpoint: Checkpoint, on_bytes: Callable[[int], object] = lambda count: None) -> dict[str, str]:
     """SHA-256 of every tensor's bytes, by name."""
     hashes = {}

@@ -66,18 +66,19 @@ def capture(
         raise DestinationError(f"{destination.parent} is not a folder; create it first or choose another --dst")
     if destination.exists() and not force:
         raise DestinationError(f"{destination} exists; --force replaces it")
-    from converter.parity.device import load_model
+    from converter.cli.families import load_subject
 
-    loaded = load_model(model, device, dtype, tf32, threads)
+    subject = load_subject(model, device, dtype, tf32, threads)
     from converter.parity.capture import load_capture, write_capture
-    from converter.parity.record import Inputs, record, synthetic_inputs
+    from converter.parity.record import inputs_of, record
 
     if inputs is None:
-        given = synthetic_inputs(loaded.config.vocab_size)
+        given = subject.family.sample_inputs(subject.config)
     else:
         with load_capture(inputs) as other:
-            given = Inputs.of(other)
-    tensors, facts = record(loaded, given, name or destination.stem, wanted)
+            subject.family.inputs(other)  # refuses what the model cannot be run on
+            given = inputs_of(other)
+    tensors, facts = record(subject, given, name or destination.stem, wanted)
     write_capture(destination, tensors, facts, compact=compact)
     size = destination.stat().st_size
     if as_json:

@@ -45,12 +45,12 @@ def certify(model: Path, references: Path, mutate: int, threads: int | None, for
     parity.json in a folder, NAME.parity.json beside a file. Nothing is written unless every comparison passes.
     """
     from converter.checkpoint.hashes import stamps
-    from converter.parity.device import load_model
+    from converter.cli.families import load_subject
 
     if not model.exists():
         raise ModelError(f"{model}: no such file or folder; give what `convert` wrote")
     before = stamps(weight_files(model))
-    loaded = load_model(model, "cpu", "float32", False, threads)
+    subject = load_subject(model, "cpu", "float32", False, threads)
     from converter.parity.capture import load_capture
     from converter.parity.certificate import certificate_path, certify
     from converter.parity.run import parity
@@ -59,9 +59,9 @@ def certify(model: Path, references: Path, mutate: int, threads: int | None, for
     if path.exists() and not force:
         raise DestinationError(f"{path} exists; --force replaces it")
     with load_capture(references) as capture:
-        reports = [parity(loaded, capture, twice=True)]
-        double = loaded.double()
-        reports.insert(0, parity(double, capture, twice=True))
+        reports = [parity(subject, capture, twice=True)]
+        subject.model.double()
+        reports.insert(0, parity(subject, capture, twice=True))
         problems = [f"{report.dtype}: {problem}" for report in reports for problem in report.problems]
         if problems:
             if as_json:
@@ -70,9 +70,9 @@ def certify(model: Path, references: Path, mutate: int, threads: int | None, for
                 click.echo(problem, err=True)
             click.echo(f"not certified: {len(problems)} comparisons did not pass", err=True)
             sys.exit(1 if any(report.passed is False for report in reports) else CaptureError.exit_code)
-        score = mutation_score(double, capture, mutate) if mutate else None
+        score = mutation_score(subject, capture, mutate) if mutate else None
         with progress(_size(model), "hashing") as advance:
-            certify(model, capture, reports, score, double, advance, before)
+            certify(model, capture, reports, score, subject, advance, before)
     if as_json:
         print_json({"certificate": str(path), "passed": True, "mutation_score": score and score.value})
         return
@@ -116,12 +116,15 @@ def verify(
         )
     if not model.exists():
         raise CaptureError(f"{model}: no such file or folder")
+    from converter.cli.families import load_subject
     from converter.parity.certificate import verify
-    from converter.parity.device import load_model
 
     with progress(_size(model), "hashing") as advance:
         result = verify(
-            model, certificate, load=lambda: load_model(model, device, dtype, tf32, threads), on_bytes=advance
+            model,
+            lambda: load_subject(model, device, dtype, tf32, threads),
+            certificate=certificate,
+            on_bytes=advance,
         )
     report = result.report
     problems = [f"{word}: {name}" for word in ("changed", "missing", "added") for name in getattr(result, word)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -13,10 +13,6 @@ from converter.cli.output import print_json, progress, reports_errors
 from converter.cli.run_options import run_options
 from converter.display import plain
 from converter.errors import DestinationError, ModelError
-
-if TYPE_CHECKING:
-    from converter.glip.detect.detector import Found
-    from converter.glip.detect.prompt import Prompt
 
 _EPILOG = """\b
 Examples:
@@ -80,17 +76,14 @@ def detect(
     if caption is not None and not spans:
         raise click.UsageError("--caption needs a --span for each phrase to look for")
     places = _places(out, images, force)
+    from converter.cli.families import family_at, load_subject
     from converter.cli.sources import locate
-    from converter.glip.detect.detector import Detector, as_lists, folder_settings
-    from converter.glip.detect.images import read_image
-    from converter.glip.detect.tokenizer import find_tokenizer
-    from converter.parity.device import load_model
 
     located = locate(model_source, quiet=as_json)
     model = located.path
-    prompt = _prompt(names, caption, spans)
-    loaded = load_model(model, device, dtype, tf32, threads)
-    detector = Detector(loaded, find_tokenizer(model, vocab), folder_settings(model))
+    prompt = family_at(model).prompt(names, caption, spans)
+    subject = load_subject(model, device, dtype, tf32, threads)
+    detector = subject.family.detector(subject.model, model, vocab)
     texts = [part.text for part in detector.captions(prompt)]
     entries: list[dict[str, Any]] = []
     problems: list[str] = []
@@ -98,7 +91,7 @@ def detect(
         for path, place in zip(images, places, strict=True):
             entry: dict[str, Any] = {"image": str(path)}
             try:
-                picture = read_image(path)
+                picture = detector.read(path)
                 found = detector.detect(picture, prompt, threshold)
             except ModelError as error:
                 if len(images) == 1:
@@ -106,10 +99,10 @@ def detect(
                 entry["error"] = str(error)
                 problems.append(str(error))
             else:
-                entry |= {"width": found.width, "height": found.height, **as_lists(found)}
+                entry |= {"width": found.width, "height": found.height, **found.as_lists()}
                 if place is not None:
                     _make(place.parent)
-                    _save(place, picture, found)
+                    _save(place, detector.draw(picture, found))
                     entry["drawing"] = str(place)
             entries.append(entry)
             advance(1)
@@ -120,8 +113,8 @@ def detect(
         "images": entries,
     }
     if out is not None:
-        from converter.parity.capture import write_whole
         from converter.writing.ledger import to_json
+        from converter.writing.staging import write_whole
 
         _make(out)
         write_whole(out / "detections.json", lambda partial: partial.write_bytes(to_json(content)))
@@ -133,14 +126,6 @@ def detect(
         click.echo(f"error: {problem}", err=True)
     if problems:
         sys.exit(ModelError.exit_code)
-
-
-def _prompt(names: str | None, caption: str | None, spans: tuple[str, ...]) -> Prompt:
-    from converter.glip.detect.prompt import Prompt, parse_span
-
-    if caption is not None:
-        return Prompt.of_caption(caption, [parse_span(span) for span in spans])
-    return Prompt.parse(names or "")
 
 
 def _places(out: Path | None, images: tuple[Path, ...], force: bool) -> list[Path | None]:
@@ -181,11 +166,9 @@ def _unwritable(folder: Path, error: Exception) -> DestinationError:
     return DestinationError(f"{plain(str(folder), 1024)} cannot be written: {reason}; choose another folder")
 
 
-def _save(place: Path, picture: Any, found: Found) -> None:
-    from converter.glip.detect.draw import draw
-    from converter.parity.capture import write_whole
+def _save(place: Path, drawing: Any) -> None:
+    from converter.writing.staging import write_whole
 
-    drawing = draw(picture, found)
     write_whole(place, lambda partial: drawing.save(partial, format="PNG"))
 
 

@@ -56,16 +56,22 @@ def package(
     if repo_id is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", repo_id, re.ASCII):
         raise click.UsageError(f"--repo-id: {repo_id!r} is not OWNER/NAME")
     from converter.checkpoint import open_checkpoint
-    from converter.glip.detect.tokenizer import find_tokenizer
+    from converter.cli.families import family_at
     from converter.publish.package import check_package_destination, make_package, write_package
 
     with open_checkpoint(conversion) as checkpoint:
         check_package_destination(out, force=force, inputs=checkpoint.files)
         size = checkpoint.size
-    tokenizer = find_tokenizer(conversion, vocab)
+    family = family_at(conversion)
     with progress(size, "hashing") as advance:
         made = make_package(
-            conversion, tokenizer, model_name=model_name, repo_id=repo_id, report=report, on_bytes=advance
+            conversion,
+            family,
+            vocabulary=vocab,
+            model_name=model_name,
+            repo_id=repo_id,
+            report=report,
+            on_bytes=advance,
         )
     if not dry_run:
         write_package(made, out, force=force)

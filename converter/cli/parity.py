@@ -15,8 +15,8 @@ from converter.errors import CaptureError, DestinationError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from converter.glip.model.glip import GLIP
     from converter.parity.capture import Capture, Mode
+    from converter.parity.family import Subject
     from converter.parity.mutate import Score
 
 _EPILOG = """\b
@@ -77,27 +77,29 @@ def parity(
     as_json: bool,
 ) -> None:
     """Compare MODEL, a converted file or folder or one of the Hub (org/name), with a capture, tap by tap."""
+    from converter.cli.families import load_subject
     from converter.cli.sources import locate
-    from converter.parity.device import load_model
 
     model = locate(model_source, quiet=as_json).path
     for output in (html, junit):
         if output is not None and output.exists() and any(map(output.samefile, (*weight_files(model), reference))):
             raise DestinationError(f"{output} is one of the inputs; choose another place")
-    loaded = load_model(model, device, dtype, tf32, threads)
+    subject = load_subject(model, device, dtype, tf32, threads)
+    from converter.checkpoint.hashes import file_sha256
     from converter.parity import html as page
     from converter.parity import report as text
-    from converter.parity.capture import file_sha256, load_capture, write_whole
+    from converter.parity.capture import load_capture
     from converter.parity.certificate import score_json
     from converter.parity.run import parity as compare
+    from converter.writing.staging import write_whole
 
     modes: Sequence[Mode] = ("propagated", "injected")
     if mode != "both":
         modes = [m for m in modes if m == mode]
     with load_capture(reference) as capture:
-        report = compare(loaded, capture, modes=modes, gate=gate, pictures=html is not None, twice=True)
+        report = compare(subject, capture, modes=modes, gate=gate, pictures=html is not None, twice=True)
         # of a comparison that fails, mutations would tell nothing
-        score = mutation_score(loaded, capture, mutate or None, gate) if mutate is not None and report.passed else None
+        score = mutation_score(subject, capture, mutate or None, gate) if mutate is not None and report.passed else None
     hashes = {str(path): file_sha256(path) for path in (*weight_files(model), reference)}
     if html is not None:
         rendered = page.to_html(report, hashes=hashes)
@@ -125,13 +127,14 @@ def weight_files(model: Path) -> list[Path]:
         return checkpoint.files
 
 
-def mutation_score(model: GLIP, capture: Capture, count: int | None, gate: str | None = None) -> Score:
+def mutation_score(subject: Subject, capture: Capture, count: int | None, gate: str | None = None) -> Score:
     """With a bar on stderr."""
     from converter.parity import mutate
+    from converter.parity.mutations import mutations
 
-    total = count or len(mutate.mutations(model, capture.table))
+    total = count or len(mutations(subject, capture.table))
     with progress(total, "mutations", " mutations") as advance:
-        return mutate.mutation_score(model, capture, count, gate=gate, on_done=lambda: advance(1))
+        return mutate.mutation_score(subject, capture, count, gate=gate, on_done=lambda: advance(1))
 
 
 def _print_score(score: Score) -> None:

@@ -1,7 +1,5 @@
-"""Mistakes that a re-implementation of GLIP makes, made on purpose: what a comparison is worth is what it catches.
+"""Mistakes that a re-implementation of GLIP makes, each a context in which the in-house model computes something else.
 
-Each is a context in which the in-house model computes something else. `where` is the pattern of the modules that must
-be found off by themselves; `invisible` says why no output can show it, where that is so.
 Which mistakes there are: those that were measured on the official code, and what ports of Swin and BERT get wrong.
 """
 
@@ -9,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,33 +20,12 @@ from converter.glip.model.fusion import Fused, Fusion
 from converter.glip.model.glip import GLIP
 from converter.glip.model.head import Head, Output
 from converter.glip.model.swin import PatchMerging
+from converter.parity.family import Mistake
+from converter.parity.mutations import patched
 
 Context = Callable[[GLIP], AbstractContextManager[None]]
 CONVOLUTION = r"head\.blocks\.\d+\.dynamic_conv"
 FUSION = r"head\.blocks\.\d+\.fusion"
-
-
-@dataclass(frozen=True, slots=True)
-class Mistake:
-    """`needs_fusion`: models without fusion do not have the place. `detections`: shows in what is detected only."""
-
-    name: str
-    make: Context
-    where: str
-    needs_fusion: bool = False
-    detections: bool = False
-    invisible: str | None = None
-
-
-@contextmanager
-def patched(target: Any, name: str, value: object) -> Iterator[None]:
-    """`target.name` is `value` meanwhile."""
-    before = getattr(target, name)
-    setattr(target, name, value)
-    try:
-        yield
-    finally:
-        setattr(target, name, before)
 
 
 def _patch(target: Any, name: str, make: Callable[[Any], object]) -> Context:
@@ -176,11 +152,11 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake(
         "upsampling without align_corners", _patch(F, "interpolate", _interpolate(align_corners=False)), CONVOLUTION
     ),
-    Mistake("fusion's residual on what is not normalised", _patch(Fusion, "forward", _raw_residual), FUSION, True),
+    Mistake("fusion's residual on what is not normalised", _patch(Fusion, "forward", _raw_residual), FUSION),
     Mistake(
         "no text mask where the image reads the text",
         _patch(Fusion, "forward", lambda original: lambda self, v, t, a: original(self, v, t, torch.ones_like(a))),
-        FUSION, True,
+        FUSION,
     ),
     Mistake(
         "GELU by tanh",
@@ -209,9 +185,9 @@ MISTAKES: tuple[Mistake, ...] = (
         "fusion fed the masked text",
         _hooked(_of(Head), lambda m, inputs: (inputs[0], inputs[1]._replace(hidden=inputs[1].embedded), inputs[2]),
                 before=True),
-        FUSION, True,
+        FUSION,
     ),
-    Mistake("logits from BERT's embedding", _bert_embedding, "", True),
+    Mistake("logits from BERT's embedding", _bert_embedding, ""),
     Mistake(
         "text embedding not halved",
         _hooked(lambda model: [model.head.text_projection], lambda m, inputs: (inputs[0] * 2,), before=True), "",
@@ -239,6 +215,19 @@ MISTAKES: tuple[Mistake, ...] = (
         "box deltas without weights", _patch(detection, "DELTA_WEIGHTS", lambda _: (1.0,) * 4), "", detections=True,
     ),
 )  # fmt: skip
+
+
+_NEED_FUSION = {
+    "fusion's residual on what is not normalised",
+    "no text mask where the image reads the text",
+    "fusion fed the masked text",
+    "logits from BERT's embedding",
+}
+
+
+def mistakes_of(model: GLIP) -> list[Mistake]:
+    """Those that the model has the place for."""
+    return [mistake for mistake in MISTAKES if model.config.fusion or mistake.name not in _NEED_FUSION]
 
 
 def _with_sigmoid(original: Callable[..., Tensor]) -> Callable[..., Tensor]:

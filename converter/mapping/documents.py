@@ -35,6 +35,29 @@ class Document:
         return str(self.content["name"])
 
 
+@dataclass(frozen=True, slots=True)
+class InstalledFamily:
+    """A family of models that another installed package brings: its name, that package, and its documents."""
+
+    name: str
+    package: str
+    mappings: Path
+
+
+@cache
+def installed_families() -> tuple[InstalledFamily, ...]:
+    """Families by the entry point `NAME = PACKAGE` in the group `converter.families`. Nothing of them is imported."""
+    from importlib.metadata import entry_points
+    from importlib.util import find_spec
+
+    found = []
+    for entry in entry_points(group="converter.families"):
+        spec = find_spec(entry.value)
+        for folder in spec.submodule_search_locations or () if spec else ():
+            found.append(InstalledFamily(entry.name, entry.value, Path(folder) / "mappings"))
+    return tuple(found)
+
+
 def mappings_folder() -> Path:
     """`mappings/` of the installed package, or of the checkout it runs from."""
     package = Path(__file__).resolve().parent.parent
@@ -49,7 +72,8 @@ def find_document(name_or_path: str | Path, kind: str) -> Document:
     known = names_of(kind)
     if name_or_path not in known:
         raise unknown(kind, str(name_or_path), known)
-    content, sha256 = _parse(path := mappings_folder() / f"{name_or_path}.json")
+    path = next(path for path, found in _listing() if path.stem == name_or_path and found == kind)
+    content, sha256 = _parse(path)
     return Document(path, sha256, content)  # `list_documents` checks the built-in ones, where there is time for it
 
 
@@ -62,7 +86,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> TableError:
 
 
 def names_of(kind: str) -> list[str]:
-    """Names of the built-in tables or specs."""
+    """Names of the tables or specs of this package, and of the families that are installed beside it."""
     return [path.stem for path, found in _listing() if found == kind]
 
 
@@ -72,14 +96,17 @@ def kind_of(path: str | Path) -> str | None:
 
 
 def list_documents(kind: str) -> list[Document]:
-    """All built-in tables or specs, by name, checked by the schema."""
+    """All tables or specs that have a name, by name, checked by the schema."""
     return [_checked(path, kind) for path, found in _listing() if found == kind]
 
 
 @cache
 def _listing() -> tuple[tuple[Path, str], ...]:
-    paths = (path for path in sorted(mappings_folder().glob("*.json")) if path.name != "schema.json")
-    return tuple((path, str(_parse(path)[0].get("kind"))) for path in paths)
+    """Path and kind of every document that has a name; one of this package hides others of its name."""
+    folders = [*(family.mappings for family in reversed(installed_families())), mappings_folder()]
+    paths = {path.stem: path for folder in folders for path in folder.glob("*.json") if path.name != "schema.json"}
+    by_name = sorted(paths.values(), key=lambda path: path.name)
+    return tuple((path, str(_parse(path)[0].get("kind"))) for path in by_name)
 
 
 def _checked(path: Path, kind: str) -> Document:

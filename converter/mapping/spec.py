@@ -47,7 +47,7 @@ class Spec:
     """What a target is made of. `tensors(config)` gives every tensor with its shape, in order.
 
     `part` is the module whose tensors these are, empty for the whole; `parts` are those that have a name. `optional`
-    says of some entries why a checkpoint may lack them.
+    says of some entries why a checkpoint may lack them; `family` names the code that runs such models, if there is any.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Spec:
     variants: tuple[Variant, ...]
     options: tuple[Option, ...]
     entries: tuple[Mapping[str, Any], ...]
+    family: str | None = None
     part: str = ""
     parts: Mapping[str, Spec] = field(default_factory=dict)
     optional: Mapping[str, str] = field(default_factory=dict)
@@ -172,7 +173,7 @@ def load_spec(name_or_path: str | Path) -> Spec:
             _variants(f"/parts/{name}", part["variants"], shared, part["config"], problems),
             tuple(option for option in options if option.tensor.startswith(f"{name}.")),
             tuple(entry for entry in entries if entry["name"].startswith(f"{name}.")),
-            name,
+            part=name,
             optional=part.get("optional", {}),
         )
         if unknown := set(parts[name].optional) - {entry["name"] for entry in parts[name].entries}:
@@ -186,7 +187,8 @@ def load_spec(name_or_path: str | Path) -> Spec:
                 f"{document.path}: /name is {document.name!r}, which is another spec, a built-in one. Choose another "
                 "name, here and as 'target' of its tables"
             )
-    return Spec(document.name, content["title"], document.sha256, variants, options, entries, parts=parts)
+    family = content.get("family")
+    return Spec(document.name, content["title"], document.sha256, variants, options, entries, family, parts=parts)
 
 
 def _variants(

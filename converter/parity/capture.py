@@ -2,10 +2,10 @@
 
 A capture is a safetensors file. Its tensors:
 
-    input.images                      (B, 3, H, W) float32, normalised as the model takes them
-    input.input_ids, .attention_mask  (B, T) int64
-    detections.I.boxes, .scores, .labels   of image I, by falling score
-    anything else                     an activation, whole, named by the official module path and what of its output
+    input.NAME                            what the model was called with, by the name of the argument
+    detections.I.boxes, .scores, .labels  of image I, by falling score
+    anything else                         an activation, whole, named by the module path of the captured model and
+                                          what of that module's output it is
 
 Its metadata has one entry `capture`, a JSON object that `capture.schema.json` describes: settings, captions, versions,
 and per activation the relative Frobenius error of the captured model's own run in float32 (or 16 bits): the floor that
@@ -15,16 +15,14 @@ same in a hundredth of the size, but cannot show where in a tensor an error is, 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -33,14 +31,24 @@ from torch import Tensor
 
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.display import file_name, plain, quoted
-from converter.errors import CaptureError, DestinationError
-from converter.glip.model.detection import Detections
-from converter.glip.model.inputs import TEXT_MULTIPLE
+from converter.errors import CaptureError
 from converter.parity.probes import PROJECTIONS, SAMPLES, distance, probe
+from converter.writing.staging import write_whole
 
 Mode = Literal["propagated", "injected"]
-INPUTS = ("input.images", "input.input_ids", "input.attention_mask")
+INPUT, DETECTIONS = "input.", "detections."  # how the names of these begin
 _FOLDER = Path(__file__).parent
+
+
+class Detections(NamedTuple):
+    """Objects of one image by falling score.
+
+    boxes: (N, 4), pixels, corners x1 y1 x2 y2; scores: (N,), floating point; labels: (N,) int64.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +78,17 @@ class Activation:
 class Capture:
     """An open capture. Activations stay in the file until they are read.
 
-    `model`: the variant; `table`: the mapping table whose taps translate the names; `facts`: the metadata, whole.
+    `model`: the variant; `table`: the mapping table whose taps translate the names, if the capture says which;
+    `inputs`: what the model was called with; `facts`: the metadata, whole.
     """
 
     path: Path
     name: str
     model: str
-    table: str
+    table: str | None
     dtype: str
     facts: Mapping[str, Any] = field(repr=False)
-    images: Tensor = field(repr=False)
-    input_ids: Tensor = field(repr=False)
-    attention_mask: Tensor = field(repr=False)
-    image_sizes: tuple[tuple[int, int], ...]
-    positive_map: Mapping[int, tuple[int, ...]]
+    inputs: Mapping[str, Tensor] = field(repr=False)
     activations: Mapping[str, Activation] = field(repr=False)
     detections: tuple[Detections, ...] = field(repr=False)
     _file: Checkpoint = field(repr=False)
@@ -92,20 +97,6 @@ class Capture:
     def compact(self) -> bool:
         """Some of its activations are probes only."""
         return any(activation.compact for activation in self.activations.values())
-
-    @property
-    def tokens(self) -> int:
-        """How many leading tokens the model computes: all up to the last that a caption attends to, rounded up."""
-        attended = self.attention_mask != 0
-        lengths = (attended * torch.arange(1, attended.shape[1] + 1)).amax(dim=1)
-        if int(lengths.min()) == 0:
-            return attended.shape[1]
-        return min(attended.shape[1], -(-int(lengths.max()) // TEXT_MULTIPLE) * TEXT_MULTIPLE)
-
-    @property
-    def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What the model is called with."""
-        return self.images, self.input_ids, self.attention_mask
 
     def read(self, name: str) -> Tensor:
         """The values of an activation in float64, or its probes."""
@@ -137,66 +128,62 @@ def load_capture(path: str | Path) -> Capture:
 
 def _load(path: Path, file: Checkpoint) -> Capture:
     facts = _facts(path, file.metadata)
+    return Capture(
+        path=path,
+        name=facts["name"],
+        model=facts["model"],
+        table=facts.get("table"),
+        dtype=facts["dtype"].split()[0].rstrip(".,;"),
+        facts=facts,
+        inputs={name.removeprefix(INPUT): _tensor(file, name) for name in file.tensors if name.startswith(INPUT)},
+        activations=_activations(path, file, facts),
+        detections=tuple(_detections(path, file)),
+        _file=file,
+    )
+
+
+def _activations(path: Path, file: Checkpoint, facts: Mapping[str, Any]) -> dict[str, Activation]:
+    names = [name for name in file.tensors if not name.startswith((INPUT, DETECTIONS))]
     compact = facts.get("compact", {})
-    errors = _errors(path, facts)
-    detections = len(facts["image_sizes_hw"])
-    expected = {*INPUTS, *(f"detections.{i}.{field}" for i in range(detections) for field in Detections._fields)}
-    if missing := sorted(expected - set(file.tensors)):
-        raise CaptureError(f"{file_name(path)}: lacks {missing[0]!r}. Capture again.")
-    names = [name for name in file.tensors if not name.startswith(("input.", "detections."))]
     if not names:
         raise CaptureError(f"{file_name(path)}: holds no activation, so there is nothing to compare. Capture again.")
     if lost := sorted(set(compact) - set(names)):
         raise CaptureError(f"{file_name(path)}: describes {quoted(lost[0])}, which is not in it. Capture again.")
-    activations = {
-        name: Activation(
-            name,
-            tuple(compact[name]["shape"]) if name in compact else file.tensors[name].shape,
-            compact[name]["norm"] if name in compact else None,
-            {dtype: of_all[name] for dtype, of_all in errors.items() if name in of_all},
-            {dtype: of_all[name] for dtype, of_all in facts.get("injected_errors", {}).items() if name in of_all},
-        )
-        for name in names
-    }
-    for name, activation in activations.items():
+    errors, injected = _errors(path, facts), facts.get("injected_errors", {})
+    activations = {}
+    for name in names:
         kind = file.tensors[name].dtype
         if kind.kind != "float" or kind.name not in ("float64", "float32", "float16", "bfloat16"):
             raise CaptureError(f"{file_name(path)}: {quoted(name)} is {kind}, expected floating point. Capture again.")
-        if activation.norm is not None and not _plausible(activation.shape, activation.norm, _tensor(file, name)):
+        shape = tuple(compact[name]["shape"]) if name in compact else file.tensors[name].shape
+        norm = compact[name]["norm"] if name in compact else None
+        if norm is not None and not _plausible(shape, norm, _tensor(file, name)):
             raise CaptureError(f"{file_name(path)}: {quoted(name)} is no probe of its shape and norm. Capture again.")
-    inputs = [_tensor(file, name) for name in INPUTS]
-    batch = len(facts["image_sizes_hw"])
-    images, ids, mask = inputs
-    if images.dim() != 4 or ids.dim() != 2 or ids.shape != mask.shape or 0 in (*images.shape, *ids.shape) or (
-        len(images) != batch or len(ids) != batch or {ids.dtype, mask.dtype} != {torch.int64}
-    ):  # fmt: skip
-        raise CaptureError(f"{file_name(path)}: its inputs are not those of {batch} images. Capture again.")
-    found = tuple(
-        Detections(*(_tensor(file, f"detections.{image}.{field}") for field in Detections._fields))
-        for image in range(detections)
-    )
-    for boxes, scores, labels in found:
+        activations[name] = Activation(name, shape, norm, _of(name, errors), _of(name, injected))
+    return activations
+
+
+def _of(name: str, errors: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """By dtype, the errors of one activation."""
+    return {dtype: of_all[name] for dtype, of_all in errors.items() if name in of_all}
+
+
+def _detections(path: Path, file: Checkpoint) -> Iterable[Detections]:
+    """Of every image, from 0 on."""
+    there = [name for name in file.tensors if name.startswith(DETECTIONS)]
+    images = len({name.split(".")[1] for name in there})
+    expected = {f"{DETECTIONS}{image}.{part}" for image in range(images) for part in Detections._fields}
+    if missing := sorted(expected - set(there)):
+        raise CaptureError(f"{file_name(path)}: lacks {missing[0]!r}. Capture again.")
+    for image in range(images):
+        parts = [_tensor(file, f"{DETECTIONS}{image}.{part}") for part in Detections._fields]
+        boxes, scores, labels = parts
         count = len(labels) if labels.dim() else -1
         if (boxes.shape, scores.shape, labels.shape) != ((count, 4), (count,), (count,)) or (
             labels.dtype != torch.int64 or not (boxes.is_floating_point() and scores.is_floating_point())
         ):
             raise CaptureError(f"{file_name(path)}: its detections are no boxes, scores and labels. Capture again.")
-    return Capture(
-        path=path,
-        name=facts["name"],
-        model=facts["model"],
-        table=facts.get("table", "glip-official"),
-        dtype=facts["dtype"].split()[0].rstrip(".,;"),
-        facts=facts,
-        images=inputs[0],
-        input_ids=inputs[1],
-        attention_mask=inputs[2],
-        image_sizes=tuple((height, width) for height, width in facts["image_sizes_hw"]),
-        positive_map={int(label): tuple(tokens) for label, tokens in facts["positive_map_label_to_token"].items()},
-        activations=activations,
-        detections=found,
-        _file=file,
-    )
+        yield Detections(*parts)
 
 
 def _plausible(shape: tuple[int, ...], norm: float, probes: Tensor) -> bool:
@@ -283,32 +270,18 @@ def write_capture(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str,
     probes: dict[str, dict[str, Any]] = {}
     for name in sorted(tensors):
         values = tensors[name].detach().cpu().contiguous()
-        if compact and not name.startswith(("input.", "detections.")):
+        if compact and not name.startswith((INPUT, DETECTIONS)):
             probes[name] = {"shape": list(values.shape), "norm": float(values.double().norm())}
             values = probe(name, values)
         kept[name] = values
     content = _checked(path, {**facts, **({"compact": probes} if compact else {})})
     # one entry: the order of several is not kept by safetensors
     metadata = {"capture": json.dumps(content, sort_keys=True, allow_nan=False)}
-    write_whole(path, lambda partial: save_file(kept, partial, metadata))
 
+    def save(partial: Path) -> None:
+        try:
+            save_file(kept, partial, metadata)
+        except SafetensorError as error:  # which says in words what the system refused
+            raise OSError(plain(str(error))) from error
 
-def file_sha256(path: Path) -> str:
-    """Of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` make a file under another name, and give it its name once it is on the disk."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or plain(str(error))
-        raise DestinationError(f"{file_name(path)} cannot be written: {reason}; choose another place") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, save)

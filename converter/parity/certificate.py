@@ -18,19 +18,20 @@ from typing import Any
 
 from converter import __version__
 from converter.checkpoint import open_checkpoint
-from converter.checkpoint.hashes import Stamps, stamps, tensor_hashes
+from converter.checkpoint.hashes import Stamps, file_sha256, stamps, tensor_hashes
 from converter.display import file_name
 from converter.errors import CaptureError, ConverterError
-from converter.glip.model.glip import GLIP
 from converter.mapping.load import load_table
-from converter.parity.capture import Capture, file_sha256, load_capture, write_capture, write_whole
+from converter.parity.capture import Capture, load_capture, write_capture
 from converter.parity.evidence import FORMAT, Evidence, read_evidence
+from converter.parity.family import Subject
 from converter.parity.mutate import Score
-from converter.parity.record import record, synthetic_inputs
+from converter.parity.record import record
 from converter.parity.report import to_json
 from converter.parity.run import Report, parity
 from converter.writing.ledger import digest_of_checkpoint
 from converter.writing.ledger import to_json as json_bytes
+from converter.writing.staging import write_whole
 
 FINGERPRINT_ERRORS = ("float32", "bfloat16")
 
@@ -67,11 +68,11 @@ def certify(
     capture: Capture,
     reports: Sequence[Report],
     score: Score | None,
-    model: GLIP,
+    subject: Subject,
     on_bytes: Callable[[int], object] = lambda count: None,
     before: Stamps | None = None,
 ) -> Path:
-    """Write the certificate of `weights`, which `model` (float64) holds.
+    """Write the certificate of `weights`, which `subject`, in float64, holds.
 
     `before` are the stamps of its files before the model was loaded. CaptureError unless every report passed, and if
     the files are not what they were.
@@ -86,7 +87,7 @@ def certify(
                 f"{file_name(weights)}: changed since it was loaded, so what was compared is not what is there. "
                 "Certify it again once nothing writes to it."
             )
-    table = load_table(capture.table)
+    table = load_table(capture.table or subject.family.table)
     content = {
         "format": FORMAT,
         "converter": __version__,
@@ -100,7 +101,7 @@ def certify(
         },
         "runs": [to_json(report) for report in reports],
         "mutations": None if score is None else score_json(score),
-        "fingerprint": _fingerprint(model),
+        "fingerprint": _fingerprint(subject),
     }
     path = certificate_path(weights)
     write_whole(path, lambda partial: partial.write_bytes(json_bytes(content)))
@@ -122,14 +123,14 @@ def score_json(score: Score) -> dict[str, Any]:
 
 def verify(
     weights: Path,
-    certificate: Path | None = None,
+    load: Callable[[], Subject],
     *,
-    load: Callable[[], GLIP] | None = None,
+    certificate: Path | None = None,
     on_bytes: Callable[[int], object] = lambda count: None,
 ) -> Verification:
     """Check a copy of certified weights: every tensor's hash, then the fingerprint on this machine.
 
-    `load` gives the model where and in the dtype in which it is to be checked; default: float64, on the CPU.
+    `load` gives the model where and in the dtype in which it is to be checked. `certificate`: by default beside it.
     Raises CaptureError if there is no sound certificate, CheckpointError or ModelError if the weights cannot be read.
     """
     path = certificate or certificate_path(weights)
@@ -137,8 +138,7 @@ def verify(
     report = None
     if not (changed or missing or added):
         with open_fingerprint(evidence) as capture:
-            model = load() if load else GLIP.from_pretrained(weights).double()
-            report = parity(model, capture, modes=["propagated"])
+            report = parity(load(), capture, modes=["propagated"])
     return Verification(path, changed, missing, added, report)
 
 
@@ -178,8 +178,9 @@ def open_fingerprint(evidence: Evidence) -> Iterator[Capture]:
             yield capture
 
 
-def _fingerprint(model: GLIP) -> str:
-    tensors, facts = record(model, synthetic_inputs(model.config.vocab_size), "fingerprint", FINGERPRINT_ERRORS)
+def _fingerprint(subject: Subject) -> str:
+    inputs = subject.family.sample_inputs(subject.config)
+    tensors, facts = record(subject, inputs, "fingerprint", FINGERPRINT_ERRORS)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "fingerprint.safetensors"
         write_capture(file, tensors, facts, compact=True)

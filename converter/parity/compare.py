@@ -2,98 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import cache, partial
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from converter.errors import CaptureError
 from converter.parity.capture import Activation, Capture, Mode, error_of_probes
+from converter.parity.gates import Gate
 
 BINS = 16  # of each axis of a histogram
 DECADES = (-20.0, 4.0)  # of magnitudes and errors, log10
 HEAT = 32  # cells of a heat map at most, per side
-
-
-@cache
-def gates() -> Mapping[str, Any]:
-    """The content of `gates.json`: what is tolerated, and why."""
-    content: Mapping[str, Any] = json.loads(Path(__file__).with_name("gates.json").read_text(encoding="utf-8"))
-    return content
-
-
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """A tolerance of the relative Frobenius error: a number, or so many times the captured model's own error.
-
-    `default` is what it replaces, None if it is the default itself.
-    """
-
-    relative: float | None
-    times: float | None
-    reason: str
-    default: Gate | None = None
-
-    def __str__(self) -> str:
-        return f"{self.relative:g}" if self.relative is not None else f"{self.times:g}x the reference's own error"
-
-    @property
-    def looser(self) -> bool:
-        """It lets pass what the default would not, or measures something else."""
-        if self.default is None:
-            return False
-        if self.relative is not None and self.default.relative is not None:
-            return self.relative > self.default.relative
-        if self.times is not None and self.default.times is not None:
-            return self.times > self.default.times
-        return True
-
-    def limit(self, activation: Activation, capture: Capture, dtype: str, mode: Mode) -> float | None:
-        """What the error of `activation` may be. None if the capture does not hold what that takes, or if so many times
-        the own error would let anything pass."""
-        if self.relative is not None:
-            return self.relative
-        own = _expected_error(activation, capture, dtype, mode)
-        if own is None or self.times is None or self.times * own >= gates()["most"]["relative"]:
-            return None
-        return self.times * own
-
-
-def find_gate(device: str, dtype: str, override: str | None = None) -> Gate:
-    """The gate for a device (`cpu`, `cuda`) and dtype; `override` is a number like `1e-8`, or `6x`."""
-    entry = next(g for g in gates()["gates"] if g["device"] in ("any", device) and g["dtype"] == dtype)
-    default = Gate(entry.get("relative"), entry.get("times"), entry["reason"])
-    if override is None:
-        return default
-    try:
-        number = float(override.removesuffix("x"))
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise CaptureError(f"a gate is a number like 1e-8, or a multiple like 6x, not {override!r}")
-    if override.endswith("x"):
-        return Gate(None, number, "given on the command line", default)
-    return Gate(number, None, "given on the command line", default)
-
-
-def _expected_error(activation: Activation, capture: Capture, dtype: str, mode: Mode) -> float | None:
-    """The captured error, or that of all levels of the same output where the activation is a handful of numbers."""
-    own = activation.own(dtype, mode)
-    if own is None or math.prod(activation.shape) >= gates()["few"]["numbers"]:
-        return own
-    output = activation.name.rpartition(".")[0]
-    levels = [
-        error
-        for other in capture.activations.values()
-        if other.name.rpartition(".")[0] == output and (error := other.own(dtype, mode)) is not None
-    ]
-    return max(own, math.sqrt(sum(error**2 for error in levels) / len(levels)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,67 +74,85 @@ class TapResult:
         return self.relative / self.limit if self.limit else self.relative
 
 
-def measure(
-    capture: Capture,
-    name: str,
-    module: str,
-    found: Tensor,
-    *,
-    gate: Gate,
-    dtype: str,
-    mode: Mode,
-    pictures: bool = False,
-) -> TapResult:
-    """Compare `found` with the captured activation `name`; `pictures` adds histogram and heat map.
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """What activations are compared with, and by which gate.
 
-    CaptureError if it has another shape, unless the capture only has more tokens of padding.
+    Args:
+        dtype: of the model under test.
+        cut: lengths of axes of which the model computes only the beginning: captured -> computed.
+        pictures: whether to keep histograms and heat maps.
     """
-    activation = capture.activations[name]
-    limit = gate.limit(activation, capture, dtype, mode)
-    result = partial(TapResult, name=name, module=module, own=activation.own(dtype, mode), limit=limit)
-    if activation.compact:
-        if tuple(found.shape) != activation.shape:
-            raise other_shape(capture, activation, found)
-        relative = error_of_probes(activation, capture.read(name), found)
+
+    capture: Capture
+    gate: Gate
+    dtype: str
+    cut: Mapping[int, int] = field(default_factory=dict)
+    pictures: bool = False
+
+    def measure(self, name: str, module: str, found: Tensor, mode: Mode) -> TapResult:
+        """`found`, which `module` computed, beside the captured activation `name`.
+
+        CaptureError if it has another shape, unless the capture only has more of what is cut.
+        """
+        activation = self.capture.activations[name]
+        result = partial(
+            TapResult,
+            name=name,
+            module=module,
+            own=activation.own(self.dtype, mode),
+            limit=self.gate.limit(activation, self.capture, self.dtype, mode),
+        )
+        if activation.compact:
+            if tuple(found.shape) != activation.shape:
+                raise self._other_shape(activation, found)
+            relative = error_of_probes(activation, self.capture.read(name), found)
+            return result(
+                shape=activation.shape, relative=relative, max_abs=None, needed=None, cosine=None,
+                unsound=int(not found.isfinite().all()),
+            )  # fmt: skip
+        expected = self.expected(name, found)
+        here = found.detach().to("cpu", torch.float64)
+        difference = (here - expected).abs()
+        norm = float(expected.norm())
         return result(
-            shape=activation.shape, relative=relative, max_abs=None, needed=None, cosine=None,
-            unsound=int(not found.isfinite().all()),
-        )  # fmt: skip
-    expected = fitted(capture, activation, found)
-    here = found.detach().to("cpu", torch.float64)
-    difference = (here - expected).abs()
-    unsound = int((here.isfinite() != expected.isfinite()).sum())
-    norm = float(expected.norm())
-    return result(
-        shape=tuple(expected.shape),
-        relative=float(difference.norm()) / (norm or 1.0),
-        max_abs=float(difference.max()) if difference.numel() else 0.0,
-        needed=float((difference / (1 + expected.abs())).max()) if difference.numel() else 0.0,
-        cosine=float((here * expected).sum() / (here.norm() * norm)) if norm and here.norm() else None,
-        unsound=unsound,
-        histogram=_histogram(expected, difference) if pictures else None,
-        heat=_heat(difference, capture) if pictures else None,
-    )
+            shape=tuple(expected.shape),
+            relative=float(difference.norm()) / (norm or 1.0),
+            max_abs=float(difference.max()) if difference.numel() else 0.0,
+            needed=float((difference / (1 + expected.abs())).max()) if difference.numel() else 0.0,
+            cosine=float((here * expected).sum() / (here.norm() * norm)) if norm and here.norm() else None,
+            unsound=int((here.isfinite() != expected.isfinite()).sum()),
+            histogram=_histogram(expected, difference) if self.pictures else None,
+            heat=_heat(difference, self.capture) if self.pictures else None,
+        )
+
+    def expected(self, name: str, like: Tensor) -> Tensor:
+        """The captured values in float64 on the CPU, cut to what `like` has where they differ in nothing else."""
+        activation = self.capture.activations[name]
+        expected = self.capture.read(name)
+        for axis, length in enumerate(like.shape[: expected.dim()]):
+            if self.cut.get(expected.shape[axis]) == length:
+                expected = expected.narrow(axis, 0, length)
+                break
+        if expected.shape != like.shape:
+            raise self._other_shape(activation, like)
+        return expected
+
+    def _other_shape(self, activation: Activation, found: Tensor) -> CaptureError:
+        return CaptureError(
+            f"capture {self.capture.name!r}: {activation.name!r} is {tuple(found.shape)} in this model, captured was "
+            f"{activation.shape}. It was made with {self.capture.model}."
+        )
 
 
-def fitted(capture: Capture, activation: Activation, like: Tensor) -> Tensor:
-    """The captured values, cut to the tokens that `like` has where they differ in nothing else."""
-    expected = capture.read(activation.name)
-    tokens, computed = capture.input_ids.shape[1], capture.tokens
-    for axis, length in enumerate(like.shape[: expected.dim()]):
-        if expected.shape[axis] == tokens > computed == length:
-            expected = expected.narrow(axis, 0, length)
-            break
-    if expected.shape != like.shape:
-        raise other_shape(capture, activation, like)
-    return expected
-
-
-def other_shape(capture: Capture, activation: Activation, found: Tensor) -> CaptureError:
-    return CaptureError(
-        f"capture {capture.name!r}: {activation.name!r} is {tuple(found.shape)} in this model, captured was "
-        f"{activation.shape}. It was made with {capture.model}."
-    )
+def cut_axes(captured: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[int, int]:
+    """Lengths of axes that `given`, what a model is called with, has less of than was captured."""
+    return {
+        whole: part
+        for name, tensor in given.items()
+        for whole, part in zip(captured[name].shape, tensor.shape, strict=True)
+        if part < whole
+    }
 
 
 def _histogram(expected: Tensor, difference: Tensor) -> tuple[tuple[int, ...], ...]:
@@ -231,9 +172,9 @@ def _heat(difference: Tensor, capture: Capture) -> tuple[tuple[float, ...], ...]
         plane = difference.amax(dim=(0, 1))
     elif difference.dim() == 3:
         cells = difference.amax(dim=(0, 2))
-        height, width = next(
-            (size for size in _map_sizes(capture.images.shape[-2:]) if math.prod(size) == len(cells)), (1, len(cells))
-        )
+        images = [tensor.shape[-2:] for tensor in capture.inputs.values() if tensor.dim() == 4]
+        sizes = [size for image in images for size in _map_sizes(image)]
+        height, width = next((size for size in sizes if math.prod(size) == len(cells)), (1, len(cells)))
         plane = cells.view(height, width)
     else:
         plane = difference.reshape(1, -1)

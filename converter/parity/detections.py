@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from converter.glip.model.detection import Detections
-from converter.parity.compare import gates
+from converter.parity.capture import Detections
+from converter.parity.gates import gates
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,23 +6,21 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from converter import __version__
-from converter.errors import CaptureError, ModelError
-from converter.glip.model.glip import GLIP
+from converter.errors import CaptureError
 
 DTYPES = {
     "float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
 }  # fmt: skip
 
 
-def load_model(path: Path, device: str, dtype: str, tf32: bool = False, threads: int | None = None) -> GLIP:
-    """The model, where and as it is to run. CaptureError if there is no such device."""
+def prepare(device: str, tf32: bool = False, threads: int | None = None) -> torch.device:
+    """The device by name, made ready for runs that can be repeated. CaptureError if there is no such device."""
     if device.startswith("cuda"):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts, or sums are not repeatable
     try:
@@ -36,9 +34,7 @@ def load_model(path: Path, device: str, dtype: str, tf32: bool = False, threads:
     if threads:
         torch.set_num_threads(threads)
     set_precision(tf32)
-    if not path.exists():
-        raise ModelError(f"{path}: no such file or folder; give what `convert` wrote")
-    return GLIP.from_pretrained(path).to(device=place, dtype=DTYPES[dtype])
+    return place
 
 
 @contextmanager

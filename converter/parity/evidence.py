@@ -40,7 +40,7 @@ class Evidence:
     fingerprint       a capture of the certified model, as the bytes of its file
     official          the configuration of the official code that was captured, None if the capture does not say so
     compact           whether the capture holds only some numbers of each activation
-    sizes             (height, width) of its images
+    sizes             (height, width) of its images, if it says so
     made, caught      of the mutations, and `equivalent`: those that no input can show
     """
 
@@ -77,7 +77,7 @@ def read_evidence(path: Path) -> Evidence:
         capture_sha256=capture["sha256"],
         official=capture["facts"].get("official_config"),
         compact=capture["compact"],
-        sizes=tuple((int(height), int(width)) for height, width in capture["facts"]["image_sizes_hw"]),
+        sizes=tuple((int(height), int(width)) for height, width in capture["facts"].get("image_sizes_hw", ())),
         runs=tuple(map(_run, content["runs"])),
         **{key: int(mutations[key]) for key in ("made", "caught", "equivalent")},
     )
@@ -132,8 +132,11 @@ def _validator() -> Any:
     text, count = {"type": "string"}, {"type": "integer", "minimum": 0}
     tap = _object(name=text, relative={"type": "number", "minimum": 0, "maximum": 1e300})  # infinity is beyond it
     size = {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 2}
-    facts = _object(image_sizes_hw={"type": "array", "items": size})
-    facts["properties"]["official_config"] = {"type": ["string", "null"]}
+    facts = _object()
+    facts["properties"] = {
+        "image_sizes_hw": {"type": "array", "items": size},
+        "official_config": {"type": ["string", "null"]},
+    }
     run = _object(
         passed={"const": True},
         device={"type": "string", "pattern": "^(cpu|cuda(:[0-9]+)?)$"},

@@ -9,8 +9,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 from converter.display import counted, plain
-from converter.parity.compare import BINS, DECADES, Gate, TapResult
+from converter.parity.compare import BINS, DECADES, TapResult
 from converter.parity.detections import Box, DetectionResult
+from converter.parity.gates import Gate
 from converter.parity.run import Report
 
 VERDICTS: Mapping[bool | None, str] = {True: "pass", False: "FAIL", None: "not judged"}

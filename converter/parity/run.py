@@ -1,32 +1,29 @@
 """Running a model beside a capture: as it is, and block by block with the captured inputs of each.
 
-Propagated, errors add up from the image to the boxes, as they do for a user. Injected, every tapped activation is
+Propagated, errors add up from the inputs to the outputs, as they do for a user. Injected, every tapped activation is
 replaced by the captured one as soon as it was compared: each block then starts from what the captured model had, so
 that a block which is off is off by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from converter.errors import CaptureError
-from converter.glip.model.glip import GLIP
-from converter.glip.model.head import Output
 from converter.mapping.entries import Tap
 from converter.mapping.load import load_table
 from converter.parity.capture import Capture, Mode
-from converter.parity.compare import Gate, TapResult, find_gate, fitted, measure
+from converter.parity.compare import Comparison, TapResult, cut_axes
 from converter.parity.detections import DetectionResult, compare_detections
 from converter.parity.device import deterministic, settings
+from converter.parity.family import Derived, Subject
+from converter.parity.gates import Gate, find_gate
 from converter.parity.taps import observe
-
-ANCHORS = "rpn.anchor_generator."  # a method of the model and no module, so no tap
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +107,7 @@ class Report:
 
 
 def parity(
-    model: GLIP,
+    subject: Subject,
     capture: Capture,
     *,
     modes: Sequence[Mode] = ("propagated", "injected"),
@@ -118,22 +115,18 @@ def parity(
     pictures: bool = False,
     twice: bool = False,
 ) -> Report:
-    """Compare `model`, in its own dtype and on its device, with `capture`.
+    """Compare a model, in its own dtype and on its device, with `capture`.
 
     `gate` overrides the tolerance (`1e-8`, `6x`), `pictures` keeps histograms and heat maps, `twice` measures the
     noise of a second run. Raises CaptureError if the two do not belong together or nothing could be compared.
     """
-    parameter = next(model.parameters())
-    dtype = str(parameter.dtype).removeprefix("torch.")
-    device = parameter.device.type
-    found_gate = find_gate(device, dtype, gate)
+    found_gate = find_gate(subject.device, subject.dtype, gate)
     if capture.dtype != "float64" and gate is None:
         raise CaptureError(
             f"capture {capture.name!r} was made in {capture.dtype}, so its own error is not known and no usual gate "
             "applies. Capture in float64, or say with --gate what may differ."
         )
-    taps = matching_taps(model, capture)
-    compared = partial(measure, capture, gate=found_gate, dtype=dtype, pictures=pictures)
+    run = Run.of(subject, capture, found_gate, pictures=pictures)
     results: dict[Mode, tuple[TapResult, ...]] = {}
     skipped: dict[Mode, str] = {}
     detections: tuple[DetectionResult, ...] = ()
@@ -143,71 +136,101 @@ def parity(
             if mode == "injected" and capture.compact:
                 skipped[mode] = "a compact capture keeps no activation whole, so none can be injected"
                 continue
-            measured: list[TapResult] = []
-
-            def judge(tap: Tap, value: Tensor, mode: Mode = mode, into: list[TapResult] = measured) -> Tensor | None:
-                result = compared(tap.source, tap.target, value, mode=mode)
-                into.append(result)
-                if mode == "propagated" or not tap.target:
-                    return None
-                return fitted(capture, capture.activations[tap.source], value).to(value)
-
-            with observe(model, taps, judge):
-                out = run_model(model, capture)
-            for level, anchors in enumerate(model.anchors(out)):
-                measured.append(compared(f"{ANCHORS}{level}", "anchors", anchors, mode=mode))
-            if silent := {tap.source for tap in taps} - {result.name for result in measured}:
-                raise CaptureError(f"the model never computed {min(silent)!r} ({len(silent)} taps in all)")
-            results[mode] = tuple(measured)
+            out, results[mode] = run.compared(mode)
             if mode == "propagated":
-                detections = tuple(
-                    compare_detections(expected, found, dtype)
-                    for expected, found in zip(
-                        capture.detections, model.detect(out, capture.image_sizes, capture.positive_map), strict=True
-                    )
-                )
-                noise = _noise(out, run_model(model, capture)) if twice else None
+                detections = run.detections(out)
+                noise = _noise(out, run.again()) if twice else None
     if not results:
         raise CaptureError(f"capture {capture.name!r}: nothing was compared: {'; '.join(skipped.values())}")
+    made, used = capture.facts, settings(subject.parameter)
     return Report(
-        capture.name, capture.facts, device, dtype, found_gate, settings(parameter), results, detections, noise, skipped
+        capture.name, made, subject.device, subject.dtype, found_gate, used, results, detections, noise, skipped
     )
 
 
-def matching_taps(model: GLIP, capture: Capture) -> list[Tap]:
-    """The taps of the model; CaptureError unless they are exactly what was captured."""
-    taps = list(load_table(capture.table).bind(asdict(model.config)).taps)
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """A model and a capture that fit together: `taps` and `derived` are exactly what was captured."""
+
+    subject: Subject
+    inputs: Mapping[str, Tensor]
+    taps: tuple[Tap, ...]
+    derived: Mapping[str, Derived]
+    comparison: Comparison
+
+    @classmethod
+    def of(cls, subject: Subject, capture: Capture, gate: Gate, *, pictures: bool = False) -> Run:
+        """Raises CaptureError unless the model computes exactly what was captured."""
+        table = capture.table or subject.family.table
+        taps = load_table(table).bind(subject.config).taps
+        derived = subject.family.derived(subject.model)
+        _check_names(capture, table, {*(tap.source for tap in taps), *derived})
+        inputs = subject.family.inputs(capture)
+        comparison = Comparison(capture, gate, subject.dtype, cut_axes(capture.inputs, inputs), pictures)
+        return cls(subject, inputs, taps, derived, comparison)
+
+    def again(self) -> Any:
+        """The model's output for the captured inputs."""
+        return self.subject.run(self.inputs)
+
+    def compared(self, mode: Mode) -> tuple[Any, tuple[TapResult, ...]]:
+        """The model's output, and every activation beside the captured one, in the order of computing."""
+        measured: list[TapResult] = []
+
+        def judge(tap: Tap, value: Tensor) -> Tensor | None:
+            measured.append(self.comparison.measure(tap.source, tap.target, value, mode))
+            if mode == "propagated" or not tap.target:
+                return None
+            return self.comparison.expected(tap.source, value).to(value)
+
+        with observe(self.subject.model, self.taps, judge):
+            out = self.again()
+        for name, derived in self.derived.items():
+            measured.append(self.comparison.measure(name, derived.method, derived.compute(out), mode))
+        if silent := {tap.source for tap in self.taps} - {result.name for result in measured}:
+            raise CaptureError(f"the model never computed {min(silent)!r} ({len(silent)} taps in all)")
+        return out, tuple(measured)
+
+    def detections(self, out: Any) -> tuple[DetectionResult, ...]:
+        """What is detected beside what was captured, image by image. Raises CaptureError for other images."""
+        capture = self.comparison.capture
+        found = self.subject.family.detect(self.subject.model, out, capture.facts)
+        if len(found) != len(capture.detections):
+            raise CaptureError(
+                f"capture {capture.name!r}: holds the detections of {len(capture.detections)} images, the model gives "
+                f"those of {len(found)}. Capture again."
+            )
+        pairs = zip(capture.detections, found, strict=True)
+        return tuple(compare_detections(expected, here, self.subject.dtype) for expected, here in pairs)
+
+
+def _check_names(capture: Capture, table: str, ours: set[str]) -> None:
     captured = set(capture.activations)
-    ours = {tap.source for tap in taps} | {f"{ANCHORS}{level}" for level in range(len(model.config.anchor_strides))}
     if unknown := sorted(captured - ours):
         raise CaptureError(
-            f"capture {capture.name!r}: {capture.table} pairs {len(unknown)} of its activations with nothing in this "
+            f"capture {capture.name!r}: {table} pairs {len(unknown)} of its activations with nothing in this "
             f"model, the first is {unknown[0]!r}. It was made with {capture.model}."
         )
     if missing := sorted(ours - captured):
         raise CaptureError(
-            f"capture {capture.name!r}: lacks {len(missing)} activations that {capture.table} pairs, the first is "
+            f"capture {capture.name!r}: lacks {len(missing)} activations that {table} pairs, the first is "
             f"{missing[0]!r}. What is not captured cannot be compared; capture again."
         )
-    return taps
 
 
-def run_model(model: GLIP, capture: Capture) -> Output:
-    """The model's output for the captured inputs, without tokens at the end that it would not compute."""
-    device = next(model.parameters()).device
-    tokens = capture.tokens
-    out: Output = model(
-        capture.images.to(device),
-        capture.input_ids[:, :tokens].to(device),
-        capture.attention_mask[:, :tokens].to(device),
-    )
-    return out
+def _noise(first: Any, second: Any) -> float:
+    """Largest relative difference between the outputs of two runs."""
+    pairs = zip(tensors_of(first), tensors_of(second), strict=True)
+    return max((float((x.double() - y.double()).norm() / (x.double().norm() or 1)) for x, y in pairs), default=0.0)
 
 
-def _noise(first: Output, second: Output) -> float:
-    """Largest relative difference between two runs."""
-    worst = 0.0
-    for a, b in zip(first, second, strict=True):
-        for x, y in zip(a, b, strict=True):
-            worst = max(worst, float((x.double() - y.double()).norm() / (x.double().norm() or 1)))
-    return worst
+def tensors_of(output: Any) -> Iterator[Tensor]:
+    """All tensors of an output: of tuples, lists and mappings, in their order."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for item in output.values():
+            yield from tensors_of(item)
+    elif isinstance(output, list | tuple):
+        for item in output:
+            yield from tensors_of(item)

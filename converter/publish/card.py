@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from converter.display import counted
 from converter.parity.evidence import Evidence
-
-CITATION = """\
-```bibtex
-@inproceedings{li2022grounded,
-  title     = {Grounded Language-Image Pre-training},
-  author    = {Li, Liunian Harold and Zhang, Pengchuan and Zhang, Haotian and Yang, Jianwei and Li, Chunyuan and
-               Zhong, Yiwu and Wang, Lijuan and Yuan, Lu and Zhang, Lei and Hwang, Jenq-Neng and Chang, Kai-Wei and
-               Gao, Jianfeng},
-  booktitle = {CVPR},
-  year      = {2022},
-  note      = {arXiv:2112.03857}
-}
-```"""
 
 UNVERIFIED = "> **UNVERIFIED.**"  # how a card says that there is no certificate
 _UNVERIFIED = (
@@ -36,8 +20,15 @@ _UNVERIFIED = (
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the card is made of."""
+    """What the card is made of.
 
+    about   what the family says of itself and of its released models. `card`: texts, with `{where}` for the model's
+            place; `models`: by name their title, checkpoint, data, figures and source; `license`, `base_model`, `data`,
+            `figures`, `sources`: what these refer to. Families without such a thing leave it out
+    doubts  what of the files beside the weights was not verified
+    """
+
+    about: Mapping[str, Any]
     model_name: str | None
     repo_id: str | None
     config: dict[str, Any]
@@ -45,31 +36,24 @@ class Facts:
     evidence: Evidence | None
     dtypes: tuple[str, ...]
     parameters: int
-    bert_base_uncased: bool
-    files: tuple[str, ...]
-
-
-@cache
-def zoo() -> dict[str, Any]:
-    """The released models and what their authors report of them, each with its source."""
-    text = (Path(__file__).parent.parent / "glip" / "model_zoo.json").read_text(encoding="utf-8")
-    content: dict[str, Any] = json.loads(text)
-    return content
+    doubts: tuple[str, ...]
 
 
 def model_card(facts: Facts) -> str:
     """README.md, with the metadata that the Hub reads at its top."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    released = zoo()["models"].get(facts.model_name, {})
-    data = ModelCardData(
-        language="en",
-        license=zoo()["license"]["id"] if released else None,
+    about, card = facts.about, facts.about.get("card", {})
+    released = about.get("models", {}).get(facts.model_name, {})
+    data = [about["data"][key] for key in released.get("data", ())]
+    metadata = ModelCardData(
+        language=card.get("language"),
+        license=about["license"]["id"] if released else None,
         library_name="converter",
-        pipeline_tag="zero-shot-object-detection",
-        tags=["glip", "object-detection", "phrase-grounding", "safetensors"],
-        base_model=zoo()["base_model"]["id"] if released else None,
-        datasets=[zoo()["data"][key]["hub"] for key in released.get("data", ()) if "hub" in zoo()["data"][key]] or None,
+        pipeline_tag=card.get("pipeline_tag"),
+        tags=card.get("tags"),
+        base_model=about["base_model"]["id"] if released else None,
+        datasets=[entry["hub"] for entry in data if "hub" in entry] or None,
     )
     sections = [
         _head(facts, released),
@@ -77,13 +61,17 @@ def model_card(facts: Facts) -> str:
         _not_verified(facts),
         _use(facts),
         _origin(facts, released),
-        _reported(released),
-        _limits(),
-        _license(released),
-        "## Citation\n\n" + CITATION,
+        _reported(about, released),
+        _section("Intended use", card.get("intended_use")),
+        _section("Licence", _license(card, released)),
+        _section("Citation", "\n".join(["```bibtex", *card["citation"], "```"]) if "citation" in card else None),
     ]
-    card = str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(s for s in sections if s) + "\n"))
-    return card if facts.evidence else mark_unverified(card)
+    whole = str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(s for s in sections if s) + "\n"))
+    return whole if facts.evidence else mark_unverified(whole)
+
+
+def _section(title: str, text: str | None) -> str:
+    return f"## {title}\n\n{text}" if text else ""
 
 
 def mark_unverified(card: str) -> str:
@@ -97,14 +85,15 @@ def mark_unverified(card: str) -> str:
     return card if rest.startswith(UNVERIFIED) else f"{head[0].rstrip()}\n\n{_UNVERIFIED}\n\n{rest}".lstrip()
 
 
-def _head(facts: Facts, released: dict[str, Any]) -> str:
-    title = released.get("title", f"GLIP ({code(str(facts.config['variant']))})")
-    paper = zoo()["sources"]["paper"]
+def _head(facts: Facts, released: Mapping[str, Any]) -> str:
+    card = facts.about.get("card", {})
+    title = released.get("title", f"{card.get('family', facts.config['model'])} ({code(str(facts.config['variant']))})")
+    introduction = f"{card['introduction']} " if "introduction" in card else ""
     origin = "the released checkpoint" if released else "a checkpoint"
     text = (
         f"# {title} for plain PyTorch\n\n"
-        f"[GLIP]({paper}) finds in images what a caption names. These weights were converted from {origin} to "
-        f"safetensors by `converter` {code(facts.ledger['converter'])}, for a GLIP that needs no compiled extension: "
+        f"{introduction}These weights were converted from {origin} to safetensors by `converter` "
+        f"{code(facts.ledger['converter'])}, for {card.get('target', 'a model in plain PyTorch')}: "
         f"{facts.parameters / 1e6:.1f} million parameters, {', '.join(facts.dtypes)}."
     )
     if not released:
@@ -127,12 +116,12 @@ def _verification(facts: Facts) -> str:
     recording = f", a recording of the official code ({code(evidence.official)})" if evidence.official else ""
     recording += ", of which some hundred numbers of each activation are kept" if evidence.compact else ""
     sizes = " and ".join(f"{width}x{height}" for height, width in evidence.sizes[:8])
+    images = f", on {counted(len(evidence.sizes), 'image')} of {sizes} pixels" if sizes else ""
     lines = [
         "## What was verified",
         "",
-        f"The model was compared with capture {code(evidence.capture)}{recording}, on "
-        f"{counted(len(evidence.sizes), 'image')} of {sizes} pixels: activation by activation as it runs and, where "
-        "the capture allows, block by block. Every comparison passed:",
+        f"The model was compared with capture {code(evidence.capture)}{recording}{images}: activation by activation as "
+        "it runs and, where the capture allows, block by block. Every comparison passed:",
         "",
         *_table(
             ["device", "dtype", "comparisons", "largest relative error", "allowed", "images with detections"], rows
@@ -178,14 +167,8 @@ def _not_verified(facts: Facts) -> str:
         missing = [name for name in ("float32", "bfloat16", "float16") if name not in {run.dtype for run in runs}]
         if missing:
             points.append(f"Nothing was compared in {', '.join(missing)}.")
-        points.append(
-            "The comparison begins at token ids and normalised images. The tokenizer and the resizing of pictures "
-            "are not part of it."
-        )
-    if not facts.bert_base_uncased:
-        points.append(
-            "**The vocabulary is not that of BERT base uncased**, with which the released models were trained."
-        )
+        points += facts.about.get("card", {}).get("doubts", ())
+    points += facts.doubts
     if not facts.ledger["lossless"]:
         points.append(
             "Converting rounded the weights to another dtype: they are not bit for bit those of the checkpoint."
@@ -195,37 +178,11 @@ def _not_verified(facts: Facts) -> str:
 
 def _use(facts: Facts) -> str:
     where = facts.repo_id or "."  # the folder of this card
-    return "\n".join(
-        [
-            "## Use",
-            "",
-            "With `converter` installed from its checkout (`pip install '.[detect]'`):",
-            "",
-            "```python",
-            "from PIL import Image",
-            "",
-            "from converter.glip import Detector",
-            "",
-            f'detector = Detector.from_pretrained("{where}")',
-            'picture = Image.new("RGB", (640, 480))  # yours: Image.open("street.jpg")',
-            'found = detector.detect(picture, "person. dog.", threshold=0.5)',
-            "for phrase, score, box in zip(found.phrases, found.scores.tolist(), found.boxes.tolist()):",
-            "    print(phrase, round(score, 3), [round(corner) for corner in box])  # x1 y1 x2 y2 in pixels",
-            "```",
-            "",
-            "Or from the command line:",
-            "",
-            "```console",
-            f'converter detect {where} street.jpg --prompt "person. dog." --out found/',
-            "```",
-            "",
-            f'The bare model takes normalised images and token ids: `converter.glip.GLIP.from_pretrained("{where}")`. '
-            f'`transformers.AutoTokenizer.from_pretrained("{where}")` loads the tokenizer.',
-        ]
-    )
+    lines = facts.about.get("card", {}).get("use", ())
+    return _section("Use", "\n".join(lines).replace("{where}", where))
 
 
-def _origin(facts: Facts, released: dict[str, Any]) -> str:
+def _origin(facts: Facts, released: Mapping[str, Any]) -> str:
     ledger = facts.ledger
     left_out: dict[str, int] = {}
     for entry in ledger["left_out"]:
@@ -258,13 +215,13 @@ def _origin(facts: Facts, released: dict[str, Any]) -> str:
     )
 
 
-def _reported(released: dict[str, Any]) -> str:
+def _reported(about: Mapping[str, Any], released: Mapping[str, Any]) -> str:
     if not released:
         return ""
-    source, notes = zoo()["sources"][released["source"]], released.get("notes", {})
-    data = ", ".join(zoo()["data"][key]["name"] for key in released["data"])
+    notes = released.get("notes", {})
+    data = ", ".join(about["data"][key]["name"] for key in released["data"])
     rows = [
-        [zoo()["figures"][key] + (f" ({notes[key]})" if key in notes else ""), str(value)]
+        [about["figures"][key] + (f" ({notes[key]})" if key in notes else ""), str(value)]
         for key, value in released["figures"].items()
     ]
     return "\n".join(
@@ -275,31 +232,15 @@ def _reported(released: dict[str, Any]) -> str:
             "",
             *_table(["benchmark", "reported"], rows),
             "",
-            f"Source: {source}.",
+            f"Source: {about['sources'][released['source']]}.",
         ]
     )
 
 
-def _limits() -> str:
-    return (
-        "## Intended use\n\n"
-        "Detecting objects by name and grounding phrases, in research, and as a start for fine-tuning. What it finds "
-        "follows its training data, with their gaps and biases; captions are English, of at most 256 tokens. It was "
-        "not made to identify people, nor for decisions about them."
-    )
-
-
-def _license(released: dict[str, Any]) -> str:
-    if not released:
-        return (
-            "## Licence\n\nNot stated, as the origin of the weights is not. The official code is under the MIT licence."
-        )
-    return (
-        "## Licence\n\n"
-        f"MIT, copyright {zoo()['license']['holder']}: the licence of the official repository, which publishes the "
-        f"checkpoint and names no other for it ({zoo()['sources']['license']}). The data sets have terms of their own. "
-        "The vocabulary is BERT's (Apache 2.0)."
-    )
+def _license(card: Mapping[str, Any], released: Mapping[str, Any]) -> str:
+    if released:
+        return str(card["license"])
+    return f"Not stated, as the origin of the weights is not. {card.get('license_of_code', '')}".rstrip()
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from converter import __version__
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.display import file_name, plain
 from converter.errors import DestinationError, ModelError
-from converter.glip.detect.preprocessing import glip_preprocessing
-from converter.glip.detect.tokenizer import Tokenizer
 from converter.parity.evidence import Evidence, read_evidence
-from converter.publish.card import Facts, model_card, zoo
+from converter.parity.family import Companions, Family
+from converter.publish.card import Facts, model_card
 from converter.publish.records import check_architecture, check_weights, content_of, read_records
 from converter.writing.ledger import to_json
 from converter.writing.shards import INDEX_NAME
@@ -48,8 +46,9 @@ class Package:
 
 def make_package(
     conversion: Path,
-    tokenizer: Tokenizer,
+    family: Family[Any],
     *,
+    vocabulary: Path | None = None,
     model_name: str | None = None,
     repo_id: str | None = None,
     report: Path | None = None,
@@ -57,50 +56,25 @@ def make_package(
 ) -> Package:
     """All that is to be published of what `convert` wrote, checked: every tensor is hashed.
 
-    `model_name`: which released model this is, if it is one; nothing in a checkpoint tells. `repo_id`: where it will
-    be on the Hub. Raises ModelError, CheckpointError or CaptureError where the parts are not of one another.
+    `vocabulary`: what the family's tokenizer is made of, if not what lies beside; `model_name`: which released model
+    this is, if it is one: nothing in a checkpoint tells; `repo_id`: where it will be on the Hub. Raises ModelError,
+    CheckpointError or CaptureError where the parts are not of one another.
     """
     with open_checkpoint(conversion) as checkpoint:
         config, ledger = read_records(conversion, checkpoint)
-        if tokenizer.size != config["config"].get("vocab_size"):
-            raise ModelError(
-                f"{tokenizer.origin}: the vocabulary has {tokenizer.size} entries, the model "
-                f"{config['config'].get('vocab_size')}. Give the one that it was trained with."
-            )
-        _check_name(model_name, ledger)
+        companions = family.companions(conversion, config["config"], vocabulary)
+        about = family.about()
+        _check_name(model_name, ledger, about)
         path = _beside(conversion, ".parity.json", CERTIFICATE)
         evidence = read_evidence(path) if path.exists() else None
         check_architecture(conversion, checkpoint, config)
         check_weights(conversion, checkpoint, ledger, evidence, on_bytes)
         checkpoint.verify_unchanged()
-        sharded = checkpoint.layout == "safetensors-sharded"
-        weights = {source.name if sharded else "model.safetensors": source for source in checkpoint.files}
+        weights, documents = _weights(checkpoint)
         dtypes = sorted({tensor.dtype.name for tensor in checkpoint.tensors.values()})
         parameters = sum(tensor.numel for tensor in checkpoint.tensors.values())
-        index = {INDEX_NAME: content_of(checkpoint.path)} if sharded else {}
-    settings = glip_preprocessing()
-    files = tokenizer.files(settings.caption_tokens)
-    documents = {**index, **files}
-    documents["config.json"] = to_json(
-        {
-            **{key: config[key] for key in ("model", "variant", "config")},
-            "model_name": model_name,
-            "preprocessing": settings.to_dict(),
-            "vocabulary": {
-                "entries": tokenizer.size,
-                "sha256": hashlib.sha256(files["vocab.txt"]).hexdigest(),
-                "bert_base_uncased": tokenizer.is_bert_base_uncased,
-            },
-            "provenance": {
-                "converter": ledger["converter"],
-                "lossless": ledger["lossless"],
-                "packaged_by": __version__,
-                "source": ledger["source"],
-                "table": ledger["table"],
-                "weights_sha256": ledger["sha256"],
-            },
-        }
-    )
+    documents |= companions.files
+    documents["config.json"] = to_json(_config(config, ledger, companions, model_name))
     documents["conversion.json"] = to_json(ledger)
     if evidence is not None:
         documents[CERTIFICATE] = content_of(path)
@@ -108,6 +82,7 @@ def make_package(
     if report.exists():
         documents[REPORT] = content_of(report)
     facts = Facts(
+        about=about,
         model_name=model_name,
         repo_id=repo_id,
         config=config,
@@ -115,11 +90,35 @@ def make_package(
         evidence=evidence,
         dtypes=tuple(dtypes),
         parameters=parameters,
-        bert_base_uncased=tokenizer.is_bert_base_uncased,
-        files=(*documents, *weights, CARD),
+        doubts=tuple(companions.doubts),
     )
-    package = Package(documents, weights, evidence)
-    return replace(package, documents={**documents, CARD: model_card(facts).encode()})
+    return Package({**documents, CARD: model_card(facts).encode()}, weights, evidence)
+
+
+def _weights(checkpoint: Checkpoint) -> tuple[dict[str, Path], dict[str, bytes]]:
+    """The files that hold the weights, by the names that they will have, and the index of shards."""
+    if checkpoint.layout != "safetensors-sharded":
+        (source,) = checkpoint.files
+        return {"model.safetensors": source}, {}
+    return {source.name: source for source in checkpoint.files}, {INDEX_NAME: content_of(checkpoint.path)}
+
+
+def _config(
+    config: Mapping[str, Any], ledger: Mapping[str, Any], companions: Companions, model_name: str | None
+) -> dict[str, Any]:
+    return {
+        **{key: config[key] for key in ("model", "variant", "config")},
+        "model_name": model_name,
+        **companions.config,
+        "provenance": {
+            "converter": ledger["converter"],
+            "lossless": ledger["lossless"],
+            "packaged_by": __version__,
+            "source": ledger["source"],
+            "table": ledger["table"],
+            "weights_sha256": ledger["sha256"],
+        },
+    }
 
 
 def write_package(package: Package, destination: Path, *, force: bool = False) -> None:
@@ -149,13 +148,13 @@ def check_package_destination(destination: Path, *, force: bool, inputs: Collect
     check_destination(destination, force=force, inputs=list(inputs), also_ours=DOCUMENTS)
 
 
-def _check_name(model_name: str | None, ledger: dict[str, Any]) -> None:
+def _check_name(model_name: str | None, ledger: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     if model_name is None:
         return
-    target = ledger["target"]
+    target, released = ledger["target"], about.get("models", {})
     possible = [target.get("variant"), *target.get("also", [])]
-    if model_name not in zoo()["models"] or model_name not in possible:
-        expected = ", ".join(name for name in zoo()["models"] if name in possible) or "no released model"
+    if model_name not in released or model_name not in possible:
+        expected = ", ".join(name for name in released if name in possible) or "no released model"
         raise ModelError(
             f"{plain(model_name)!r} is not what was converted: its architecture is that of {expected}. State one of "
             "them as the model's name, or none."

@@ -11,6 +11,7 @@ from converter.checkpoint import Checkpoint
 from converter.checkpoint.hashes import tensor_hashes
 from converter.display import counted, file_name, plain, quoted
 from converter.errors import CaptureError, ModelError, TableError
+from converter.mapping.documents import names_of
 from converter.mapping.spec import load_spec
 from converter.parity.evidence import Evidence
 from converter.writing.ledger import digest_of_checkpoint
@@ -38,11 +39,7 @@ def read_records(conversion: Path, checkpoint: Checkpoint) -> tuple[dict[str, An
             content = json.loads(text)
         except (ValueError, RecursionError):
             content = None
-        sound = isinstance(content, dict) and (
-            content.get("model") == "glip" and isinstance(content.get("config"), dict) and "variant" in content
-            if key == "config"
-            else _is_ledger(content)
-        )  # fmt: skip
+        sound = isinstance(content, dict) and (_is_config(content) if key == "config" else _is_ledger(content))
         if not sound:
             raise ModelError(f"{file_name(conversion)}: its record {key!r} is none. Convert again.")
         found.append(content)
@@ -54,7 +51,7 @@ def read_records(conversion: Path, checkpoint: Checkpoint) -> tuple[dict[str, An
 
 def check_architecture(conversion: Path, checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
     """ModelError unless the tensors are those, by name and shape, of the model that the configuration describes."""
-    spec = load_spec("glip")
+    spec = load_spec(config["model"])
     known = spec.variants[0].config
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in config["config"].items()}
     problem = next((f"field {quoted(name)} is missing or unknown" for name in sorted(known.keys() ^ values.keys())), "")
@@ -125,6 +122,11 @@ def content_of(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ModelError(f"{file_name(path)}: cannot be read: {error.strerror}.") from None
+
+
+def _is_config(content: dict[str, Any]) -> bool:
+    known = content.get("model") in names_of("spec")
+    return known and isinstance(content.get("config"), dict) and "variant" in content
 
 
 def _is_ledger(content: dict[str, Any]) -> bool:

@@ -13,11 +13,12 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from converter.display import file_name, plain
 from converter.errors import DestinationError
 
 _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT}
@@ -248,6 +249,24 @@ def writing(destination: Path) -> Iterator[None]:
         else:
             hint = "choose another destination"
         raise DestinationError(f"{destination} cannot be written: {error.strerror}; {hint}") from error
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` make a file under another name, and give it its name once it is on the disk, over what was there.
+
+    For documents beside a conversion. Raises DestinationError; then nothing has changed.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        reason = error.strerror or plain(str(error))
+        raise DestinationError(f"{file_name(path)} cannot be written: {reason}; choose another place") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _link_or_copy(source: Path, path: Path) -> None:

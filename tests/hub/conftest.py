@@ -15,7 +15,7 @@ from publishing import CANARY, shard
 from saved_glip import ledger, save
 from server import HubServer, clear
 from small_capture import small_capture
-from small_glip import small_glip
+from small_glip import small_glip, subject
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)  # of layers as small as these, several threads make ten times the work
     with small_capture(tmp_path_factory.mktemp("capture")) as capture:
         double = GLIP.from_pretrained(folder).double()
-        certify(folder, capture, [parity(double, capture)], None, double)
+        certify(folder, capture, [parity(subject(double), capture)], None, subject(double))
     torch.set_num_threads(threads)
     return folder
 

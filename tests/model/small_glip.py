@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from converter.glip import GLIP, GLIPConfig
+from converter.glip.family import FAMILY
+from converter.parity.family import Subject
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 8,
@@ -55,6 +59,16 @@ def small_glip(dtype: torch.dtype = torch.float64, **changes: Any) -> GLIP:
             else:
                 parameter.copy_(noise * (0.1 if parameter.dim() == 1 else fan_in**-0.5))
     return model.to(dtype)
+
+
+def subject(model: GLIP) -> Subject:
+    """The model as parity takes it."""
+    return Subject(FAMILY, model)
+
+
+def loading(path: Path) -> Callable[[], Subject]:
+    """Loads converted weights in float64, as `verify` takes it."""
+    return lambda: subject(GLIP.from_pretrained(path).double())
 
 
 def random_inputs(

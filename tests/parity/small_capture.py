@@ -11,9 +11,9 @@ from small_glip import random_inputs, small_glip
 from torch import Tensor
 
 from converter.glip import GLIP
+from converter.glip.family import ANCHORS
 from converter.mapping.load import load_table
 from converter.parity.capture import Capture, load_capture, write_capture
-from converter.parity.run import ANCHORS
 from converter.parity.taps import collect
 
 SIZES = [[75, 101], [60, 90]]

@@ -18,15 +18,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors import safe_open
-from small_glip import small_config, small_glip
+from small_glip import small_config, small_glip, subject
 
 from converter.cli import main
 from converter.cli.tables import source_taps
+from converter.glip.family import ANCHORS
 from converter.mapping.documents import mappings_folder
 from converter.mapping.lint import lint
 from converter.mapping.load import load_table
 from converter.parity.capture import load_capture
-from converter.parity.run import ANCHORS, parity
+from converter.parity.run import parity
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = ROOT / "scripts" / "capture_official.py"
@@ -96,7 +97,7 @@ def test_what_it_writes_passes_parity(fusion: bool, tmp_path: Path) -> None:
     done = workplace.run("--force")
     assert done.returncode == 0, done.stderr
     with load_capture(workplace.destination) as capture:
-        report = parity(small_glip(fusion=fusion), capture)
+        report = parity(subject(small_glip(fusion=fusion)), capture)
         assert report.problems == []
         assert report.passed
         assert set(report.modes) == {"propagated", "injected"}
@@ -105,14 +106,14 @@ def test_what_it_writes_passes_parity(fusion: bool, tmp_path: Path) -> None:
         own = [activation.errors["float32"] for name, activation in capture.activations.items() if ANCHORS not in name]
         assert all(0 < error < 1e-4 for error in own)
         assert capture.dtype == "float64"
-        assert capture.image_sizes == ((64, 93), (49, 80))
-        assert capture.positive_map == {1: (1,), 2: (3,), 3: (5, 6), 4: (8, 9)}
-        assert capture.images.shape == (2, 3, 64, 96)
+        assert capture.facts["image_sizes_hw"] == [[64, 93], [49, 80]]
+        assert capture.facts["positive_map_label_to_token"] == {"1": [1], "2": [3], "3": [5, 6], "4": [8, 9]}
+        assert capture.inputs["images"].shape == (2, 3, 64, 96)
         # the same capture tells another model apart, and where it is another
         other = small_glip(fusion=fusion)
         with torch.no_grad():
             other.head.text_bias += 1e-6
-        injected = parity(other, capture, modes=["injected"]).modes["injected"]
+        injected = parity(subject(other), capture, modes=["injected"]).modes["injected"]
         assert {r.name.rpartition(".")[0] for r in injected if not r.passed} == {"rpn.head.dot_product_logits"}
 
 
@@ -165,7 +166,7 @@ def test_without_a_suppression_in_float64_only_that_is_rounded(workplace: Workpl
     assert done.returncode == 0, done.stderr
     with load_capture(workplace.destination) as capture:
         assert capture.facts["dtype"].startswith("float64 (post-processing in float32: in float64, RuntimeError")
-        assert parity(small_glip(), capture).passed
+        assert parity(subject(small_glip()), capture).passed
 
 
 def test_without_float64_the_capture_is_float32_and_says_so(workplace: Workplace) -> None:

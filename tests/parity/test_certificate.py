@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from saved_glip import save, saved_glip
 from small_capture import small_capture
-from small_glip import small_glip
+from small_glip import loading, small_glip, subject
 
 from converter.checkpoint.hashes import stamps
 from converter.errors import CaptureError
 from converter.glip import GLIP
 from converter.parity.certificate import certificate_path, certify, verify
+from converter.parity.family import Subject
 from converter.parity.mutate import mutation_score
 from converter.parity.run import parity
 
@@ -30,7 +31,13 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = saved_glip(folder)
     with small_capture(tmp_path_factory.mktemp("capture")) as capture:
         model = GLIP.from_pretrained(weights).double()
-        certify(weights, capture, [parity(model, capture)], mutation_score(model, capture, 20), model)
+        certify(
+            weights,
+            capture,
+            [parity(subject(model), capture)],
+            mutation_score(subject(model), capture, 20),
+            subject(model),
+        )
     return weights
 
 
@@ -53,7 +60,7 @@ def change(path: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> Non
 
 
 def test_a_copy_passes(copy: Path) -> None:
-    result = verify(copy)
+    result = verify(copy, loading(copy))
     assert result.passed
     assert result.report is not None
     assert len(result.report.modes["propagated"]) == 68
@@ -61,12 +68,12 @@ def test_a_copy_passes(copy: Path) -> None:
 
 
 def test_a_copy_passes_in_float32(copy: Path) -> None:
-    assert verify(copy, load=lambda: GLIP.from_pretrained(copy)).passed
+    assert verify(copy, lambda: subject(GLIP.from_pretrained(copy))).passed
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_format_that_cannot_be_judged_is_not_passed(dtype: torch.dtype, copy: Path) -> None:
-    assert verify(copy, load=lambda: GLIP.from_pretrained(copy).to(dtype)).passed is None
+    assert verify(copy, lambda: subject(GLIP.from_pretrained(copy).to(dtype))).passed is None
 
 
 def test_one_bit_flipped_in_one_tensor_fails(copy: Path) -> None:
@@ -74,24 +81,24 @@ def test_one_bit_flipped_in_one_tensor_fails(copy: Path) -> None:
         tensors["fpn.p6.weight"].view(torch.int64)[0, 0, 0, 0] ^= 1
 
     change(copy, flip)
-    result = verify(copy)
+    result = verify(copy, loading(copy))
     assert (result.passed, result.changed, result.report) == (False, ("fpn.p6.weight",), None)
 
 
 def test_a_tensor_missing_or_added_fails(copy: Path) -> None:
     change(copy, lambda tensors: tensors.update(more=tensors.pop("head.bias")))
-    result = verify(copy)
+    result = verify(copy, loading(copy))
     assert (result.passed, result.missing, result.added) == (False, ("head.bias",), ("more",))
 
 
 def test_the_same_weights_in_a_model_that_computes_something_else_fail(copy: Path) -> None:
-    def other() -> GLIP:
+    def other() -> Subject:
         model = GLIP.from_pretrained(copy).double()
         model.fpn.p6.stride = (2, 2)
         model.backbone.norms[0].eps = 1e-6
-        return model
+        return subject(model)
 
-    result = verify(copy, load=other)
+    result = verify(copy, other)
     assert result.passed is False
     assert result.report is not None
     assert result.report.first is not None
@@ -104,9 +111,9 @@ def test_nothing_is_certified_that_did_not_pass(tmp_path: Path) -> None:
         model.head.bias += 1
     weights = save(model, tmp_path / "small.safetensors")
     with small_capture(tmp_path) as capture, pytest.raises(CaptureError, match="not every comparison passed"):
-        certify(weights, capture, [parity(model, capture)], None, model)
+        certify(weights, capture, [parity(subject(model), capture)], None, subject(model))
     with small_capture(tmp_path) as capture, pytest.raises(CaptureError):
-        certify(weights, capture, [], None, model)
+        certify(weights, capture, [], None, subject(model))
     assert not certificate_path(weights).exists()
 
 
@@ -118,9 +125,9 @@ def test_weights_that_were_replaced_meanwhile_are_not_certified(copy: Path, tmp_
     (tmp_path / "other").replace(copy)  # the same bytes: who replaced them can replace them again
     with small_capture(tmp_path) as capture:
         with pytest.raises(CaptureError, match="changed since it was loaded"):
-            certify(copy, capture, [parity(model, capture)], None, model, before=before)
+            certify(copy, capture, [parity(subject(model), capture)], None, subject(model), before=before)
         assert not certificate_path(copy).exists()
-        certify(copy, capture, [parity(model, capture)], None, model, before=stamps([copy]))
+        certify(copy, capture, [parity(subject(model), capture)], None, subject(model), before=stamps([copy]))
 
 
 def test_what_was_compared_with_what_is_written_down(certified: Path) -> None:
@@ -162,16 +169,17 @@ def test_a_damaged_certificate_is_refused(damage: str, copy: Path) -> None:
     DAMAGE[damage](content)
     path.write_text(json.dumps(content))
     with pytest.raises(ConverterError):
-        verify(copy)
+        verify(copy, loading(copy))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", "[" * 100_000, "\x00"])
 def test_what_is_no_certificate_is_refused(text: str, copy: Path) -> None:
     certificate_path(copy).write_text(text)
     with pytest.raises(CaptureError):
-        verify(copy)
+        verify(copy, loading(copy))
 
 
 def test_weights_without_a_certificate_are_refused(tmp_path: Path) -> None:
+    weights = saved_glip(tmp_path)
     with pytest.raises(CaptureError, match="there is no certificate"):
-        verify(saved_glip(tmp_path))
+        verify(weights, loading(weights))

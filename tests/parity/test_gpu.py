@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 import pytest
 import torch
-from small_glip import small_glip
+from small_glip import small_glip, subject
 
+from converter.glip.family import FAMILY
 from converter.parity.capture import Capture, Mode, load_capture, write_capture
 from converter.parity.device import DTYPES, set_precision
-from converter.parity.record import record, synthetic_inputs
+from converter.parity.record import record
 from converter.parity.run import parity
 
 pytestmark = [
@@ -23,8 +25,8 @@ pytestmark = [
 def capture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Capture]:
     model = small_glip()
     tensors, facts = record(
-        model, synthetic_inputs(model.config.vocab_size), "small", ("float32", "bfloat16", "float16")
-    )  # fmt: skip
+        subject(model), FAMILY.sample_inputs(asdict(model.config)), "small", ("float32", "bfloat16", "float16")
+    )
     path = tmp_path_factory.mktemp("capture") / "small.safetensors"
     write_capture(path, tensors, facts, compact=False)
     with load_capture(path) as capture:
@@ -36,11 +38,11 @@ def test_a_gpu_computes_the_same(dtype: str, capture: Capture) -> None:
     set_precision(False)
     # in 16 bits errors that add up are too large to judge by
     modes: Sequence[Mode] = ["propagated", "injected"] if dtype in ("float64", "float32") else ["injected"]
-    report = parity(small_glip(DTYPES[dtype]).cuda(), capture, modes=modes)
+    report = parity(subject(small_glip(DTYPES[dtype]).cuda()), capture, modes=modes)
     assert (report.passed, report.problems, report.device) == (True, [], "cuda")
 
 
 def test_a_mistake_is_seen_on_a_gpu(capture: Capture) -> None:
     model = small_glip().cuda()
     model.head.blocks[0].dynamic_conv.same.norm.eps = 1e-3
-    assert parity(model, capture).culprits == ("head.blocks.0.dynamic_conv",)
+    assert parity(subject(model), capture).culprits == ("head.blocks.0.dynamic_conv",)

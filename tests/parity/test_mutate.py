@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from small_capture import FACTS, activations, small_capture
-from small_glip import small_glip
+from small_glip import small_glip, subject
 from torch.nn import functional as F
 
 from converter.errors import CaptureError
-from converter.glip import GLIP
 from converter.glip.mistakes import MISTAKES, Mistake
-from converter.mapping.load import load_table
 from converter.parity import mutate
 from converter.parity.capture import Capture, load_capture, write_capture
-from converter.parity.mutate import Mutation, Score, mutation_score, mutations
-from converter.parity.run import parity
+from converter.parity.mutate import Score, mutation_score
+from converter.parity.mutations import Mutation, choose, mutations
+from converter.parity.run import Run, parity
 
 VISIBLE = [mistake for mistake in MISTAKES if not mistake.invisible]
 
@@ -42,14 +43,14 @@ def capture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Capture]:
 @pytest.fixture(scope="module")
 def score(capture: Capture) -> Score:
     """Of all mutations of the small model."""
-    return mutation_score(small_glip(), capture)
+    return mutation_score(subject(small_glip()), capture)
 
 
 @pytest.mark.parametrize("mistake", [m for m in VISIBLE if not m.detections], ids=lambda mistake: mistake.name)
 def test_a_mistake_is_caught_and_found_where_it_is(mistake: Mistake, capture: Capture) -> None:
     model = small_glip()
     with mistake.make(model):
-        report = parity(model, capture)
+        report = parity(subject(model), capture)
     assert report.passed is False
     assert report.first is not None
     assert report.culprits
@@ -60,9 +61,9 @@ def test_a_mistake_is_caught_and_found_where_it_is(mistake: Mistake, capture: Ca
 def test_what_no_input_can_show_changes_not_one_bit(mistake: Mistake, capture: Capture) -> None:
     model = small_glip()
     with torch.no_grad():
-        before = model(*capture.inputs)
+        before = model(**capture.inputs)
         with mistake.make(model):
-            after = model(*capture.inputs)
+            after = model(**capture.inputs)
     assert all(torch.equal(a, b) for x, y in zip(before, after, strict=True) for a, b in zip(x, y, strict=True))
 
 
@@ -71,7 +72,7 @@ def test_a_mistake_is_undone(mistake: Mistake, capture: Capture) -> None:
     model = small_glip()
     with mistake.make(model):
         pass
-    assert parity(model, capture).passed
+    assert parity(subject(model), capture).passed
 
 
 def test_the_sixteen_measured_mistakes_are_there() -> None:
@@ -96,7 +97,7 @@ def test_every_tensor_of_a_shape_that_another_has_is_exchanged(score: Score) -> 
 
 
 def test_a_part_says_which_tensors_it_did_not_exchange(capture: Capture) -> None:
-    score = mutation_score(small_glip(), capture, 30)
+    score = mutation_score(subject(small_glip()), capture, 30)
     assert len(score.outcomes) == 30
     assert score.uncovered
 
@@ -104,29 +105,29 @@ def test_a_part_says_which_tensors_it_did_not_exchange(capture: Capture) -> None
 def test_the_model_is_as_it_was(capture: Capture) -> None:
     model, gelu = small_glip(), F.gelu
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    mutation_score(model, capture, 60)
+    mutation_score(subject(model), capture, 60)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert F.gelu is gelu
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_the_same_are_chosen_every_time_and_of_every_kind() -> None:
-    every = mutations(small_glip())
-    chosen = mutate.choose(every, 60)
-    assert [m.name for m in chosen] == [m.name for m in mutate.choose(every, 60)]
+    every = mutations(subject(small_glip()))
+    chosen = choose(every, 60)
+    assert [m.name for m in chosen] == [m.name for m in choose(every, 60)]
     assert {m.kind for m in chosen} == {m.kind for m in every}
 
 
 @pytest.mark.parametrize("fusion", [True, False])
 def test_rows_that_a_table_joins_are_exchanged(fusion: bool) -> None:
-    joined = [m for m in mutations(small_glip(fusion=fusion)) if m.kind == "swap sources"]
+    joined = [m for m in mutations(subject(small_glip(fusion=fusion))) if m.kind == "swap sources"]
     layers = 2 + (2 if fusion else 0)
     assert len(joined) == layers * 2 * 2 + 4  # query-key and key-value, weight and bias; four pairs of five scales
 
 
 def test_a_compact_capture_notices_as_much(tmp_path: Path) -> None:
     with small_capture(tmp_path, compact=True) as compact:
-        score = mutation_score(small_glip(), compact, 60)
+        score = mutation_score(subject(small_glip()), compact, 60)
     assert {o.mutation.name for o in score.survivors if not o.mutation.invisible} <= {"no threshold of scores"}
 
 
@@ -134,15 +135,14 @@ def test_a_capture_that_sees_nothing_of_it_lets_mutations_survive(
     capture: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The score is able to be bad: a comparison of the image branch alone misses what is done to the text."""
-    table = load_table(capture.table)
-    original = mutate.matching_taps
+    original = Run.of.__func__
 
-    def image_only(model: GLIP, of: Capture) -> list[object]:
-        return [tap for tap in original(model, of) if tap.source.startswith("backbone.")]
+    def image_only(cls: type[Run], *arguments: Any, **named: Any) -> Run:
+        run = original(cls, *arguments, **named)
+        return replace(run, taps=tuple(tap for tap in run.taps if tap.source.startswith("backbone.")))
 
-    assert table.name == "glip-official"
-    monkeypatch.setattr(mutate, "matching_taps", image_only)
-    score = mutation_score(small_glip(), capture, 100)
+    monkeypatch.setattr(Run, "of", classmethod(image_only))
+    score = mutation_score(subject(small_glip()), capture, 100)
     assert score.value < 0.7
     assert any("no activation is off" in (outcome.reason or "") for outcome in score.survivors)
 
@@ -152,7 +152,7 @@ def test_a_model_that_fails_already_has_no_score(capture: Capture) -> None:
     with torch.no_grad():
         model.head.bias += 1
     with pytest.raises(CaptureError, match="is off before anything was changed"):
-        mutation_score(model, capture, 5)
+        mutation_score(subject(model), capture, 5)
 
 
 def test_a_capture_of_other_detections_has_no_score(tmp_path: Path) -> None:
@@ -160,11 +160,11 @@ def test_a_capture_of_other_detections_has_no_score(tmp_path: Path) -> None:
     tensors["detections.0.labels"] = 3 - tensors["detections.0.labels"]
     write_capture(tmp_path / "labels.safetensors", tensors, FACTS, compact=False)
     with load_capture(tmp_path / "labels.safetensors") as other, pytest.raises(CaptureError, match="its detections"):
-        mutation_score(small_glip(), other, 5)
+        mutation_score(subject(small_glip()), other, 5)
 
 
 def test_a_mutation_that_changes_nothing_survives(capture: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = Mutation("negate", "nothing", next(m.make for m in MISTAKES if m.invisible))
     monkeypatch.setattr(mutate, "mutations", lambda model, table: [nothing])
-    score = mutation_score(small_glip(), capture)
+    score = mutation_score(subject(small_glip()), capture)
     assert (score.value, len(score.survivors), score.equivalent) == (0.0, 1, 0)

@@ -12,15 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_capture import FACTS, activations, small_capture, write
-from small_glip import small_glip
+from small_glip import small_glip, subject
 from torch import Tensor
 from torch.nn import functional as F
 
 from converter.errors import CaptureError, CheckpointError
 from converter.glip import GLIP
+from converter.glip.family import ANCHORS, FAMILY
 from converter.parity.capture import Capture, load_capture, write_capture
-from converter.parity.record import Inputs, record
-from converter.parity.run import ANCHORS, Report, parity
+from converter.parity.record import inputs_of, record
+from converter.parity.run import Report, parity
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def compact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Capture]:
 
 
 def test_the_same_model_passes_in_both_modes(capture: Capture) -> None:
-    report = parity(small_glip(), capture, twice=True)
+    report = parity(subject(small_glip()), capture, twice=True)
     assert (report.passed, report.problems, report.noise) == (True, [], 0.0)
     assert {mode: {r.name for r in results} for mode, results in report.modes.items()} == {
         mode: set(capture.activations) for mode in ("propagated", "injected")
@@ -48,11 +49,11 @@ def test_the_same_model_passes_in_both_modes(capture: Capture) -> None:
 
 def test_a_model_without_fusion_passes(tmp_path: Path) -> None:
     with small_capture(tmp_path, fusion=False) as capture:
-        assert parity(small_glip(fusion=False), capture).passed
+        assert parity(subject(small_glip(fusion=False)), capture).passed
 
 
 def test_a_compact_capture_gives_the_same_verdict_without_injection(compact: Capture) -> None:
-    report = parity(small_glip(), compact)
+    report = parity(subject(small_glip()), compact)
     assert report.passed
     assert set(report.modes) == {"propagated"}
     assert "keeps no activation whole" in report.skipped["injected"]
@@ -60,11 +61,11 @@ def test_a_compact_capture_gives_the_same_verdict_without_injection(compact: Cap
 
 def test_injection_alone_needs_a_full_capture(compact: Capture) -> None:
     with pytest.raises(CaptureError, match="nothing was compared"):
-        parity(small_glip(), compact, modes=["injected"])
+        parity(subject(small_glip()), compact, modes=["injected"])
 
 
 def test_float32_is_held_to_four_times_the_captured_error(capture: Capture) -> None:
-    report = parity(small_glip(torch.float32), capture)
+    report = parity(subject(small_glip(torch.float32)), capture)
     assert (report.passed, report.problems) == (True, [])
     large = next(r for r in report.modes["propagated"] if r.name == "rpn.head.dot_product_logits.0")
     assert large.limit == pytest.approx(4 * large.own)
@@ -72,7 +73,7 @@ def test_float32_is_held_to_four_times_the_captured_error(capture: Capture) -> N
 
 
 def test_a_few_numbers_are_held_to_the_error_of_all_levels(capture: Capture) -> None:
-    report = parity(small_glip(torch.float32), capture, modes=["propagated"])
+    report = parity(subject(small_glip(torch.float32)), capture, modes=["propagated"])
     levels = [r for r in report.modes["propagated"] if r.name.startswith("rpn.head.centerness.")]
     mean = math.sqrt(sum(r.own**2 for r in levels) / 5)
     assert levels[4].limit == pytest.approx(4 * max(mean, levels[4].own))
@@ -80,7 +81,7 @@ def test_a_few_numbers_are_held_to_the_error_of_all_levels(capture: Capture) -> 
 
 
 def test_a_format_that_was_not_captured_is_not_judged(capture: Capture) -> None:
-    report = parity(small_glip().to(torch.float16), capture, modes=["propagated"])
+    report = parity(subject(small_glip().to(torch.float16)), capture, modes=["propagated"])
     assert report.passed is None  # never a pass
     assert all("does not hold its own error in float16" in problem for problem in report.problems)
 
@@ -89,14 +90,14 @@ def test_a_format_that_was_not_captured_is_not_judged(capture: Capture) -> None:
 def recorded(tmp_path_factory: pytest.TempPathFactory, capture: Capture) -> Iterator[Capture]:
     """A capture that knows the errors of blocks by themselves, too."""
     path = tmp_path_factory.mktemp("recorded") / "recorded.safetensors"
-    tensors, facts = record(small_glip(), Inputs.of(capture), "recorded", ("float32", "bfloat16"))
+    tensors, facts = record(subject(small_glip()), inputs_of(capture), "recorded", ("float32", "bfloat16"))
     write_capture(path, tensors, facts, compact=False)
     with load_capture(path) as recorded:
         yield recorded
 
 
 def test_sixteen_bits_are_judged_block_by_block(recorded: Capture) -> None:
-    report = parity(small_glip().to(torch.bfloat16), recorded)
+    report = parity(subject(small_glip().to(torch.bfloat16)), recorded)
     assert {r.passed for r in report.modes["injected"]} == {True}
     # errors that add up come to half of an activation late in the head, where nothing can be told from them
     late = [r for r in report.modes["propagated"] if r.passed is None]
@@ -109,11 +110,11 @@ def test_sixteen_bits_are_judged_block_by_block(recorded: Capture) -> None:
 def test_a_mistake_is_seen_in_sixteen_bits(recorded: Capture) -> None:
     model = small_glip().to(torch.bfloat16)
     model.head.blocks[0].dynamic_conv.same.norm.eps = 0.3
-    assert parity(model, recorded, modes=["injected"]).culprits == ("head.blocks.0.dynamic_conv",)
+    assert parity(subject(model), recorded, modes=["injected"]).culprits == ("head.blocks.0.dynamic_conv",)
 
 
 def test_a_block_is_held_to_its_own_error_not_to_that_of_all_before_it(recorded: Capture) -> None:
-    report = parity(small_glip(torch.float32), recorded)
+    report = parity(subject(small_glip(torch.float32)), recorded)
     assert report.passed
     limits = {mode: {r.name: r.limit for r in results} for mode, results in report.modes.items()}
     last = "rpn.head.dyhead_tower.5.visual.0"
@@ -122,7 +123,7 @@ def test_a_block_is_held_to_its_own_error_not_to_that_of_all_before_it(recorded:
 
 def test_a_looser_gate_is_known_as_such(capture: Capture) -> None:
     def looser(gate: str) -> bool:
-        return parity(small_glip(), capture, modes=["propagated"], gate=gate).gate.looser
+        return parity(subject(small_glip()), capture, modes=["propagated"], gate=gate).gate.looser
 
     assert (looser("1e-9"), looser("1e-11"), looser("5x")) == (True, False, True)
 
@@ -130,7 +131,7 @@ def test_a_looser_gate_is_known_as_such(capture: Capture) -> None:
 @pytest.mark.parametrize("gate", ["", "x", "nan", "-1", "0", "inf", "1e-9y"])
 def test_a_gate_that_is_no_number_is_refused(gate: str, capture: Capture) -> None:
     with pytest.raises(CaptureError, match="a gate is a number"):
-        parity(small_glip(), capture, gate=gate)
+        parity(subject(small_glip()), capture, gate=gate)
 
 
 def scale_one_weight(model: GLIP, patch: pytest.MonkeyPatch) -> None:
@@ -217,7 +218,7 @@ def test_every_mutation_is_seen(
     model = small_glip()
     with torch.no_grad():
         mutate(model, monkeypatch)
-    whole, probes = parity(model, capture), parity(model, compact)
+    whole, probes = parity(subject(model), capture), parity(subject(model), compact)
     assert (whole.passed, probes.passed) == (False, False)
     assert whole.problems
     assert whole.culprits
@@ -230,7 +231,7 @@ def failed_in(report: Report, mode: str) -> set[str]:
 def test_propagated_shows_where_models_part_and_injected_which_block_it_was(capture: Capture) -> None:
     model = small_glip()
     model.backbone.stages[2].blocks[0].norm2.eps = 1e-6
-    report = parity(model, capture)
+    report = parity(subject(model), capture)
     assert report.first is not None
     assert report.first.name == "backbone.body.layers.2.blocks.0"
     assert len(failed_in(report, "propagated")) > 20
@@ -242,7 +243,7 @@ def test_propagated_shows_where_models_part_and_injected_which_block_it_was(capt
 def test_a_fault_between_blocks_that_agree_is_called_that(capture: Capture) -> None:
     model = small_glip()
     model.backbone.norms[1].eps = 1e-3
-    report = parity(model, capture)
+    report = parity(subject(model), capture)
     assert report.culprits == report.glue == ("backbone",)
 
 
@@ -250,21 +251,21 @@ def test_two_faults_are_both_found_by_injection(capture: Capture) -> None:
     model = small_glip()
     model.text_encoder.layers[0].mlp.norm.eps = 1e-5
     model.head.blocks[1].dynamic_conv.same.norm.eps = 1e-3
-    assert parity(model, capture).culprits == ("text_encoder.layers.0", "head.blocks.1.dynamic_conv")
+    assert parity(subject(model), capture).culprits == ("text_encoder.layers.0", "head.blocks.1.dynamic_conv")
 
 
 def test_nan_on_one_side_is_a_failure_whatever_the_gate(capture: Capture) -> None:
     model = small_glip()
     with torch.no_grad():
         model.head.centerness.bias.fill_(math.nan)
-    report = parity(model, capture, gate="1e10")
+    report = parity(subject(model), capture, gate="1e10")
     assert report.passed is False
     assert any("NaN" in problem for problem in report.problems)
 
 
 def test_other_detections_are_a_problem(capture: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("converter.glip.model.detection.NMS_THRESHOLD", 0.3)
-    report = parity(small_glip(), capture)
+    report = parity(subject(small_glip()), capture)
     assert report.passed is False
     assert all("detections, captured were" in problem for problem in report.problems)
     assert any(d.missed for d in report.detections)
@@ -276,7 +277,7 @@ def test_other_scores_are_a_problem(score: float, tmp_path: Path) -> None:
     tensors["detections.0.scores"][0] = score
     write_capture(tmp_path / "scores.safetensors", tensors, FACTS, compact=False)
     with load_capture(tmp_path / "scores.safetensors") as capture:
-        report = parity(small_glip(), capture)
+        report = parity(subject(small_glip()), capture)
         assert report.passed is False
         assert any("a score is off" in problem for problem in report.problems)
 
@@ -290,7 +291,7 @@ def test_anchors_must_be_those_of_the_model(change: str, tmp_path: Path) -> None
         tensors[f"{ANCHORS}7"] = torch.zeros(3, 4)
     write_capture(tmp_path / "anchors.safetensors", tensors, FACTS, compact=False)
     with load_capture(tmp_path / "anchors.safetensors") as capture, pytest.raises(CaptureError, match="anchor"):
-        parity(small_glip(), capture)
+        parity(subject(small_glip()), capture)
 
 
 @pytest.mark.parametrize("change", [
@@ -301,15 +302,16 @@ def test_anchors_must_be_those_of_the_model(change: str, tmp_path: Path) -> None
     {"input.images": torch.zeros(2, 3)},
 ], ids=str)  # fmt: skip
 def test_inputs_and_detections_of_another_shape_are_refused(change: dict[str, Tensor], tmp_path: Path) -> None:
-    write_capture(tmp_path / "other.safetensors", {**activations(small_glip()), **change}, FACTS, compact=False)
-    with pytest.raises(CaptureError, match="Capture again"):
-        load_capture(tmp_path / "other.safetensors")
+    path = tmp_path / "other.safetensors"
+    write_capture(path, {**activations(small_glip()), **change}, FACTS, compact=False)
+    with pytest.raises(CaptureError, match="Capture again"), load_capture(path) as capture:
+        FAMILY.inputs(capture)
 
 
 def test_settings_of_torch_are_as_before(capture: Capture) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        parity(small_glip(), capture, modes=["propagated"])
+        parity(subject(small_glip()), capture, modes=["propagated"])
         assert torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
@@ -319,7 +321,7 @@ def test_pictures_count_every_number_and_show_where(capture: Capture) -> None:
     model = small_glip()
     with torch.no_grad():
         model.fpn.lateral[0].bias[0] += 1
-    report = parity(model, capture, pictures=True)
+    report = parity(subject(model), capture, pictures=True)
     for result in report.modes["injected"]:
         assert sum(map(sum, result.histogram)) == math.prod(result.shape)
         assert max(map(max, result.heat)) == pytest.approx(result.max_abs)
@@ -329,7 +331,7 @@ def test_pictures_count_every_number_and_show_where(capture: Capture) -> None:
 
 def test_a_model_that_lacks_a_stage_is_refused(capture: Capture) -> None:
     with pytest.raises(CaptureError, match=r"pairs 19 of its activations with nothing.*tower\.0\.lang"):
-        parity(small_glip(fusion=False), capture)
+        parity(subject(small_glip(fusion=False)), capture)
 
 
 def test_a_stage_of_another_shape_is_refused(capture: Capture, compact: Capture) -> None:
@@ -337,7 +339,7 @@ def test_a_stage_of_another_shape_is_refused(capture: Capture, compact: Capture)
         with pytest.raises(
             CaptureError, match=r"'backbone\.body\.patch_embed' is \(2, 16, 19, 26\) in this model, captured was \(2, 8"
         ):
-            parity(small_glip(embed_dim=16), either)
+            parity(subject(small_glip(embed_dim=16)), either)
 
 
 def test_a_capture_that_lacks_an_activation_is_refused(tmp_path: Path) -> None:
@@ -348,7 +350,7 @@ def test_a_capture_that_lacks_an_activation_is_refused(tmp_path: Path) -> None:
         load_capture(tmp_path / "less.safetensors") as capture,
         pytest.raises(CaptureError, match="lacks 1 activations that glip-official pairs"),
     ):
-        parity(small_glip(), capture)
+        parity(subject(small_glip()), capture)
 
 
 def test_a_capture_that_is_not_in_float64_needs_a_gate(tmp_path: Path) -> None:
@@ -356,8 +358,8 @@ def test_a_capture_that_is_not_in_float64_needs_a_gate(tmp_path: Path) -> None:
     write_capture(tmp_path / "single.safetensors", single, {**FACTS, "dtype": "float32"}, compact=False)
     with load_capture(tmp_path / "single.safetensors") as capture:
         with pytest.raises(CaptureError, match="made in float32"):
-            parity(small_glip(), capture)
-        report = parity(small_glip(), capture, gate="1e-3")
+            parity(subject(small_glip()), capture)
+        report = parity(subject(small_glip()), capture, gate="1e-3")
     assert (report.passed, report.gate.looser) == (True, True)
 
 
@@ -376,7 +378,7 @@ def test_padding_that_the_model_does_not_compute_is_left_out(tmp_path: Path) -> 
         long[name] = value
     write_capture(tmp_path / "long.safetensors", long, FACTS, compact=False)
     with load_capture(tmp_path / "long.safetensors") as capture:
-        report = parity(small_glip(), capture, modes=["propagated"])
+        report = parity(subject(small_glip()), capture, modes=["propagated"])
     off = failed_in(report, "propagated")
     # captured were zeros for tokens 13 to 31, which the model computes; nothing else may be off
     assert {name for name in off if ".visual" in name or "backbone.body.layers" in name} == set()
@@ -420,8 +422,8 @@ def test_facts_that_are_not_as_described_are_refused(change: dict[str, object], 
     path = write(tmp_path / "small.safetensors")
     facts = {**FACTS, **change}
     save_file(load_file(path), path, {"capture": json.dumps(facts)})
-    with pytest.raises(CaptureError):
-        load_capture(path)
+    with pytest.raises(CaptureError), load_capture(path) as capture:
+        FAMILY.inputs(capture)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '{"name": NaN}'])
@@ -454,4 +456,4 @@ def test_a_compact_capture_keeps_no_more_of_an_activation_than_its_probes(compac
     whole = activations(small_glip())
     assert compact.activations["backbone.0"].shape == whole["backbone.0"].shape
     assert compact.activations["backbone.0"].norm == float(whole["backbone.0"].norm())
-    assert torch.equal(compact.images, whole["input.images"])
+    assert torch.equal(compact.inputs["images"], whole["input.images"])

@@ -10,10 +10,10 @@ import torch
 from small_glip import random_inputs, small_config, small_glip
 
 from converter.errors import ModelError
+from converter.glip.family import ANCHORS
 from converter.mapping.entries import Tap
 from converter.mapping.load import load_table
 from converter.parity.capture import load_capture
-from converter.parity.run import ANCHORS
 from converter.parity.taps import collect, observe
 
 CAPTURES = list((Path(__file__).parent.parent / "data" / "captures").glob("*.safetensors"))
@@ -27,7 +27,7 @@ def test_every_official_capture_is_there() -> None:
 @pytest.mark.parametrize("path", CAPTURES, ids=lambda path: path.stem)
 def test_taps_and_captured_activations_are_the_same_names(path: Path) -> None:
     capture = load_capture(path)
-    table = load_table(capture.table)
+    table = load_table(capture.table or "")
     taps = [tap.source for tap in table.bind(table.spec.variant(capture.model).config).taps]
     stages = list(capture.activations)
     anchors = [f"{ANCHORS}{level}" for level in range(5)]
@@ -40,9 +40,9 @@ def test_captures_are_small_and_hold_their_inputs_whole(path: Path) -> None:
     capture = load_capture(path)
     assert path.stat().st_size < 1_500_000
     images = len(capture.facts["captions"])
-    assert capture.images.shape[:2] == (images, 3)
-    assert capture.input_ids.shape == capture.attention_mask.shape == (images, 32)
-    assert len(capture.detections) == len(capture.image_sizes) == images
+    assert capture.inputs["images"].shape[:2] == (images, 3)
+    assert capture.inputs["input_ids"].shape == capture.inputs["attention_mask"].shape == (images, 32)
+    assert len(capture.detections) == len(capture.facts["image_sizes_hw"]) == images
     assert all(len(d.boxes) == len(d.scores) == len(d.labels) > 40 for d in capture.detections)
 
 

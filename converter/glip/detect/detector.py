@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -44,6 +43,15 @@ class Found:
     labels: Tensor
     phrases: tuple[str, ...]
 
+    def as_lists(self) -> dict[str, Any]:
+        """Boxes, scores, labels and phrases as JSON knows them."""
+        return {
+            "boxes": [[round(corner, 2) for corner in box] for box in self.boxes.tolist()],
+            "scores": [round(score, 6) for score in self.scores.tolist()],
+            "labels": self.labels.tolist(),
+            "phrases": list(self.phrases),
+        }
+
 
 class Detector:
     """Finds in pictures what a prompt names.
@@ -77,6 +85,16 @@ class Detector:
         path = local_path(path, revision=revision)
         tokenizer = find_tokenizer(path, None if vocabulary is None else Path(vocabulary))
         return cls(GLIP.from_pretrained(path).to(device), tokenizer, folder_settings(path))
+
+    def read(self, path: Path) -> Image.Image:
+        """The picture, upright, as 8-bit RGB. ModelError if it is none."""
+        return read_image(path)
+
+    def draw(self, image: Image.Image, found: Found) -> Image.Image:
+        """A copy of the picture with what was found drawn into it."""
+        from converter.glip.detect.draw import draw
+
+        return draw(image, found)
 
     def captions(self, prompt: Prompt) -> list[Caption]:
         """What the model is given to read: several captions where the prompt is too long for one."""
@@ -141,13 +159,3 @@ def folder_settings(model: Path) -> Preprocessing:
         return Preprocessing.from_dict(stated)
     except ModelError as error:
         raise ModelError(f"{file_name(config)}: {error}") from None
-
-
-def as_lists(found: Found) -> dict[str, Sequence[object]]:
-    """Boxes, scores, labels and phrases as JSON knows them."""
-    return {
-        "boxes": [[round(corner, 2) for corner in box] for box in found.boxes.tolist()],
-        "scores": [round(score, 6) for score in found.scores.tolist()],
-        "labels": found.labels.tolist(),
-        "phrases": list(found.phrases),
-    }

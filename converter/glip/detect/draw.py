@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import colorsys
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
-from converter.glip.detect.detector import Found
+if TYPE_CHECKING:
+    from converter.glip.detect.detector import Found
 
 GOLDEN = 0.618034  # a turn of the colour circle after which no two of a few labels are near each other
 

@@ -1,0 +1,195 @@
+"""GLIP as parity, publishing and the command line know it. Torch is imported by what runs a model, not before."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from converter.display import file_name
+from converter.errors import CaptureError, ModelError
+from converter.mapping.spec import Config
+from converter.parity.family import Companions, Derived, Family, Inputs, Mistake
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from converter.glip.detect.detector import Detector
+    from converter.glip.detect.prompt import Prompt
+    from converter.glip.model.glip import GLIP
+    from converter.glip.model.head import Output
+    from converter.parity.capture import Capture, Detections
+
+ANCHORS = "rpn.anchor_generator."  # the official module, by level; ours are a method of the model
+
+
+class GLIPFamily(Family["GLIP"]):
+    """All GLIP models."""
+
+    table = "glip-official"
+
+    def build(self, config: Config) -> GLIP:
+        from converter.glip.model.config import GLIPConfig
+        from converter.glip.model.glip import GLIP
+
+        return GLIP(GLIPConfig.from_dict(config))
+
+    def load(self, path: Path) -> GLIP:
+        from converter.glip.model.glip import GLIP
+
+        return GLIP.from_pretrained(path)
+
+    def config(self, model: GLIP) -> Config:
+        return asdict(model.config)
+
+    def sample_inputs(self, config: Config) -> Inputs:
+        """Two images of 75x101 and 60x90 pixels and two captions of 13 and 10 tokens.
+
+        Numbers are raw output of PCG64, which is fixed; as pixels, uniform with mean 0 and variance 1. Odd sizes, since
+        padding is where implementations part; padding in one caption, since masks are.
+        """
+        import torch
+
+        pixels = np.random.PCG64(0).random_raw(2 * 3 * 75 * 101) >> np.uint64(40)
+        images = torch.from_numpy(((2.0 * (pixels * 2.0**-24) - 1.0) * math.sqrt(3.0)).astype("float32"))
+        images = images.view(2, 3, 75, 101)
+        images[1, :, 60:] = 0
+        images[1, :, :, 90:] = 0
+        words = np.uint64(int(str(config["vocab_size"])) - 1)
+        ids = np.random.PCG64(1).random_raw(2 * 13) % words + np.uint64(1)
+        mask = torch.ones(2, 13, dtype=torch.int64)
+        mask[1, 10:] = 0
+        return Inputs(
+            {
+                "images": images,
+                "input_ids": torch.from_numpy(ids.astype("int64")).view(2, 13) * mask,
+                "attention_mask": mask,
+            },
+            {
+                "captions": ["", ""],
+                "image_sizes_hw": [[75, 101], [60, 90]],
+                "positive_map_label_to_token": {"1": [1], "2": [3], "3": [5, 6, 7]},
+            },
+        )
+
+    def inputs(self, capture: Capture) -> Mapping[str, Tensor]:
+        """Images (B, 3, H, W), ids and mask (B, T), without tokens at the end that the model would not compute."""
+        images, ids, mask = _checked(capture)
+        tokens = _computed_tokens(mask)
+        return {"images": images, "input_ids": ids[:, :tokens], "attention_mask": mask[:, :tokens]}
+
+    def derived(self, model: GLIP) -> Mapping[str, Derived]:
+        def anchors(level: int, out: Output) -> Tensor:
+            return model.anchors(out)[level]
+
+        levels = range(len(model.config.anchor_strides))
+        return {f"{ANCHORS}{level}": Derived("anchors", partial(anchors, level)) for level in levels}
+
+    def detect(self, model: GLIP, out: Output, facts: Mapping[str, Any]) -> Sequence[Detections]:
+        from converter.parity.capture import Detections
+
+        phrases = {int(label): tokens for label, tokens in facts["positive_map_label_to_token"].items()}
+        return [Detections(*found) for found in model.detect(out, facts["image_sizes_hw"], phrases)]
+
+    def mistakes(self, model: GLIP) -> Sequence[Mistake]:
+        from converter.glip.mistakes import mistakes_of
+
+        return mistakes_of(model)
+
+    def heads(self, model: GLIP) -> Mapping[str, int]:
+        heads = {}
+        for name, _ in model.named_parameters():
+            module, _, field = name.rpartition(".")
+            owner, _, projection = module.rpartition(".")
+            if field == "weight" and projection in ("image_query", "text_key", "image_value", "text_value"):
+                heads[name] = model.config.fusion_heads
+            elif field == "weight" and projection == "qkv":
+                heads[name] = 3 * int(getattr(model.get_submodule(owner), "heads", 0))
+        return heads
+
+    def prompt(self, names: str | None, caption: str | None, spans: Sequence[str]) -> Prompt:
+        from converter.glip.detect.prompt import Prompt, parse_span
+
+        if caption is not None:
+            return Prompt.of_caption(caption, [parse_span(span) for span in spans])
+        return Prompt.parse(names or "")
+
+    def detector(self, model: GLIP, source: Path, vocabulary: Path | None) -> Detector:
+        from converter.glip.detect.detector import Detector, folder_settings
+        from converter.glip.detect.tokenizer import find_tokenizer
+
+        return Detector(model, find_tokenizer(source, vocabulary), folder_settings(source))
+
+    def companions(self, conversion: Path, config: Config, vocabulary: Path | None) -> Companions:
+        """The tokenizer's files, and the preprocessing."""
+        import hashlib
+
+        from converter.glip.detect.preprocessing import glip_preprocessing
+        from converter.glip.detect.tokenizer import find_tokenizer
+
+        tokenizer = find_tokenizer(conversion, vocabulary)
+        if tokenizer.size != config.get("vocab_size"):
+            raise ModelError(
+                f"{tokenizer.origin}: the vocabulary has {tokenizer.size} entries, the model "
+                f"{config.get('vocab_size')}. Give the one that it was trained with."
+            )
+        settings = glip_preprocessing()
+        files = tokenizer.files(settings.caption_tokens)
+        described = {
+            "entries": tokenizer.size,
+            "sha256": hashlib.sha256(files["vocab.txt"]).hexdigest(),
+            "bert_base_uncased": tokenizer.is_bert_base_uncased,
+        }
+        doubt = "**The vocabulary is not that of BERT base uncased**, with which the released models were trained."
+        return Companions(
+            files,
+            {"preprocessing": settings.to_dict(), "vocabulary": described},
+            () if tokenizer.is_bert_base_uncased else (doubt,),
+        )
+
+    def about(self) -> Mapping[str, Any]:
+        text = Path(__file__).with_name("model_zoo.json").read_text(encoding="utf-8")
+        content: dict[str, Any] = json.loads(text)
+        return content
+
+
+FAMILY = GLIPFamily()
+
+
+def _checked(capture: Capture) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, ids and mask of a capture; CaptureError unless they are a batch, with what detection needs."""
+    import torch
+
+    where = file_name(capture.path)
+    names = ("images", "input_ids", "attention_mask")
+    if missing := [f"input.{name}" for name in names if name not in capture.inputs]:
+        raise CaptureError(f"{where}: lacks {missing[0]!r}. Capture again.")
+    if missing := [name for name in ("image_sizes_hw", "positive_map_label_to_token") if name not in capture.facts]:
+        raise CaptureError(f"{where}: does not say {missing[0]!r}, which detection needs. Capture again.")
+    images, ids, mask = (capture.inputs[name] for name in names)
+    batch = len(capture.facts["image_sizes_hw"])
+    if images.dim() != 4 or ids.dim() != 2 or ids.shape != mask.shape or 0 in (*images.shape, *ids.shape) or (
+        len(images) != batch or len(ids) != batch or {ids.dtype, mask.dtype} != {torch.int64}
+    ):  # fmt: skip
+        raise CaptureError(f"{where}: its inputs are not those of {batch} images. Capture again.")
+    return images, ids, mask
+
+
+def _computed_tokens(attention_mask: Tensor) -> int:
+    """How many leading tokens the model computes: all up to the last that a caption attends to, rounded up."""
+    import torch
+
+    from converter.glip.model.inputs import TEXT_MULTIPLE
+
+    attended = attention_mask != 0
+    tokens = attended.shape[1]
+    lengths = (attended * torch.arange(1, tokens + 1)).amax(dim=1)
+    if int(lengths.min()) == 0:
+        return tokens
+    return min(tokens, -(-int(lengths.max()) // TEXT_MULTIPLE) * TEXT_MULTIPLE)

@@ -1,0 +1,181 @@
+"""What a family of models offers: all that parity, certificates, publishing and the command line know of one.
+
+A family is a package with a module `family`, in which FAMILY is an object of the class below. A spec names it
+(`"family": "NAME"`); the command line finds it by that name, and nobody else imports it. All else that is known of a
+model is data: its spec and tables, whose taps say which module computes what. This module needs no torch, so that a
+folder can be packaged without it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from converter.errors import ModelError
+from converter.mapping.spec import Config
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from converter.parity.capture import Capture, Detections
+
+M = TypeVar("M")  # the class of the family's models, an nn.Module
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inputs:
+    """What a model is run on.
+
+    tensors  the keyword arguments of the model's forward
+    facts    what a capture says of them beside: captions, sizes of images, whatever detection needs; JSON
+    """
+
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """An activation that no module returns: `compute` makes it of the model's output. `method` says where."""
+
+    method: str
+    compute: Callable[[Any], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """A mistake that re-implementations make, to be made on purpose: what a comparison is worth is what it catches.
+
+    make        a context in which a model computes something else
+    where       pattern of the modules that must then be found off by themselves
+    detections  it shows in what is detected only
+    invisible   why no output can show it, where that is so
+    """
+
+    name: str
+    make: Callable[[Any], AbstractContextManager[None]]
+    where: str
+    detections: bool = False
+    invisible: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Companions:
+    """What is published beside weights.
+
+    files   by name, for example those of a tokenizer
+    config  entries of `config.json`, for example the preprocessing
+    doubts  sentences for the card on what of it was not verified
+    """
+
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    doubts: Sequence[str] = ()
+
+
+class Detector(Protocol):
+    """Finds in pictures what a prompt names. Pictures are Pillow's; what is found is the family's own."""
+
+    def captions(self, prompt: Any) -> Sequence[Any]: ...
+    def read(self, path: Path) -> Any: ...
+    def detect(self, image: Any, prompt: Any, threshold: float) -> Any: ...
+    def draw(self, image: Any, found: Any) -> Any: ...
+
+
+class Family(ABC, Generic[M]):
+    """A family of models. Four members must be there; the others have a default for families without such a thing."""
+
+    table: str  # the mapping table whose taps name the activations that are captured of these models
+
+    @abstractmethod
+    def build(self, config: Config) -> M:
+        """A model of these sizes, with random numbers. ModelError if they cannot fit together."""
+
+    @abstractmethod
+    def load(self, path: Path) -> M:
+        """The model that `convert` wrote to a file or folder: float32, on the CPU, in eval mode. ModelError."""
+
+    @abstractmethod
+    def config(self, model: M) -> Config:
+        """The sizes of a model, as its spec names them."""
+
+    @abstractmethod
+    def sample_inputs(self, config: Config) -> Inputs:
+        """Small inputs that are the same on every machine, for a certificate's fingerprint."""
+
+    def inputs(self, capture: Capture) -> Mapping[str, Tensor]:
+        """What the model is called with to be compared with a capture; CaptureError if it cannot be.
+
+        An axis may be shorter than captured, where the model does not compute the rest (padding): captured
+        activations are then cut likewise.
+        """
+        return capture.inputs
+
+    def derived(self, model: M) -> Mapping[str, Derived]:
+        """Activations that no module returns, by their captured names."""
+        return {}
+
+    def detect(self, model: M, out: Any, facts: Mapping[str, Any]) -> Sequence[Detections]:
+        """The objects of each image, from the model's output and what the capture says of its inputs."""
+        return ()
+
+    def mistakes(self, model: M) -> Sequence[Mistake]:
+        """Known mistakes of re-implementations that this model has the place for."""
+        return ()
+
+    def heads(self, model: M) -> Mapping[str, int]:
+        """Weights whose rows are divided into heads, by name, with the number of blocks."""
+        return {}
+
+    def prompt(self, names: str | None, caption: str | None, spans: Sequence[str]) -> Any:
+        """What to look for: class names, or phrases of a caption, each `from:to` in characters. ModelError."""
+        raise ModelError(f"{type(self).__name__}: models of this family do not detect what a prompt names.")
+
+    def detector(self, model: M, source: Path, vocabulary: Path | None) -> Detector:
+        """`model`, loaded from `source`, with all that turns pictures and prompts into boxes. ModelError, HubError."""
+        raise ModelError(f"{type(self).__name__}: models of this family do not detect what a prompt names.")
+
+    def companions(self, conversion: Path, config: Config, vocabulary: Path | None) -> Companions:
+        """What is published beside a conversion. ModelError where it is not of this model, HubError."""
+        return Companions()
+
+    def about(self) -> Mapping[str, Any]:
+        """What a model card says of the family; see `converter.publish.card`."""
+        return {}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """A model that is compared, with the family that knows how it is run."""
+
+    family: Family[Any]
+    model: nn.Module
+
+    @property
+    def config(self) -> Config:
+        """Its sizes."""
+        return self.family.config(self.model)
+
+    @property
+    def parameter(self) -> Tensor:
+        """Any parameter, for the dtype and the device of the model."""
+        return next(self.model.parameters())
+
+    @property
+    def dtype(self) -> str:
+        """`float32`."""
+        return str(self.parameter.dtype).removeprefix("torch.")
+
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda`."""
+        return str(self.parameter.device.type)
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Any:
+        """The model's output."""
+        device = self.parameter.device
+        return self.model(**{name: value.to(device) for name, value in inputs.items()})
