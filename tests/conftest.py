@@ -1,4 +1,4 @@
-"""What all tests share: a Hub on this machine, and how they are divided among processes.
+"""What all tests share: a Hub on this machine, how they are divided among processes, and how a run ends.
 
 No test reaches the real Hub: whenever huggingface_hub is imported, it is set up for the one on this machine.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -54,6 +55,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several processes, what takes minutes comes first: none shall be alone with it at the end."""
     if workers:
         items.sort(key=lambda item: item.get_closest_marker("fullsize") is None)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Generator[None, None, None]:
+    """The last lines count the tests that did not run, and say why."""
+    yield
+    reasons = Counter(
+        str(report.longrepr[2]).removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])
+    )
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count} skipped: {reason}")
 
 
 @pytest.fixture(scope="session", autouse=True)
