@@ -1,5 +1,5 @@
 """`python -m converter`."""
 
-from converter.cli import main
+from converter.cli import converter_main
 
-main(prog_name="converter")
+converter_main()

@@ -1,11 +1,18 @@
-"""No test reaches the real Hub: whenever huggingface_hub is imported, it is set up for the one on this machine."""
+"""What all tests share: a Hub on this machine, how they are divided among processes, and how a run ends.
+
+No test reaches the real Hub: whenever huggingface_hub is imported, it is set up for the one on this machine.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+import signal
+from collections import Counter
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from server import HubServer
@@ -20,6 +27,45 @@ os.environ |= {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
+# before any import of torch, which would take all processors for each of the processes
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+# a shell lets what it starts in the background ignore Ctrl-C, which tests send
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file is one process's, so that what its tests share is made once; full-size models are divided one by one."""
+    if config.getoption("dist") != "load":  # that is the default; who asks for another has it
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            model = re.search(r"/test_fullsize\.py::.*\[(glip-(t-a|t|l))", nodeid)
+            return model[1] if model else nodeid.partition("::")[0]
+
+    config.option.loadscopereorder = False  # the order is below
+    return Files(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes, what takes minutes comes first: none shall be alone with it at the end."""
+    if workers:
+        items.sort(key=lambda item: item.get_closest_marker("fullsize") is None)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Generator[None, None, None]:
+    """The last lines count the tests that did not run, and say why."""
+    yield
+    reasons = Counter(
+        str(report.longrepr[2]).removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])
+    )
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count} skipped: {reason}")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,10 +15,11 @@ from converter.cli.explain import explain
 from converter.cli.inspect import inspect
 from converter.cli.package import package
 from converter.cli.parity import parity
+from converter.cli.program import run_program
 from converter.cli.publish import publish
 from converter.cli.tables import lint, tables
 
-__all__ = ["convert_main", "main"]
+__all__ = ["convert_main", "converter_main", "main"]
 
 _EPILOG = """\b
 Examples:
@@ -52,6 +53,11 @@ for _command in _COMMANDS:
     main.add_command(_command)
 
 
+def converter_main() -> None:
+    """The `converter` program."""
+    run_program(main, "converter")
+
+
 def convert_main() -> None:
     """The `convert` program: `converter convert` under its own name."""
-    convert.main(prog_name="convert")
+    run_program(convert, "convert")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import json
 import re
@@ -15,7 +14,7 @@ from typing import Any, NoReturn, ParamSpec
 
 import click
 
-from converter.errors import CaptureError, ConverterError, DestinationError, HubError, PlanError, TableError
+from converter.errors import CaptureError, ConverterError, HubError, PlanError, TableError
 
 P = ParamSpec("P")
 _SHOWN_PROBLEMS = 40
@@ -60,12 +59,6 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
             known = str(interruption) or "nothing is half-written"
             click.echo(f"{'terminated' if terminated else 'interrupted'}; {known}", err=True)
             sys.exit(143 if terminated else 130)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:  # a closed pipe is click's business
-                raise
-            # what is written to a destination is a DestinationError; this is the output itself
-            click.echo(f"error: the output cannot be written: {error.strerror}", err=True)
-            sys.exit(DestinationError.exit_code)
         except Exception:
             if not terminated:  # else the signal came where Python turns it into an error of its own
                 raise

@@ -15,8 +15,9 @@ from craft import SIX
 from craft_files import Pack, Write, torch_legacy, torch_zip
 from reading import Apart, Outcome
 
-# Opens and reads each file given, and says how that ended and by how much memory the process grew at most. The kernel's
-# own peak, reset before each file: getrusage would give that of the parent, which has torch in it.
+# Opens and reads each file given, and says how that ended, how long this process worked, whatever else the machine did
+# meanwhile, and by how much memory it grew at most. The kernel's own peak, reset before each file: getrusage would give
+# that of the parent, which has torch in it.
 _CHILD = """
 import json, resource, sys, time
 resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
@@ -30,7 +31,7 @@ def memory(field):
 for path in sys.argv[1:]:
     with open("/proc/self/clear_refs", "w") as peak:
         peak.write("5")
-    before, start, error = memory("VmRSS"), time.perf_counter(), None
+    before, start, error = memory("VmRSS"), time.process_time(), None
     try:
         with open_checkpoint(path) as checkpoint:
             for name in checkpoint.tensors:
@@ -39,7 +40,7 @@ for path in sys.argv[1:]:
                 checkpoint.read(name)
     except CheckpointError as caught:
         error = str(caught)
-    print(json.dumps([path, error, time.perf_counter() - start, memory("VmHWM") - before]), flush=True)
+    print(json.dumps([path, error, time.process_time() - start, memory("VmHWM") - before]), flush=True)
 """
 
 
