@@ -35,8 +35,8 @@ def textbook(
     mask = torch.where(attended, 1.0, padding)[:, None, None, :]
     for_image = merged((logits + mask).softmax(-1) @ heads(fusion.text_value(text)))
     return (
-        image + fusion.image_gamma * fusion.image_output(for_image),
-        text + fusion.text_gamma * fusion.text_output(for_text),
+        image + fusion.image_layer_scale * fusion.image_output(for_image),
+        text + fusion.text_layer_scale * fusion.text_output(for_text),
     )
 
 

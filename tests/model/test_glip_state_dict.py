@@ -35,7 +35,7 @@ def expected_names(fusion: bool, prompt: bool) -> set[str]:
             modules += [f"{at}.text_layer.{part}" for part in layer]
             parts = ("image_norm", "text_norm", "image_query", "text_key", "image_value", "text_value")
             modules += [f"{at}.fusion.{part}" for part in (*parts, "image_output", "text_output")]
-            names |= {f"{at}.fusion.image_gamma", f"{at}.fusion.text_gamma"}
+            names |= {f"{at}.fusion.image_layer_scale", f"{at}.fusion.text_layer_scale"}
         at += ".dynamic_conv"
         modules += [f"{at}.{part}" for part in ("offset", "level_attention", "dyrelu.fc1", "dyrelu.fc2")]
         modules += [f"{at}.{part}.{kind}" for part in ("coarser", "same", "finer") for kind in ("conv", "norm")]
@@ -81,8 +81,8 @@ def test_shapes_that_conversion_produces() -> None:
         "fpn.p7.weight": (32, 32, 3, 3),
         "text_encoder.layers.0.attention.qkv.weight": (72, 24),
         "head.prompt.weight": (300, 24),
-        f"{block}.fusion.image_gamma": (32,),
-        f"{block}.fusion.text_gamma": (24,),
+        f"{block}.fusion.image_layer_scale": (32,),
+        f"{block}.fusion.text_layer_scale": (24,),
         f"{block}.fusion.image_query.weight": (48, 32),
         f"{block}.fusion.text_key.weight": (48, 24),
         f"{block}.fusion.image_value.weight": (48, 32),

@@ -40,8 +40,8 @@ class Fusion(nn.Module):
         self.heads = config.fusion_heads
         self.image_norm = nn.LayerNorm(image_dim)
         self.text_norm = nn.LayerNorm(text_dim)
-        self.image_gamma = nn.Parameter(torch.full((image_dim,), 1 / config.head_blocks))
-        self.text_gamma = nn.Parameter(torch.full((text_dim,), 1 / config.head_blocks))
+        self.image_layer_scale = nn.Parameter(torch.full((image_dim,), 1 / config.head_blocks))
+        self.text_layer_scale = nn.Parameter(torch.full((text_dim,), 1 / config.head_blocks))
         self.image_query = nn.Linear(image_dim, dim)
         self.text_key = nn.Linear(text_dim, dim)
         self.image_value = nn.Linear(image_dim, dim)
@@ -56,8 +56,8 @@ class Fusion(nn.Module):
         # and clamps once more; softmax subtracts it anyway, and exp(-50000) is 0 in every format.
         logits = self._logits(image, text).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)  # (B, N, nh*T)
         return Fused(
-            levels=_split(image + self.image_gamma * self._for_image(logits, text, attended), levels),
-            text=text + self.text_gamma * self._for_text(logits, image),
+            levels=_split(image + self.image_layer_scale * self._for_image(logits, text, attended), levels),
+            text=text + self.text_layer_scale * self._for_text(logits, image),
         )
 
     def _logits(self, image: Tensor, text: Tensor) -> Tensor:
