@@ -1,3 +1,3 @@
-"""Move GLIP weights between implementations and prove that nothing was lost."""
+"""Move model weights between implementations and prove that nothing was lost."""
 
 __version__ = "0.1.0"

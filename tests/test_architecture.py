@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,10 +34,13 @@ def part_of(module: str) -> str:
     return [*module.split("."), "", ""][1]
 
 
-def imports_of(path: Path) -> Iterator[str]:
-    """Absolute names of all modules that a file imports, inside functions too."""
+def imports_of(path: Path, *, types: bool = True) -> Iterator[str]:
+    """Absolute names of all modules that a file imports, inside functions too; `types`: also what only types need."""
     package = ["converter", *path.relative_to(PACKAGE).parent.parts]
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    if not types:
+        tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node))]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -78,3 +82,50 @@ def test_nothing_unpickles() -> None:
         assert not {"pickle", "_pickle", "shelve", "marshal", "dill"} & {n.split(".")[0] for n in imports_of(path)}, (
             path
         )
+
+
+FAMILIES = {path.parent.name for path in PACKAGE.glob("*/family.py")} - {"parity"}
+
+
+def test_families_are_found() -> None:
+    assert "glip" in FAMILIES
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(PACKAGE.rglob("*.*")) if path.suffix in {".py", ".json", ".html"}],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
+)
+def test_no_wing_but_its_own_and_the_command_line_names_a_family(path: Path) -> None:
+    wing = path.relative_to(PACKAGE).parts[0]
+    if wing not in {*FAMILIES, "cli"} and "mappings" not in path.parts:
+        assert not [family for family in FAMILIES if family in path.read_text(encoding="utf-8").lower()]
+
+
+def test_the_command_line_finds_families_through_one_door() -> None:
+    for path in SOURCES:
+        if path.relative_to(PACKAGE).parts[0] not in FAMILIES:
+            assert not [name for name in imports_of(path) if part_of(name) in FAMILIES], path
+
+
+def test_no_two_modules_import_each_other() -> None:
+    """Directly or over others."""
+    named = {".".join(["converter", *path.relative_to(PACKAGE).with_suffix("").parts]): path for path in SOURCES}
+    named = {name.removesuffix(".__init__"): path for name, path in named.items()}
+    # what only types need is no arrow: a class and what it is made by may know each other
+    imports = {
+        name: {other for other in imports_of(path, types=False) if other in named} - {name}
+        for name, path in named.items()
+    }
+    done: set[str] = set()
+    while free := {name for name in imports if name not in done and imports[name] <= done}:
+        done |= free
+    assert sorted(imports.keys() - done) == []
+
+
+def test_the_house_is_small_and_drawn_as_it_is() -> None:
+    entries = sorted(path.name for path in PACKAGE.iterdir() if path.name != "__pycache__")
+    drawing = (PACKAGE.parent / "docs" / "design.md").read_text(encoding="utf-8")
+    tree = drawing.split("```\nconverter/\n")[1].split("```")[0]
+    assert sorted(re.findall(r"^    ([\w.]+)/?(?= |$)", tree, re.MULTILINE)) == entries
+    assert len(entries) <= 14

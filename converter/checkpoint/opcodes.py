@@ -16,7 +16,7 @@ from typing import IO, Any, NoReturn
 from converter.display import counted, plain
 from converter.errors import CorruptCheckpointError, UnsupportedCheckpointError
 
-# GLIP-L with optimizer and averaged weights takes 0.2 million opcodes in 5 MB
+# the largest checkpoint known, with optimizer and averaged weights, takes 0.2 million opcodes in 5 MB
 OPCODE_LIMIT = 1_000_000
 BYTE_LIMIT = 64 * 1024 * 1024
 MEMO_LIMIT = 1 << 32  # as far as binary opcodes go; larger integers could be chosen to collide in a hash table

@@ -14,7 +14,7 @@ from converter.mapping.table import SavedAs, Table
 
 
 def load_table(name_or_path: str | Path) -> Table:
-    """Read a table by name (`glip-official`) or path (`my-table.json`), with the spec of its target.
+    """Read a table by name or path (`my-table.json`), with the spec of its target.
 
     A table at a path may name a spec at a path beside it: `target` is looked up there first.
     Raises TableError.

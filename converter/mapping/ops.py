@@ -23,7 +23,7 @@ Shape: TypeAlias = tuple[int, ...]
 Array: TypeAlias = npt.NDArray[Any]
 _T = TypeVar("_T")
 
-# elements of the tensors of one rule: five times GLIP's word embedding, 2 GB while it is proved
+# elements of the tensors of one rule: five times BERT's word embedding, 2 GB while it is proved
 LARGEST_PROOF = 1 << 27
 
 

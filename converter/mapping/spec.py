@@ -1,6 +1,6 @@
 """The spec of a target: its variants, and the name and shape of every tensor as expressions of the config.
 
-A spec may name parts of itself that others hold alone: of GLIP, the image encoder and the text encoder. A part is a
+A spec may name parts of itself that others hold alone: an image encoder, a text encoder. A part is a
 spec too, of the tensors below one module, with variants of its own.
 """
 
@@ -63,7 +63,7 @@ class Spec:
 
     @property
     def label(self) -> str:
-        """`glip`, `glip backbone`."""
+        """`NAME`, or `NAME PART` of a part."""
         return f"{self.name} {self.part}".rstrip()
 
     def variant(self, name: str) -> Variant:

@@ -1,6 +1,6 @@
 """Formats by name: recognising which one a checkpoint is in, and the plan from any one to any other.
 
-A format is a table: one of `mappings/`, one at a path, or the naming of a spec itself (`glip`), whole or a part of it.
+A format is a table: one of `mappings/`, one at a path, or the naming of a spec itself, whole or a part of it.
 """
 
 from __future__ import annotations
