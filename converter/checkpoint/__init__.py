@@ -1,4 +1,20 @@
-"""Reading checkpoints of any layout without executing anything in them."""
+"""Reading checkpoints of any layout without executing anything in them.
+
+In the order in which data passes:
+
+    source.py        a file, read at stated places only
+    zip_archive.py   the entries of a zip file, each checked
+    opcodes.py       the opcodes of a pickle, interpreted for a closed set of values
+    torch_zip.py     files of torch.save, since 1.6: a zip with a pickle
+    torch_legacy.py  files of torch.save before that
+    storage.py       where the numbers of a storage lie
+    tensors.py       tensors as views of storages
+    roots.py         which state dict of a file is meant
+    safetensors.py   safetensors, one file or shards
+    index.py         what all of these give: a Checkpoint, whose tensors are read one at a time
+    dtypes.py        the types of elements
+    hashes.py        the SHA-256 of every tensor; whether files are still what was read
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,22 @@
+"""Proofs that two models, or two sets of weights, are the same; of any torch module whose family is known.
+
+In the order in which data passes:
+
+    family.py        what a family of models offers to be run and compared; a model as it is compared
+    taps.py          looking at activations while a model runs, and replacing them
+    probes.py        a few hundred numbers that stand for a large tensor
+    capture.py       captures: what a model made of some inputs, as a file
+    record.py        making a capture of a converted model
+    device.py        where and in which numbers a model runs
+    gates.py         tolerances, from gates.json
+    compare.py       one activation beside the captured one
+    detections.py    detections beside captured ones
+    run.py           a whole model beside a capture: the report
+    report.py        the report as text, JSON and JUnit XML
+    html.py          the report as a page
+    mutations.py     faults to be made on purpose
+    mutate.py        how many of them a capture tells
+    evidence.py      reading a certificate; it needs no torch
+    certificate.py   writing a certificate, and checking a copy of weights by it
+    diff.py          two checkpoints, tensor by tensor, across formats; it needs no torch
+"""
