@@ -11,6 +11,7 @@ In the order in which data passes:
     spec.py        a target: variants, and every tensor with its shape
     entries.py     the entries of a table under one config
     table.py       a table: its entries read and bound
+    transfers.py   every application of every rule: which tensors a checkpoint must hold
     load.py        a table with its spec, by name or path
     lint.py        whether a table is sound for every variant
     draft/         proposes a table for a checkpoint that nobody has described

@@ -5,16 +5,18 @@ Rules, transfers and bound tables can be reversed, so that one table serves to r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from converter.errors import TableError
-from converter.mapping.expression import Value, integer
+from converter.mapping.expression import Value, evaluate, integer
 from converter.mapping.ops import Array, Op, Shape, invert_ops, make_op
 from converter.mapping.pattern import Captures, Pattern, compile_pattern
 from converter.mapping.rebuild import REBUILDERS
-from converter.mapping.spec import Budget, Config, each
+from converter.mapping.spec import Budget, each
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,103 +114,142 @@ class Bound:
         return Bound(tuple(rule.reverse() for rule in self.rules), self.absent, ())
 
 
-def bind_rule(
-    pointer: str,
-    sources: tuple[Pattern, ...],
-    targets: tuple[Pattern, ...],
-    entry: Mapping[str, Any],
-    names: Mapping[str, Value],
-) -> Rule:
-    bound = sources[0].captures
-    for pattern in (*sources[1:], *targets):
-        if pattern.captures != bound:
-            raise TableError(
-                f"{sources[0].text!r} captures {sorted(bound)}, {pattern.text!r} captures "
-                f"{sorted(pattern.captures)}; every pattern of a rule must capture the same"
-            )
-    described = entry.get("ops", ())
-    casts = [(op["from"], op["to"]) for op in described if op["op"] == "cast"]
-    if len(casts) > 1:
-        raise TableError("a rule casts once at most")
-    moves = [op for op in described if op["op"] != "cast"]
+class Binder:
+    """Binds the entries of a table under one config.
 
-    def ops(captures: Captures) -> tuple[Op, ...]:
-        known = {**names, **captures}
-        return tuple(make_op({k: _evaluated(v, known) for k, v in op.items()}) for op in moves)
+    `names`: what expressions may use, the config's fields among them. `words`: what a pattern's `{word}` stands for.
+    `budget` and `buffers` are taken from: names and patterns, elements of rebuilt buffers. What is wrong with entries
+    is collected in `problems`.
+    """
 
-    if not moves and (len(sources), len(targets)) != (1, 1):
-        raise TableError(f"{len(sources)} sources and {len(targets)} targets need an op that joins or splits them")
-    sizes = [size for op in moves for value in op.values() if isinstance(value, list) for size in value]
-    cost = len(sources) + len(targets) + sum(1 + len(str(size)) // 5 for size in sizes)
-    return Rule(pointer, sources, targets, casts[0] if casts else None, entry.get("optional"), ops, cost)
+    def __init__(
+        self, names: Mapping[str, Value], words: Mapping[str, Sequence[str]], budget: Budget, buffers: Budget
+    ) -> None:
+        self._names = names
+        self._words = words
+        self._budget = budget
+        self._buffers = buffers
+        self.problems: list[str] = []
 
+    def bind(self, entries: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]]) -> Bound:
+        """`entries`: of each section, with their pointers. Those whose `when` does not hold are left out."""
 
-def bind_ignore(
-    pointer: str,
-    source: Pattern,
-    entry: Mapping[str, Any],
-    names: Mapping[str, Value],
-    budget: Budget,
-    buffers: Budget,
-) -> Ignore:
-    written: list[dict[str, int]] = []
-    if "written" in entry:
+        def each_of(section: str, bind: Callable[[str, Mapping[str, Any]], T]) -> list[T]:
+            bound = []
+            for pointer, entry in entries.get(section, ()):
+                try:
+                    self._budget.take(1)
+                    if evaluate(entry.get("when", 1), self._names):
+                        bound.append(bind(pointer, entry))
+                except TableError as error:
+                    self.problems.append(f"{pointer}: {error}")
+            return bound
+
+        rules = each_of("rules", self._rule)
+        ignores = each_of("ignore", self._ignore)
+        absent = each_of("absent", self._absent)
+        taps = [pair for pairs in each_of("taps", self._taps) for pair in pairs]
+        return Bound(
+            tuple(rules),
+            tuple(ignores),
+            tuple(absent),
+            tuple(source for source, _ in taps),
+            tuple(tap for _, tap in taps if tap is not None),
+        )
+
+    def _patterns(self, texts: str | Sequence[str]) -> tuple[Pattern, ...]:
+        texts = [texts] if isinstance(texts, str) else texts
+        compiled = tuple(compile_pattern(text, self._words, self._names) for text in texts)
+        self._budget.take(sum(pattern.cost for pattern in compiled))
+        return compiled
+
+    def _rule(self, pointer: str, entry: Mapping[str, Any]) -> Rule:
+        sources, targets = self._patterns(entry["source"]), self._patterns(entry["target"])
+        bound = sources[0].captures
+        for pattern in (*sources[1:], *targets):
+            if pattern.captures != bound:
+                raise TableError(
+                    f"{sources[0].text!r} captures {sorted(bound)}, {pattern.text!r} captures "
+                    f"{sorted(pattern.captures)}; every pattern of a rule must capture the same"
+                )
+        described = entry.get("ops", ())
+        casts = [(op["from"], op["to"]) for op in described if op["op"] == "cast"]
+        if len(casts) > 1:
+            raise TableError("a rule casts once at most")
+        moves = [op for op in described if op["op"] != "cast"]
+
+        def ops(captures: Captures) -> tuple[Op, ...]:
+            known = {**self._names, **captures}
+            return tuple(make_op({k: _evaluated(v, known) for k, v in op.items()}) for op in moves)
+
+        if not moves and (len(sources), len(targets)) != (1, 1):
+            raise TableError(f"{len(sources)} sources and {len(targets)} targets need an op that joins or splits them")
+        sizes = [size for op in moves for value in op.values() if isinstance(value, list) for size in value]
+        cost = len(sources) + len(targets) + sum(1 + len(str(size)) // 5 for size in sizes)
+        return Rule(pointer, sources, targets, casts[0] if casts else None, entry.get("optional"), ops, cost)
+
+    def _ignore(self, pointer: str, entry: Mapping[str, Any]) -> Ignore:
+        (source,) = self._patterns(entry["source"])
+        written = self._written(source, entry) if "written" in entry else ()
+        rebuild = None
+        if entry["rebuild"] is not None:
+            make = REBUILDERS[entry["rebuild"]["as"]]
+            arguments = {name: expression for name, expression in entry["rebuild"].items() if name != "as"}
+
+            def evaluated(captures: Mapping[str, Value]) -> dict[str, int]:
+                return {k: integer(v, {**self._names, **captures}) for k, v in arguments.items()}
+
+            def rebuild(captures: Mapping[str, Value]) -> Array:
+                try:
+                    return make(**evaluated(captures))
+                except TableError as error:
+                    raise TableError(f"{pointer}/rebuild: {error}") from None
+
+            for captures in written if source.captures else [{}]:
+                self._buffers.take(make.checked(**evaluated(captures)))
+        return Ignore(pointer, source, entry["reason"], entry.get("optional"), rebuild, written, entry.get("without"))
+
+    def _written(self, source: Pattern, entry: Mapping[str, Any]) -> tuple[Mapping[str, int], ...]:
         if entry["rebuild"] is None or source.captures != set(entry["written"]):
             raise TableError(f"'written' needs 'rebuild', and the captures of {source.text!r}: no fewer, no more")
-        written = [{k: integer(k, c) for k in entry["written"]} for c in each(entry["written"], names, budget)]
+        combinations = each(entry["written"], self._names, self._budget)
+        written = tuple({name: integer(name, known) for name in entry["written"]} for known in combinations)
         for captures in written:
             if source.match(name := source.format(captures)) != captures:
                 raise TableError(f"'written' makes {name!r}, which {source.text!r} does not match")
-    rebuild = None
-    if entry["rebuild"] is not None:
-        make = REBUILDERS[entry["rebuild"]["as"]]
-        arguments = {name: expression for name, expression in entry["rebuild"].items() if name != "as"}
+        return written
 
-        def evaluated(captures: Mapping[str, Value]) -> dict[str, int]:
-            return {k: integer(v, {**names, **captures}) for k, v in arguments.items()}
+    def _absent(self, pointer: str, entry: Mapping[str, Any]) -> Ignore:
+        (target,) = self._patterns(entry["target"])
+        reason = entry["reason"]
+        return Ignore(pointer, target, reason, reason, None, refused=entry.get("refused", False))
 
-        def rebuild(captures: Mapping[str, Value]) -> Array:
-            try:
-                return make(**evaluated(captures))
-            except TableError as error:
-                raise TableError(f"{pointer}/rebuild: {error}") from None
+    def _taps(self, pointer: str, entry: Mapping[str, Any]) -> list[tuple[SourceTap, Tap | None]]:
+        counters = entry.get("each", {})
+        constants = {k: v for k, v in self._names.items() if k not in counters}
+        origin = entry.get("from", {"module": entry["source"], "output": []})
 
-        for captures in written if source.captures else [{}]:
-            buffers.take(make.checked(**evaluated(captures)))
-    return Ignore(
-        pointer, source, entry["reason"], entry.get("optional"), rebuild, tuple(written), entry.get("without")
-    )
+        def compiled(text: str) -> Pattern:
+            pattern = compile_pattern(text, {}, constants)
+            if unbound := sorted(pattern.captures - set(counters)):
+                raise TableError(f"{text!r} captures {unbound[0]!r}, which 'each' does not count")
+            return pattern
+
+        def steps(output: Sequence[str | int], captures: Mapping[str, int]) -> tuple[str | int, ...]:
+            return tuple(captures.get(step, step) if isinstance(step, str) else step for step in output)
+
+        source, module = compiled(entry["source"]), compiled(origin["module"])
+        target = compiled(entry["target"]) if entry["target"] else None  # an empty one is the model itself
+        taps: list[tuple[SourceTap, Tap | None]] = []
+        for known in each(counters, constants, self._budget):
+            captures = {name: integer(name, known) for name in counters}
+            name = source.format(captures)
+            tap = None
+            if entry["target"] is not None:
+                tap = Tap(name, target.format(captures) if target else "", steps(entry["output"], captures))
+            taps.append((SourceTap(pointer, name, module.format(captures), steps(origin["output"], captures)), tap))
+        return taps
 
 
 def _evaluated(value: Any, names: Mapping[str, Value]) -> Any:
     return [integer(item, names) for item in value] if isinstance(value, list) else value
-
-
-def bind_taps(
-    pointer: str, entry: Mapping[str, Any], names: Config, budget: Budget
-) -> Iterator[tuple[SourceTap, Tap | None]]:
-    counters = entry.get("each", {})
-    constants = {k: v for k, v in names.items() if k not in counters}
-    origin = entry.get("from", {"module": entry["source"], "output": []})
-
-    def compiled(text: str) -> Pattern:
-        pattern = compile_pattern(text, {}, constants)
-        if unbound := sorted(pattern.captures - set(counters)):
-            raise TableError(f"{text!r} captures {unbound[0]!r}, which 'each' does not count")
-        return pattern
-
-    source, module = compiled(entry["source"]), compiled(origin["module"])
-    target = compiled(entry["target"]) if entry["target"] else None
-    for combination in each(counters, constants, budget):
-        captures = {name: integer(name, combination) for name in counters}
-
-        def steps(output: Sequence[str | int], captures: Mapping[str, int] = captures) -> tuple[str | int, ...]:
-            return tuple(captures.get(step, step) if isinstance(step, str) else step for step in output)
-
-        name = source.format(captures)
-        yield (
-            SourceTap(pointer, name, module.format(captures), steps(origin["output"])),
-            None
-            if entry["target"] is None
-            else Tap(name, target.format(captures) if target else "", steps(entry["output"])),
-        )

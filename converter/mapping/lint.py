@@ -12,6 +12,7 @@ from converter.mapping.ops import prove_bijective
 from converter.mapping.pattern import Pattern
 from converter.mapping.spec import Budget, Config, Spec
 from converter.mapping.table import Table
+from converter.mapping.transfers import check_cost, transfers
 
 _MOST_PROVED = 1 << 30  # elements under all variants together: some ten seconds
 
@@ -27,11 +28,11 @@ def lint(table: Table) -> list[str]:
             bound = table.bind(config)
             sections = (bound.rules, bound.ignores, bound.absent, bound.source_taps)
             active |= {entry.pointer for section in sections for entry in section}
-            transfers, found = table.transfers(bound, config)
+            made, found = transfers(table, bound, config)
             table.config_document(config, {"float32"})
-            found += _ambiguities(table, bound, transfers)
-            found += _unreadable(table, bound, transfers)
-            found += _unproved(transfers, Budget(table.spec.share(_MOST_PROVED), "elements of tensors with ops"))
+            found += _ambiguities(table, bound, made)
+            found += _unreadable(table, bound, made)
+            found += _unproved(made, Budget(table.spec.share(_MOST_PROVED), "elements of tensors with ops"))
             found += _repeated_taps(bound)
         except TableError as error:
             found.append(str(error))
@@ -60,7 +61,7 @@ def _ambiguities(table: Table, bound: Bound, transfers: list[Transfer]) -> Itera
     owner |= {ignore.source.format(captures): ignore for ignore in bound.ignores for captures in ignore.written}
     entries: list[tuple[Rule | Ignore, Pattern]] = [(rule, pattern) for rule in bound.rules for pattern in rule.sources]
     entries += [(ignore, ignore.source) for ignore in bound.ignores]
-    table.check_cost([pattern for _, pattern in entries], owner)
+    check_cost(table, [pattern for _, pattern in entries], owner)
     for entry, pattern in entries:
         for name, _ in pattern.among(owner.keys()):
             if owner[name] is not entry:

@@ -1,31 +1,24 @@
 """A mapping table: rules between source and target keys, what is left out, and pairs of activations (taps).
 
-A table is independent of any checkpoint. Together with the target's config it expands, read backwards from the
-target, into every tensor that a checkpoint must hold: `Table.transfers`.
+A table is independent of any checkpoint. Under the config of a target it is bound: numbers for expressions.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from converter.errors import TableError
 from converter.mapping.documents import pointer_to
-from converter.mapping.entries import Bound, Ignore, Rule, SourceTap, Tap, Transfer, bind_ignore, bind_rule, bind_taps
+from converter.mapping.entries import Binder, Bound
 from converter.mapping.expression import Value, evaluate
-from converter.mapping.ops import chain_shapes, invert_ops
-from converter.mapping.pattern import Pattern, compile_pattern
 from converter.mapping.spec import MOST_NAMES, Budget, Config, Spec
 
-# what a table may ask for under all variants together; the largest of `mappings/` needs a tenth of each
-_MOST_COMPARISONS = 20_000_000
-_MOST_WORK = 1_000_000
-_MOST_REBUILT = 1 << 28
-_ENOUGH = 1000  # problems of one variant
+_MOST_REBUILT = 1 << 28  # elements of buffers, under all variants together; the largest of `mappings/` needs a tenth
 _LONGEST_KEY = 4096
 
 
@@ -145,145 +138,16 @@ class Table:
 
     def bind(self, config: Config) -> Bound:
         """The table under `config`. Raises TableError with every rule that cannot be bound."""
-        names = self._names(config)
-        problems: list[str] = []
-        budget = Budget(self.spec.share(MOST_NAMES))
-        buffers = Budget(self.spec.share(_MOST_REBUILT), "elements of buffers")
-
-        def active(section: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-            for pointer, entry in self.entries.get(section, ()):
-                try:
-                    budget.take(1)
-                    if evaluate(entry.get("when", 1), names):
-                        yield pointer, entry
-                except TableError as error:
-                    problems.append(f"{pointer}: {error}")
-
-        def patterns(texts: str | Sequence[str]) -> tuple[Pattern, ...]:
-            compiled = [compile_pattern(t, self.words, names) for t in ([texts] if isinstance(texts, str) else texts)]
-            budget.take(sum(pattern.cost for pattern in compiled))
-            return tuple(compiled)
-
-        rules: list[Rule] = []
-        ignores: list[Ignore] = []
-        absent: list[Ignore] = []
-        source_taps: list[SourceTap] = []
-        taps: list[Tap] = []
-        for pointer, entry in active("rules"):
-            try:
-                rules.append(bind_rule(pointer, patterns(entry["source"]), patterns(entry["target"]), entry, names))
-            except TableError as error:
-                problems.append(f"{pointer}: {error}")
-        for pointer, entry in active("ignore"):
-            try:
-                (source,) = patterns(entry["source"])
-                ignores.append(bind_ignore(pointer, source, entry, names, budget, buffers))
-            except TableError as error:
-                problems.append(f"{pointer}: {error}")
-        for pointer, entry in active("absent"):
-            try:
-                (target,) = patterns(entry["target"])
-                reason, refused = entry["reason"], entry.get("refused", False)
-                absent.append(Ignore(pointer, target, reason, reason, None, refused=refused))
-            except TableError as error:
-                problems.append(f"{pointer}: {error}")
-        for pointer, entry in active("taps"):
-            try:
-                for source_tap, tap in bind_taps(pointer, entry, names, budget):
-                    source_taps.append(source_tap)
-                    taps += [] if tap is None else [tap]
-            except TableError as error:
-                problems.append(f"{pointer}: {error}")
-        if problems:
-            raise TableError(f"{self.path}: {len(problems)} entries are wrong", problems)
-        return Bound(tuple(rules), tuple(ignores), tuple(absent), tuple(source_taps), tuple(taps))
-
-    def transfers(self, bound: Bound, config: Config) -> tuple[list[Transfer], list[str]]:
-        """Every application of every rule that makes the target, and what is wrong with them.
-
-        Problems are static: a target that no rule makes, or two; a rule that makes nothing of this target, or only
-        part of what it must; a source key used twice; ops that do not fit the target's shapes.
-        """
-        wanted = self.spec.tensors(config)
-        dtypes = self.spec.dtypes(config)
-        transfers: list[Transfer] = []
-        problems: list[str] = []
-        made: dict[str, str] = {}
-        used: dict[str, str] = {}
-        claiming = [pattern for rule in bound.rules for pattern in rule.targets[:1]]
-        claiming += [entry.source for entry in bound.absent]
-        self.check_cost(claiming, wanted)
-        budget = Budget(self.spec.share(_MOST_WORK), "tensors and sizes of ops")
-        for rule in bound.rules:
-            seen = 0
-            for name, captures in rule.targets[0].among(wanted.keys()):
-                if len(problems) > _ENOUGH:
-                    return transfers, [*problems, f"{rule.pointer}: and more of the kind"]
-                seen += 1
-                try:
-                    budget.take(rule.cost)
-                    targets = [pattern.format(captures) for pattern in rule.targets]
-                    sources = [pattern.format(captures) for pattern in rule.sources]
-                    ops = rule.ops(captures)
-                except TableError as error:
-                    problems.append(f"{rule.pointer}: making {name!r} {wanted[name]}: {error}")
-                    continue
-                if missing := [target for target in targets if target not in wanted]:
-                    problems.append(f"{rule.pointer}: makes {missing[0]!r}, which {self.spec.name} does not have")
-                    continue
-                for target in targets:
-                    if target in made:
-                        problems.append(f"{target!r} is made twice, by {made[target]} and {rule.pointer}")
-                    made[target] = rule.pointer
-                for source in sources:
-                    if source in used:
-                        problems.append(f"source {source!r} is used twice, by {used[source]} and {rule.pointer}")
-                    used[source] = rule.pointer
-                try:
-                    shapes = chain_shapes(invert_ops(ops), [wanted[target] for target in targets])
-                except TableError as error:
-                    problems.append(f"{rule.pointer}: making {targets[0]!r} {wanted[targets[0]]}: {error}")
-                    continue
-                if len(shapes) != len(sources):
-                    problems.append(f"{rule.pointer}: the ops take {len(shapes)} tensors, {len(sources)} are named")
-                    continue
-                exact = {dtypes.get(target) for target in targets}
-                if len(exact) > 1 or (rule.cast and exact != {None}):
-                    problems.append(f"{rule.pointer}: makes {targets[0]!r}, whose dtype is fixed, together with others")
-                    continue
-                transfers.append(
-                    Transfer(
-                        rule,
-                        tuple(zip(sources, shapes, strict=True)),
-                        tuple((target, wanted[target]) for target in targets),
-                        ops,
-                        exact.pop(),
-                    )
-                )
-            if not seen and not self.is_hub:  # which has a rule for whatever any variant has
-                problems.append(f"{rule.pointer}: makes nothing; {rule.targets[0].text!r} fits no tensor of the target")
-        unused = {entry.pointer: entry.source.text for entry in bound.absent}
-        absent: dict[str, str] = {}
-        for entry in bound.absent:
-            for name, _ in entry.source.among(wanted.keys()):
-                unused.pop(entry.pointer, None)
-                absent.setdefault(name, entry.pointer)
-        for name in wanted:
-            if name in made and name in absent:
-                problems.append(f"{name!r} is made by {made[name]}, yet absent by {absent[name]}")
-            elif name not in made and name not in absent:
-                problems.append(f"{name!r} {wanted[name]} is made by no rule")
-        problems += [f"{pointer}: {text!r} fits no tensor of the target" for pointer, text in unused.items()]
-        return transfers, problems
-
-    def check_cost(self, patterns: Collection[Pattern], names: Collection[str]) -> None:
-        """Raises TableError where comparing all the `patterns` with all the `names` would take minutes."""
-        comparisons = sum(1 for pattern in patterns if pattern.captures) * len(names)
-        if comparisons > self.spec.share(_MOST_COMPARISONS):
-            raise TableError(
-                f"{self.path}: /rules: {len(patterns)} patterns and {len(names)} tensors are too many; write fewer "
-                "rules, each for more tensors"
-            )
+        binder = Binder(
+            self._names(config),
+            self.words,
+            Budget(self.spec.share(MOST_NAMES)),
+            Budget(self.spec.share(_MOST_REBUILT), "elements of buffers"),
+        )
+        bound = binder.bind(self.entries)
+        if binder.problems:
+            raise TableError(f"{self.path}: {len(binder.problems)} entries are wrong", binder.problems)
+        return bound
 
 
 def _filled(value: Any, names: Mapping[str, Value], path: tuple[str | int, ...]) -> Any:

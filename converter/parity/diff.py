@@ -23,6 +23,7 @@ from converter.mapping.cast import cast, is_float
 from converter.mapping.entries import Transfer
 from converter.mapping.ops import Array, Shape, apply_ops
 from converter.mapping.table import Table
+from converter.mapping.transfers import transfers
 from converter.planning.fit import make_plan, nearest
 from converter.planning.plan import Plan, Step
 
@@ -180,7 +181,7 @@ class _Side:
             table, checkpoint.tensors, unsupported=checkpoint.unsupported, objects=checkpoint.objects, refuse=False
         )
         bound = table.bind(self.plan.config)
-        self.transfers, problems = table.transfers(bound, self.plan.config)
+        self.transfers, problems = transfers(table, bound, self.plan.config)
         if problems:
             raise TableError(f"{table.name} cannot be applied; 'converter lint' says more", problems)
         names = {self._short(name) for name in checkpoint.tensors}

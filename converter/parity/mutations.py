@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from converter.mapping.load import load_table
 from converter.mapping.ops import apply_ops, invert_ops
 from converter.mapping.spec import Config
+from converter.mapping.transfers import transfers
 from converter.parity.family import Subject
 
 EPSILONS = (1e-5, 1e-6, 1e-12)
@@ -91,7 +92,7 @@ def _of_tensor(name: str, parameter: Tensor, heads: int) -> Iterator[Mutation]:
 def _of_sources(config: Config, table: str) -> Iterator[Mutation]:
     """Where a rule joins several tensors of one shape: each with its neighbour exchanged."""
     loaded = load_table(table)
-    for transfer in loaded.transfers(loaded.bind(config), config)[0]:
+    for transfer in transfers(loaded, loaded.bind(config), config)[0]:
         back = invert_ops(transfer.ops)
         for first in range(len(transfer.sources) - 1):
             (name, shape), (other, other_shape) = transfer.sources[first : first + 2]

@@ -20,6 +20,7 @@ from converter.mapping.entries import Bound, Ignore, Transfer
 from converter.mapping.ops import Op, Shape, prove_bijective
 from converter.mapping.spec import Config, Variant
 from converter.mapping.table import Table
+from converter.mapping.transfers import transfers
 from converter.planning.plan import Described, LeftOut, Missing, Naming, Plan, Residue, Step, Tensor
 
 _HINTS = 50  # unknown names for which near ones are looked up
@@ -136,7 +137,7 @@ class Fit:
         self.kept: Mapping[str, Tensor] = residue.tensors if residue else {}
         self.config = _with_options(table, variant, tensors, self.kept if backwards else None)
         self.there: Bound = table.bind(self.config)
-        self.transfers, self.static_problems = table.transfers(self.there, self.config)
+        self.transfers, self.static_problems = transfers(table, self.there, self.config)
         self.bound = self.there.reverse() if backwards else self.there
         if backwards:
             self.transfers = [transfer.reverse() for transfer in self.transfers]
