@@ -2,9 +2,10 @@
 
 In the order in which data passes:
 
-    records.py  configuration, ledger and certificate beside weights: whether they are of one another
-    card.py     the model card: what was verified by which numbers, what was not
-    package.py  the folder to publish, made of a conversion
-    folder.py   what of a folder may be published: every file hashed, all of the same weights
-    commit.py   one commit, looked for when its answer is lost, and read back
+    records.py     configuration, ledger and certificate beside weights: whether they are of one another
+    card.py        the model card: what was verified by which numbers, what was not
+    package.py     the folder to publish, made of a conversion
+    folder.py      what of a folder may be published: every file hashed, all of the same weights
+    repository.py  where it goes: whether it may be written, whether it is there, what it holds
+    commit.py      one commit, looked for when its answer is lost, and read back
 """

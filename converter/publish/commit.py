@@ -8,24 +8,23 @@ meanwhile. Where the answer to a commit is lost, the history of the repository s
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING
 
 from converter import __version__
 from converter.display import file_name, plain, quoted
 from converter.errors import HubError
-from converter.hub import Failure, Retry, attempt, has_token, insist, parse_reference, pause, quiet
+from converter.hub import Failure, Retry, attempt, parse_reference, pause, quiet
 from converter.publish.folder import GIT_ATTRIBUTES, LocalFile, is_written, read_folder
+from converter.publish.repository import MAIN, Repository
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.hf_api import RepoFile
 
-T = TypeVar("T")
-MAIN = "main"
 _NOT_DONE = (429, 503)  # answers that say that a request was not even begun
 _RECENT = 20  # pull requests looked at for one that proposes the same
 
@@ -85,22 +84,38 @@ def publish(
         raise HubError(f"--create-pr proposes a change to {MAIN}; leave out --revision {plain(str(revision))}.")
     files = read_folder(folder, unverified=unverified, on_bytes=on_bytes)
     with quiet():
-        publisher = _Publisher(
-            folder,
-            files,
+        repository = Repository(
             repo_id,
             revision or MAIN,
-            create_pr,
-            (message or "").strip(),
-            private,
-            unverified,
-            retry or Retry(),
-            say,
+            private=private,
+            create_pr=create_pr,
+            again=_command(folder, repo_id, revision or MAIN, create_pr, message, private, unverified),
+            retry=retry or Retry(),
+            say=say,
         )
+        publisher = _Publisher(repository, files, message)
         try:
             return publisher.run(dry_run)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(publisher.outcome) from None
+
+
+def _command(
+    folder: Path,
+    repo_id: str,
+    revision: str,
+    create_pr: bool,
+    message: str | None,
+    private: bool | None,
+    unverified: bool,
+) -> str:
+    """The command line that does the same again."""
+    options = [] if revision == MAIN else ["--revision", revision]
+    options += ["--create-pr"] if create_pr else []
+    options += ["--message", message.strip()] if message and message.strip() else []
+    options += [] if private is None else ["--private" if private else "--public"]
+    options += ["--unverified"] if unverified else []
+    return shlex.join(["converter", "publish", str(folder), repo_id, *options])
 
 
 def _check_repository_name(repo_id: str) -> None:
@@ -126,59 +141,43 @@ def _is_text(value: str) -> bool:
     return True
 
 
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What one commit on `head` does: files added or replaced, and names deleted."""
+
+    head: str
+    uploads: tuple[LocalFile, ...]
+    deleted: tuple[str, ...]
+
+
 class _Publisher:
-    """One publication: what is there, what is to be sent, and the commit."""
+    """One publication: what is there, what is to be sent, and the commit. `outcome`: what is known of it meanwhile."""
 
-    def __init__(
-        self,
-        folder: Path,
-        files: Sequence[LocalFile],
-        repo_id: str,
-        revision: str,
-        create_pr: bool,
-        message: str,
-        private: bool | None,
-        unverified: bool,
-        retry: Retry,
-        say: Callable[[str], object],
-    ) -> None:
-        from huggingface_hub import HfApi
-
-        self._api: HfApi = HfApi(library_name="converter", library_version=__version__)
+    def __init__(self, repository: Repository, files: Sequence[LocalFile], message: str | None) -> None:
+        self._repository = repository
+        self._api = repository.api
+        self._repo_id = repository.repo_id
         self._files = files
-        self._repo_id = repo_id
-        self._revision = revision
-        self._create_pr = create_pr
-        self._message = message or f"Publish with converter {__version__}"
+        self._message = (message or "").strip() or f"Publish with converter {__version__}"
         self._title = self._message.splitlines()[0].strip()  # as the history states it
-        self._private = private
-        self._retry = retry
-        self._say = say
-        self._exists = False
         self.outcome = "nothing was published"
-        options = [] if revision == MAIN else ["--revision", revision]
-        options += ["--create-pr"] if create_pr else []
-        options += ["--message", message] if message else []
-        options += [] if private is None else ["--private" if private else "--public"]
-        options += ["--unverified"] if unverified else []
-        self._command = shlex.join(["converter", "publish", str(folder), repo_id, *options])
 
     def run(self, dry_run: bool) -> Publication:
+        repository = self._repository
         if not dry_run:
-            self._check_user()
-        is_new, is_private, head = self._repository(dry_run)
-        remote = {} if head is None else self._tree(head)
-        uploads = [file for file in self._files if not _is_there(file, remote)]
-        unchanged = [file for file in self._files if _is_there(file, remote)]
+            repository.check_user()
+        is_new, is_private, head = repository.look(create=not dry_run)
+        remote = {} if head is None else repository.tree(head)
+        uploads = tuple(file for file in self._files if not _is_there(file, remote))
+        unchanged = tuple(file for file in self._files if _is_there(file, remote))
         more = sorted(remote.keys() - {file.name for file in self._files} - {GIT_ATTRIBUTES})
-        deleted = [name for name in more if is_written(name)]
-        other = [name for name in more if not is_written(name)]
+        deleted = tuple(name for name in more if is_written(name))
+        other = tuple(name for name in more if not is_written(name))
 
         def publication(commit: str | None, pull_request: str | None, verified: int) -> Publication:
-            url = f"{self._api.endpoint}/{self._repo_id}"
             return Publication(
-                self._repo_id, self._revision, url, is_new, is_private, head, commit, pull_request,
-                tuple(uploads), tuple(unchanged), tuple(deleted), tuple(other), verified,
+                self._repo_id, repository.revision, repository.url, is_new, is_private, head, commit, pull_request,
+                uploads, unchanged, deleted, other, verified,
             )  # fmt: skip
 
         if dry_run:
@@ -186,206 +185,143 @@ class _Publisher:
         if not uploads and not deleted:
             return publication(None, None, len(unchanged))
         assert head is not None  # the repository was created
-        commit, pull_request = self._proposed(head, deleted) if self._create_pr else (None, None)
+        change = _Change(head, uploads, deleted)
+        commit, pull_request = self._proposed(change) if repository.create_pr else (None, None)
         if commit is not None:
-            self._say(f"{pull_request} proposes this already")
+            repository.say(f"{pull_request} proposes this already")
         else:
-            commit, pull_request = self._commit(head, uploads, deleted)
-            self.outcome = f"commit {commit} was made, but not read back; run it again for that: {self._command}"
-        self._read_back(commit, deleted)
+            commit, pull_request = self._commit(change)
+            self.outcome = f"commit {commit} was made, but not read back; run it again for that: {repository.again}"
+        self._read_back(commit, change)
         return publication(commit, pull_request, len(self._files))
 
-    # before
-
-    def _check_user(self) -> None:
-        user = self._ask(self._api.whoami, "who is signed in")
-        role = user.get("auth", {}).get("accessToken", {}).get("role")
-        if role == "read":
-            raise HubError(
-                f"{self._repo_id}: the token in use may only read. Make one that may write, sign in with it "
-                f"(hf auth login), and run: {self._command}"
-            )
-
-    def _repository(self, dry_run: bool) -> tuple[bool | None, bool | None, str | None]:
-        """Whether it is new, whether it is private, and the commit that its revision is at."""
-        info = insist(lambda: self._api.model_info(self._repo_id), self._retry, self._say)
-        is_new = isinstance(info, Failure) and info.kind == "repository"
-        if is_new:
-            if self._revision != MAIN:
-                private = "" if self._private is False else " --private"
-                raise HubError(
-                    f"{self._repo_id}: no such repository, or none that this token may see, so no branch "
-                    f"{plain(self._revision)} to commit to. Leave out --revision, or make both first "
-                    f"(hf repos create {self._repo_id}{private}, {self._make_branch}), then run: {self._command}"
-                )
-            if dry_run:
-                return (True, self._private is not False, None) if has_token() else (None, None, None)
-            self._ask(
-                lambda: self._api.create_repo(self._repo_id, private=self._private is not False, exist_ok=True),
-                "creating the repository",
-            )
-            info = self._ask(lambda: self._api.model_info(self._repo_id), "looking at the new repository")
-        if isinstance(info, Failure):
-            self._refuse(info, "looking at the repository")
-        self._exists = True
-        if self._private is not None and bool(info.private) != self._private:
-            there, wanted = ("private", "public") if info.private else ("public", "private")
-            raise HubError(
-                f"{self._repo_id}: is {there}, and was to be published as {wanted}. Change it in its settings, "
-                f"{self._api.endpoint}/{self._repo_id}/settings, or leave out --{wanted}."
-            )
-        if self._revision != MAIN:
-            refs = self._ask(lambda: self._api.list_repo_refs(self._repo_id), "listing its branches")
-            if any(self._revision in (tag.name, tag.ref) for tag in refs.tags) and all(
-                self._revision != branch.name for branch in refs.branches
-            ):
-                raise HubError(
-                    f"{self._repo_id}: {plain(self._revision)} is a tag, and stays at its commit. Name a branch with "
-                    "--revision."
-                )
-            info = self._ask(
-                lambda: self._api.model_info(self._repo_id, revision=self._revision), f"looking at {self._revision}"
-            )
-        if self._revision == info.sha:
-            raise HubError(
-                f"{self._repo_id}: {self._revision} is a commit, and a commit cannot be changed. Name a branch with "
-                "--revision."
-            )
-        return is_new, bool(info.private), str(info.sha)
-
-    def _tree(self, commit: str) -> dict[str, RepoFile]:
-        from huggingface_hub.hf_api import RepoFile
-
-        entries = self._ask(
-            lambda: list(self._api.list_repo_tree(self._repo_id, recursive=True, revision=commit)), "listing its files"
-        )
-        return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
-
-    @property
-    def _make_branch(self) -> str:
-        return shlex.join(["hf", "repos", "branch", "create", self._repo_id, self._revision])
-
-    # the commit
-
-    def _commit(self, head: str, uploads: Sequence[LocalFile], deleted: Sequence[str]) -> tuple[str, str | None]:
+    def _commit(self, change: _Change) -> tuple[str, str | None]:
         """The commit's id and the pull request's address."""
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+        from huggingface_hub import CommitOperationDelete
 
-        additions = [CommitOperationAdd(file.name, file.content or str(file.path)) for file in uploads]
-        # by content: what was received whole is not sent again, by another attempt or another run
-        self._ask(
-            lambda: self._api.preupload_lfs_files(
-                self._repo_id,
-                additions,
-                revision=self._revision,
-                create_pr=self._create_pr,
-                free_memory=False,
-            ),
-            "uploading; nothing was published",
-        )
-        for file, addition in zip(uploads, additions, strict=True):
-            if addition.upload_info.sha256.hex() != file.hashes.sha256:
-                raise HubError(
-                    f"{file_name(file.path)}: changed while it was uploaded; nothing was published. Wait until it is "
-                    f"written, and run: {self._command}"
-                )
+        repository = self._repository
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
-            *additions,
-            *(CommitOperationDelete(name, is_folder=False) for name in deleted),
+            *self._uploaded(change.uploads),
+            *(CommitOperationDelete(name, is_folder=False) for name in change.deleted),
         ]
-        answer: CommitInfo | Failure
         self.outcome = (
             "whether the commit was made is not known; running the same command again looks, and makes it if it was "
-            f"not: {self._command}"
+            f"not: {repository.again}"
         )
-        for number in range(self._retry.attempts):
+        answer: CommitInfo | Failure
+        for number in range(repository.retry.attempts):
             answer = attempt(
                 lambda: self._api.create_commit(
                     self._repo_id,
                     operations,
                     commit_message=self._message,
-                    revision=self._revision,
-                    create_pr=self._create_pr,
-                    parent_commit=head,
+                    revision=repository.revision,
+                    create_pr=repository.create_pr,
+                    parent_commit=change.head,
                 )
             )
             if not isinstance(answer, Failure):
                 return answer.oid, answer.pr_url
             if answer.kind != "stale" and not answer.passes:
-                self._refuse(answer, "committing; nothing was published")
-            self._say(f"committing: {answer.text}; looking whether the commit was made")
-            commit, pull_request = self._made(head, deleted)
-            goes_on = commit is None and answer.passes and pause(number, answer, self._retry, self._say)
-            if goes_on and self._create_pr:  # time for it to show: nothing prevents a second pull request
-                commit, pull_request = self._made(head, deleted)
-            if commit is not None:
-                self._say(f"it was: {commit}")
-                return commit, pull_request
-            if answer.kind == "stale":
-                raise HubError(self._moved(head))
-            if self._create_pr and answer.status not in _NOT_DONE:
-                raise HubError(
-                    f"{self._repo_id}: {answer.text}, and no pull request with these files is to be seen. Look at "
-                    f"{self._api.endpoint}/{self._repo_id}/discussions in a while; {self._command} looks, too, before "
-                    "it opens another."
-                )
-            if not goes_on:
                 break
+            commit, pull_request = self._found(change, answer, number)
+            if commit is not None:
+                repository.say(f"it was: {commit}")
+                return commit, pull_request
         assert isinstance(answer, Failure)
-        self._refuse(answer, "committing; nothing was published")
+        repository.refuse(answer, "committing; nothing was published")
 
-    def _made(self, head: str, deleted: Sequence[str]) -> tuple[str | None, str | None]:
-        """The commit, and pull request, whose answer was lost: on `head`, with our message and our files."""
-        if self._create_pr:
-            return self._proposed(head, deleted)
-        history = self._ask(
-            lambda: self._api.list_repo_commits(self._repo_id, revision=self._revision),
-            "looking whether the commit was made",
+    def _uploaded(self, files: Sequence[LocalFile]) -> list[CommitOperationAdd]:
+        """The large files sent, where nobody sees them, and what the commit is to add."""
+        from huggingface_hub import CommitOperationAdd
+
+        repository = self._repository
+        additions = [CommitOperationAdd(file.name, file.content or str(file.path)) for file in files]
+        # by content: what was received whole is not sent again, by another attempt or another run
+        repository.ask(
+            lambda: self._api.preupload_lfs_files(
+                self._repo_id,
+                additions,
+                revision=repository.revision,
+                create_pr=repository.create_pr,
+                free_memory=False,
+            ),
+            "uploading; nothing was published",
         )
+        for file, addition in zip(files, additions, strict=True):
+            if addition.upload_info.sha256.hex() != file.hashes.sha256:
+                raise HubError(
+                    f"{file_name(file.path)}: changed while it was uploaded; nothing was published. Wait until it is "
+                    f"written, and run: {repository.again}"
+                )
+        return additions
+
+    def _found(self, change: _Change, failure: Failure, number: int) -> tuple[str | None, str | None]:
+        """The commit whose answer was lost, or neither id nor address, after a pause, where it may be tried again.
+
+        HubError where somebody else was faster, or a second pull request could be opened.
+        """
+        repository = self._repository
+        repository.say(f"committing: {failure.text}; looking whether the commit was made")
+        commit, pull_request = self._made(change)
+        goes_on = commit is None and failure.passes and pause(number, failure, repository.retry, repository.say)
+        if goes_on and repository.create_pr:  # time for it to show: nothing prevents a second pull request
+            commit, pull_request = self._made(change)
+        if commit is not None:
+            return commit, pull_request
+        if failure.kind == "stale":
+            raise HubError(self._moved(change.head))
+        if repository.create_pr and failure.status not in _NOT_DONE:
+            raise HubError(
+                f"{self._repo_id}: {failure.text}, and no pull request with these files is to be seen. Look at "
+                f"{self._api.endpoint}/{self._repo_id}/discussions in a while; {repository.again} looks, too, before "
+                "it opens another."
+            )
+        if not goes_on:
+            repository.refuse(failure, "committing; nothing was published")
+        return None, None
+
+    def _made(self, change: _Change) -> tuple[str | None, str | None]:
+        """The commit, and pull request, whose answer was lost: on the same head, with our message and our files."""
+        repository = self._repository
+        if repository.create_pr:
+            return self._proposed(change)
+        history = repository.history(repository.revision, "looking whether the commit was made")
         ids = [commit.commit_id for commit in history]
-        if head not in ids[1:]:
+        if change.head not in ids[1:]:
             return None, None
-        child = history[ids.index(head) - 1]
-        if child.title.strip() != self._title or self._differences(child.commit_id, deleted):
+        child = history[ids.index(change.head) - 1]
+        if child.title.strip() != self._title or self._differences(child.commit_id, change):
             return None, None
         return child.commit_id, None
 
-    def _proposed(self, head: str, deleted: Sequence[str]) -> tuple[str | None, str | None]:
+    def _proposed(self, change: _Change) -> tuple[str | None, str | None]:
         """The open pull request that proposes the same on the same commit, if there is one."""
-        refs = self._ask(
-            lambda: self._api.list_repo_refs(self._repo_id, include_pull_requests=True), "listing pull requests"
-        )
-        names = [ref.ref.rpartition("/")[2] for ref in refs.pull_requests or ()]
-        numbers = [int(name) for name in names if name.isdecimal()]
-        for number in sorted(numbers, reverse=True)[:_RECENT]:
-            history = self._ask(
-                partial(self._api.list_repo_commits, self._repo_id, revision=f"refs/pr/{number}"),
-                f"looking at pull request {number}",
-            )
-            if len(history) < 2 or history[0].title.strip() != self._title or history[1].commit_id != head:
+        repository = self._repository
+        for number in repository.pull_requests()[:_RECENT]:
+            history = repository.history(f"refs/pr/{number}", f"looking at pull request {number}")
+            if len(history) < 2 or history[0].title.strip() != self._title or history[1].commit_id != change.head:
                 continue
-            details = self._ask(
-                partial(self._api.get_discussion_details, self._repo_id, number),
-                f"looking at pull request {number}",
+            details = repository.ask(
+                partial(self._api.get_discussion_details, self._repo_id, number), f"looking at pull request {number}"
             )
-            if details.status in ("open", "draft") and not self._differences(history[0].commit_id, deleted):
+            if details.status in ("open", "draft") and not self._differences(history[0].commit_id, change):
                 return history[0].commit_id, f"{self._api.endpoint}/{self._repo_id}/discussions/{number}"
         return None, None
 
     def _moved(self, head: str) -> str:
-        info = attempt(lambda: self._api.model_info(self._repo_id, revision=self._revision))
+        revision = self._repository.revision
+        info = attempt(lambda: self._api.model_info(self._repo_id, revision=revision))
         now = "moved on" if isinstance(info, Failure) else f"is now at {info.sha}"
         return (
-            f"{self._repo_id}: somebody else changed {plain(self._revision)} meanwhile: it {now}, expected {head}. "
-            f"Nothing was published. Look at {self._api.endpoint}/{self._repo_id}/commits/{plain(self._revision)}, "
-            f"then publish on top of it: {self._command}"
+            f"{self._repo_id}: somebody else changed {plain(revision)} meanwhile: it {now}, expected {head}. "
+            f"Nothing was published. Look at {self._api.endpoint}/{self._repo_id}/commits/{plain(revision)}, "
+            f"then publish on top of it: {self._repository.again}"
         )
 
-    # after
-
-    def _differences(self, commit: str, deleted: Iterable[str]) -> list[str]:
+    def _differences(self, commit: str, change: _Change) -> list[str]:
         """How the files of a commit differ from ours."""
-        remote = self._tree(commit)
+        remote = self._repository.tree(commit)
         problems = []
         for file in self._files:
             there = remote.get(file.name)
@@ -394,39 +330,16 @@ class _Publisher:
             elif not file.hashes.match(there):
                 own, stated = file.hashes.beside(there)
                 problems.append(f"{file.name} has {stated}, expected {own}")
-        return problems + [f"{name} is still there" for name in deleted if name in remote]
+        return problems + [f"{name} is still there" for name in change.deleted if name in remote]
 
-    def _read_back(self, commit: str, deleted: Iterable[str]) -> None:
-        problems = self._differences(commit, deleted)
+    def _read_back(self, commit: str, change: _Change) -> None:
+        problems = self._differences(commit, change)
         if problems:
             raise HubError(
                 f"{self._repo_id}: commit {commit} was made, but does not hold what was sent: "
                 f"{'; '.join(map(plain, problems[:5]))}{'; ...' if problems[5:] else ''}. Do not use it; run again: "
-                f"{self._command}"
+                f"{self._repository.again}"
             )
-
-    def _ask(self, request: Callable[[], T], doing: str) -> T:
-        answer = insist(request, self._retry, self._say)
-        if isinstance(answer, Failure):
-            self._refuse(answer, doing)
-        return answer
-
-    def _refuse(self, failure: Failure, doing: str) -> NoReturn:
-        may_propose = self._exists and not self._create_pr and self._revision == MAIN
-        hints = {
-            "token": "Sign in (hf auth login) or set HF_TOKEN, and run",
-            "access": "Sign in with a token that may write there (hf auth login)"
-            f"{', or propose it with --create-pr' if may_propose else ''}, and run",
-            "repository": "Check the name, or sign in with a token that may see it (hf auth login), and run",
-            "revision": f"Make that branch first ({self._make_branch}), then run",
-            "offline": "Unset HF_HUB_OFFLINE, and run",
-            "busy": "What was received is kept; run again",
-            "lost": "What was received is kept; run again",
-        }
-        if failure.status == 401:
-            hints["access"] = "Sign in again (hf auth login) or set HF_TOKEN, and run"
-        hint = hints.get(failure.kind, "Change what it names, then run")
-        raise HubError(f"{self._repo_id}: {doing}: {failure.text}. {hint}: {self._command}")
 
 
 def _is_there(file: LocalFile, remote: dict[str, RepoFile]) -> bool:
