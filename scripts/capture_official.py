@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Capture what the official GLIP (microsoft/GLIP) computes, in the environment where it runs.
+"""Capture what the official GLIP (microsoft/GLIP) computes: one file, to be copied to where that code runs.
 
     converter tables --taps glip-official --variant glip-t > taps.json       # where converter is installed
     python capture_official.py --config configs/pretrain/glip_Swin_T_O365_GoldG.yaml \\
@@ -528,6 +528,19 @@ def post_processing_in_float32(model: Any) -> Iterator[None]:
         handle.remove()
 
 
+def run_float32(model: Any, batch: Batch, taps: Sequence[Tap], device: str) -> Run:
+    """The run in float32; Stop where the model does not run."""
+    import torch
+
+    try:
+        return run_proved(model, batch, taps, device, torch.float32)
+    except Stop:
+        raise
+    except Exception as error:
+        hint = " Its deformable convolution is made for CUDA alone; use --device cuda." if device == "cpu" else ""
+        raise Stop(f"the model does not run on {device}: {named(error)}.{hint}") from error
+
+
 def run_float64(model: Any, batch: Batch, taps: Sequence[Tap], device: str) -> tuple[Run | None, str]:
     """The run in float64, or None where the device or a kernel cannot; and what to say of it. Leaves it in float64."""
     import torch
@@ -546,7 +559,9 @@ def run_float64(model: Any, batch: Batch, taps: Sequence[Tap], device: str) -> t
         except Exception as error:
             reasons.append(named(error))
             say("  float64{}: {}".format(" with post-processing in float32" if rounded else "", reasons[-1]))
-    return None, f"float32 (in float64, the model does not run on {device}: {reasons[-1]})"
+    dtype = f"float32 (in float64, the model does not run on {device}: {reasons[-1]})"
+    say(f"note: this capture is {dtype}. It measures nothing better than float32")
+    return None, dtype
 
 
 def own_errors(exact: dict[str, Any], rounded: dict[str, Any]) -> dict[str, float]:
@@ -631,8 +646,8 @@ def make_deterministic() -> None:
             torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def capture(arguments: argparse.Namespace) -> str:
-    """Make and write the capture; a sentence about it."""
+def check_paths(arguments: argparse.Namespace) -> None:
+    """Stop, or NotWritten, before minutes are spent."""
     if os.path.exists(arguments.dst) and not arguments.force:
         raise NotWritten(f"--dst {arguments.dst} exists; --force replaces it")
     if not os.path.isdir(os.path.dirname(arguments.dst) or "."):
@@ -640,6 +655,11 @@ def capture(arguments: argparse.Namespace) -> str:
     for option, path in (("--config", arguments.config), ("--weights", arguments.weights)):
         if not os.path.isfile(path):
             raise Stop(f"{option} {path}: no such file")
+
+
+def capture(arguments: argparse.Namespace) -> str:
+    """Make and write the capture; a sentence about it."""
+    check_paths(arguments)
     taps = read_taps(arguments.taps)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     try:
@@ -659,19 +679,12 @@ def capture(arguments: argparse.Namespace) -> str:
     batch = make_batch(cfg, model, arguments)
 
     say(f"running in float32 on {device}, with hooks and without")
-    try:
-        single = run_proved(model, batch, taps.taps, device, torch.float32)
-    except Stop:
-        raise
-    except Exception as error:
-        hint = " Its deformable convolution is made for CUDA alone; use --device cuda." if device == "cpu" else ""
-        raise Stop(f"the model does not run on {device}: {named(error)}.{hint}") from error
+    single = run_float32(model, batch, taps.taps, device)
     say(f"running in float64 on {device}, with hooks and without")
     double, dtype = run_float64(model, batch, taps.taps, device)
     run = double or single
-    if double is None:
-        say(f"note: this capture is {dtype}. It measures nothing better than float32")
-    if not any(len(labels) for _, _, labels in run.detections):
+    found = sum(len(labels) for _, _, labels in run.detections)
+    if not found:
         say("note: nothing was detected, so this capture says nothing of decoding and suppression; try --image")
 
     facts = {
@@ -693,7 +706,6 @@ def capture(arguments: argparse.Namespace) -> str:
         "audit": {"unloaded": audit.unloaded, "renamed": audit.renamed, "unused": audit.unused},
     }
     write(arguments.dst, tensors_of(run), facts)
-    found = sum(len(labels) for _, _, labels in run.detections)
     return f"written: {arguments.dst}, {len(run.activations)} activations in {dtype.split()[0]}, {found} detections"
 
 

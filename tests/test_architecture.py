@@ -135,6 +135,21 @@ def test_the_house_is_small_and_drawn_as_it_is() -> None:
     assert len(entries) <= 14
 
 
+@pytest.mark.parametrize(
+    "path",
+    [path for folder in ("converter", "scripts") for path in sorted((PACKAGE.parent / folder).rglob("*.py"))],
+    ids=lambda path: str(path.relative_to(PACKAGE.parent)),
+)
+def test_rooms_are_of_a_size_to_live_in(path: Path) -> None:
+    """A function is seen whole. A longer file says in its first line why it is one."""
+    text = path.read_text(encoding="utf-8")
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
+    assert {name: lines for name, lines in lengths.items() if lines > 50} == {}
+    head = text.removeprefix("#!/usr/bin/env python3\n").partition("\n")[0]
+    assert len(text.splitlines()) <= 350 or "one file" in head
+
+
 def test_paths_that_documents_name_are_there() -> None:
     root = PACKAGE.parent
     texts = [path for path in (*root.glob("*.md"), *root.glob("docs/*.md")) if path.name != "CHANGELOG.md"]

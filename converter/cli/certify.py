@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +13,9 @@ from converter.cli.parity import mutation_score, weight_files
 from converter.cli.run_options import run_options
 from converter.display import plain
 from converter.errors import CaptureError, DestinationError, ModelError
+
+if TYPE_CHECKING:
+    from converter.parity.certificate import Verification
 
 _CERTIFY = """\b
 Examples:
@@ -126,39 +130,46 @@ def verify(
             certificate=certificate,
             on_bytes=advance,
         )
-    report = result.report
-    problems = [f"{word}: {name}" for word in ("changed", "missing", "added") for name in getattr(result, word)]
-    problems += report.problems if report else []
-    verdict = {True: "pass", False: "FAIL", None: "could not be judged"}[result.passed]
     if as_json:
-        print_json(
-            {
-                "certificate": str(result.certificate),
-                "origin": located.origin,
-                "verdict": verdict,
-                "problems": problems,
-                "device": report and report.device,
-                "dtype": report and report.dtype,
-                "largest_relative_error": report and max(r.relative for r in report.modes["propagated"]),
-            }
-        )
+        print_json(_verification_json(result) | {"origin": located.origin})
     else:
-        click.echo(f"certificate: {result.certificate}")
-        for problem in problems[:40]:
-            click.echo(f"  {problem}")
-        if len(problems) > 40:
-            click.echo(f"  ... and {len(problems) - 40} more; --json lists all")
-        if report is not None:
-            taps = report.modes["propagated"]
-            judged = sum(result.passed is not None for result in taps)
-            worst = max(taps, key=lambda result: result.share)
-            click.echo(
-                f"{report.device}, {report.dtype}: {judged} of {len(taps)} taps judged by {report.gate}; "
-                f"nearest to it: {worst.name}, {worst.relative:.1e}"
-            )
-        click.echo(verdict)
+        _print_verification(result)
     if result.passed is not True:
         sys.exit(1 if result.passed is False else CaptureError.exit_code)
+
+
+def _verification_json(result: Verification) -> dict[str, Any]:
+    from converter.parity.report import verdict
+
+    report = result.report
+    return {
+        "certificate": str(result.certificate),
+        "verdict": verdict(result.passed),
+        "problems": result.problems,
+        "device": report and report.device,
+        "dtype": report and report.dtype,
+        "largest_relative_error": report and max(r.relative for r in report.modes["propagated"]),
+    }
+
+
+def _print_verification(result: Verification) -> None:
+    from converter.parity.report import verdict
+
+    problems = result.problems
+    click.echo(f"certificate: {result.certificate}")
+    for problem in problems[:40]:
+        click.echo(f"  {problem}")
+    if len(problems) > 40:
+        click.echo(f"  ... and {len(problems) - 40} more; --json lists all")
+    if (report := result.report) is not None:
+        taps = report.modes["propagated"]
+        judged = sum(tap.passed is not None for tap in taps)
+        worst = max(taps, key=lambda tap: tap.share)
+        click.echo(
+            f"{report.device}, {report.dtype}: {judged} of {len(taps)} taps judged by {report.gate}; "
+            f"nearest to it: {worst.name}, {worst.relative:.1e}"
+        )
+    click.echo(verdict(result.passed))
 
 
 def _size(model: Path) -> int:

@@ -14,6 +14,7 @@ from converter.display import plain
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
     from converter.planning.plan import Plan
+    from converter.writing.convert import Conversion
 
 _EPILOG = """\b
 Examples:
@@ -106,26 +107,19 @@ def convert(
     """
     from converter.checkpoint import open_checkpoint
     from converter.cli.sources import locate
-    from converter.writing.buffers import verify_left_out
     from converter.writing.convert import convert as write_conversion
-    from converter.writing.shards import nbytes
     from converter.writing.staging import check_destination, is_file_name
 
     if max_shard_size is not None and is_file_name(destination):
         raise click.UsageError("--max-shard-size needs a folder as --dst, not a file")
-    with ExitStack() as opened:
-        located = locate(source, quiet=as_json)
-        checkpoint = opened.enter_context(open_checkpoint(located.path, root))
+    located = locate(source, quiet=as_json)
+    with open_checkpoint(located.path, root) as checkpoint, ExitStack() as opened:
         check_destination(destination, force=force, inputs=checkpoint.files)
-        plan, residue = _plan(
-            checkpoint, source_format, target_format, residue_file, opened, variant=variant, dtype=dtype
-        )
-        verify_left_out(checkpoint, plan)
-        size = sum(map(nbytes, plan.targets))
+        plan, residue = _plan(checkpoint, source_format, target_format, residue_file, opened, variant, dtype)
         if dry_run:
-            print_json(_plan_json(checkpoint, plan)) if as_json else _print_plan(checkpoint, plan, size)
+            print_json(_plan_json(checkpoint, plan)) if as_json else _print_plan(checkpoint, plan)
             return
-        with progress(size, destination.name) as advance:
+        with progress(_size(plan), destination.name) as advance:
             done = write_conversion(
                 checkpoint,
                 plan,
@@ -139,10 +133,8 @@ def convert(
             )
         if as_json:
             print_json({"destination": str(destination), "files": done.files, "bytes": done.size, **done.ledger})
-            return
-        _print_summary(checkpoint, plan, size)
-        click.echo(f"written: {destination}" + (f" ({len(done.files)} files)" if len(done.files) > 1 else ""))
-        click.echo(f"sha256 of the ledger: {done.ledger['sha256']}")
+        else:
+            _print_done(checkpoint, plan, destination, done)
 
 
 def _plan(
@@ -151,14 +143,14 @@ def _plan(
     target_format: str | None,
     residue_file: Path | None,
     opened: ExitStack,
-    *,
     variant: str | None,
     dtype: str | None,
 ) -> tuple[Plan, Checkpoint | None]:
-    """The plan, and the residue that it reads, if there is one and it is of the format to be written."""
+    """The plan, what it leaves out verified, and the residue that it reads: that beside it, if it fits."""
     from converter.checkpoint import open_checkpoint
     from converter.errors import RootError
     from converter.planning.formats import choose_formats, hub_holding, make_route
+    from converter.writing.buffers import verify_left_out
     from converter.writing.residue import ledger_sha256, read_residue, residue_beside
 
     source, target = choose_formats(checkpoint, source_format, target_format)
@@ -178,10 +170,19 @@ def _plan(
         elif target.is_hub:
             target = hub_holding(source, target, kept.checkpoint.tensors)
     held = kept.residue(target) if kept else None
-    return make_route(source, target, checkpoint, variant=variant, dtype=dtype, residue=held), residue
+    plan = make_route(source, target, checkpoint, variant=variant, dtype=dtype, residue=held)
+    verify_left_out(checkpoint, plan)
+    return plan, residue
 
 
-def _print_summary(checkpoint: Checkpoint, plan: Plan, size: int) -> None:
+def _size(plan: Plan) -> int:
+    """Bytes of tensor data that it writes."""
+    from converter.writing.shards import nbytes
+
+    return sum(map(nbytes, plan.targets))
+
+
+def _print_summary(checkpoint: Checkpoint, plan: Plan) -> None:
     also = f" (same architecture: {', '.join(plan.variant.also)})" if plan.variant.also else ""
     click.echo(f"from {plan.table} to {plan.format}" + (f", {plan.part} alone" if plan.part else ""))
     click.echo(f"variant: {plan.variant.name}{also}")
@@ -190,7 +191,9 @@ def _print_summary(checkpoint: Checkpoint, plan: Plan, size: int) -> None:
         hint = f"; also there: {', '.join(map(plain, others))} (--root chooses)" if others else ""
         click.echo(f"taken from the file: {plain(checkpoint.root)}{hint}")
     sources = sum(len(step.sources) for step in (*plan.steps, *plan.carried))
-    click.echo(f"{sources} tensors -> {sum(1 for _ in plan.targets)} tensors, {gigabytes(size)}, " + _exactness(plan))
+    click.echo(
+        f"{sources} tensors -> {sum(1 for _ in plan.targets)} tensors, {gigabytes(_size(plan))}, " + _exactness(plan)
+    )
     reasons: dict[str, int] = {}
     for out in plan.left_out:
         reasons[out.reason] = reasons.get(out.reason, 0) + 1
@@ -206,6 +209,12 @@ def _print_summary(checkpoint: Checkpoint, plan: Plan, size: int) -> None:
         click.echo(f"  left aside: {sentence}")
 
 
+def _print_done(checkpoint: Checkpoint, plan: Plan, destination: Path, done: Conversion) -> None:
+    _print_summary(checkpoint, plan)
+    click.echo(f"written: {destination}" + (f" ({len(done.files)} files)" if len(done.files) > 1 else ""))
+    click.echo(f"sha256 of the ledger: {done.ledger['sha256']}")
+
+
 def _exactness(plan: Plan) -> str:
     steps = (*plan.steps, *plan.carried)
     if not any(step.casts for step in steps):
@@ -213,11 +222,11 @@ def _exactness(plan: Plan) -> str:
     return "exactly, in another dtype" if all(step.is_lossless for step in steps) else "rounded to another dtype"
 
 
-def _print_plan(checkpoint: Checkpoint, plan: Plan, size: int) -> None:
+def _print_plan(checkpoint: Checkpoint, plan: Plan) -> None:
     for step in (*plan.steps, *plan.carried):
         sources, targets = (", ".join(map(str, side)) for side in (step.sources, step.targets))
         click.echo(f"{sources} -> {targets}  [{'; '.join(step.describe())}]")
-    _print_summary(checkpoint, plan, size)
+    _print_summary(checkpoint, plan)
     for shape, names in plan.indistinguishable():
         click.echo(f"  only numbers tell apart: {len(names)} tensors of shape {list(shape)}")
     click.echo(f"  only numbers tell transposed: {len(plan.transposable())} square matrices")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +14,9 @@ from converter.cli.output import print_json, progress, reports_errors
 from converter.cli.run_options import run_options
 from converter.display import plain
 from converter.errors import DestinationError, ModelError
+
+if TYPE_CHECKING:
+    from converter.parity.family import Detector
 
 _EPILOG = """\b
 Examples:
@@ -69,12 +73,7 @@ def detect(
     as_json: bool,
 ) -> None:
     """Find in each IMAGE what a prompt names, with MODEL: a converted file or folder, or one of the Hub (org/name)."""
-    if (names is None) == (caption is None):
-        raise click.UsageError("give either --prompt or --caption")
-    if caption is None and spans:
-        raise click.UsageError("--span names phrases of a --caption")
-    if caption is not None and not spans:
-        raise click.UsageError("--caption needs a --span for each phrase to look for")
+    _check_prompt(names, caption, spans)
     places = _places(out, images, force)
     from converter.cli.families import family_at, load_subject
     from converter.cli.sources import locate
@@ -84,31 +83,11 @@ def detect(
     prompt = family_at(model).prompt(names, caption, spans)
     subject = load_subject(model, device, dtype, tf32, threads)
     detector = subject.family.detector(subject.model, model, vocab)
-    texts = [part.text for part in detector.captions(prompt)]
-    entries: list[dict[str, Any]] = []
-    problems: list[str] = []
     with progress(len(images), "detecting", " pictures") as advance:
-        for path, place in zip(images, places, strict=True):
-            entry: dict[str, Any] = {"image": str(path)}
-            try:
-                picture = detector.read(path)
-                found = detector.detect(picture, prompt, threshold)
-            except ModelError as error:
-                if len(images) == 1:
-                    raise
-                entry["error"] = str(error)
-                problems.append(str(error))
-            else:
-                entry |= {"width": found.width, "height": found.height, **found.as_lists()}
-                if place is not None:
-                    _make(place.parent)
-                    _save(place, detector.draw(picture, found))
-                    entry["drawing"] = str(place)
-            entries.append(entry)
-            advance(1)
+        entries = list(_entries(images, places, detector, prompt, threshold, advance))
     content = {
         "model": located.origin["reference"] if located.origin else str(model),
-        "captions": texts,
+        "captions": [part.text for part in detector.captions(prompt)],
         "threshold": threshold,
         "images": entries,
     }
@@ -122,10 +101,55 @@ def detect(
         print_json(content)
     else:
         _print(entries)
+    problems = [entry["error"] for entry in entries if "error" in entry]
     for problem in problems:
         click.echo(f"error: {problem}", err=True)
     if problems:
         sys.exit(ModelError.exit_code)
+
+
+def _check_prompt(names: str | None, caption: str | None, spans: tuple[str, ...]) -> None:
+    if (names is None) == (caption is None):
+        raise click.UsageError("give either --prompt or --caption")
+    if caption is None and spans:
+        raise click.UsageError("--span names phrases of a --caption")
+    if caption is not None and not spans:
+        raise click.UsageError("--caption needs a --span for each phrase to look for")
+
+
+def _entries(
+    images: Sequence[Path],
+    places: Sequence[Path | None],
+    detector: Detector,
+    prompt: Any,
+    threshold: float,
+    advance: Callable[[int], object],
+) -> Iterator[dict[str, Any]]:
+    """What is found in each picture, or why it cannot be used; ModelError of the only one."""
+    for path, place in zip(images, places, strict=True):
+        try:
+            entry = _detect_in(path, detector, prompt, threshold, place)
+        except ModelError as error:
+            if len(images) == 1:
+                raise
+            entry = {"error": str(error)}
+        yield {"image": str(path), **entry}
+        advance(1)
+
+
+def _detect_in(path: Path, detector: Detector, prompt: Any, threshold: float, place: Path | None) -> dict[str, Any]:
+    """What is found in a picture, drawn to `place` where there is one. Raises ModelError."""
+    from converter.writing.staging import write_whole
+
+    picture = detector.read(path)
+    found = detector.detect(picture, prompt, threshold)
+    entry = {"width": found.width, "height": found.height, **found.as_lists()}
+    if place is not None:
+        drawing = detector.draw(picture, found)
+        _make(place.parent)
+        write_whole(place, lambda partial: drawing.save(partial, format="PNG"))
+        entry["drawing"] = str(place)
+    return entry
 
 
 def _places(out: Path | None, images: tuple[Path, ...], force: bool) -> list[Path | None]:
@@ -164,12 +188,6 @@ def _make(folder: Path) -> None:
 def _unwritable(folder: Path, error: Exception) -> DestinationError:
     reason = getattr(error, "strerror", None) or error
     return DestinationError(f"{plain(str(folder), 1024)} cannot be written: {reason}; choose another folder")
-
-
-def _save(place: Path, drawing: Any) -> None:
-    from converter.writing.staging import write_whole
-
-    write_whole(place, lambda partial: drawing.save(partial, format="PNG"))
 
 
 def _print(entries: list[dict[str, Any]]) -> None:

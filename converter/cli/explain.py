@@ -42,8 +42,9 @@ def explain(
     from converter.checkpoint import open_checkpoint
     from converter.cli.sources import locate
     from converter.errors import PlanError
-    from converter.planning.fit import make_plan, nearest
+    from converter.planning.fit import make_plan
     from converter.planning.formats import choose_formats
+    from converter.planning.nearest import nearest
 
     with open_checkpoint(locate(source, quiet=as_json).path, root) as checkpoint:
         table, _ = choose_formats(checkpoint, table_name, None)

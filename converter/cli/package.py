@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from converter.cli.output import gigabytes, print_json, progress, reports_errors
+
+if TYPE_CHECKING:
+    from converter.publish.package import Package
 
 _EPILOG = """\b
 Examples:
@@ -85,11 +89,15 @@ def package(
                 "card": made.documents["README.md"].decode(),
             }
         )
-        return
+    else:
+        _print(made, model_name, out if not dry_run else None)
+
+
+def _print(made: Package, model_name: str | None, written: Path | None) -> None:
     for name, count in made.sizes.items():
         click.echo(f"  {gigabytes(count):>10}  {name}")
     if made.evidence is None:
         click.echo("UNVERIFIED: there is no certificate; the card says so. `converter certify` writes one.")
     if model_name is None:
         click.echo("no --model-name: the card gives neither training data nor figures nor a licence")
-    click.echo("dry run: nothing was written" if dry_run else f"written: {out}")
+    click.echo("dry run: nothing was written" if written is None else f"written: {written}")

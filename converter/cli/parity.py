@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from converter.parity.capture import Capture, Mode
     from converter.parity.family import Subject
     from converter.parity.mutate import Score
+    from converter.parity.run import Report
 
 _EPILOG = """\b
 Examples:
@@ -86,12 +87,10 @@ def parity(
             raise DestinationError(f"{output} is one of the inputs; choose another place")
     subject = load_subject(model, device, dtype, tf32, threads)
     from converter.checkpoint.hashes import file_sha256
-    from converter.parity import html as page
     from converter.parity import report as text
     from converter.parity.capture import load_capture
     from converter.parity.certificate import score_json
     from converter.parity.run import parity as compare
-    from converter.writing.staging import write_whole
 
     modes: Sequence[Mode] = ("propagated", "injected")
     if mode != "both":
@@ -101,11 +100,7 @@ def parity(
         # of a comparison that fails, mutations would tell nothing
         score = mutation_score(subject, capture, mutate or None, gate) if mutate is not None and report.passed else None
     hashes = {str(path): file_sha256(path) for path in (*weight_files(model), reference)}
-    if html is not None:
-        rendered = page.to_html(report, hashes=hashes)
-        write_whole(html, lambda partial: partial.write_text(rendered, encoding="utf-8"))
-    if junit is not None:
-        write_whole(junit, lambda partial: partial.write_bytes(text.to_junit(report)))
+    _write_reports(report, hashes, html, junit)
     if as_json:
         content = text.to_json(report) | {"sha256": hashes}
         print_json(content | ({"mutations": score_json(score)} if score else {}))
@@ -117,6 +112,19 @@ def parity(
             click.echo("no mutations were made, since the comparison does not pass")
     if report.passed is not True:
         sys.exit(1 if report.passed is False else CaptureError.exit_code)
+
+
+def _write_reports(report: Report, hashes: dict[str, str], html: Path | None, junit: Path | None) -> None:
+    """As a page and as JUnit XML, where they are asked for."""
+    from converter.parity.html import to_html
+    from converter.parity.report import to_junit
+    from converter.writing.staging import write_whole
+
+    if html is not None:
+        page = to_html(report, hashes=hashes)
+        write_whole(html, lambda partial: partial.write_text(page, encoding="utf-8"))
+    if junit is not None:
+        write_whole(junit, lambda partial: partial.write_bytes(to_junit(report)))
 
 
 def weight_files(model: Path) -> list[Path]:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -152,7 +151,7 @@ def _downloaded(
             raise HubError(f"{plain(at)}: {_not_downloaded(answer, wanted, is_path=is_path)}")
         return answer
 
-    local = ask(lambda: _fetch(api, wanted, cache_dir, offline=False))
+    local = ask(lambda: _fetch(api, wanted, cache_dir))
     folder = _snapshot(local, wanted)
     commit = folder.name
     tree = ask(lambda: list(api.list_repo_tree(wanted.repo_id, recursive=True, revision=commit)))
@@ -160,19 +159,14 @@ def _downloaded(
     if wanted.file is None:
         _check_model(at, set(remote))
     names = [wanted.file] if wanted.file else [name for name in remote if is_model_file(name)]
-    hashes: dict[str, str] = {}
-    for name in names:
+
+    def sha256(name: str) -> str:
+        """Of the file in the cache, downloaded once more where it is damaged."""
         found = hash_file(folder / name, on_bytes)
-        hashes[name] = found.sha256
-        if found.match(remote[name]):
-            continue
-        say(f"{plain(name)}: damaged in the cache; downloading it again")
-        ask(
-            partial(
-                api.hf_hub_download, wanted.repo_id, name, revision=commit, cache_dir=cache_dir, force_download=True
-            )
-        )
-        found = hash_file(folder / name)
+        if not found.match(remote[name]):
+            say(f"{plain(name)}: damaged in the cache; downloading it again")
+            ask(lambda: _fetch(api, Reference(wanted.repo_id, name, commit), cache_dir, again=True))
+            found = hash_file(folder / name)
         if not found.match(remote[name]):
             own, stated = found.beside(remote[name])
             raise HubError(
@@ -180,8 +174,9 @@ def _downloaded(
                 f"{own} is its hash, the Hub states {stated}. "
                 f"Remove {file_name((folder / name).resolve())} and try again later."
             )
-        hashes[name] = found.sha256
-    return Resolved(local, wanted.repo_id, wanted.file, commit, hashes)
+        return found.sha256
+
+    return Resolved(local, wanted.repo_id, wanted.file, commit, {name: sha256(name) for name in names})
 
 
 def _from_cache(wanted: Reference, cache_dir: Path | None, on_bytes: Callable[[int], object]) -> Resolved:
@@ -213,11 +208,19 @@ def _from_cache(wanted: Reference, cache_dir: Path | None, on_bytes: Callable[[i
     return Resolved(found, wanted.repo_id, wanted.file, folder.name, sums)
 
 
-def _fetch(api: HfApi, wanted: Reference, cache_dir: Path | None, *, offline: bool) -> Path:
+def _fetch(
+    api: HfApi, wanted: Reference, cache_dir: Path | None, *, offline: bool = False, again: bool = False
+) -> Path:
+    """What is wanted, in the cache: only what is there already, or a file anew."""
     if wanted.file is not None:
         return Path(
             api.hf_hub_download(
-                wanted.repo_id, wanted.file, revision=wanted.revision, cache_dir=cache_dir, local_files_only=offline
+                wanted.repo_id,
+                wanted.file,
+                revision=wanted.revision,
+                cache_dir=cache_dir,
+                local_files_only=offline,
+                force_download=again,
             )
         )
     return Path(

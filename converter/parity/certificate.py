@@ -57,6 +57,13 @@ class Verification:
             return False
         return self.report.passed
 
+    @property
+    def problems(self) -> list[str]:
+        """Everything by which this copy is not what was certified."""
+        names = {"changed": self.changed, "missing": self.missing, "added": self.added}
+        different = [f"{word}: {name}" for word, those in names.items() for name in those]
+        return different + (self.report.problems if self.report else [])
+
 
 def certificate_path(weights: Path) -> Path:
     """Where the certificate of a file or folder is."""

@@ -24,7 +24,8 @@ from converter.mapping.entries import Transfer
 from converter.mapping.ops import Array, Shape, apply_ops
 from converter.mapping.table import Table
 from converter.mapping.transfers import transfers
-from converter.planning.fit import make_plan, nearest
+from converter.planning.fit import make_plan
+from converter.planning.nearest import nearest
 from converter.planning.plan import Plan, Step
 
 Family: TypeAlias = Literal["source", "target", "unknown"]

@@ -54,7 +54,7 @@ def to_html(report: Report, *, hashes: Mapping[str, str] | None = None) -> str:
     )
     parts = {
         "policy": policy,
-        "title": _text(f"Parity: {report.capture}: {verdict(report)}"),
+        "title": _text(f"Parity: {report.capture}: {verdict(report.passed)}"),
         "verdict": _verdict(report),
         "findings": _findings(report),
         "rows": "\n".join(_rows(report)),
@@ -90,7 +90,7 @@ def _link(name: str) -> str:
 def _verdict(report: Report) -> str:
     passed, loud = report.passed, looser(report.gate)
     lines = [
-        f'<p class="verdict {_CLASSES[passed]}" role="status">{_text(verdict(report))}</p>',
+        f'<p class="verdict {_CLASSES[passed]}" role="status">{_text(verdict(passed))}</p>',
         f"<p>A {_text(report.dtype)} model on {_text(report.device)} beside capture {_code(report.capture)}.</p>",
         "<ul>",
         *(f"<li>{_text(mode)}: {counts(results)}</li>" for mode, results in report.modes.items()),

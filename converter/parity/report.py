@@ -25,9 +25,9 @@ _NOTE = (
 )
 
 
-def verdict(report: Report) -> str:
+def verdict(passed: bool | None) -> str:
     """The last word: `pass`, `FAIL` or `could not be judged`."""
-    return "could not be judged" if report.passed is None else VERDICTS[report.passed]
+    return "could not be judged" if passed is None else VERDICTS[passed]
 
 
 def figure(value: float | None) -> str:
@@ -152,7 +152,7 @@ def to_text(report: Report, rows: int = 20) -> str:
     lines += [f"{mode}: skipped: {reason}" for mode, reason in report.skipped.items()]
     lines.append(noise_line(report))
     lines.append("settings: " + ", ".join(f"{name} {plain(str(value))}" for name, value in report.settings.items()))
-    lines += ["", verdict(report)]
+    lines += ["", verdict(report.passed)]
     return "\n".join(map(printable, lines)) + "\n"
 
 
@@ -215,7 +215,7 @@ def to_json(report: Report, *, pictures: bool = False) -> dict[str, Any]:
     histogram only the cells that are not empty are listed, as [row, column, count].
     """
     content: dict[str, Any] = {
-        "verdict": verdict(report),
+        "verdict": verdict(report.passed),
         "passed": report.passed,
         "capture": report.capture,
         "made": {key: value for key, value in report.made.items() if key not in PER_ACTIVATION},
@@ -290,7 +290,7 @@ def to_junit(report: Report) -> bytes:
             for i, d in enumerate(report.detections)
         ]  # fmt: skip
         suites.append(_suite(report, "detections", images))
-    root = ElementTree.Element("testsuites", name=printable(f"parity with {report.capture}: {verdict(report)}"))
+    root = ElementTree.Element("testsuites", name=printable(f"parity with {report.capture}: {verdict(report.passed)}"))
     for total in ("tests", "failures", "errors", "skipped"):
         root.set(total, str(sum(int(suite.get(total, "0")) for suite in suites)))
     root.extend(suites)

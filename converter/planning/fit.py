@@ -5,11 +5,9 @@ A table is laid against a checkpoint, or, read backwards, against tensors of its
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +19,7 @@ from converter.mapping.ops import Op, Shape, prove_bijective
 from converter.mapping.spec import Config, Variant
 from converter.mapping.table import Table
 from converter.mapping.transfers import transfers
+from converter.planning.nearest import nearest
 from converter.planning.plan import Described, LeftOut, Missing, Naming, Plan, Residue, Step, Tensor
 
 _HINTS = 50  # unknown names for which near ones are looked up
@@ -272,24 +271,6 @@ class Fit:
         candidates = {key: shape for key, (shape, _) in self.needed.items()}
         near = nearest(name, candidates, shape)
         return f"Nearest: {', '.join(f'{key!r} {candidates[key]}' for key in near)}. " if near else ""
-
-
-def nearest(name: str, candidates: Mapping[str, Shape], shape: Shape | None = None) -> list[str]:
-    """Up to three candidates that read like `name` (numbers aside), those of the same shape first."""
-    examples: dict[str, str] = {}
-    for candidate in candidates:
-        examples.setdefault(_without_numbers(candidate), candidate)
-    close = _close_names(_without_numbers(name), tuple(examples))
-    return sorted((examples[c] for c in close), key=lambda key: candidates[key] != shape)
-
-
-@cache
-def _close_names(name: str, names: tuple[str, ...]) -> list[str]:
-    return difflib.get_close_matches(name[:400], names, n=3, cutoff=0.6)
-
-
-def _without_numbers(name: str) -> str:
-    return re.sub(r"[0-9]+", "*", name)
 
 
 def wrong_dtypes(transfer: Transfer, sources: Sequence[Tensor]) -> Iterator[str]:
