@@ -38,7 +38,7 @@ AS_A_SCRIPT = """
 import os, runpy, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv.pop(1))
-from packages import package
+from tests.peers.packages import package
 package("torchvision")
 folder, sys.argv = Path(sys.argv[-1]).parent, sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -68,7 +68,7 @@ def main() -> None:
 
 def contenders(source: Path, folder: Path) -> dict[str, tuple[str, list[str]]]:
     """By name: the format it writes, and its command. A converter writes into `folder`, under a name of its choice."""
-    script = [sys.executable, "-W", "ignore", "-c", AS_A_SCRIPT, str(ROOT / "tests" / "peers")]
+    script = [sys.executable, "-W", "ignore", "-c", AS_A_SCRIPT, str(ROOT)]
     convert = [sys.executable, "-m", "converter", "convert", "--src", str(source), "--dst", str(folder / "out.pth")]
     mmpretrain, mmdet = tool("mmpretrain", "glip_to_mmpretrain.py"), tool("mmdet", "glip_to_mmdet.py")
     return {

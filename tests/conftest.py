@@ -15,7 +15,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from server import HubServer
+
+from tests.support.hub.server import HubServer
+
+pytest_plugins = ["tests.support.fixtures"]
 
 # before any import of huggingface_hub, which reads its settings then
 _HUB = HubServer()

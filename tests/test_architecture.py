@@ -137,7 +137,7 @@ def test_the_house_is_small_and_drawn_as_it_is() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [path for folder in ("converter", "scripts") for path in sorted((PACKAGE.parent / folder).rglob("*.py"))],
+    [path for folder in ("converter", "scripts", "tests") for path in sorted((PACKAGE.parent / folder).rglob("*.py"))],
     ids=lambda path: str(path.relative_to(PACKAGE.parent)),
 )
 def test_rooms_are_of_a_size_to_live_in(path: Path) -> None:

@@ -18,14 +18,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage.data
-from bert_vocabulary import recorded_vocabulary
 from click.testing import CliRunner
-from official import official_index
 from PIL import Image
 from safetensors import safe_open
-from server import HubServer, clear
-from small_glip import subject
-from synthetic_checkpoint import manifest, synthetic_tensor, write_checkpoint
 
 from converter.cli import main
 from converter.glip import GLIP
@@ -37,11 +32,17 @@ from converter.parity.mutate import mutation_score
 from converter.parity.record import inputs_of, record
 from converter.parity.run import parity
 from converter.planning.fit import make_plan
+from scripts.synthetic_checkpoint import manifest, synthetic_tensor, write_checkpoint
+from tests import DATA, ROOT
+from tests.support.bert_vocabulary import recorded_vocabulary
+from tests.support.hub.server import HubServer, clear
+from tests.support.official_keys import official_index
+from tests.support.small_glip import subject
 
 pytestmark = pytest.mark.fullsize
 
-README = Path(__file__).resolve().parent.parent / "README.md"
-CAPTURES = [load_capture(path) for path in sorted((Path(__file__).parent / "data" / "captures").glob("*.safetensors"))]
+README = ROOT / "README.md"
+CAPTURES = [load_capture(path) for path in sorted((DATA / "captures").glob("*.safetensors"))]
 
 
 @dataclass(frozen=True)

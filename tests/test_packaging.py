@@ -7,13 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+from tests import ROOT
 
 
 def test_the_wheel_works_from_another_folder(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run(
-        [*pip, "wheel", str(CHECKOUT), "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path / "wheel")],
+        [*pip, "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path / "wheel")],
         check=True,
     )
     (wheel,) = (tmp_path / "wheel").glob("*.whl")

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-PACKAGE = Path(__file__).parent / "second_family"
+from tests import ROOT
+
+PACKAGE = ROOT / "tests" / "support" / "second_family"
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -11,9 +11,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pytest
-from craft import SIX
-from craft_files import Pack, Write, torch_legacy, torch_zip
-from reading import Apart, Outcome
+
+from tests.support.craft_files import Pack, Write, torch_legacy, torch_zip
+from tests.support.craft_pickle import SIX
+from tests.support.reading import Apart, Outcome
 
 # Opens and reads each file given, and says how that ended, how long this process worked, whatever else the machine did
 # meanwhile, and by how much memory it grew at most. The kernel's own peak, reset before each file: getrusage would give

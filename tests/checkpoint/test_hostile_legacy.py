@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from craft import SIX, Opcodes, call, floats, name, op, pickled, tensor, value
-from craft_files import MAGIC, Write, torch_legacy
-from reading import Apart, contents, refusal
 
 from converter.checkpoint import open_checkpoint
 from converter.errors import CheckpointError, CorruptCheckpointError, UnsupportedCheckpointError
+from tests.support.craft_files import MAGIC, Write, torch_legacy
+from tests.support.craft_pickle import SIX, Opcodes, call, floats, name, op, pickled, tensor, value
+from tests.support.reading import Apart, contents, refusal
 
 ITEM = {"w": tensor()}
 ONE = [("0", 6, SIX)]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from craft import CODES, SIX, Opcodes, name, op, tensor, value
-from craft_files import Pack, Write, torch_legacy, torch_zip
-from reading import Apart, contents, refusal
 
 from converter.errors import CorruptCheckpointError
+from tests.support.craft_files import Pack, Write, torch_legacy, torch_zip
+from tests.support.craft_pickle import CODES, SIX, Opcodes, name, op, tensor, value
+from tests.support.reading import Apart, contents, refusal
 
 SECONDS, MEBIBYTES = 10, 300
 HUGE = 1 << 62

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from craft import Opcodes, call, name, op, ordered, pickled, storage, tensor, value
-from craft_files import Pack
-from reading import SIX as SIX_BITS
-from reading import contents, refusal
 
 from converter.checkpoint import open_checkpoint
 from converter.errors import CorruptCheckpointError, UnsupportedCheckpointError
+from tests.support.craft_files import Pack
+from tests.support.craft_pickle import Opcodes, call, name, op, ordered, pickled, storage, tensor, value
+from tests.support.reading import SIX as SIX_BITS
+from tests.support.reading import contents, refusal
 
 MKDIR = name("os", "mkdir")
 EXTENSION = 0xC0DE

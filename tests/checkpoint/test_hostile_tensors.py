@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from craft import SIX, Opcodes, call, name, op, storage, tensor, value
-from craft_files import Pack, Write, torch_zip
-from reading import check_message, contents, refusal
 
 from converter.checkpoint import DTYPES, Checkpoint, TensorInfo, open_checkpoint
 from converter.checkpoint.index import PIECES_LIMIT
 from converter.checkpoint.source import SourceFile
 from converter.checkpoint.storage import CHUNK, Storage
 from converter.errors import CheckpointError, CorruptCheckpointError, UnsupportedCheckpointError
+from tests.support.craft_files import Pack, Write, torch_zip
+from tests.support.craft_pickle import SIX, Opcodes, call, name, op, storage, tensor, value
+from tests.support.reading import check_message, contents, refusal
 
 V2 = name("torch._utils", "_rebuild_tensor_v2")
 V3 = name("torch._utils", "_rebuild_tensor_v3")

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from craft import SIX, floats, pickled, tensor
-from craft_files import FULL, Member, Write, torch_members, torch_zip, zip_file
-from reading import SIX as SIX_BITS
-from reading import Apart, contents, refusal
 
 from converter.checkpoint import open_checkpoint
 from converter.errors import CorruptCheckpointError, NotACheckpointError
+from tests.support.craft_files import FULL, Member, Write, torch_members, torch_zip, zip_file
+from tests.support.craft_pickle import SIX, floats, pickled, tensor
+from tests.support.reading import SIX as SIX_BITS
+from tests.support.reading import Apart, contents, refusal
 
 ITEM = {"layer.weight": tensor()}
 OTHER = floats(9, 9, 9, 9, 9, 9)

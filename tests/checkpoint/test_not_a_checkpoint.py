@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from craft import SIX, tensor
-from craft_files import Member, Write, torch_members, torch_zip, zip_file
-from reading import SIX as SIX_BITS
-from reading import contents, refusal
 
 from converter.checkpoint import open_checkpoint
 from converter.errors import CheckpointError, NotACheckpointError, RootError
+from tests.support.craft_files import Member, Write, torch_members, torch_zip, zip_file
+from tests.support.craft_pickle import SIX, tensor
+from tests.support.reading import SIX as SIX_BITS
+from tests.support.reading import contents, refusal
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d" * 32 + b"\nsize 932169187\n"
 

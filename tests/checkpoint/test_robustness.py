@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from craft import CODES, SIX, call, floats, name, op, ordered, pickled, tensor
-from craft_files import Write, entry, safetensors, torch_legacy, torch_zip
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reading import Bits, check_message, contents, read_everything, refusal
 
 from converter.checkpoint import open_checkpoint
 from converter.errors import CheckpointError, CorruptCheckpointError
+from tests.support.craft_files import Write, entry, safetensors, torch_legacy, torch_zip
+from tests.support.craft_pickle import CODES, SIX, call, floats, name, op, ordered, pickled, tensor
+from tests.support.reading import Bits, check_message, contents, read_everything, refusal
 
 ITEM = {
     "model": ordered(

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from craft import SIX
-from craft_files import entry, safetensors
-from reading import SIX as SIX_BITS
-from reading import Apart, contents, loaded, refusal
 from safetensors.torch import load_file, save_file
 
 from converter.checkpoint import open_checkpoint
 from converter.errors import CheckpointError, CorruptCheckpointError, NotACheckpointError, RootError
+from tests.support.craft_files import entry, safetensors
+from tests.support.craft_pickle import SIX
+from tests.support.reading import SIX as SIX_BITS
+from tests.support.reading import Apart, contents, loaded, refusal
 
 STATE_DICT = {
     "z": torch.arange(6.0).view(2, 3),

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from craft import SIX, Opcodes, call, floats, name, op, tensor, value
-from craft_files import Write, torch_legacy
-from reading import SIX as SIX_BITS
-from reading import contents, loaded
 
 from converter.checkpoint import open_checkpoint
+from tests.support.craft_files import Write, torch_legacy
+from tests.support.craft_pickle import SIX, Opcodes, call, floats, name, op, tensor, value
+from tests.support.reading import SIX as SIX_BITS
+from tests.support.reading import contents, loaded
 
 ITEM = {"w": tensor(view=(None,))}
 

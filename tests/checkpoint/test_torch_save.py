@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from reading import contents, loaded, refusal
 from torch import nn
 
 from converter.checkpoint import open_checkpoint
 from converter.errors import RootError, UnsupportedCheckpointError
+from tests.support.reading import contents, loaded, refusal
 
 Save = Callable[..., Path]
 

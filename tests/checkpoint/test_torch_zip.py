@@ -7,13 +7,13 @@ import struct
 import numpy as np
 import pytest
 import torch
-from craft import SIX, tensor
-from craft_files import FULL, Write, torch_members, torch_zip, zip_file
-from reading import SIX as SIX_BITS
-from reading import contents, loaded, refusal
 
 from converter.checkpoint import open_checkpoint
 from converter.errors import CorruptCheckpointError
+from tests.support.craft_files import FULL, Write, torch_members, torch_zip, zip_file
+from tests.support.craft_pickle import SIX, tensor
+from tests.support.reading import SIX as SIX_BITS
+from tests.support.reading import contents, loaded, refusal
 
 ITEM = {"w": tensor()}
 

@@ -6,13 +6,14 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from publishing import REPO, refused, shard
-from server import Fault, HubServer, status
 
 from converter.checkpoint import open_checkpoint
 from converter.errors import CheckpointError
 from converter.hub import Reference, Resolved, Retry, is_on_hub, parse_reference, resolve
 from converter.publish.commit import publish
+from tests.support.hub.faults import Fault, status
+from tests.support.hub.server import HubServer
+from tests.support.publishing import REPO, refused, shard
 
 REFERENCES = {
     "org/name": Reference("org/name"),

@@ -11,8 +11,9 @@ from http.client import HTTPConnection
 from typing import Any
 
 import pytest
-from publishing import CANARY, REPO
-from server import HubServer
+
+from tests.support.hub.server import HubServer
+from tests.support.publishing import CANARY, REPO
 
 CONTENT = b"weights"
 OID = hashlib.sha256(CONTENT).hexdigest()

@@ -1,3 +1,7 @@
+"""A cast rounds as torch does, and refuses what would become infinite."""
+
+from __future__ import annotations
+
 import numpy as np
 import pytest
 import torch

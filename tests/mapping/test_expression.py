@@ -1,3 +1,7 @@
+"""Expressions of tables: integer arithmetic on the config, and nothing else."""
+
+from __future__ import annotations
+
 import pytest
 
 from converter.errors import TableError

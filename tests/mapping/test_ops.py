@@ -1,3 +1,7 @@
+"""Ops and their chains: shapes, values, and the way back."""
+
+from __future__ import annotations
+
 import math
 
 import numpy as np

@@ -1,3 +1,7 @@
+"""Patterns of keys, and the numbers that they capture."""
+
+from __future__ import annotations
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -18,7 +18,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors import safe_open
-from small_glip import small_config, small_glip, subject
 
 from converter.cli import main
 from converter.cli.tables import source_taps
@@ -28,11 +27,11 @@ from converter.mapping.lint import lint
 from converter.mapping.load import load_table
 from converter.parity.capture import load_capture
 from converter.parity.run import parity
+from tests import ROOT
+from tests.support.small_glip import small_config, small_glip, subject
 
-ROOT = Path(__file__).parent.parent.parent
 SCRIPT = ROOT / "scripts" / "capture_official.py"
-STANDIN = Path(__file__).parent / "official_standin"
-SMALL = ROOT / "tests" / "model"
+STANDIN = ROOT / "tests" / "support" / "official_standin"
 
 
 class Workplace:
@@ -62,7 +61,7 @@ class Workplace:
             [sys.executable, SCRIPT, *given, "--dst", self.destination.name, *options],
             cwd=self.folder,
             # one thread: several wait for each other where other tests run
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (STANDIN, SMALL, ROOT))), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (STANDIN, ROOT))), "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             timeout=300,

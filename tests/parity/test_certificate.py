@@ -11,9 +11,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from saved_glip import save, saved_glip
-from small_capture import small_capture
-from small_glip import loading, small_glip, subject
 
 from converter.checkpoint.hashes import stamps
 from converter.errors import CaptureError
@@ -22,6 +19,9 @@ from converter.parity.certificate import certificate_path, certify, verify
 from converter.parity.family import Subject
 from converter.parity.mutate import mutation_score
 from converter.parity.run import parity
+from tests.support.saved_glip import save, saved_glip
+from tests.support.small_capture import small_capture
+from tests.support.small_glip import loading, small_glip, subject
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from small_glip import small_glip, subject
 
 from converter.glip.family import FAMILY
 from converter.parity.capture import Capture, Mode, load_capture, write_capture
 from converter.parity.device import DTYPES, set_precision
 from converter.parity.record import record
 from converter.parity.run import parity
+from tests.support.small_glip import small_glip, subject
 
 pytestmark = [
     pytest.mark.gpu,

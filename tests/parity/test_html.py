@@ -17,11 +17,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from test_report import HOSTILE, LOOSER, LOUD, MISSED, failed, image, report, tap, unjudged
 
 from converter.parity.html import to_html
 from converter.parity.report import printable
 from converter.parity.run import Report
+from tests.parity.test_report import HOSTILE, LOOSER, LOUD, MISSED, failed, image, report, tap, unjudged
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 in_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium on PATH (Debian: apt-get install chromium)")

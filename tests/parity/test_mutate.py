@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_capture import FACTS, activations, small_capture
-from small_glip import small_glip, subject
 from torch.nn import functional as F
 
 from converter.errors import CaptureError
@@ -21,6 +19,8 @@ from converter.parity.capture import Capture, load_capture, write_capture
 from converter.parity.mutate import Score, mutation_score
 from converter.parity.mutations import Mutation, choose, mutations
 from converter.parity.run import Run, parity
+from tests.support.small_capture import FACTS, activations, small_capture
+from tests.support.small_glip import small_glip, subject
 
 VISIBLE = [mistake for mistake in MISTAKES if not mistake.invisible]
 
@@ -32,12 +32,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def capture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Capture]:
-    with small_capture(tmp_path_factory.mktemp("capture")) as capture:
-        yield capture
 
 
 @pytest.fixture(scope="module")

@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from small_capture import FACTS, activations, small_capture, write
-from small_glip import small_glip, subject
 from torch import Tensor
-from torch.nn import functional as F
 
-from converter.errors import CaptureError, CheckpointError
-from converter.glip import GLIP
+from converter.errors import CaptureError
 from converter.glip.family import ANCHORS, FAMILY
 from converter.parity.capture import Capture, load_capture, write_capture
 from converter.parity.record import inputs_of, record
 from converter.parity.run import Report, parity
-
-
-@pytest.fixture(scope="module")
-def capture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Capture]:
-    with small_capture(tmp_path_factory.mktemp("capture")) as capture:
-        yield capture
-
-
-@pytest.fixture(scope="module")
-def compact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Capture]:
-    with small_capture(tmp_path_factory.mktemp("compact"), compact=True) as capture:
-        yield capture
+from tests.support.small_capture import FACTS, activations, small_capture
+from tests.support.small_glip import small_glip, subject
 
 
 def test_the_same_model_passes_in_both_modes(capture: Capture) -> None:
@@ -132,96 +115,6 @@ def test_a_looser_gate_is_known_as_such(capture: Capture) -> None:
 def test_a_gate_that_is_no_number_is_refused(gate: str, capture: Capture) -> None:
     with pytest.raises(CaptureError, match="a gate is a number"):
         parity(subject(small_glip()), capture, gate=gate)
-
-
-def scale_one_weight(model: GLIP, patch: pytest.MonkeyPatch) -> None:
-    model.head.blocks[1].dynamic_conv.finer.conv.weight[3, 2, 1, 0] *= 1 + 1e-6
-
-
-def swap_two_biases(model: GLIP, patch: pytest.MonkeyPatch) -> None:
-    layer = model.text_encoder.layers[1].mlp.fc2
-    layer.bias[[0, 1]] = layer.bias[[1, 0]]
-
-
-def transpose_a_projection(model: GLIP, patch: pytest.MonkeyPatch) -> None:
-    projection = model.backbone.stages[1].blocks[0].attention.projection
-    projection.weight.copy_(projection.weight.T.clone())
-
-
-def swap_query_and_key(model: GLIP, patch: pytest.MonkeyPatch) -> None:
-    qkv = model.head.blocks[0].text_layer.attention.qkv
-    q, k, v = qkv.weight.chunk(3)
-    qkv.weight.copy_(torch.cat([k, q, v]))
-
-
-def flip_a_sign(model: GLIP, patch: pytest.MonkeyPatch) -> None:
-    model.head.box_scale[4] *= -1
-
-
-def change_an_epsilon(model: GLIP, patch: pytest.MonkeyPatch) -> None:
-    model.backbone.stages[0].blocks[0].norm1.eps = 1e-6
-
-
-def change_berts_epsilon(model: GLIP, patch: pytest.MonkeyPatch) -> None:
-    model.text_encoder.layers[0].mlp.norm.eps = 1e-5
-
-
-def change_a_group_norms_epsilon(model: GLIP, patch: pytest.MonkeyPatch) -> None:
-    model.head.blocks[0].dynamic_conv.same.norm.eps = 1e-6
-
-
-def approximate_gelu(model: GLIP, patch: pytest.MonkeyPatch) -> None:
-    gelu = F.gelu
-    patch.setattr(F, "gelu", lambda x: gelu(x, approximate="tanh"))
-
-
-def drop_the_relu_of_p7(model: GLIP, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("converter.glip.model.fpn.F", SimpleNamespace(interpolate=F.interpolate, relu=lambda x: x))
-
-
-def resize_by_cell_areas(model: GLIP, patch: pytest.MonkeyPatch) -> None:
-    resize = F.interpolate
-
-    def other(x: Tensor, align_corners: bool | None = None, **arguments: object) -> Tensor:
-        return resize(x, align_corners=align_corners and False, **arguments)
-
-    patch.setattr(F, "interpolate", other)
-
-
-def leave_a_weight_unloaded(model: GLIP, patch: pytest.MonkeyPatch) -> None:
-    model.head.log_scale.fill_(math.nan)
-
-
-MUTATIONS: list[Callable[[GLIP, pytest.MonkeyPatch], None]] = [
-    scale_one_weight,
-    swap_two_biases,
-    transpose_a_projection,
-    swap_query_and_key,
-    flip_a_sign,
-    change_an_epsilon,
-    change_berts_epsilon,
-    change_a_group_norms_epsilon,
-    approximate_gelu,
-    drop_the_relu_of_p7,
-    resize_by_cell_areas,
-    leave_a_weight_unloaded,
-]
-
-
-@pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda mutate: mutate.__name__)
-def test_every_mutation_is_seen(
-    capture: Capture,
-    compact: Capture,
-    mutate: Callable[[GLIP, pytest.MonkeyPatch], None],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model = small_glip()
-    with torch.no_grad():
-        mutate(model, monkeypatch)
-    whole, probes = parity(subject(model), capture), parity(subject(model), compact)
-    assert (whole.passed, probes.passed) == (False, False)
-    assert whole.problems
-    assert whole.culprits
 
 
 def failed_in(report: Report, mode: str) -> set[str]:
@@ -383,77 +276,3 @@ def test_padding_that_the_model_does_not_compute_is_left_out(tmp_path: Path) -> 
     # captured were zeros for tokens 13 to 31, which the model computes; nothing else may be off
     assert {name for name in off if ".visual" in name or "backbone.body.layers" in name} == set()
     assert "language_backbone.hidden" in off
-
-
-def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "weights.safetensors"
-    save_file({"x": torch.zeros(1)}, path)
-    with pytest.raises(CaptureError, match="is no capture"):
-        load_capture(path)
-
-
-def test_a_capture_of_nothing_is_refused(tmp_path: Path) -> None:
-    tensors = {
-        name: value for name, value in activations(small_glip()).items() if name.startswith(("input.", "detections."))
-    }
-    write_capture(tmp_path / "nothing.safetensors", tensors, FACTS, compact=False)
-    with pytest.raises(CaptureError, match="nothing to compare"):
-        load_capture(tmp_path / "nothing.safetensors")
-
-
-def test_a_capture_cut_short_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "small.safetensors")
-    path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(CheckpointError):
-        load_capture(path)
-
-
-@pytest.mark.parametrize("change", [
-    {"name": ""}, {"model": 3}, {"dtype": None}, {"image_sizes_hw": []}, {"image_sizes_hw": [[0, 1], [1, 1]]},
-    {"positive_map_label_to_token": {}}, {"positive_map_label_to_token": {"x": [1]}},
-    {"errors": {"float32": {"backbone.0": "small"}}}, {"errors": {"float99": {}}},
-    {"compact": {"no.such": {"shape": [1], "norm": 1}}},
-    {"compact": {"backbone.0": {"shape": [1000, 1000], "norm": 1}}}, {"errors": {"float32": {"backbone.0": -1}}},
-    {"image_sizes_hw": [[75, 101]]}, {"table": "/tmp/other.json"}, {"table": "../glip.json"}, {"dtype": ""},
-    {"dtype": "."}, {"errors": {"float32": {"backbone.0": 10**400}}},
-    {"compact": {"backbone.0": {"shape": [1], "norm": 10**400}}},
-])  # fmt: skip
-def test_facts_that_are_not_as_described_are_refused(change: dict[str, object], tmp_path: Path) -> None:
-    path = write(tmp_path / "small.safetensors")
-    facts = {**FACTS, **change}
-    save_file(load_file(path), path, {"capture": json.dumps(facts)})
-    with pytest.raises(CaptureError), load_capture(path) as capture:
-        FAMILY.inputs(capture)
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '{"name": NaN}'])
-def test_facts_that_are_no_json_are_refused(text: str, tmp_path: Path) -> None:
-    path = write(tmp_path / "small.safetensors")
-    save_file(load_file(path), path, {"capture": text})
-    with pytest.raises(CaptureError):
-        load_capture(path)
-
-
-@pytest.mark.parametrize("factor", [0.0, 0.1, 10.0, 1e200])
-def test_a_compact_capture_that_lies_about_norms_is_refused(factor: float, tmp_path: Path) -> None:
-    path = write(tmp_path / "small.safetensors", compact=True)
-    with load_capture(path) as capture:
-        facts = json.loads(json.dumps(capture.facts))
-    facts["compact"]["backbone.body.layers.1.blocks.0"]["norm"] *= factor
-    save_file(load_file(path), path, {"capture": json.dumps(facts)})
-    with pytest.raises(CaptureError, match="no probe of its shape and norm"):
-        load_capture(path)
-
-
-def test_capturing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
-    for compact in (False, True):
-        first, second = (write(tmp_path / name, compact=compact).read_bytes() for name in ("a", "b"))
-        assert first == second
-
-
-def test_a_compact_capture_keeps_no_more_of_an_activation_than_its_probes(compact: Capture) -> None:
-    assert max(compact.read(name).numel() for name in compact.activations) == 320
-    whole = activations(small_glip())
-    assert compact.activations["backbone.0"].shape == whole["backbone.0"].shape
-    assert compact.activations["backbone.0"].norm == float(whole["backbone.0"].norm())
-    assert torch.equal(compact.inputs["images"], whole["input.images"])

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_glip import random_inputs, small_config, small_glip
 
 from converter.errors import ModelError
 from converter.glip.family import ANCHORS
@@ -15,8 +14,10 @@ from converter.mapping.entries import Tap
 from converter.mapping.load import load_table
 from converter.parity.capture import load_capture
 from converter.parity.taps import collect, observe
+from tests import DATA
+from tests.support.small_glip import random_inputs, small_config, small_glip
 
-CAPTURES = list((Path(__file__).parent.parent / "data" / "captures").glob("*.safetensors"))
+CAPTURES = list((DATA / "captures").glob("*.safetensors"))
 COUNTS = {"glip-l": 163, "glip-t": 127, "glip-t-a": 85, "glip-t-odd": 127}  # activations with a module of their own
 
 

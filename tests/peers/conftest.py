@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from comparison import Results
-from conversion import Official
-from synthetic_checkpoint import write_checkpoint
+
+from scripts.synthetic_checkpoint import write_checkpoint
+from tests.peers.comparison import Results
+from tests.peers.conversion import Official
 
 RESULTS = pytest.StashKey[Results]()
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from packages import package, unheard
 from torch import nn
+
+from tests.peers.packages import package, unheard
 
 DETECTORS = {
     "glip-t-a": "glip_atss_swin-t_a_fpn_dyhead_pretrain_obj365.py",

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-import mmcv_standin
 import torch
+
+from tests.peers import mmcv_standin
 
 # Operators of torchvision whose shapes it describes when imported: a build for CUDA brings none of them on a PyTorch
 # without CUDA, and then cannot be imported. Nothing that is compared here runs them.

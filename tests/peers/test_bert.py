@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from comparison import Results, load, needs
-from conversion import Official
-from packages import package
+
+from tests.peers.comparison import Results, load, needs
+from tests.peers.conversion import Official
+from tests.peers.packages import package
 
 pytestmark = needs("transformers")
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
-import mmcv_standin
 import pytest
 import torch
 from torch import Tensor
+
+from tests.peers import mmcv_standin
 
 STRIDES = [1, 2]
 

@@ -6,17 +6,17 @@ Compared before NMS: its NMS and its ranking of cells are not the official ones,
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from comparison import LIMIT, Results, images, load, needs, poison, signature
-from conversion import Official
-from openmmlab import DETECTORS, detector
-from packages import package
 from torch import Tensor, nn
 
 from converter.parity.capture import error_of_probes, load_capture
+from tests import DATA
+from tests.peers.comparison import LIMIT, Results, images, load, needs, poison, signature
+from tests.peers.conversion import Official
+from tests.peers.openmmlab import DETECTORS, detector
+from tests.peers.packages import package
 
 pytestmark = [
     *needs("mmdet", "mmengine", "mmcv", "transformers"),
@@ -24,7 +24,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The `device` argument is deprecated:FutureWarning"),
 ]
 
-DATA = Path(__file__).parent.parent / "data"
 CAPTURES = {"glip-t-a": "glip-t-a", "glip-t": "glip-t", "glip-t-odd": "glip-t", "glip-l": "glip-l"}
 PARTS = {"dot_product_logits": "token logits", "bbox_pred": "box deltas", "centerness": "centerness"}
 

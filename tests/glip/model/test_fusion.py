@@ -1,0 +1,101 @@
+"""Fusion, against the textbook order: project every cell and every token, then attend in both directions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from converter.glip.model.fusion import Fused, Fusion
+from tests.support.small_glip import small_glip
+
+HEADS = 4
+SIZES = ((5, 3), (3, 2), (1, 1))
+
+
+def textbook(
+    fusion: Fusion, levels: list[Tensor], text: Tensor, attended: Tensor, padding: float = -9e15
+) -> tuple[Tensor, Tensor]:
+    """Bidirectional attention with the clamps, the subtracted maximum and the masks of the official code."""
+
+    def heads(x: Tensor) -> Tensor:  # (B, N, nh*hd) -> (B, nh, N, hd)
+        return x.view(*x.shape[:2], HEADS, -1).transpose(1, 2)
+
+    def merged(x: Tensor) -> Tensor:
+        return x.transpose(1, 2).flatten(2)
+
+    image = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
+    image, text = fusion.image_norm(image), fusion.text_norm(text)
+    query = heads(fusion.image_query(image)) * (fusion.image_query.out_features // HEADS) ** -0.5
+    logits = (query @ heads(fusion.text_key(text)).transpose(2, 3)).clamp(-50000, 50000)  # (B, nh, N, T)
+    turned = logits.transpose(2, 3)
+    turned = (turned - turned.amax(-1, keepdim=True)).clamp(-50000, 50000)
+    for_text = merged(turned.softmax(-1) @ heads(fusion.image_value(image)))
+    # the official mask: 1 for real tokens, -9e15 for padding, added
+    mask = torch.where(attended, 1.0, padding)[:, None, None, :]
+    for_image = merged((logits + mask).softmax(-1) @ heads(fusion.text_value(text)))
+    return (
+        image + fusion.image_layer_scale * fusion.image_output(for_image),
+        text + fusion.text_layer_scale * fusion.text_output(for_text),
+    )
+
+
+def inputs(scale: float = 1.0) -> tuple[list[Tensor], Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    levels = [scale * torch.randn(2, 32, *size, dtype=torch.float64, generator=generator) for size in SIZES]
+    text = torch.randn(2, 7, 24, dtype=torch.float64, generator=generator)
+    attended = torch.ones(2, 7, dtype=torch.bool)
+    attended[1, 4:] = False
+    return levels, text, attended
+
+
+def assert_textbook(
+    fusion: Fusion, levels: list[Tensor], text: Tensor, attended: Tensor, padding: float = -9e15
+) -> None:
+    fused: Fused = fusion(tuple(levels), text, attended)
+    image, expected_text = textbook(fusion, levels, text, attended, padding)
+    found = torch.cat([level.flatten(2).transpose(1, 2) for level in fused.levels], dim=1)
+    assert [level.shape for level in fused.levels] == [level.shape for level in levels]
+    torch.testing.assert_close(found, image)
+    torch.testing.assert_close(fused.text, expected_text)
+
+
+@torch.no_grad()
+def test_both_directions_are_the_textbooks() -> None:
+    assert_textbook(small_glip().head.blocks[0].fusion, *inputs())
+
+
+@torch.no_grad()
+def test_a_caption_of_padding_alone_is_attended_evenly() -> None:
+    levels, text, attended = inputs()
+    attended[1] = False
+    # In float32 logits vanish beside -9e15, which leaves padding all the same weight; float64 needs more for that.
+    assert_textbook(small_glip().head.blocks[0].fusion, levels, text, attended, padding=-1e30)
+
+
+@pytest.mark.parametrize("factor", [1e3, 1e7])
+@torch.no_grad()
+def test_logits_are_clamped(factor: float) -> None:
+    fusion = small_glip().head.blocks[0].fusion
+    fusion.text_key.weight.mul_(factor)
+    assert_textbook(fusion, *inputs())
+
+
+@torch.no_grad()
+def test_where_the_clamp_cuts_several_logits_their_tokens_share() -> None:
+    fusion = small_glip().head.blocks[0].fusion
+    for part in (fusion.image_query, fusion.text_key):
+        part.weight.zero_()
+        part.bias.fill_(1e4)  # every logit is far above the limit, and so all are equal
+    levels, text, attended = inputs()
+    fusion.text_key.weight.normal_(generator=torch.Generator().manual_seed(0))
+    assert_textbook(fusion, levels, text, attended)
+
+
+@torch.no_grad()
+def test_the_text_attends_to_cells_that_are_padding() -> None:
+    fusion = small_glip().head.blocks[0].fusion
+    levels, text, attended = inputs()
+    before = fusion(tuple(levels), text, attended).text
+    levels[0][:, :, -1, -1] = 0
+    assert not torch.allclose(fusion(tuple(levels), text, attended).text, before)

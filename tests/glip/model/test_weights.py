@@ -1,0 +1,292 @@
+"""Loading: what a file has to be, and that nothing in a loaded model comes from anywhere else."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from converter.errors import ModelError
+from converter.glip import GLIP
+from tests.support.small_glip import CONFIG, random_inputs, small_config, small_glip
+
+DOCUMENT = {"model": "glip", "variant": "small", "config": CONFIG}
+METADATA = {"config": json.dumps(DOCUMENT)}
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    return dict(small_glip(torch.float32).state_dict())
+
+
+@pytest.fixture
+def single(tmp_path: Path, state: dict[str, Tensor]) -> Path:
+    path = tmp_path / "glip.safetensors"
+    save_file(state, path, metadata=METADATA)
+    return path
+
+
+def write_shards(folder: Path, state: dict[str, Tensor], count: int = 3) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(DOCUMENT))
+    names = sorted(state)
+    weight_map = {}
+    for shard in range(count):
+        file = f"model-{shard + 1:05d}-of-{count:05d}.safetensors"
+        part = {name: state[name] for name in names[shard::count]}
+        save_file(part, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
+
+
+def same(left: GLIP, right: dict[str, Tensor]) -> bool:
+    return all(torch.equal(value, right[name]) for name, value in left.state_dict().items())
+
+
+def test_a_single_file_loads_bit_for_bit(single: Path, state: dict[str, Tensor]) -> None:
+    model = GLIP.from_pretrained(single)
+    assert same(model, state)
+    assert not model.training
+
+
+def test_a_path_may_be_a_string(single: Path, state: dict[str, Tensor]) -> None:
+    assert same(GLIP.from_pretrained(str(single)), state)
+
+
+def test_a_folder_with_one_file_loads(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(DOCUMENT))
+    save_file(state, tmp_path / "model.safetensors")
+    assert same(GLIP.from_pretrained(tmp_path), state)
+
+
+def test_shards_load_like_a_single_file(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    assert same(GLIP.from_pretrained(write_shards(tmp_path / "sharded", state)), state)
+
+
+def test_a_loaded_model_computes_what_the_saved_one_did(single: Path) -> None:
+    inputs = random_inputs()
+    with torch.inference_mode():
+        expected = small_glip(torch.float32)(*inputs)
+        found = GLIP.from_pretrained(single)(*inputs)
+    assert all(torch.equal(a, b) for a, b in zip(expected.token_logits, found.token_logits, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_float_formats_are_cast_to_float32(tmp_path: Path, state: dict[str, Tensor], dtype: torch.dtype) -> None:
+    path = tmp_path / "glip.safetensors"
+    save_file({name: value.to(dtype) for name, value in state.items()}, path, metadata=METADATA)
+    assert same(GLIP.from_pretrained(path), {name: value.to(dtype).float() for name, value in state.items()})
+
+
+def test_all_differences_are_listed_at_once(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    changed = dict(state)
+    changed["head.cls_logits.weight"] = torch.zeros(2)
+    changed["head.bias"] = torch.zeros(2)
+    changed["head.log_scale"] = torch.zeros(1, dtype=torch.int64)
+    del changed["fpn.p6.bias"]
+    path = tmp_path / "glip.safetensors"
+    save_file(changed, path, metadata=METADATA)
+    with pytest.raises(ModelError) as error:
+        GLIP.from_pretrained(path)
+    assert [line.strip() for line in str(error.value).splitlines()[1:]] == [
+        "- missing: fpn.p6.bias (32,)",
+        "- unexpected: head.cls_logits.weight (2,)",
+        "- shape: head.bias is (2,), expected (1,)",
+        "- dtype: head.log_scale is I64, expected one of F16, BF16, F32, F64",
+    ]
+
+
+def test_a_parameter_left_out_of_the_reading_stays_nan(single: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from converter.glip.model import weights
+
+    read = weights._read_into
+    monkeypatch.setattr(weights, "_read_into", lambda *args: None if args[3] == "fpn.p6.bias" else read(*args))
+    with pytest.warns(UserWarning, match=r"fpn\.p6\.bias\.$"):
+        model = GLIP.from_pretrained(single)
+    assert model.fpn.p6.bias.isnan().all()
+
+
+def test_weights_that_are_nan_load_and_are_named(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    path = tmp_path / "glip.safetensors"
+    save_file({**state, "head.bias": torch.full((1,), math.nan)}, path, metadata=METADATA)
+    with pytest.warns(UserWarning, match=r"NaN in the file: head\.bias\."):
+        model = GLIP.from_pretrained(path)
+    assert model.head.bias.isnan().all()
+
+
+def write_raw(path: Path, header: Any, data: bytes = b"", length: int | None = None) -> None:
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(raw) if length is None else length) + raw + data)
+
+
+def entry(begin: int = 0, end: int = 8, shape: Any = (2,), dtype: Any = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize(
+    ("header", "data", "message"),
+    [
+        (b"not json", b"", "not valid JSON"),
+        (b"\xff\xfe", b"", "not UTF-8"),
+        (b"[]", b"", "expected a JSON object"),
+        (b'{"a":1,"a":2}', b"", "'a' appears twice"),
+        ({"a": 3}, b"", "expected an object of dtype, shape and data_offsets"),
+        ({"a": {**entry(), "more": 1}}, bytes(8), "expected an object of dtype, shape and data_offsets"),
+        ({"a": entry(dtype="F33")}, bytes(8), "dtype 'F33'"),
+        ({"a": entry(dtype=["F32"])}, bytes(8), "dtype"),
+        ({"a": entry(shape=(-2,))}, bytes(8), "integers from 0 on"),
+        ({"a": entry(shape=(True, 2))}, bytes(8), "integers from 0 on"),
+        ({"a": entry(shape=(2.0,))}, bytes(8), "integers from 0 on"),
+        ({"a": entry(end=12)}, bytes(12), "takes 8 bytes, but the offsets are"),
+        ({"a": entry(begin=8, end=0)}, bytes(8), "takes 8 bytes, but the offsets are"),
+        ({"a": entry(shape=(2**70,))}, bytes(8), "takes"),
+        ({"a": entry(), "b": entry(4, 12)}, bytes(12), "'b' begins at byte 4, expected 8; it overlaps"),
+        ({"a": entry(), "b": entry(12, 20)}, bytes(20), "'b' begins at byte 12, expected 8; it leaves a gap"),
+        ({"a": entry()}, bytes(7), "cut off or has bytes that belong to no tensor"),
+        ({"a": entry()}, bytes(9), "cut off or has bytes that belong to no tensor"),
+        ({"__metadata__": {"config": 1}}, b"", "'__metadata__' is not an object of strings"),
+        ({"a": entry()}, bytes(8), "metadata has no 'config'"),
+        ({"__metadata__": {"config": "{"}}, b"", "metadata 'config': not valid JSON"),
+        ({"__metadata__": {"config": '{"model": "dino", "config": {}}'}}, b"", "configuration of this project's"),
+        ({"__metadata__": {"config": '{"model": "glip", "config": {}}'}}, b"", "missing fields"),
+    ],
+)
+def test_a_malformed_file_is_refused(tmp_path: Path, header: Any, data: bytes, message: str) -> None:
+    path = tmp_path / "glip.safetensors"
+    write_raw(path, header, data)
+    with pytest.raises(ModelError, match=message):
+        GLIP.from_pretrained(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"1234567", struct.pack("<Q", 2**63), struct.pack("<Q", 100) + b"{}"])
+def test_a_file_that_cannot_hold_its_header_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "glip.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match="not a safetensors file, or cut off"):
+        GLIP.from_pretrained(path)
+
+
+def test_a_file_cut_off_anywhere_is_refused(single: Path) -> None:
+    content = single.read_bytes()
+    for size in (len(content) - 1, len(content) // 2, 9):
+        single.write_bytes(content[:size])
+        with pytest.raises(ModelError, match="cut off"):
+            GLIP.from_pretrained(single)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_an_error(single: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from converter.glip.model import weights
+
+    opened = weights.open_weights
+
+    def open_and_cut(path: Path) -> weights.Weights:
+        found = opened(path)
+        single.write_bytes(single.read_bytes()[:-1000])
+        return found
+
+    monkeypatch.setattr(weights, "open_weights", open_and_cut)
+    with pytest.raises(ModelError, match="the file changed while it was read"):
+        GLIP.from_pretrained(single)
+
+
+def test_a_path_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"absent\.safetensors: cannot be read: No such file"):
+        GLIP.from_pretrained(tmp_path / "absent.safetensors")
+
+
+def index_of(folder: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((folder / "model.safetensors.index.json").read_text())
+    return document
+
+
+def set_index(folder: Path, document: Any) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps(document))
+
+
+def to_another_shard(folder: Path) -> None:
+    document = index_of(folder)
+    document["weight_map"]["head.bias"] = "model-00001-of-00003.safetensors"
+    document["weight_map"]["fpn.p6.bias"] = "model-00001-of-00003.safetensors"
+    set_index(folder, document)
+
+
+def drop_from_index(folder: Path) -> None:
+    document = index_of(folder)
+    del document["weight_map"]["head.bias"]
+    set_index(folder, document)
+
+
+def lead_outside(folder: Path) -> None:
+    document = index_of(folder)
+    document["weight_map"]["head.bias"] = "../model-00001-of-00003.safetensors"
+    set_index(folder, document)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (to_another_shard, "does not agree with"),
+        (drop_from_index, r"does not agree with .* on: head\.bias"),
+        (lead_outside, "expected the bare name of a .safetensors file"),
+        (lambda folder: set_index(folder, {"weight_map": []}), "expected 'weight_map'"),
+        (lambda folder: (folder / "model-00002-of-00003.safetensors").unlink(), "cannot be read: No such file"),
+        (lambda folder: (folder / "config.json").unlink(), r"config\.json: cannot be read"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "found both"),
+        (lambda folder: (folder / "model.safetensors.index.json").unlink(), "found neither"),
+    ],
+)
+def test_a_folder_that_contradicts_itself_is_refused(
+    tmp_path: Path, state: dict[str, Tensor], spoil: Callable[[Path], object], message: str
+) -> None:
+    folder = write_shards(tmp_path / "sharded", state)
+    spoil(folder)
+    with pytest.raises(ModelError, match=message):
+        GLIP.from_pretrained(folder)
+
+
+HUGE = {
+    "layers of text": {"text_layers": 10**6},
+    "blocks": {"head_blocks": 10**8},
+    "layers of a stage": {"depths": [1, 2, 2, 10**9]},
+    "vocabulary": {"vocab_size": 10**12},
+    "positions": {"max_positions": 2**62},
+    "prompt": {"prompt_length": 10**15},
+    "window": {"window_size": 10**6},
+    "width": {"embed_dim": 3 * 2**40},
+}
+
+
+@pytest.mark.parametrize("kind", HUGE)
+def test_a_config_of_any_size_is_refused_before_it_is_built(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "huge.safetensors"
+    config = {**small_config().to_dict(), **HUGE[kind]}
+    save_file(
+        {name: value.contiguous() for name, value in small_glip().state_dict().items()},
+        path,
+        {"config": json.dumps({"model": "glip", "variant": "x", "config": config})},
+    )
+    with pytest.raises(ModelError):
+        GLIP.from_pretrained(path)
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "a\0b"], ids=["long", "NUL"])
+def test_a_path_that_cannot_be_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot be read"):
+        GLIP.from_pretrained(tmp_path / name)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_fifo_is_refused_without_waiting(folder: bool, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ModelError, match="no regular file"):
+        GLIP.from_pretrained(tmp_path if folder else tmp_path / "config.json")

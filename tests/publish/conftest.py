@@ -1,0 +1,54 @@
+"""Conversions to make packages of."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from converter.glip import GLIP
+from converter.parity.certificate import certify
+from converter.parity.mutate import mutation_score
+from converter.parity.run import parity
+from tests.support.bert_vocabulary import small_vocabulary
+from tests.support.saved_glip import ledger, saved_glip
+from tests.support.small_capture import small_capture
+from tests.support.small_glip import subject
+
+
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A conversion as a file and as a folder, each with its certificate, and a vocabulary."""
+    folder = tmp_path_factory.mktemp("conversion")
+    weights = saved_glip(folder)
+    with safe_open(weights, "pt") as file:
+        metadata = file.metadata()
+    single = folder / "glip.safetensors"
+    save_file(load_file(weights), single, metadata | {"conversion": json.dumps(ledger(weights))})
+    with small_capture(tmp_path_factory.mktemp("capture")) as capture:
+        model = GLIP.from_pretrained(single).double()
+        certify(
+            single,
+            capture,
+            [parity(subject(model), capture)],
+            mutation_score(subject(model), capture, 5),
+            subject(model),
+        )
+    inside = folder / "glip"
+    inside.mkdir()
+    save_file(load_file(weights), inside / "model.safetensors", {"format": "pt"})
+    (inside / "config.json").write_text(metadata["config"])
+    (inside / "conversion.json").write_text(json.dumps(ledger(weights)))
+    shutil.copy(folder / "glip.parity.json", inside / "parity.json")
+    (inside / "report.html").write_text("<p>report</p>")
+    small_vocabulary(folder)
+    return folder
+
+
+@pytest.fixture
+def conversions(originals: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(originals, tmp_path / "in"))

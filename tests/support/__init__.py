@@ -1,0 +1,22 @@
+"""What tests share.
+
+tiny.py              a table with every op, and weights of a few numbers for it
+small_formats.py     every built-in format at a size at which all pairs can be tried
+random_tables.py     tables that nobody wrote, all sound
+official_keys.py     the official state dicts without a file
+small_glip.py        a GLIP of a few thousand parameters
+saved_glip.py        the same as a converted file
+small_folder.py      the same as a folder, with bert_vocabulary.py's small vocabulary
+small_capture.py     what it computes, as a capture
+small_files.py       every format as a file, and the command line on it
+two_checkpoints.py   two that differ in a little, for diff
+archives.py          archives of torch.save, member by member
+packaging.py         a folder to publish
+craft_pickle.py      pickles that say what no pickler would
+craft_files.py       zip, legacy and safetensors files that lie
+reading.py           what a reader makes of such a file
+publishing.py        whose token, which repository, how a refusal reads
+hub/                 a stand-in of the Hub
+official_standin/    a stand-in of the official package, as scripts/capture_official.py imports it
+second_family/       a package with a family of its own
+"""
