@@ -71,7 +71,7 @@ def main() -> int:
         rows += run_model(model, arguments.device)
     failed = [row for row in rows if row["verdict"] == "FAIL"]
     seconds = time.perf_counter() - start
-    print(f"\n{len(rows)} comparisons, {len(failed)} failed, {seconds:.0f} s on {rows[0]['settings']['machine']}")
+    print(f"\n{len(rows)} comparisons, {len(failed)} failed, {seconds:.0f} s on {rows[-1]['settings']['machine']}")
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps({"seconds": seconds, "runs": rows}, indent=1) + "\n")
