@@ -156,3 +156,11 @@ def test_paths_that_documents_name_are_there() -> None:
     pattern = r"(?:converter|mappings|tests|scripts|docs)/[\w./-]*\w"
     named = {(path.name, found) for path in texts for found in re.findall(pattern, path.read_text(encoding="utf-8"))}
     assert sorted((text, found) for text, found in named if not (root / found).exists() and "NAME" not in found) == []
+
+
+def test_tests_that_documents_name_are_there() -> None:
+    root = PACKAGE.parent
+    text = (root / "docs" / "promises.md").read_text(encoding="utf-8")
+    named = re.findall(r"(tests/[\w/]+\.py)::(\w+)", text)
+    assert len(named) > 15
+    assert [name for path, name in named if f"def {name}(" not in (root / path).read_text(encoding="utf-8")] == []

@@ -41,7 +41,8 @@ from tests.support.small_glip import subject
 
 pytestmark = pytest.mark.fullsize
 
-README = ROOT / "README.md"
+# where a reader comes to them; each may use what an earlier one made
+DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("convert", "package", "detect"))]
 CAPTURES = [load_capture(path) for path in sorted((DATA / "captures").glob("*.safetensors"))]
 
 
@@ -66,9 +67,11 @@ def converted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     shutil.rmtree(folder)  # pytest would keep it for three runs
 
 
-def blocks(language: str) -> Iterator[str]:
-    """The code blocks of the README in one language."""
-    return (match[1] for match in re.finditer(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL))
+def blocks(document: Path, *languages: str) -> Iterator[tuple[str, str]]:
+    """Language and text of the code blocks of a document."""
+    for language, text in re.findall(r"^```(\w+)\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE):
+        if language in languages:
+            yield language, text
 
 
 @pytest.fixture
@@ -93,7 +96,7 @@ def folder(converted: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     here = tmp_path / "here"
     here.mkdir()
     (here / "official.pth").symlink_to(converted.source)
-    (here / "tests").symlink_to(README.parent / "tests")
+    (here / "tests").symlink_to(ROOT / "tests")
     for name, picture in (("street", skimage.data.rocket()), ("park", skimage.data.astronaut())):
         Image.fromarray(picture).save(here / f"{name}.jpg")
     monkeypatch.chdir(here)
@@ -110,14 +113,28 @@ def run(command: str) -> str:
 
 
 @pytest.mark.parametrize("converted", ["glip-t"], indirect=True)
-def test_what_the_readme_says_can_be_typed(hub: HubServer, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    commands = [line for block in blocks("console") for line in block.splitlines()]
-    assert len(commands) >= 21
-    for command in commands:
-        run(command)
-    for code in blocks("python"):
-        exec(code, {})
+def test_what_the_documents_say_can_be_typed(hub: HubServer, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commands = 0
+    for document in DOCUMENTS:
+        for language, text in blocks(document, "console", "python"):
+            if language == "python":
+                exec(text, {})
+                continue
+            for command in text.splitlines():
+                run(command)
+                commands += 1
+    assert commands >= 25
     assert "torch.Size" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("converted", ["glip-t"], indirect=True)
+def test_the_transcript_in_the_readme_is_what_is_printed(folder: Path) -> None:
+    """Line for line, in this order; some lines are left out of it."""
+    ((_, transcript),) = blocks(DOCUMENTS[0], "text")
+    for said in transcript.split("$ ")[1:]:
+        command, *expected = said.strip().splitlines()
+        printed = iter(run(command).splitlines())
+        assert [line for line in expected if line not in printed] == []
 
 
 @pytest.mark.parametrize("layout", ["", "--max-shard-size 300MB"])
