@@ -13,8 +13,8 @@
     ├── CaptureError               8   a capture or certificate cannot be used: nothing was compared
     └── HubError                   9   the Hub, or what is to go there: not published, or not downloaded
 
-1 is also what a comparison says that was made and failed. 2 is click's own code for a wrong command line, 130 and 143
-are Ctrl-C and SIGTERM.
+1 is also the exit code of a comparison that found a difference. 2 is click's own code for a wrong command line,
+130 and 143 are Ctrl-C and SIGTERM.
 A message says what was found, where, what was expected and what to do next.
 """
 
@@ -36,7 +36,7 @@ class CheckpointError(ConverterError):
 
 
 class NotACheckpointError(CheckpointError):
-    """The file is not a checkpoint at all, but something that was recognised or nothing known."""
+    """The file is not a checkpoint: it is of another known kind, or of none."""
 
 
 class CorruptCheckpointError(CheckpointError):
@@ -52,7 +52,7 @@ class RootError(CheckpointError):
 
 
 class TableError(ConverterError):
-    """A mapping table or target spec breaks the language. `problems` holds one line each."""
+    """A mapping table or target spec is invalid. `problems` holds one line for each reason."""
 
     exit_code = 4
 
@@ -62,7 +62,7 @@ class TableError(ConverterError):
 
 
 class PlanError(ConverterError):
-    """A table does not fit a checkpoint. `problems` holds every reason, one line each."""
+    """A table does not fit a checkpoint. `problems` holds one line for each reason."""
 
     exit_code = 5
 
@@ -84,12 +84,12 @@ class ModelError(ConverterError):
 
 
 class CaptureError(ConverterError):
-    """A capture or certificate is no sound one, or is of something else; nothing was compared."""
+    """A capture or certificate is damaged, or belongs to something else; nothing was compared."""
 
     exit_code = 8
 
 
 class HubError(ConverterError):
-    """A model cannot be published as it is, or the Hub did not do what was asked; nothing is there by half."""
+    """A model cannot be published as it is, or the Hub did not do what was asked. Nothing is half published."""
 
     exit_code = 9

@@ -472,7 +472,7 @@ def run_proved(model: Any, batch: Batch, taps: Sequence[Tap], device: str, dtype
 
 @contextlib.contextmanager
 def reading_head(model: Any, taps: Sequence[Tap]) -> Iterator[dict[str, Any]]:
-    """While active, the head's raw outputs gather in the dict. This is no hook: the clean run must not have any."""
+    """While active, the head's raw outputs gather in the dict. This is not a hook: the clean run must not have any."""
     of_head = [tap for tap in taps if tap.module == HEAD]
     head = dict(model.named_modules()).get(HEAD)
     if head is None or not of_head:
@@ -580,7 +580,7 @@ def tensors_of(run: Run) -> dict[str, Any]:
     """All tensors of the capture, by name."""
     images = run.given["input.images"].float()
     if not same(images.to(run.given["input.images"].dtype), run.given["input.images"]):
-        raise Refused("the backbone got images that are no float32 numbers, which captures cannot hold")
+        raise Refused("the backbone got images that are not float32 numbers, which captures cannot hold")
     tensors = {**run.activations, **run.given, "input.images": images}
     for index, (boxes, scores, labels) in enumerate(run.detections):
         prefix = f"detections.{index}."

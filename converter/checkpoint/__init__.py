@@ -13,7 +13,7 @@ In the order in which data passes:
     safetensors.py   safetensors, one file or shards
     index.py         what all of these give: a Checkpoint, whose tensors are read one at a time
     dtypes.py        the types of elements
-    hashes.py        the SHA-256 of every tensor; whether files are still what was read
+    hashes.py        the SHA-256 of every tensor; whether a file was changed meanwhile
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from converter.errors import NotACheckpointError
 __all__ = ["DTYPES", "Checkpoint", "DType", "TensorInfo", "open_checkpoint"]
 
 _IN_FOLDERS = ("model.safetensors.index.json", "model.safetensors")
-# what people hand in by mistake, by the bytes it begins with
+# files that people give by mistake, by their first bytes
 _KNOWN: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself. Run `git lfs pull` in its repository"),
     (b"<", "a web page or XML. The download went wrong; get the file again from its download link"),

@@ -1,5 +1,4 @@
-"""The SHA-256 of every tensor of a checkpoint, by which a copy is told from a change; and what shows that files are
-still what was read."""
+"""The SHA-256 of every tensor of a checkpoint; and stamps of files, which show whether they were changed meanwhile."""
 
 from __future__ import annotations
 
@@ -14,13 +13,13 @@ Stamps: TypeAlias = dict[Path, tuple[int, int, int]]
 
 
 def stamps(paths: Iterable[Path]) -> Stamps:
-    """Inode, size and time of change of files: another process can neither write nor replace one and leave these."""
+    """Inode, size and change time of each file: they differ once another process writes or replaces one."""
     found = {path: path.stat() for path in paths}
     return {path: (status.st_ino, status.st_size, status.st_mtime_ns) for path, status in found.items()}
 
 
 def file_sha256(path: Path) -> str:
-    """Of a file's bytes."""
+    """SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -94,10 +94,10 @@ class Checkpoint:
         roots: every state dict found, with its number of tensors.
         tensors: of the root taken, in file order.
         globals: `module.name` of everything the pickle names, sorted; none of it was imported.
-        skipped: what was left aside, and why, one sentence each.
-        metadata: `__metadata__` of safetensors; of another file the `conversion` that wrote it, if it was one of ours.
+        skipped: what was not taken, and why, one sentence each.
+        metadata: `__metadata__` of safetensors; of a .pth that `convert` wrote, its `conversion`.
         unsupported: tensors of the root that cannot be read, with the reason.
-        objects: what is among its tensors and is none, nor a plain value, with a description.
+        objects: what lies among the tensors and is neither a tensor nor a plain value, with a description.
     """
 
     path: Path

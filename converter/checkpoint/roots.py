@@ -1,4 +1,4 @@
-"""Which state dict of a pickled checkpoint is taken, and what is left aside."""
+"""Which state dict of a pickled checkpoint is taken, and what is not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Pairs = list[tuple[object, object]]
 
 PREFERRED = ("model", "state_dict", "", "model_ema")  # "" is the file itself
 _ORDERED_DICT = Global("collections", "OrderedDict")
-_NAMED = 100  # things that are named one by one; beyond that they are counted
+_NAMED = 100  # so many of those that are not taken are named; the rest are counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,8 @@ def read_contents(
 ) -> Contents:
     """Choose among the state dicts in the unpickled `value` (`wanted` if given) and describe its tensors.
 
-    Raises RootError if there is none or no reason to prefer one, CorruptCheckpointError for a tensor that lies.
+    Raises RootError if there is none, or several without a reason to prefer one; CorruptCheckpointError for a tensor
+    that contradicts its storage.
     """
     candidates = _candidates(value, label)
     counts = {name: count for name, (_, count) in candidates.items()}
@@ -58,7 +59,7 @@ def read_contents(
                 unsupported[key] = f"tensor {quoted(key)}: {error}"
         elif isinstance(item, Instance) and item.function != _ORDERED_DICT:
             objects[key] = (
-                f"{quoted(key)} is no tensor, but {_describe(item)}; it was not executed. Save a plain tensor"
+                f"{quoted(key)} is not a tensor, but {_describe(item)}; it was not executed. Save a plain tensor"
             )
         else:
             skipped.append(f"{_key(key)}: {_describe(item)}")
@@ -118,7 +119,7 @@ def _items(value: object) -> list[Any] | None:
 
 
 def _pairs(value: object) -> Pairs | None:
-    """`_items`, each as a pair; what is none is passed over."""
+    """`_items` as pairs; an item that is not a pair is skipped."""
     items = _items(value)
     if items is None or (isinstance(value, Dict | Instance) and items is value.pairs):
         return items
@@ -130,7 +131,7 @@ def _tensors(pairs: Sequence[tuple[object, object]]) -> int:
 
 
 def _unique(pairs: Pairs, label: str) -> Pairs:
-    """`pairs`, once no name in them is found twice."""
+    """`pairs`, after a check that no name is there twice."""
     seen = set()
     for key, _ in pairs:
         if isinstance(key, str):

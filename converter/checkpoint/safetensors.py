@@ -55,7 +55,7 @@ def open_sharded(index: SourceFile, root: str | None) -> Checkpoint:
         sources = []
         for name in sorted(set(weight_map.values())):
             if Path(name).name != name or not name.isprintable():
-                _fail(label, f"the shard {quoted(name)} is no plain file name")
+                _fail(label, f"the shard {quoted(name)} is not a plain file name")
             source = opened.enter_context(SourceFile(index.path.parent / name))
             sources.append(source)
             found, unreadable, about = _read_header(source)
@@ -138,11 +138,11 @@ class _Entry:
             _fail(label, f"tensor {quoted(name)} is not described by dtype, shape and data_offsets")
         self.tag = entry["dtype"]
         if not isinstance(self.tag, str):
-            _fail(label, f"tensor {quoted(name)}: its dtype is no string")
+            _fail(label, f"tensor {quoted(name)}: its dtype is not a string")
         self.shape = tuple(_counts(entry["shape"], f"tensor {quoted(name)}: its shape", label))
         offsets = _counts(entry["data_offsets"], f"tensor {quoted(name)}: its data_offsets", label)
         if len(offsets) != 2 or offsets[0] > offsets[1]:
-            _fail(label, f"tensor {quoted(name)}: its data_offsets are no range")
+            _fail(label, f"tensor {quoted(name)}: its data_offsets are not a range")
         self.begin, self.end = offsets
 
 
@@ -150,7 +150,7 @@ def _counts(value: object, what: str, label: str) -> list[int]:
     if not isinstance(value, list) or not all(
         isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 1 << 63 for item in value
     ):
-        _fail(label, f"{what} is no list of sizes")
+        _fail(label, f"{what} is not a list of sizes")
     if len(value) > DIMENSION_LIMIT:
         raise UnsupportedCheckpointError(
             f"{label}: {what} has {len(value)} entries, {DIMENSION_LIMIT} is the limit. Reshape it."
@@ -179,9 +179,9 @@ def _parse(data: bytes, label: str) -> dict[str, Any]:
     try:
         document = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        _fail(label, f"the header is no sound JSON ({plain(str(error))})")
+        _fail(label, f"the header is not valid JSON ({plain(str(error))})")
     if not isinstance(document, dict):
-        _fail(label, "the header is no JSON object")
+        _fail(label, "the header is not a JSON object")
     return document
 
 
@@ -195,7 +195,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON number")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def _refuse_root(path: Path, root: str | None) -> None:

@@ -92,12 +92,12 @@ def _unwrap(value: object) -> tuple[Global, tuple[object, ...]]:
     """Function and arguments of the innermost tensor of parameters and subclasses."""
     for _ in range(8):  # a parameter of a subclass of ...; a value that contains itself ends here too
         if not (isinstance(value, Instance) and isinstance(value.function, Global)):
-            raise Malformed("it is wrapped in a function, but is no tensor")
+            raise Malformed("it is wrapped in a function, but is not a tensor")
         if value.has_state or value.pairs or value.items:
             raise Unreadable("it is changed by code after it was built; save it as an ordinary tensor")
         function, arguments = value.function, value.arguments
         if not isinstance(arguments, tuple):
-            raise Malformed(f"the arguments of {function} are no tuple")
+            raise Malformed(f"the arguments of {function} are not a tuple")
         if function in _ORDINARY:
             return function, arguments
         if function in _WRAPPERS and arguments:
@@ -182,7 +182,7 @@ def _part(view: object) -> tuple[str, int, int] | None:
 
 def _count(value: object, what: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise Malformed(f"{what} is no integer")
+        raise Malformed(f"{what} is not an integer")
     if not 0 <= value < 1 << 63:
         raise Malformed(f"{what} is {number(value)}")
     return value
@@ -190,7 +190,7 @@ def _count(value: object, what: str) -> int:
 
 def _counts(value: object, what: str) -> tuple[int, ...]:
     if not isinstance(value, tuple):
-        raise Malformed(f"{what} is no tuple")
+        raise Malformed(f"{what} is not a tuple")
     if len(value) > DIMENSION_LIMIT:
         raise Unreadable(f"it has {len(value)} dimensions, and {DIMENSION_LIMIT} is the limit. Reshape it")
     return tuple(_count(item, f"an entry of {what}") for item in value)
@@ -198,7 +198,7 @@ def _counts(value: object, what: str) -> tuple[int, ...]:
 
 def _named_dtype(value: object) -> DType | None:
     if not (isinstance(value, Global) and value.module == "torch"):
-        raise Malformed("its dtype is no dtype of torch")
+        raise Malformed("its dtype is not a dtype of torch")
     if value.name not in DTYPES:
         raise Unreadable(f"its dtype is {plain(value.name)}, which is unknown. Save it in another")
     return DTYPES[value.name]
@@ -209,7 +209,7 @@ def _flags(metadata: tuple[object, ...]) -> set[str]:
     if not metadata or metadata[0] is None:
         return set()
     if not isinstance(metadata[0], Dict):
-        raise Malformed("its metadata is no dict")
+        raise Malformed("its metadata is not a dict")
     flags: dict[str, bool] = {}
     for key, value in metadata[0].pairs[:3]:
         if not (isinstance(key, str) and key in ("conj", "neg") and isinstance(value, bool)):

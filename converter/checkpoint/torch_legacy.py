@@ -104,20 +104,20 @@ class _Window(io.BufferedReader):
 
 
 class _Storages:
-    """Where each storage lies, once the whole chain of them was found to fit the file."""
+    """Where each storage lies. The whole chain of them has been checked against the size of the file."""
 
     def __init__(self, source: SourceFile, found: Unpickled, keys: Unpickled) -> None:
         self._source = source
         self._label = file_name(source.path)
         stated = self._stated(found)
         if not isinstance(keys.value, list):
-            self._fail("the list of storage keys is no list")
+            self._fail("the list of storage keys is not a list")
         self._roots: dict[str, Storage] = {}
         self._views: dict[tuple[str, int, int], Storage] = {}
         position = keys.end
         for key in keys.value:
             if not isinstance(key, str) or key in self._roots:
-                self._fail("the list of storage keys has an entry twice, or one that is no string")
+                self._fail("the list of storage keys has an entry twice, or one that is not a string")
             if key not in stated:
                 self._fail(f"storage {quoted(key)} is listed, but no tensor says how large its elements are")
             reference = stated[key]

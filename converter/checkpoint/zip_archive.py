@@ -26,7 +26,7 @@ _LOCAL = struct.Struct("<4s5H3L2H")
 DIRECTORY_LIMIT = 16 * 1024 * 1024  # bytes; some 200,000 members
 _ENCRYPTED, _SIZES_FOLLOW = 0x0001, 0x0008  # general purpose flags
 _ZIP64_EXTRA = 1
-# members that only archives of programs have
+# members that only TorchScript and exported programs have
 _PROGRAM_MEMBERS = {"constants.pkl", "archive_format", "models/model.json"}
 
 
@@ -176,7 +176,7 @@ class ZipArchive:
         return name
 
     def _wide_fields(self, extra: bytes, where: str) -> Iterator[int]:
-        """The 64-bit numbers of an entry, in the order in which narrow fields are full."""
+        """The 64-bit numbers of an entry, in the order of the 32-bit fields that they stand in for."""
         position = 0
         while position + 4 <= len(extra):
             kind, length = struct.unpack_from("<2H", extra, position)
@@ -197,7 +197,7 @@ class ZipArchive:
                 )
 
     def _check_header(self, entry: Member, directory: int) -> Member:
-        """The entry with the offset of its data, once its local header was found to agree."""
+        """The entry with the offset of its data, after its local header was found to agree."""
         label = f"member {quoted(entry.name)}"
         if entry.packed:
             raise UnsupportedCheckpointError(

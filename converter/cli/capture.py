@@ -59,7 +59,7 @@ def capture(
     """Capture every tapped activation of MODEL, a converted file or folder."""
     wanted = [item for item in errors.split(",") if item]
     if unknown := set(wanted) - {"float32", "bfloat16", "float16"}:
-        raise click.BadParameter(f"{min(unknown)!r} is none of float32, bfloat16, float16", param_hint="--errors")
+        raise click.BadParameter(f"{min(unknown)!r} is not one of float32, bfloat16, float16", param_hint="--errors")
     if destination.suffix != ".safetensors":
         raise DestinationError(f"{destination.name}: captures are safetensors; let --dst end in '.safetensors'")
     if not destination.parent.is_dir():

@@ -1,4 +1,4 @@
-"""`converter certify` and `converter verify`: evidence that travels with the weights, and checking a copy by it."""
+"""`converter certify` and `converter verify`: a certificate beside the weights, and checking a copy by it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Examples:
   converter verify glip-t/ --dtype float32 --json
   converter verify org/glip-t@main
 \b
-Exit codes: 0 this copy computes what was certified, 1 it does not, 8 no sound
-certificate, or nothing says what this dtype may differ by."""
+Exit codes: 0 this copy computes what was certified, 1 it does not, 8 no valid
+certificate, or no tolerance is known for this dtype."""
 
 
 @click.command(epilog=_CERTIFY)

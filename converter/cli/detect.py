@@ -35,7 +35,7 @@ class _Score(click.FloatRange):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         score = super().convert(value, param, ctx)
         if math.isnan(score):  # which no range excludes
-            self.fail("nan is no score", param, ctx)
+            self.fail("nan is not a score", param, ctx)
         return float(score)
 
 
@@ -158,7 +158,7 @@ def _places(out: Path | None, images: tuple[Path, ...], force: bool) -> list[Pat
         return [None] * len(images)
     try:
         if not out.parent.is_dir():
-            raise DestinationError(f"{plain(str(out.parent), 1024)} is no folder to put another into; make it first")
+            raise DestinationError(f"{plain(str(out.parent), 1024)} is not a folder to put another into; make it first")
         if out.exists() and any(out.iterdir()) and not force:
             raise DestinationError(f"{plain(str(out), 1024)} is not empty; --force writes into it")
     except (OSError, ValueError) as error:

@@ -59,8 +59,8 @@ def diff(
     """Compare checkpoints A and B tensor by tensor: names, shapes, dtypes, values.
 
     Formats are recognised. Where they are two, both are converted to the target's on the way, tensor by tensor; else
-    they are compared by key, prefixes taken off. What a format does not hold or its table leaves out is no
-    difference, unless both have it.
+    they are compared by key, without prefixes. What a format does not hold or its table leaves out does not count
+    as a difference, unless both have it.
     """
     if no_table and table_name is not None:
         raise click.UsageError("--table and --no-table contradict each other")

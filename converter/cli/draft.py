@@ -94,7 +94,7 @@ def draft(
 
 
 def _tensors(path: Path, root: str | None) -> tuple[list[Named], list[str]]:
-    """The tensors of a checkpoint, and what in it is none."""
+    """The tensors of a checkpoint, and sentences on what else is in it."""
     from converter.checkpoint import open_checkpoint
     from converter.mapping.cast import is_float
     from converter.mapping.draft import Named
@@ -123,12 +123,12 @@ def _identifier(path: Path) -> str:
 def _check(folder: Path, files: list[Path], force: bool) -> None:
     """Refuse before the work what could not be written after it."""
     if folder.exists() and not folder.is_dir():
-        raise DestinationError(f"{folder} is no folder; choose another --out")
+        raise DestinationError(f"{folder} is not a folder; choose another --out")
     if not folder.exists() and not folder.parent.is_dir():
         raise DestinationError(f"{folder.parent} is not a folder; create it first or choose another --out")
     for path in files:
         if path.is_dir() or path.is_symlink():
-            raise DestinationError(f"{path} is no plain file; choose another --out or --name")
+            raise DestinationError(f"{path} is not a plain file; choose another --out or --name")
         if path.exists() and not force:
             raise DestinationError(f"{path} exists; --force replaces it, --name chooses another name")
 

@@ -37,7 +37,7 @@ def explain(
     """Say what becomes of KEY, a name of the checkpoint (with or without its prefix) or of the in-house model.
 
     Names the rule by its JSON pointer in the table, the ops and both shapes; for an unknown key, the nearest ones.
-    Works on a checkpoint that does not fit, too. Exit code 5 if KEY is unknown.
+    Also works on a checkpoint that does not fit. Exit code 5 if KEY is unknown.
     """
     from converter.checkpoint import open_checkpoint
     from converter.cli.sources import locate

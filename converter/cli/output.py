@@ -18,7 +18,7 @@ from converter.errors import CaptureError, ConverterError, HubError, PlanError, 
 
 P = ParamSpec("P")
 _SHOWN_PROBLEMS = 40
-# what only some commands need: the package that holds it, and what for
+# module -> the package to install for it, and what a command needs it for
 _OPTIONAL = {
     "torch": ("torch", "runs the model"),
     "safetensors": ("safetensors", "runs the model"),
@@ -110,7 +110,7 @@ def parse_size(context: click.Context, parameter: click.Parameter, value: str | 
 
 @contextmanager
 def progress(total: int, description: str, unit: str = "B") -> Iterator[Callable[[int], None]]:
-    """A bar on stderr that counts bytes, or whatever `unit` says; silent where stderr is no terminal."""
+    """A bar on stderr that counts bytes, or whatever `unit` says; silent where stderr is not a terminal."""
     from tqdm import tqdm
 
     with tqdm(

@@ -1,4 +1,4 @@
-"""`converter parity`: where a model and a capture part, how surely, and what the capture could not see."""
+"""`converter parity`: where a model departs from a capture, by how much, and what the capture would not notice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A command as a program of its own: what becomes of output that cannot be written."""
+"""Running a command as a program: output that cannot be written changes a success into an error, never a failure."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def run_program(command: click.Command, name: str) -> NoReturn:
     """Run a command with the arguments of the process, and end the process with the exit code it deserves.
 
-    A command does its work to the end, whether or not anybody can read what it says. Its own failure is its exit code;
-    a success that could not be told is none.
+    A command finishes its work even when its output cannot be written. If it fails, its own exit code stands; if it
+    succeeds but could not say so, that is an error of its own.
     """
     output = _Stream(sys.stdout, 1)
     sys.stdout, sys.stderr = _text(output, sys.stdout), _text(_Stream(sys.stderr, 2), sys.stderr)
@@ -32,7 +32,7 @@ def run_program(command: click.Command, name: str) -> NoReturn:
     sys.stdout.flush()
     if output.failure is not None and not code:
         if output.failure.errno == errno.EPIPE:
-            code = 1  # as click has it; the reader went away and waits for no words
+            code = 1  # as click does; the reader is gone, so there is nobody to tell
         else:
             click.echo(f"error: the output cannot be written: {output.failure.strerror}", err=True)
             code = DestinationError.exit_code
@@ -49,7 +49,7 @@ class _Stream(io.FileIO):
     failure: OSError | None = None
 
     def __init__(self, stream: TextIO | None, number: int) -> None:
-        if stream is None:  # closed when the program began: a place that nothing can be written to
+        if stream is None:  # it was closed when the program began: stand in a place that cannot be written to
             number = os.open(os.devnull, os.O_RDONLY)
         super().__init__(number, "w", closefd=False)
 

@@ -36,7 +36,7 @@ Exit codes: 0 published, or already so; 7 config.json or conversion.json describ
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of changing main.")
 @click.option("--message", help="First line of the commit.")
 @click.option(
-    "--public/--private", "public", default=None, help="Of a repository that is made now.  [default: private]"
+    "--public/--private", "public", default=None, help="Of a repository that is created now.  [default: private]"
 )
 @click.option("--unverified", is_flag=True, help="Publish without a certificate; the card is marked UNVERIFIED.")
 @click.option("--dry-run", is_flag=True, help="List what would be uploaded and deleted; change nothing.")
@@ -57,7 +57,7 @@ def publish(
 
     DIR is what `converter package` makes. Its weights, configuration, ledger, card and certificate are checked against
     one another first. Then everything is one commit: what changed is uploaded, what is there already is not, shards
-    and documents that DIR no longer has are deleted. At last the Hub is asked for the hash of every file.
+    and documents that DIR no longer has are deleted. At the end the Hub is asked for the hash of every file.
     """
     from converter.hub import show_progress
     from converter.publish.commit import publish as publish_folder

@@ -14,7 +14,7 @@ from converter.hub import is_on_hub, resolve, show_progress
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A local path, and as `origin` which commit of the Hub it is of, with the SHA-256 of each file of it."""
+    """A local path. `origin`: the commit of the Hub that it is from, with the SHA-256 of each file."""
 
     path: Path
     origin: dict[str, Any] | None

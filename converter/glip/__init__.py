@@ -1,15 +1,15 @@
-"""The GLIP family (Li et al. 2022, arXiv:2112.03857): the model in plain PyTorch, and all that belongs to it.
+"""The GLIP family (Li et al. 2022, arXiv:2112.03857): the model in plain PyTorch, and all code specific to it.
 
     from converter.glip import GLIP, Detector, get_model
 
     model/          the model alone: it needs torch and knows nothing of conversion
     detect/         from pictures and words to boxes: preprocessing, tokenizer, prompt, detector, drawing
-    zoo.py          models by name, MMPretrain's two among them, from weights of any format
+    zoo.py          models by name, including MMPretrain's two, from weights of any format
     model_zoo.json  the released models: training data, figures, licence, each with its source
-    mistakes.py     mistakes that re-implementations make, to be made on purpose
-    family.py       all this as parity, publishing and the command line know it
+    mistakes.py     known mistakes of re-implementations, made on purpose in mutation tests
+    family.py       what parity, publishing and the command line use of GLIP
 
-Names are imported when they are asked for: making a tokenizer's files takes no torch.
+Names are imported on first use: code that only makes a tokenizer's files does not import torch.
 """
 
 from __future__ import annotations

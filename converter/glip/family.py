@@ -1,4 +1,4 @@
-"""GLIP as parity, publishing and the command line know it. Torch is imported by what runs a model, not before."""
+"""What parity, publishing and the command line use of GLIP. Torch is imported inside the functions that need it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from converter.glip.model.head import Output
     from converter.parity.capture import Capture, Detections
 
-ANCHORS = "rpn.anchor_generator."  # the official module, by level; ours are a method of the model
+ANCHORS = "rpn.anchor_generator."  # the official module of each level; here a method of the model makes anchors
 
 
 class GLIPFamily(Family["GLIP"]):
@@ -51,8 +51,8 @@ class GLIPFamily(Family["GLIP"]):
     def sample_inputs(self, config: Config) -> Inputs:
         """Two images of 75x101 and 60x90 pixels and two captions of 13 and 10 tokens.
 
-        Numbers are raw output of PCG64, which is fixed; as pixels, uniform with mean 0 and variance 1. Odd sizes, since
-        padding is where implementations part; padding in one caption, since masks are.
+        The numbers are raw output of PCG64, which is the same in every numpy; pixels are uniform with mean 0 and
+        variance 1. The batch has odd sides and one caption is padded, since implementations differ in padding and masks.
         """
         import torch
 
@@ -79,7 +79,7 @@ class GLIPFamily(Family["GLIP"]):
         )
 
     def inputs(self, capture: Capture) -> Mapping[str, Tensor]:
-        """Images (B, 3, H, W), ids and mask (B, T), without tokens at the end that the model would not compute."""
+        """Images (B, 3, H, W), ids and mask (B, T), without the trailing tokens that the model does not compute."""
         images, ids, mask = _checked(capture)
         tokens = _computed_tokens(mask)
         return {"images": images, "input_ids": ids[:, :tokens], "attention_mask": mask[:, :tokens]}
@@ -137,7 +137,7 @@ class GLIPFamily(Family["GLIP"]):
         if tokenizer.size != config.get("vocab_size"):
             raise ModelError(
                 f"{tokenizer.origin}: the vocabulary has {tokenizer.size} entries, the model "
-                f"{config.get('vocab_size')}. Give the one that it was trained with."
+                f"{config.get('vocab_size')}. Give the vocabulary that the model was trained with."
             )
         settings = glip_preprocessing()
         files = tokenizer.files(settings.caption_tokens)
@@ -163,7 +163,7 @@ FAMILY = GLIPFamily()
 
 
 def _checked(capture: Capture) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, ids and mask of a capture; CaptureError unless they are a batch, with what detection needs."""
+    """Images, ids and mask of a capture; CaptureError unless they form a batch and detection has its facts."""
     import torch
 
     where = file_name(capture.path)
@@ -177,12 +177,12 @@ def _checked(capture: Capture) -> tuple[Tensor, Tensor, Tensor]:
     if images.dim() != 4 or ids.dim() != 2 or ids.shape != mask.shape or 0 in (*images.shape, *ids.shape) or (
         len(images) != batch or len(ids) != batch or {ids.dtype, mask.dtype} != {torch.int64}
     ):  # fmt: skip
-        raise CaptureError(f"{where}: its inputs are not those of {batch} images. Capture again.")
+        raise CaptureError(f"{where}: its images, ids and mask do not form a batch of {batch}. Capture again.")
     return images, ids, mask
 
 
 def _computed_tokens(attention_mask: Tensor) -> int:
-    """How many leading tokens the model computes: all up to the last that a caption attends to, rounded up."""
+    """How many leading tokens the model computes; the same rule as `check_ids_and_length` of the model."""
     import torch
 
     from converter.glip.model.inputs import TEXT_MULTIPLE

@@ -1,6 +1,6 @@
-"""Mistakes that a re-implementation of GLIP makes, each a context in which the in-house model computes something else.
+"""Known mistakes of re-implementations of GLIP. Each is a context in which this package's model makes the mistake.
 
-Which mistakes there are: those that were measured on the official code, and what ports of Swin and BERT get wrong.
+Most were measured on the official code; the others are what ports of Swin, BERT and detection get wrong.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ FUSION = r"head\.blocks\.\d+\.fusion"
 
 
 def _patch(target: Any, name: str, make: Callable[[Any], object]) -> Context:
-    """`target.name` is what `make` makes of it, for any model."""
+    """Replace `target.name` by `make(target.name)`; the same for every model."""
     return lambda model: patched(target, name, make(getattr(target, name)))
 
 
 def _hooked(find: Callable[[GLIP], list[nn.Module]], hook: Callable[..., object], *, before: bool = False) -> Context:
-    """The modules found have a hook meanwhile: on their inputs if `before`, else on their output."""
+    """Register `hook` on every module that `find` returns: on its inputs if `before`, else on its output."""
 
     @contextmanager
     def context(model: GLIP) -> Iterator[None]:
@@ -70,7 +70,7 @@ def _exchange_axes(original: Callable[[DynamicConv, Tensor], Offsets]) -> Callab
 
 
 def _interpolate(**changes: object) -> Callable[[Any], object]:
-    """Resizing that exchanges some of its arguments, where they are given."""
+    """A wrapper of F.interpolate with changed arguments: `mode` in nearest calls, any other in bilinear ones."""
 
     def make(original: Any) -> object:
         def resize(*arguments: object, **named: object) -> object:
@@ -127,7 +127,7 @@ def _merge_rows_first(original: object) -> object:
 
 
 class _Torch:
-    """torch, but for the lowest number, which is -10000."""
+    """torch with -10000 for the lowest number of every dtype."""
 
     def __getattr__(self, name: str) -> object:
         return getattr(torch, name)
@@ -197,7 +197,7 @@ MISTAKES: tuple[Mistake, ...] = (
         "level attention by sigmoid, not the hard one",
         _patch(DynamicConv, "_average", lambda original: _with_sigmoid(original)), CONVOLUTION,
     ),
-    # beyond those that were measured on the official code
+    # the following were not measured on the official code
     Mistake("patches merged row by row", _patch(PatchMerging, "forward", _merge_rows_first), r".*\.downsample"),
     Mistake(
         "upsampling of the pyramid bilinear, not nearest", _patch(F, "interpolate", _interpolate(mode="bilinear")),
@@ -226,7 +226,7 @@ _NEED_FUSION = {
 
 
 def mistakes_of(model: GLIP) -> list[Mistake]:
-    """Those that the model has the place for."""
+    """The mistakes that apply to the model: those of the fusion only if it has one."""
     return [mistake for mistake in MISTAKES if model.config.fusion or mistake.name not in _NEED_FUSION]
 
 

@@ -1,9 +1,9 @@
-"""Models by name, with weights of any format: the in-house GLIP, and its image encoder under MMPretrain's names.
+"""Models by name, with weights of any format: this package's GLIP, and its image encoder under MMPretrain's names.
 
     model = get_model("swin-t_glip-pre_3rdparty", pretrained="glip_tiny_model_o365_goldg_cc_sbu.pth")
     maps = model(images)  # (B, 192, H/8, W/8), (B, 384, H/16, W/16), (B, 768, H/32, W/32)
 
-Whatever `convert` reads is read here, too, through the same tables and the same checks, straight into the model.
+Every format that `convert` reads is read straight into the model, through the same tables and the same checks.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from converter.planning.formats import load_format, make_route, recognise
 from converter.planning.plan import Plan
 from converter.writing.buffers import verify_left_out
 
-# MMPretrain's names (configs/glip of its release 1.2) and the GLIP whose image encoder each is
+# MMPretrain's name (configs/glip of its release 1.2) -> the GLIP variant whose image encoder it is
 BACKBONES: Mapping[str, str] = {"swin-t_glip-pre_3rdparty": "glip-t", "swin-l_glip-pre_3rdparty_384px": "glip-l"}
 
 
@@ -41,8 +41,8 @@ class ImageEncoder(nn.Module):
     """GLIP's Swin alone: images (B, 3, H, W) -> the maps C3, C4, C5 of stride 8, 16, 32, layer-normalised.
 
     Images are BGR in 0..255 minus (103.53, 116.28, 123.675), divided by (57.375, 57.12, 58.395). With `pad_small_map`
-    it computes what GLIP does: windows are shifted on every map. Without, as MMPretrain does by default: not where
-    the map is as small as a window, and a smaller map is refused with a ModelError.
+    it computes what GLIP does: windows are shifted on every map. Without it, as in MMPretrain by default, windows are
+    not shifted on a map as small as a window, and a smaller map is a ModelError.
     """
 
     def __init__(self, config: GLIPConfig, *, pad_small_map: bool = True) -> None:
@@ -60,14 +60,14 @@ class ImageEncoder(nn.Module):
 
 
 class WholeModel(GLIP):
-    """GLIP, which given images alone returns its image encoder's maps C3, C4, C5, as the other models of the zoo do."""
+    """GLIP that, called with images alone, returns its image encoder's maps C3, C4, C5, as an `ImageEncoder` does."""
 
     def forward(  # type: ignore[override]
         self, images: Tensor, input_ids: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Output | tuple[Tensor, Tensor, Tensor]:
         if input_ids is None or attention_mask is None:
             if input_ids is not attention_mask:
-                raise ModelError("input_ids and attention_mask come together; without both there is no text.")
+                raise ModelError("give both input_ids and attention_mask, or neither: images alone give the maps C3, C4, C5.")
             return self.extract_feat(images)
         return super().forward(images, input_ids, attention_mask)
 
@@ -87,22 +87,22 @@ def get_model(
 ) -> WholeModel | ImageEncoder:
     """The model `name` in float32 on the CPU, in eval mode.
 
-    pretrained: a checkpoint of any format that holds the model or more of it, as a path or as `org/name` or
-    `hf://org/name/file.pth@revision` of the Hugging Face Hub; False for random numbers.
-    source: its format, a name or a table's path, where its keys leave that open.
+    pretrained: a checkpoint of any format that holds at least this model, as a path or as `org/name` or
+    `hf://org/name/file.pth@revision` of the Hugging Face Hub; False or None for random weights.
+    source: the checkpoint's format, by name or as a table's path; needed only where its keys fit several.
     root: the state dict to take where the file holds several. pad_small_map: see `ImageEncoder`.
 
-    Raises ModelError for an unknown name or weights of another model, CheckpointError and PlanError as `convert`,
-    HubError for what the Hub does not give.
+    Raises ModelError for an unknown name or weights of another model, CheckpointError and PlanError as `convert`
+    does, HubError if the download fails.
     """
     if name not in model_names():
         near = difflib.get_close_matches(name, model_names(), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ModelError(f"no model is called {name!r}.{hint} Known: {', '.join(model_names())}.")
     if not pad_small_map and name not in BACKBONES:
-        raise ModelError(f"pad_small_map=False is MMPretrain's, and {name} is none of its models.")
+        raise ModelError(f"pad_small_map=False is MMPretrain's, and {name} is not one of its models.")
     if pretrained is True:
-        raise ModelError(f"{name}: pretrained=True names no weights; give a path, or where they are on the Hub.")
+        raise ModelError(f"{name}: pretrained=True does not say which weights; give a path or org/name on the Hub.")
     if pretrained is False or pretrained is None:
         return _build(name, _config(name), pad_small_map).eval()
     with open_checkpoint(local_path(pretrained), root) as checkpoint:
@@ -110,7 +110,7 @@ def get_model(
 
 
 def _config(name: str) -> GLIPConfig:
-    """Of the GLIP that is called so, or whose image encoder is."""
+    """The config of GLIP `name`, or of the GLIP whose image encoder `name` is."""
     config: Mapping[str, Any] = load_spec("glip").variant(BACKBONES.get(name, name)).config
     return GLIPConfig(**config)
 
@@ -134,7 +134,7 @@ def _loaded(name: str, checkpoint: Checkpoint, source: str | None, pad_small_map
             f"{wanted[wrong[0]]}."
         )
     verify_left_out(checkpoint, plan)
-    with torch.device("meta"):  # no memory and no time for an initialisation that nobody sees
+    with torch.device("meta"):  # takes no memory and skips the random initialisation
         model = _build(name, GLIPConfig(**{**wanted, **plan.config}), pad_small_map)
     model.to_empty(device="cpu")
     _fill(model, checkpoint, plan)
@@ -143,7 +143,7 @@ def _loaded(name: str, checkpoint: Checkpoint, source: str | None, pad_small_map
 
 
 def _fill(model: nn.Module, checkpoint: Checkpoint, plan: Plan) -> None:
-    """Every parameter from the step that makes it, one step at a time; ModelError for one that no step makes."""
+    """Fill every parameter, one step of the plan at a time. ModelError if no step makes one of them."""
     parameters = dict(model.named_parameters())
     if absent := sorted(parameters.keys() - {target.name for target in plan.targets}):
         raise ModelError(

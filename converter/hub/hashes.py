@@ -38,7 +38,7 @@ class Hashes:
 
 
 def hash_bytes(content: bytes) -> Hashes:
-    """Of a file that holds `content`."""
+    """The hashes of a file that holds `content`."""
     blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
     return Hashes(len(content), hashlib.sha256(content).hexdigest(), blob.hexdigest())
 

@@ -1,4 +1,4 @@
-"""Requests to the Hub through huggingface_hub: made again when they may be, and failures as values.
+"""Requests to the Hub through huggingface_hub: retried where that may help, and failures as values.
 
 An error of the client is taken apart where it is caught, and no traceback of ours leads to it: it, or its frames, might
 hold the token.
@@ -39,7 +39,7 @@ class Retry:
     sleep: Callable[[float], object] = time.sleep
 
     def delay(self, attempt: int, failure: Failure) -> float | None:
-        """Seconds to wait after attempt 0, 1, ...; None if there is to be no other."""
+        """Seconds to wait after attempt 0, 1, ...; None after the last one."""
         if attempt + 1 >= self.attempts:
             return None
         if failure.wait is not None:
@@ -64,7 +64,7 @@ class Failure:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep huggingface_hub's own notes back: they name addresses with signatures in them."""
+    """Silence huggingface_hub's own log: it names addresses with signatures in them."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(max(level, logging.ERROR))
@@ -101,7 +101,7 @@ def insist(request: Callable[[], T], retry: Retry, say: Callable[[str], object])
 
 
 def pause(number: int, failure: Failure, retry: Retry, say: Callable[[str], object]) -> bool:
-    """Wait before another attempt; False if there is to be none."""
+    """Wait before the next attempt. False if there will be no other."""
     delay = retry.delay(number, failure)
     if delay is None:
         return False
@@ -144,9 +144,9 @@ def _failure(error: Exception) -> Failure:
     if isinstance(error, transport.TimeoutException | transport.NetworkError | transport.RemoteProtocolError):
         return Failure("lost", f"the connection was lost ({text})")
     if isinstance(error, UnicodeEncodeError) and error.encoding == "ascii":  # as headers are
-        return Failure("token", "the token holds what no token has")
+        return Failure("token", "the token holds characters that no token has")
     if isinstance(error, json.JSONDecodeError):
-        return Failure("busy", "the Hub's answer is no JSON")
+        return Failure("busy", "the Hub's answer is not JSON")
     if isinstance(error, OSError) and "Consistency check failed" in str(error):
         return Failure("lost", "the download ended too early")
     return Failure("other", text, status)

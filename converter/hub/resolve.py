@@ -24,7 +24,7 @@ _FILES = (".safetensors", ".pth", ".pt", ".bin", ".json")  # a mistyped path, no
 SCHEME = "hf://"
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 SHARD = "model-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].safetensors"
-# what is downloaded of a model: without the card and the report, which nothing here reads
+# the files of a model that are downloaded; nothing here reads the card and the report
 MODEL_FILES = (
     CONFIG, SINGLE, INDEX, SHARD, "conversion.json", "parity.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
@@ -118,9 +118,7 @@ def resolve(
     try:
         from huggingface_hub import constants
     except ModuleNotFoundError:
-        raise HubError(
-            f"{quoted(reference)}: the Hub is spoken to with huggingface_hub: pip install huggingface_hub"
-        ) from None
+        raise HubError(f"{quoted(reference)}: the Hub needs huggingface_hub: pip install huggingface_hub") from None
     with quiet():
         if constants.HF_HUB_OFFLINE:
             return _from_cache(wanted, cache_dir, on_bytes)
@@ -161,7 +159,7 @@ def _downloaded(
     names = [wanted.file] if wanted.file else [name for name in remote if is_model_file(name)]
 
     def sha256(name: str) -> str:
-        """Of the file in the cache, downloaded once more where it is damaged."""
+        """SHA-256 of the file in the cache, which is downloaded once more if it is damaged."""
         found = hash_file(folder / name, on_bytes)
         if not found.match(remote[name]):
             say(f"{plain(name)}: damaged in the cache; downloading it again")

@@ -27,7 +27,7 @@ def is_lossless(source: DType, target: DType) -> bool:
 
 
 def can_hold(value: Array, dtype: DType) -> bool:
-    """Whether a computed buffer may be stored as `dtype`: as a float, which a cast of all tensors makes, or exactly."""
+    """Whether a computed buffer may be stored as `dtype`: exactly, or as a float, as after a cast of the checkpoint."""
     return is_float(dtype) or (dtype.kind == "int" and np.array_equal(value.astype(dtype.carrier), value))
 
 

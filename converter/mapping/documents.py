@@ -120,13 +120,13 @@ def _checked(path: Path, kind: str) -> Document:
 def _parse(path: Path) -> tuple[dict[str, Any], str]:
     try:
         if path.exists() and not path.is_file():
-            raise TableError(f"{path} is no plain file; a JSON document was expected")
+            raise TableError(f"{path} is not a plain file; a JSON document was expected")
         with path.open("rb") as file:
             data = file.read(_LARGEST_DOCUMENT + 1)
     except OSError as error:
         raise TableError(f"{path} cannot be read: {error.strerror}") from None
     if len(data) > _LARGEST_DOCUMENT:
-        raise TableError(f"{path} is larger than {_LARGEST_DOCUMENT >> 20} MiB; this is no mapping table")
+        raise TableError(f"{path} is larger than {_LARGEST_DOCUMENT >> 20} MiB; this is not a mapping table")
     try:
         content = json.loads(data, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
@@ -148,14 +148,14 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _unsayable(content: Any) -> Iterator[str]:
-    """What a document may not hold, whatever its kind: texts go to terminals and files, numbers are sizes."""
+    """Problems of a document of any kind: too large, texts that cannot be printed, numbers that are no sizes."""
     values = 0
     waiting: list[tuple[tuple[str | int, ...], Any]] = [((), content)]
     while waiting:
         path, value = waiting.pop()
         values += 1
         if values > _MOST_VALUES:
-            yield f"{pointer_to(path)}: with this, more than {_MOST_VALUES} values; a table says it in fewer"
+            yield f"{pointer_to(path)}: more than {_MOST_VALUES} values up to here; a table needs fewer"
             return
         if len(path) > _DEEPEST:
             yield f"{pointer_to(path)}: deeper than {_DEEPEST} levels"

@@ -23,8 +23,8 @@ T = TypeVar("T")
 class Rule:
     """Source patterns -> ops (and a cast) -> target patterns, under one config. `pointer` is its place in the JSON.
 
-    `ops` gives the chain for the captures of one application: sizes may differ from stage to stage. `cost`: the names
-    and sizes of one.
+    `ops` gives the chain for the captures of one application: sizes may differ from stage to stage. `cost`: how many
+    names and sizes one application takes.
     """
 
     pointer: str
@@ -118,8 +118,8 @@ class Binder:
     """Binds the entries of a table under one config.
 
     `names`: what expressions may use, the config's fields among them. `words`: what a pattern's `{word}` stands for.
-    `budget` and `buffers` are taken from: names and patterns, elements of rebuilt buffers. What is wrong with entries
-    is collected in `problems`.
+    `budget` limits names and patterns, `buffers` the elements of rebuilt buffers. `problems` collects what is wrong
+    with entries.
     """
 
     def __init__(

@@ -70,7 +70,7 @@ def _ambiguities(table: Table, bound: Bound, transfers: list[Transfer]) -> Itera
 
 
 def _unreadable(table: Table, bound: Bound, transfers: list[Transfer]) -> Iterator[str]:
-    """Keys that the table would write and not read: another name, once prefixes and aliases are taken off."""
+    """Keys that the table would write but not read back, since prefixes or aliases change them."""
     for transfer in transfers:
         for pattern, (name, _) in zip(transfer.rule.sources, transfer.sources, strict=True):
             if pattern.match(name) is None:

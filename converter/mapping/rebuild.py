@@ -29,7 +29,7 @@ def relative_position_index(window_size: int) -> Array:
 
 
 def shifted_window_mask(side: int, window_size: int) -> Array:
-    """(windows, w*w, w*w) float32: -100 between tokens of a shifted window that are no neighbours in a square map
+    """(windows, w*w, w*w) float32: -100 between tokens of a shifted window that are not neighbours in a square map
     of `side` tokens, else 0 (Swin, section 3.2). `side` is rounded up to whole windows."""
     side += -side % window_size
     # the shift rolls the first rows and columns behind the last ones; a window that holds both must not mix them

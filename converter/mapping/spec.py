@@ -107,7 +107,7 @@ class Spec:
 
 
 class Budget:
-    """What is left of something that a table or spec may ask for, since anybody may have written it."""
+    """A limit on what a table or spec may ask for, and what is left of it; anybody may have written the document."""
 
     def __init__(self, left: int, what: str = "names and patterns") -> None:
         self._limit = self._left = left

@@ -84,7 +84,7 @@ class _Expansion:
         self.transfers.append(Transfer(rule, tuple(zip(sources, shapes, strict=True)), made, ops, exact.pop()))
 
     def _claim(self, rule: Rule, targets: list[str], sources: list[str]) -> None:
-        """Note who makes what of what; a second maker or user is a problem, but no reason to stop."""
+        """Note which rule makes which target of which sources. A second rule for one is a problem that is reported."""
         for target in targets:
             if target in self._made:
                 self.problems.append(f"{target!r} is made twice, by {self._made[target]} and {rule.pointer}")

@@ -15,7 +15,7 @@ In the order in which data passes:
     report.py        the report as text, JSON and JUnit XML
     html.py          the report as a page
     mutations.py     faults to be made on purpose
-    mutate.py        how many of them a capture tells
+    mutate.py        how many of them a capture notices
     evidence.py      reading a certificate; it needs no torch
     certificate.py   writing a certificate, and checking a copy of weights by it
     diff.py          two checkpoints, tensor by tensor, across formats; it needs no torch

@@ -116,7 +116,7 @@ class Capture:
 
 
 def load_capture(path: str | Path) -> Capture:
-    """Open a capture. CheckpointError if the file is damaged, CaptureError if it is no sound capture."""
+    """Open a capture. CheckpointError if the file is damaged, CaptureError if it is not a sound capture."""
     path = Path(path)
     file = open_checkpoint(path)
     try:
@@ -158,7 +158,9 @@ def _activations(path: Path, file: Checkpoint, facts: Mapping[str, Any]) -> dict
         shape = tuple(compact[name]["shape"]) if name in compact else file.tensors[name].shape
         norm = compact[name]["norm"] if name in compact else None
         if norm is not None and not _plausible(shape, norm, _tensor(file, name)):
-            raise CaptureError(f"{file_name(path)}: {quoted(name)} is no probe of its shape and norm. Capture again.")
+            raise CaptureError(
+                f"{file_name(path)}: {quoted(name)} is not a probe of its shape and norm. Capture again."
+            )
         activations[name] = Activation(name, shape, norm, _of(name, errors), _of(name, injected))
     return activations
 
@@ -182,7 +184,7 @@ def _detections(path: Path, file: Checkpoint) -> Iterable[Detections]:
         if (boxes.shape, scores.shape, labels.shape) != ((count, 4), (count,), (count,)) or (
             labels.dtype != torch.int64 or not (boxes.is_floating_point() and scores.is_floating_point())
         ):
-            raise CaptureError(f"{file_name(path)}: its detections are no boxes, scores and labels. Capture again.")
+            raise CaptureError(f"{file_name(path)}: its detections are not boxes, scores and labels. Capture again.")
         yield Detections(*parts)
 
 
@@ -202,13 +204,13 @@ def _plausible(shape: tuple[int, ...], norm: float, probes: Tensor) -> bool:
 def _facts(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     if "capture" not in metadata:
         raise CaptureError(
-            f"{file_name(path)}: is no capture: its metadata has no 'capture'. `converter capture` and "
+            f"{file_name(path)}: is not a capture: its metadata has no 'capture'. `converter capture` and "
             "scripts/capture_official.py write them."
         )
     try:
         facts = json.loads(metadata["capture"], parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise CaptureError(f"{file_name(path)}: 'capture' is no JSON ({plain(str(error))}). Capture again.") from None
+        raise CaptureError(f"{file_name(path)}: 'capture' is not JSON ({plain(str(error))}). Capture again.") from None
     return _checked(path, facts)
 
 
@@ -221,7 +223,7 @@ def _checked(path: Path, facts: Any) -> dict[str, Any]:
 
 
 def _refuse_constant(text: str) -> float:
-    raise ValueError(f"{text} is no JSON number")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 @cache
@@ -242,7 +244,7 @@ def _errors(path: Path, facts: Mapping[str, Any]) -> Mapping[str, Mapping[str, f
         table = json.loads(beside.read_text(encoding="utf-8"))["float32_error_against_float64"]
         errors = {"float32": {str(name): float(entry["rel_fro"]) for name, entry in table.items()}}
         if not all(0 <= error < math.inf for error in errors["float32"].values()):
-            raise ValueError("an error is no number from 0 on")
+            raise ValueError("an error is not a number from 0 on")
         return errors
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise CaptureError(

@@ -81,8 +81,8 @@ def certify(
 ) -> Path:
     """Write the certificate of `weights`, which `subject`, in float64, holds.
 
-    `before` are the stamps of its files before the model was loaded. CaptureError unless every report passed, and if
-    the files are not what they were.
+    `before` are the stamps of its files from before the model was loaded. CaptureError if a report did not pass, or if
+    the files changed since.
     """
     if not reports or not all(report.passed for report in reports):
         raise CaptureError(f"{file_name(weights)}: not certified, since not every comparison passed.")

@@ -26,7 +26,7 @@ def prepare(device: str, tf32: bool = False, threads: int | None = None) -> torc
     try:
         place = torch.device(device)
     except RuntimeError:
-        raise CaptureError(f"{device!r} is no device; choose cpu, cuda or cuda:N") from None
+        raise CaptureError(f"{device!r} is not a device; choose cpu, cuda or cuda:N") from None
     if place.type not in ("cpu", "cuda"):
         raise CaptureError(f"{device!r} cannot be used; choose cpu, cuda or cuda:N")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
@@ -39,7 +39,7 @@ def prepare(device: str, tf32: bool = False, threads: int | None = None) -> torc
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Deterministic kernels where there are such; a warning of one that is none is not silenced."""
+    """Deterministic kernels where there are any; where there is none, torch's warning is shown."""
     before = torch.are_deterministic_algorithms_enabled()
     warned = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -53,7 +53,7 @@ def set_precision(tf32: bool) -> None:
     """Whether CUDA may round float32 products to TF32, in matrix products and convolutions alike."""
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
-    if hasattr(torch.backends, "fp32_precision"):  # since torch 2.9; export and compile want both to say the same
+    if hasattr(torch.backends, "fp32_precision"):  # since torch 2.9; export and compile want both settings to agree
         torch.backends.fp32_precision = "tf32" if tf32 else "ieee"
 
 

@@ -212,7 +212,7 @@ class _Side:
                 self.seen[key] = replace(seen, name=key)
             self.claimed = self.left_out.keys() & self.seen.keys()
             return
-        own = {seen.name: seen for seen in reversed(tensors.values())}  # of two, the first: so does `make_plan`
+        own = {seen.name: seen for seen in reversed(tensors.values())}  # of two, the first, as in `make_plan`
         made = {target.name: (step, target) for step in self.plan.steps for target in step.targets}
         for transfer in self.transfers:
             absent = {name: shape for name, shape in transfer.sources if name not in own}

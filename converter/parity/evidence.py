@@ -101,7 +101,7 @@ def _content(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LIMIT:
             raise CaptureError(
-                f"{file_name(path)}: is larger than {LIMIT >> 20} MiB, so no certificate. Check the path."
+                f"{file_name(path)}: is larger than {LIMIT >> 20} MiB, too large for a certificate. Check the path."
             )
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except OSError as error:
@@ -109,19 +109,19 @@ def _content(path: Path) -> dict[str, Any]:
             f"{file_name(path)}: there is no certificate ({error.strerror}). `converter certify` writes one."
         ) from None
     except (ValueError, RecursionError) as error:
-        raise CaptureError(f"{file_name(path)}: is no JSON ({plain(str(error))}). Get it again.") from None
+        raise CaptureError(f"{file_name(path)}: is not JSON ({plain(str(error))}). Get it again.") from None
     problem = next(iter(_validator().iter_errors(content)), None)
     if problem is not None:
         place = "/".join(map(str, problem.absolute_path))
         raise CaptureError(
-            f"{file_name(path)}: is no certificate, at {quoted(place) if place else 'its top'}: "
+            f"{file_name(path)}: is not a certificate, at {quoted(place) if place else 'its top'}: "
             f"{plain(problem.message, 300)}. Get it again, or certify again."
         )
     return dict(content)
 
 
 def _refuse(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 @cache

@@ -50,7 +50,7 @@ class Derived:
 class Mistake:
     """A mistake that re-implementations make, to be made on purpose: what a comparison is worth is what it catches.
 
-    make        a context in which a model computes something else
+    make        a context in which the model makes this mistake
     where       pattern of the modules that must then be found off by themselves
     detections  it shows in what is detected only
     invisible   why no output can show it, where that is so

@@ -28,7 +28,7 @@ from converter.parity.taps import observe
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a mutation. `caught`: the activation (or 'detections') that told; `reason`: why none did."""
+    """What became of a mutation. `caught`: the activation (or 'detections') that showed it; `reason`: why none did."""
 
     mutation: Mutation
     caught: str | None
@@ -46,12 +46,12 @@ class Score:
 
     @property
     def caught(self) -> int:
-        """How many mutations were told."""
+        """How many mutations were noticed."""
         return sum(outcome.caught is not None for outcome in self.outcomes)
 
     @property
     def survivors(self) -> tuple[Outcome, ...]:
-        """Mutations that nothing told, each with the reason."""
+        """Mutations that went unnoticed, each with the reason."""
         return tuple(outcome for outcome in self.outcomes if outcome.caught is None)
 
     @property
@@ -66,7 +66,7 @@ class Score:
 
 
 class _Told(Exception):
-    """An activation is off, which is all that one wants to know of a mutation."""
+    """An activation is off: the mutation is noticed, and the run can end."""
 
     def __init__(self, result: TapResult) -> None:
         self.result = result
@@ -119,7 +119,7 @@ class _Suite:
         return self.run.comparison.expected(tap.source, value).to(value)
 
     def judge(self, mutation: Mutation | None) -> tuple[str | None, float]:
-        """Run what a mutation can change. What told of it, if anything, and the largest error that was seen.
+        """Run what a mutation can change: what showed it, if anything, and the largest error.
 
         Without a mutation everything runs, and what is off is an error.
         """

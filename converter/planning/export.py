@@ -88,7 +88,7 @@ def _misplaced(fit: Fit) -> Iterator[str]:
         if name in made:
             yield f"{found}: {made[name]} makes it of what is there, or of more than the residue holds"
         elif not claims:
-            yield f"{found}: {fit.table.name} has no rule for it. Give the residue of just this conversion"
+            yield f"{found}: {fit.table.name} has no rule for it. Give the residue of this very conversion"
         elif computed := next((claim for claim in claims if claim.rebuild), None):
             yield f"{found}: {computed.pointer} computes it, so no residue holds it"
     if fit.residue:

@@ -39,7 +39,7 @@ def make_plan(
 
     The variant is inferred from names and shapes unless stated; `dtype` casts every tensor, else each keeps its own.
     `unsupported` says of further tensors why they cannot be read: a problem unless the table leaves them out. `objects`
-    are no tensors: a problem only where a tensor is needed.
+    are not tensors: a problem only where a tensor is needed.
     Raises PlanError with every problem at once, unless `refuse` is False: then they are in the plan.
     """
     laid = fits(table, tensors, unsupported, objects, variant)
@@ -99,7 +99,7 @@ def headline(fits: Fits, keys: int, problems: int) -> str:
     if fit.backwards:
         return f"{table.name}: cannot be made of this {table.spec.label}: {found}, {problems} problems"
     if best.score < 0.1:
-        return f"{table.name}: this is no checkpoint of this family: among its {keys} tensors {found}"
+        return f"{table.name}: this is not a checkpoint of this family: among its {keys} tensors {found}"
     if fits.stated and best is not fit and best.score > fit.score:
         return (
             f"{table.name}: {fits.stated.name} was stated, but this looks like {best.variant.name} "
@@ -165,7 +165,7 @@ class Fit:
         steps, found = self._steps(DTYPES[dtype] if dtype else None)
         left_out, unmatched = self._account()
         unmatched += self._unread()
-        # the fewer first: of a model that is quite another one, what is missing would hide what is there
+        # the shorter list first: for another model, all that is missing would hide what is there
         fewer, more = sorted([unmatched, found], key=len)
         missing = [
             Missing(_folded(t.rule.targets[0].text, t), t.rule.pointer, t.rule.optional or "") for t in self.dropped
@@ -296,7 +296,7 @@ def _folded(pattern: str, transfer: Transfer) -> str:
 
 
 def _naming(table: Table, names: Collection[str]) -> Naming:
-    """The prefix that most names have, and every name that is not this and the short one."""
+    """The prefix that most names have, and each name that is not that prefix and its short name."""
     prefixes = Counter(map(table.prefix, names)).most_common(1)
     prefix = prefixes[0][0] if prefixes else ""
     return Naming(prefix, {short: n for n in names if n != prefix + (short := table.short(n))})

@@ -19,7 +19,7 @@ from converter.planning.export import make_export
 from converter.planning.fit import fits, make_plan
 from converter.planning.plan import Described, Plan, Residue
 
-_NEAR = 0.5  # of the names that a table knows, as compared with the table that knows most
+_NEAR = 0.5  # share of the names that a table knows, beside the table that knows most
 _SURE = 0.8  # of all names
 
 

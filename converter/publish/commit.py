@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.hf_api import RepoFile
 
-_NOT_DONE = (429, 503)  # answers that say that a request was not even begun
+_NOT_DONE = (429, 503)  # answers to a request that the Hub did not begin to carry out
 _RECENT = 20  # pull requests looked at for one that proposes the same
 
 
@@ -34,8 +34,8 @@ class Publication:
     """What was, or would be, published.
 
     `commit` is None if nothing was done, or was to be done; `head` is what was compared with (None: no such repository
-    yet). `is_new` and `private` are None where only a token could tell. `other`: files that are there, too, and no
-    business of ours. `verified`: files whose hashes the Hub stated as they are here.
+    yet). `is_new` and `private` are None where only a token could tell. `other`: files there that `publish` leaves
+    alone. `verified`: files whose hashes the Hub stated as they are here.
     """
 
     repo_id: str
@@ -71,12 +71,12 @@ def publish(
 
     private: of a repository that is created now (default: yes). unverified: publish without a certificate; the card is
     marked so. dry_run: only compare. `on_bytes` gets the bytes hashed before anything is sent, `say` lines for people.
-    Raises HubError, CaptureError for a certificate that is none or not of the weights, ModelError for documents that
-    are not, CheckpointError for weights that cannot be read. An interruption says what is known to be published.
+    Raises HubError; CaptureError for a certificate that is invalid or of other weights; ModelError for documents of
+    other weights; CheckpointError for weights that cannot be read. An interruption says what is known to be published.
     """
     _check_repository_name(repo_id)
     if revision is not None and not revision.strip():
-        raise HubError(f"--revision: {quoted(revision)} names no branch. Leave it out for {MAIN}.")
+        raise HubError(f"--revision: {quoted(revision)} is not the name of a branch. Leave it out for {MAIN}.")
     for option, value in (("--revision", revision), ("--message", message)):
         if not _is_text(value or ""):
             raise HubError(f"{option}: {quoted(value or '')} is not UTF-8. Write it anew.")
@@ -129,11 +129,11 @@ def _check_repository_name(repo_id: str) -> None:
     except HFValidationError as error:
         problem = f" ({plain(str(error), 400).rstrip('.')})"
     if problem or parsed is None or parsed.file or parsed.revision or parsed.repo_id != repo_id:
-        raise HubError(f"{quoted(repo_id)}: names no repository{problem}. Expected org/name.")
+        raise HubError(f"{quoted(repo_id)}: is not the name of a repository{problem}. Expected org/name.")
 
 
 def _is_text(value: str) -> bool:
-    """Whether it can be sent: bytes of a command line that are no UTF-8 cannot."""
+    """Whether it can be sent: bytes of a command line that are not UTF-8 cannot."""
     try:
         value.encode()
     except UnicodeEncodeError:

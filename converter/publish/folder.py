@@ -20,10 +20,13 @@ from converter.publish.package import CARD, CERTIFICATE, REPORT
 from converter.publish.records import check_architecture, check_weights, read_records
 
 REQUIRED = ("config.json", "conversion.json", CARD)
-WRITTEN = (*MODEL_FILES, REPORT)  # what this package writes, and deletes from a repository that has it too much
+WRITTEN = (
+    *MODEL_FILES,
+    REPORT,
+)  # what this package writes; a commit deletes what the folder lacks of it
 KEPT = (CARD, "LICENSE", "NOTICE")  # may be uploaded, and stay where the folder has none
 GIT_ATTRIBUTES = ".gitattributes"  # the Hub's own, which every snapshot of it has
-_SMALL = 10 << 20  # bytes up to which a file that is no weights is sent with the commit, from memory
+_SMALL = 10 << 20  # bytes up to which a file other than weights is sent with the commit, from memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +45,14 @@ def read_folder(
     """Every file of a folder that may be published, hashed. Raises HubError listing what may not, or what is missing.
 
     The weights' tensors are hashed, too, and held against `conversion.json` and the certificate. If `unverified` there
-    is none, and the card, as it is published, says so. Raises ModelError or CaptureError where the parts are not of one
-    another.
+    is none, and the card, as it is published, says so. Raises ModelError or CaptureError where the parts do not belong
+    together.
     """
     try:
         paths = sorted(path for path in folder.iterdir() if path.name != GIT_ATTRIBUTES)
     except OSError as error:
         raise HubError(
-            f"{file_name(folder)}: is no folder that can be read ({error.strerror}). `converter package` makes one."
+            f"{file_name(folder)}: is not a folder that can be read ({error.strerror}). `converter package` makes one."
         ) from None
     _check_names(folder, paths, unverified)
     with _reading(folder):
@@ -66,7 +69,7 @@ def read_folder(
     if told := [file.name for file in files if holds_token(file.content or b"")]:
         raise HubError(
             f"{file_name(folder)}: {', '.join(map(plain, told))} holds the token that is in use. Take it out, and make "
-            "another token: this one is no secret any more."
+            "another token: this one is not secret any more."
         )
     return [_card(folder, file, None if unverified else sha256) if file.name == CARD else file for file in files]
 
@@ -137,7 +140,7 @@ def _card(folder: Path, file: LocalFile, sha256: str | None) -> LocalFile:
     try:
         text = (file.content or b"").decode()
     except UnicodeDecodeError:
-        raise HubError(f"{file_name(file.path)}: is no UTF-8 text. {again}") from None
+        raise HubError(f"{file_name(file.path)}: is not UTF-8 text. {again}") from None
     if sha256 is None:
         content = mark_unverified(text).encode()
         return replace(file, hashes=hash_bytes(content), content=content)

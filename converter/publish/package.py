@@ -58,7 +58,7 @@ def make_package(
 
     `vocabulary`: what the family's tokenizer is made of, if not what lies beside; `model_name`: which released model
     this is, if it is one: nothing in a checkpoint tells; `repo_id`: where it will be on the Hub. Raises ModelError,
-    CheckpointError or CaptureError where the parts are not of one another.
+    CheckpointError or CaptureError where the parts do not belong together.
     """
     with open_checkpoint(conversion) as checkpoint:
         config, ledger = read_records(conversion, checkpoint)

@@ -1,4 +1,4 @@
-"""What stands beside converted weights, and whether it is of them: configuration, ledger, certificate."""
+"""The documents beside converted weights, and whether they belong to them: configuration, ledger, certificate."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LIMIT = 64 << 20  # bytes of a document
 
 
 def read_records(conversion: Path, checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configuration and the ledger of a conversion. ModelError if either is missing or no such thing."""
+    """The configuration and the ledger of a conversion. ModelError if either is missing or invalid."""
     texts: dict[str, bytes | str | None]
     if conversion.is_dir():
         texts = {
@@ -41,7 +41,7 @@ def read_records(conversion: Path, checkpoint: Checkpoint) -> tuple[dict[str, An
             content = None
         sound = isinstance(content, dict) and (_is_config(content) if key == "config" else _is_ledger(content))
         if not sound:
-            raise ModelError(f"{file_name(conversion)}: its record {key!r} is none. Convert again.")
+            raise ModelError(f"{file_name(conversion)}: its record {key!r} is invalid. Convert again.")
         found.append(content)
     config, ledger = found
     if ledger["target"].get("part") or ledger.get("missing"):
@@ -81,7 +81,7 @@ def check_architecture(conversion: Path, checkpoint: Checkpoint, config: Mapping
 
 
 def _is_like(value: object, known: object) -> bool:
-    """Whether it is of the type, and for a list the length, of a value of that field that is right."""
+    """Whether `value` has the type, and for a list the length, that the field needs."""
     if isinstance(known, tuple):
         return isinstance(value, tuple) and len(value) == len(known) and all(type(item) is int for item in value)
     return type(value) is type(known)

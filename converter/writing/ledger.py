@@ -11,7 +11,7 @@ from converter import __version__
 from converter.checkpoint import Checkpoint
 from converter.planning.plan import Plan
 
-NO_HASH = "0" * 64  # stands for a hash that is not known yet, and is as long
+NO_HASH = "0" * 64  # placeholder of the same length for a hash that is not known yet
 
 
 def to_json(content: Any, indent: int | None = 2) -> bytes:

@@ -43,7 +43,7 @@ class Kept:
     def residue(self, table: Table) -> Residue:
         """By the short names of `table`, the format that it was left out of.
 
-        Raises CorruptCheckpointError where these contradict each other or the prefix is none of the table's.
+        Raises CorruptCheckpointError where these contradict each other or the table does not know the prefix.
         """
         label = file_name(self.checkpoint.path)
         if table.prefix(self.prefix) != self.prefix:
@@ -74,7 +74,7 @@ def residue_path(destination: Path) -> Path:
 
 
 def residue_beside(checkpoint: Checkpoint) -> Path | None:
-    """The residue that lies beside the file of a checkpoint, or in the folder of which it is, if one does."""
+    """The residue beside the file of a checkpoint, or in its folder, if there is one."""
     places = [residue_path(checkpoint.path)]
     if checkpoint.path.name in ("model.safetensors", INDEX_NAME):
         places.append(checkpoint.path.parent / "residue.safetensors")
@@ -121,7 +121,7 @@ def residue_metadata(plan: Plan, ledger_sha256: str) -> dict[str, str]:
 
 
 def read_residue(checkpoint: Checkpoint) -> Kept:
-    """What the opened residue says of itself. Raises CorruptCheckpointError for a file that is none."""
+    """What the opened residue says of itself. Raises CorruptCheckpointError if the file is not a residue."""
     try:
         about = json.loads(checkpoint.metadata[METADATA_KEY])
         format, belongs_to, prefix = (about[key] for key in ("format", "belongs_to", "prefix"))
@@ -131,8 +131,8 @@ def read_residue(checkpoint: Checkpoint) -> Kept:
         sound = False
     if not sound:
         raise CorruptCheckpointError(
-            f"{file_name(checkpoint.path)}: is no residue of a conversion. Give the right one with --residue, or move "
-            "this one away."
+            f"{file_name(checkpoint.path)}: is not a residue of a conversion. Give the right one with --residue, or "
+            "move this one away."
         )
     return Kept(checkpoint, format, belongs_to, prefix, buffers, names)
 

@@ -1,4 +1,4 @@
-"""Streams of opcodes that are no sound pickle, or one that grows without bound."""
+"""Streams of opcodes that are not a sound pickle, or one that grows without bound."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ BROKEN = {
     "memo index 2^32 never set": op("GET", str(1 << 32)) + op("STOP"),
     "negative memo index": op("NONE") + op("PUT", "-1") + op("STOP"),
     "memo of nothing": op("MEMOIZE") + op("STOP"),
-    "text that is no number": op("INT", "0x") + op("STOP"),
-    "text that is no float": op("FLOAT", "one") + op("STOP"),
+    "text that is not a number": op("INT", "0x") + op("STOP"),
+    "text that is not a float": op("FLOAT", "one") + op("STOP"),
     "text without quotes": op("STRING", "abc") + op("STOP"),
     "text with a bad escape": op("STRING", r"'\x'") + op("STOP"),
     "unicode with a bad escape": op("UNICODE", rb"\u12") + op("STOP"),

@@ -149,7 +149,7 @@ LIES: dict[str, Callable[[], bytes]] = {
     "name of a folder": lambda: renamed("data/0", "archive/data/0/"),
     "name with a NUL": lambda: renamed("data/0", "archive/data/0\0"),
     "name with an escape": lambda: renamed("data/0", "archive/\x1b[2J"),
-    "name that is no UTF-8": lambda: renamed("data/0", b"archive/\xff"),
+    "name that is not UTF-8": lambda: renamed("data/0", b"archive/\xff"),
     "name without a root": lambda: renamed("data/0", "data"),
     "no name": lambda: renamed("data/0", ""),
     "name in other letters": lambda: renamed("data/0", "archive/DATA/0"),

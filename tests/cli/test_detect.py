@@ -104,9 +104,9 @@ def test_the_others_are_done_where_one_picture_is_bad(shared: Path, options: lis
     result = run(shared / "small", *pictures, "--prompt", "person.", *options, "--json")
     assert result.exit_code == 7
     bad, good = json.loads(result.stdout)["images"]
-    assert "is no picture" in bad["error"]
+    assert "is not a picture" in bad["error"]
     assert good["boxes"]
-    assert "bad.png: is no picture" in result.stderr
+    assert "bad.png: is not a picture" in result.stderr
 
 
 def error_of(*arguments: object) -> tuple[int, dict[str, Any]]:
@@ -126,7 +126,7 @@ def test_exit_codes(shared: Path, options: list[object], tmp_path: Path) -> None
     ):
         assert run(model, picture, *arguments).exit_code == 2
     for arguments, message in (
-        ([model, tmp_path / "bad.png", "--prompt", "dog."], "is no picture"),
+        ([model, tmp_path / "bad.png", "--prompt", "dog."], "is not a picture"),
         ([model, tmp_path / "absent.png", "--prompt", "dog."], "No such file"),
         ([model, picture, "--prompt", "."], "expected names like"),
         ([model, picture, "--prompt", "zebra."], "no word of 'zebra'"),

@@ -131,7 +131,7 @@ def test_what_cannot_be_compared_is_said_by_exit_codes(weights: Path, reference:
         run("parity", weights, "--reference", tmp_path / "broken.safetensors").exit_code: "broken",
     }
     assert list(codes) == [3]
-    assert run("parity", weights, "--reference", weights).exit_code == 8  # weights are no capture
+    assert run("parity", weights, "--reference", weights).exit_code == 8  # weights are not a capture
     assert run("parity", tmp_path / "none", "--reference", reference).exit_code == 7
     for device in ("tpu", "meta", "cuda:99", ""):
         result = run("parity", weights, "--reference", reference, "--device", device)

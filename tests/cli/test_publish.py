@@ -99,7 +99,7 @@ def test_a_refusal_is_exit_code_9(arguments: list[str], folder: Path, hub: HubSe
 
 
 def test_a_folder_that_is_none_is_named(tmp_path: Path, hub: HubServer) -> None:
-    assert "is no folder that can be read" in run(str(tmp_path / "none"), REPO, code=9)
+    assert "is not a folder that can be read" in run(str(tmp_path / "none"), REPO, code=9)
 
 
 def test_a_process_of_its_own_shows_no_token(folder: Path, hub: HubServer) -> None:

@@ -252,7 +252,7 @@ def test_a_copy_of_a_built_in_table_and_spec_is_as_good(tmp_path: Path) -> None:
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.json")
-    with pytest.raises(TableError, match="is no plain file"):
+    with pytest.raises(TableError, match="is not a plain file"):
         load_format(str(tmp_path / "pipe.json"))
 
 

@@ -19,7 +19,7 @@ from tests.support.small_glip import small_glip
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file({"x": torch.zeros(1)}, path)
-    with pytest.raises(CaptureError, match="is no capture"):
+    with pytest.raises(CaptureError, match="is not a capture"):
         load_capture(path)
 
 
@@ -72,7 +72,7 @@ def test_a_compact_capture_that_lies_about_norms_is_refused(factor: float, tmp_p
         facts = json.loads(json.dumps(capture.facts))
     facts["compact"]["backbone.body.layers.1.blocks.0"]["norm"] *= factor
     save_file(load_file(path), path, {"capture": json.dumps(facts)})
-    with pytest.raises(CaptureError, match="no probe of its shape and norm"):
+    with pytest.raises(CaptureError, match="not a probe of its shape and norm"):
         load_capture(path)
 
 

@@ -147,7 +147,7 @@ def test_a_folder_has_its_certificate_inside(certified: Path, tmp_path: Path) ->
 
 DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
     "no fingerprint": lambda c: c.pop("fingerprint"),
-    "a fingerprint that is no base64": lambda c: c.update(fingerprint="*"),
+    "a fingerprint that is not base64": lambda c: c.update(fingerprint="*"),
     "a fingerprint of something else": lambda c: c.update(fingerprint="AAAA"),
     "no weights": lambda c: c.update(weights={}),
     "no tensors": lambda c: c["weights"].update(tensors={}),

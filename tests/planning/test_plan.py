@@ -169,7 +169,7 @@ def test_a_transposed_matrix_is_called_that(index: dict[str, IndexEntry]) -> Non
 
 def test_another_model_is_refused_as_such() -> None:
     resnet = {k: IndexEntry(k, (64, 3, 7, 7), F32) for k in ("conv1.weight", "layer1.0.conv1.weight", "fc.bias")}
-    with pytest.raises(PlanError, match="no checkpoint of this family: among its 3 tensors 0 of the"):
+    with pytest.raises(PlanError, match="not a checkpoint of this family: among its 3 tensors 0 of the"):
         plan_of(resnet)
 
 

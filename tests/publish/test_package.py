@@ -132,12 +132,12 @@ DAMAGE: dict[str, tuple[str, Callable[[dict[str, Any]], object], int, str]] = {
     "an infinite error": (
         "parity.json", lambda c: c["runs"][0]["modes"]["propagated"][0].update(relative="Infinity"), 8, "relative'"
     ),
-    "an error that is no number": (
-        "parity.json", lambda c: c["runs"][0]["modes"]["propagated"][0].update(relative=float("nan")), 8, "is no JSON"
+    "an error that is not a number": (
+        "parity.json", lambda c: c["runs"][0]["modes"]["propagated"][0].update(relative=float("nan")), 8, "is not JSON"
     ),
     "a certificate of another format": ("parity.json", lambda c: c.update(format=2), 8, "at 'format'"),
     "a certificate without a fingerprint": ("parity.json", lambda c: c.pop("fingerprint"), 8, "'fingerprint' is a"),
-    "a fingerprint that is none": (
+    "a fingerprint that is invalid": (
         "parity.json", lambda c: c.update(fingerprint="!!!!"), 8, "its fingerprint is damaged"
     ),
     "a device that is markup": (
@@ -147,7 +147,7 @@ DAMAGE: dict[str, tuple[str, Callable[[dict[str, Any]], object], int, str]] = {
     "a record of other weights": (
         "conversion.json", lambda c: c["tensors"].update({"head.bias": "0" * 64}), 8, "what conversion.json says"
     ),
-    "no record": ("conversion.json", lambda c: c.clear(), 7, "its record 'conversion' is none"),
+    "no record": ("conversion.json", lambda c: c.clear(), 7, "its record 'conversion' is invalid"),
     "a part of a model": ("conversion.json", lambda c: c["target"].update(part="swin"), 7, "only a part of a model"),
     "tensors that are missing": (
         "conversion.json", lambda c: c.update(missing=[{"names": "a", "reason": "b"}]), 7, "only a part of a model"

@@ -135,7 +135,7 @@ def test_a_tag_is_no_branch(folder: Path, hub: HubServer, clock: Clock) -> None:
 def test_what_is_no_text_is_named(folder: Path, hub: HubServer, clock: Clock) -> None:
     assert "--message: 'GLIP \\udcff' is not UTF-8" in refused(lambda: go(folder, clock, message="GLIP \udcff"))
     assert "--revision: '\\udcff' is not UTF-8" in refused(lambda: go(folder, clock, revision="\udcff"))
-    assert "names no branch" in refused(lambda: go(folder, clock, revision=""))
+    assert "is not the name of a branch" in refused(lambda: go(folder, clock, revision=""))
     assert hub.requests == []
     failure = attempt(lambda: "\udcff".encode())
     assert isinstance(failure, Failure)

@@ -34,7 +34,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: change_card(folder, "\n> **UNVERIFIED.** Nothing shows"),
         "says UNVERIFIED, but there is parity",
     ),
-    "a card that is no text": (lambda folder: (folder / "README.md").write_bytes(b"\xff"), "is no UTF-8 text"),
+    "a card that is not text": (lambda folder: (folder / "README.md").write_bytes(b"\xff"), "is not UTF-8 text"),
     "a link": (
         lambda folder: (folder / "LICENSE").symlink_to(Path(__file__).resolve()),
         "LICENSE linked to files elsewhere",
@@ -72,19 +72,19 @@ def test_weights_that_are_not_the_certified_ones_are_refused(folder: Path, hub: 
 
 
 CONTRADICTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
-    "no certificate": ("parity.json", lambda c: c.clear(), "is no certificate"),
+    "no certificate": ("parity.json", lambda c: c.clear(), "is not a certificate"),
     "a certificate of another tensor": (
         "parity.json", lambda c: c["weights"]["tensors"].update({"head.bias": "0" * 64}), "the certificate says in 1"
     ),
     "a certificate of another hash": ("parity.json", lambda c: c["weights"].update(sha256="0" * 64), "says 000"),
     "a fingerprint of no base64": ("parity.json", lambda c: c.update(fingerprint="!!!!"), "fingerprint is damaged"),
     "a fingerprint of nothing": ("parity.json", lambda c: c.update(fingerprint="AAAA"), "fingerprint is damaged"),
-    "no ledger": ("conversion.json", lambda c: c.clear(), "its record 'conversion' is none"),
+    "no ledger": ("conversion.json", lambda c: c.clear(), "its record 'conversion' is invalid"),
     "a ledger of another tensor": (
         "conversion.json", lambda c: c["tensors"].update({"head.bias": "0" * 64}), "conversion.json says in 1 tensor"
     ),
     "a ledger of another hash": ("conversion.json", lambda c: c.update(sha256="0" * 64), "conversion.json says 000"),
-    "no configuration": ("config.json", lambda c: c.clear(), "its record 'config' is none"),
+    "no configuration": ("config.json", lambda c: c.clear(), "its record 'config' is invalid"),
     "another architecture": ("config.json", lambda c: c["config"].update(embed_dim=16), "not that of its weights"),
 }  # fmt: skip
 
@@ -183,7 +183,7 @@ STRANGERS: dict[str, tuple[str | None, str]] = {
     "an unknown token": ("hf_UnknownTokenOfNobody00", "hf auth login"),
     "a token that may only read": ("hf_ReadOnlyTokenOfSomebody", "may only read"),
     "a token of somebody else": ("hf_TokenOfAStranger0000000", "hf auth login"),
-    "a token that is no header": ("hf_TokenWithAnÄccent000000", "hf auth login"),
+    "a token that is not a header": ("hf_TokenWithAnÄccent000000", "hf auth login"),
 }
 
 

@@ -141,7 +141,7 @@ def test_a_residue_of_other_weights_is_not_used_unless_one_insists(tmp_path: Pat
         "left out of glip-official"
         in refusal(*mmdet, "--residue", tmp_path / "own.safetensors.residue.safetensors", code=3)["message"]
     )
-    assert "is no residue" in refusal(*mmdet, "--residue", own, code=3)["message"]
+    assert "is not a residue" in refusal(*mmdet, "--residue", own, code=3)["message"]
 
 
 def tamper(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
@@ -175,7 +175,7 @@ TAMPERED: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any], int, str]] = 
     "too few bits": ({}, {"buffers": {f"{ANCHORS}.0": "uint8"}}, 5, "uint8 cannot hold"),
     "a bool": ({}, {"buffers": {INDEX: "bool"}}, 5, "bool cannot hold"),
     "complex": ({}, {"buffers": {INDEX: "complex64"}}, 5, "complex64 cannot hold"),
-    "no dtype": ({}, {"buffers": {INDEX: "int65"}}, 3, "is no residue"),
+    "no dtype": ({}, {"buffers": {INDEX: "int65"}}, 3, "is not a residue"),
     "a surrogate": ({}, {"prefix": "\ud800"}, 3, r"names began with '\ud800'"),
     "a path": ({}, {"prefix": "../../x\n"}, 3, r"names began with '../../x\n'; glip-official knows only 'module.'"),
     "a long prefix": ({}, {"prefix": "p" * 100_000}, 3, "(100000 characters)"),

@@ -87,7 +87,7 @@ class Detector:
         return cls(GLIP.from_pretrained(path).to(device), tokenizer, folder_settings(path))
 
     def read(self, path: Path) -> Image.Image:
-        """The picture, upright, as 8-bit RGB. ModelError if it is none."""
+        """The picture, upright, as 8-bit RGB. ModelError if it cannot be read."""
         return read_image(path)
 
     def draw(self, image: Image.Image, found: Found) -> Image.Image:
@@ -111,7 +111,7 @@ class Detector:
         reference does in chunks. Scores below 0.05 of the phrase, before centerness, are never found.
         """
         if not threshold >= 0:  # NaN neither
-            raise ModelError(f"threshold: {threshold} is no score. Give a number from 0 to 1.")
+            raise ModelError(f"threshold: {threshold} is not a score. Give a number from 0 to 1.")
         image = read_image(Path(image)) if isinstance(image, str | os.PathLike) else to_rgb(image)
         if isinstance(prompt, str):
             prompt = Prompt.parse(prompt)

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 if TYPE_CHECKING:
     from converter.glip.detect.detector import Found
 
-GOLDEN = 0.618034  # a turn of the colour circle after which no two of a few labels are near each other
+GOLDEN = 0.618034  # step on the colour circle by which the first few labels get hues far apart
 
 
 def draw(image: Image.Image, found: Found) -> Image.Image:
@@ -34,6 +34,6 @@ def draw(image: Image.Image, found: Found) -> Image.Image:
 
 
 def colour(label: int) -> tuple[int, int, int]:
-    """Dark enough for white letters."""
+    """RGB of a label: dark enough for white letters."""
     red, green, blue = colorsys.hls_to_rgb(label * GOLDEN % 1, 0.38, 0.85)
     return round(red * 255), round(green * 255), round(blue * 255)

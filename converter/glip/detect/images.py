@@ -18,7 +18,7 @@ from converter.glip.detect.preprocessing import Preprocessing
 
 # EPS and the like would be handed to other programs; what is left, Pillow decodes by itself
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
-PIXEL_LIMIT = 89_478_485  # Pillow's own: a quarter of a gigabyte of RGB; beyond it are photographs of a kind, and bombs
+PIXEL_LIMIT = 89_478_485  # Pillow's own: a quarter of a gigabyte of RGB; larger ones are mostly decompression bombs
 
 
 def read_image(path: Path) -> Image.Image:
@@ -31,7 +31,7 @@ def read_image(path: Path) -> Image.Image:
     where = file_name(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ModelError(f"{where}: is no regular file. Give a picture.")
+            raise ModelError(f"{where}: is not a regular file. Give a picture.")
     except (OSError, ValueError) as error:
         raise ModelError(f"{where}: can't be read: {getattr(error, 'strerror', None) or error}.") from None
     try:
@@ -48,7 +48,7 @@ def read_image(path: Path) -> Image.Image:
             f"{where}: has more than {PIXEL_LIMIT / 1e6:.0f} million pixels. Make a smaller copy of it."
         ) from None
     except UnidentifiedImageError:
-        raise ModelError(f"{where}: is no picture of a known kind ({', '.join(FORMATS)}).") from None
+        raise ModelError(f"{where}: is not a picture of a known kind ({', '.join(FORMATS)}).") from None
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from None
     except Exception as error:  # a decoder raises whatever it stumbles over
@@ -65,7 +65,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         # `convert` would cut off at 255, and make nearly everything white
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise ModelError(f"its values (Pillow's mode {image.mode!r}) have no known white. Save it with 8 or 16 bits.")
+        raise ModelError(f"its values (Pillow's mode {image.mode!r}) have no known maximum. Save it with 8 or 16 bits.")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns of the direct way, which gives the same
     return image.convert("RGB")

@@ -25,7 +25,7 @@ class Preprocessing:
     caption_tokens              the longest caption, with [CLS] and [SEP]
     phrase_separator            what stands between class names in a caption
 
-    ModelError if a value is none of these, or one that this program does not carry out.
+    ModelError for a value of another type or range, or one that this program does not support.
     """
 
     caption_tokens: int

@@ -54,7 +54,7 @@ class Prompt:
                     "the caption."
                 )
             if not caption[start:end].strip():
-                raise ModelError(f"prompt: the span {start}:{end} holds no word.")
+                raise ModelError(f"prompt: the span {start}:{end} contains no word.")
         return cls(tuple(caption[start:end] for start, end in spans), caption, tuple(spans))
 
 
@@ -125,7 +125,7 @@ def token_positions(encoded: Encoded, span: Span) -> list[int]:
 
 
 def parse_span(text: str) -> Span:
-    """`2:8` as (2, 8). ModelError if it is no such pair."""
+    """`2:8` as (2, 8). ModelError for any other text."""
     match = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", text.strip())
     if match is None:
         raise ModelError(f"prompt: found the span {quoted(text, 40)}, expected from:to in characters, like 2:8.")

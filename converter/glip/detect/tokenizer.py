@@ -90,7 +90,7 @@ class Tokenizer:
 
     @property
     def unknown(self) -> int:
-        """The id of what is in no vocabulary."""
+        """The id of [UNK], for a word that is not in the vocabulary."""
         return self._ids["[UNK]"]
 
     @property
@@ -104,7 +104,7 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError:
             raise ModelError(
-                f"{quoted(text, 80)} is no Unicode text: it holds half a character. Write it anew."
+                f"{quoted(text, 80)} is not Unicode text: it holds half a character. Write it anew."
             ) from None
         encoding = self._backend.encode(text)
         added = encoding.special_tokens_mask
@@ -169,7 +169,7 @@ def _read(path: Path) -> str:
         if not path.is_file():
             raise ModelError(f"{file_name(path)}: no such file. Give a vocabulary: --vocab vocab.txt")
         if path.stat().st_size > _LIMIT:
-            raise ModelError(f"{file_name(path)}: is larger than {_LIMIT >> 20} MiB, so no vocabulary.")
+            raise ModelError(f"{file_name(path)}: is larger than {_LIMIT >> 20} MiB, too large for a vocabulary.")
         return path.read_bytes().decode()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
@@ -195,7 +195,9 @@ def _pieces(path: Path, text: str) -> tuple[str, ...]:
         gapless = [ids[piece] for piece in pieces] == list(range(len(pieces)))
         added = [token["content"] for token in content.get("added_tokens", [])]
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        raise ModelError(f"{where}: is no tokenizer.json that can be read. Get it again, or give vocab.txt.") from None
+        raise ModelError(
+            f"{where}: is not a tokenizer.json that can be read. Get it again, or give vocab.txt."
+        ) from None
     if kind != "WordPiece" or small is not True:
         raise ModelError(f"{where}: is a tokenizer of another kind, expected an uncased WordPiece: that of {_NAME}.")
     more = [token for token in added if token not in ids]

@@ -3,7 +3,7 @@
 In the order in which data passes:
 
     config.py        the sizes that make one model
-    inputs.py        what a user may hand to it, checked
+    inputs.py        checks of what a user passes to the model
     swin.py          images -> maps of stride 4 to 32
     fpn.py           maps -> the pyramid P3..P7
     bert.py          token ids -> text features
@@ -12,6 +12,6 @@ In the order in which data passes:
     head.py          the tower of blocks, and the predictions of each cell
     detection.py     predictions -> boxes, scores, labels
     glip.py          all of it as one module
-    precision.py     which sums are carried out in which dtype
-    weights.py       safetensors into a model, every byte accounted for
+    precision.py     which sums are computed in which dtype
+    weights.py       loading safetensors into a model, every byte accounted for
 """

@@ -42,7 +42,7 @@ class Embeddings(nn.Module):
 class TextAttention(nn.Module):
     """Self-attention with its residual and norm: x (B, T, C), attended (B, T) bool -> (B, T, C).
 
-    `limit`: clamp of the logits in front of the softmax, None for none.
+    `limit`: the logits are clamped to +-limit before the softmax; None for no clamp.
     """
 
     def __init__(self, config: GLIPConfig, limit: float | None) -> None:

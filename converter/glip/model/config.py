@@ -52,7 +52,7 @@ class GLIPConfig:
 
     def __post_init__(self) -> None:
         problems = [*_type_problems(self)]
-        if not problems:  # the relations below need numbers
+        if not problems:  # only once the types are right
             problems = [*_relation_problems(self)]
         if problems:
             raise ModelError("GLIP configuration: " + "; ".join(problems) + ".")
@@ -91,7 +91,7 @@ def _is_size(value: object, least: int = 1) -> bool:
 
 
 def _type_problems(config: GLIPConfig) -> list[str]:
-    """One line for each field that is not of its type: bool, tuple of positive ints, or positive int."""
+    """One line for each field of a wrong type: expected are bool, tuple of positive ints, or positive int."""
     problems = []
     for field in fields(config):
         value = getattr(config, field.name)

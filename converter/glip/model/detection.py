@@ -15,7 +15,7 @@ from converter.glip.model.precision import accumulation_dtype
 
 SCORE_THRESHOLD = 0.05  # on the phrase score, before centerness
 CANDIDATES_PER_LEVEL = 1000
-NMS_THRESHOLD = 0.6  # IoU above which the lower score of two equal labels falls
+NMS_THRESHOLD = 0.6  # IoU above which the lower-scoring of two boxes with one label is dropped
 DETECTIONS_PER_IMAGE = 100
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 MAX_LOG_GROWTH = math.log(1000 / 16)  # of a side against its anchor
@@ -23,7 +23,7 @@ NMS_BLOCK = 1024  # candidates that are compared with one another at a time
 
 
 class Detections(NamedTuple):
-    """Objects of one image by falling score.
+    """Objects of one image, highest score first.
 
     boxes: (N, 4) float32, pixels of the unpadded image, corners x1 y1 x2 y2, the last pixel included;
     scores: (N,) in (0, 1), float32 or float64; labels: (N,) int64, the keys of the positive map.
@@ -49,7 +49,7 @@ def level_anchors(config: GLIPConfig, sizes: Sequence[tuple[int, int]], device: 
 def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
     """Boxes (N, 4) from deltas (N, 4) and anchors (N, 4), as corners.
 
-    Corners belong to the box (the +1 convention of Fast R-CNN): one pixel has equal corners and width 1.
+    Corner pixels belong to the box (the +1 convention of Fast R-CNN): a box of one pixel has equal corners, width 1.
     """
     anchors = anchors.to(deltas.dtype)
     size = anchors[:, 2:] - anchors[:, :2] + 1
@@ -66,7 +66,10 @@ def detect(
     image_sizes: Sequence[tuple[int, int]],
     positive_map: Mapping[int, Sequence[int]],
 ) -> list[Detections]:
-    """Detections of each image; sizes (height, width) before padding, tokens of each label. Inputs are checked."""
+    """Detections of each image. The caller has checked the inputs.
+
+    image_sizes: (height, width) before padding; positive_map: label -> token positions.
+    """
     sizes = [(deltas.shape[-2], deltas.shape[-1]) for deltas in output.box_deltas]
     device = output.box_deltas[0].device
     anchors = level_anchors(config, sizes, device)
@@ -75,7 +78,7 @@ def detect(
 
 
 class _Phrases(NamedTuple):
-    """The positive map as tensors: labels (L,); tokens (L, M), short phrases filled up; used (L, M) bool."""
+    """The positive map as tensors: labels (L,); tokens (L, M), 0 after the last; used (L, M) bool."""
 
     labels: Tensor
     tokens: Tensor
@@ -129,8 +132,8 @@ def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor) -> Detections:
     """Greedy non-maximum suppression within each label, then the best `DETECTIONS_PER_IMAGE`, ties kept.
 
-    Candidates are taken in blocks by falling score; the work ends once enough boxes are kept, so some
-    thousand candidates cost neither a matrix of all pairs nor a step for each box.
+    Candidates are processed in blocks, highest score first, until enough boxes are kept. So thousands of
+    candidates need neither a matrix of all pairs nor a step for each box.
     """
     order = scores.argsort(descending=True, stable=True)
     boxes, scores, labels = boxes[order], scores[order], labels[order]
@@ -151,8 +154,8 @@ def _greedy(beats: Tensor) -> Tensor:
     """Which of N candidates, best first, survive: (N,) bool. beats (N, N): row i suppresses column j > i, if it
     survives itself.
 
-    Starting from "all survive", each round settles at least one more candidate in order, since each depends on
-    better ones only. What no longer changes is the greedy answer; a few rounds do for real images.
+    Starts from "all survive". A candidate depends on better ones only, so each round settles at least one more, in
+    order. When nothing changes, the result is the greedy one; real images take a few rounds.
     """
     before = beats.new_zeros(len(beats))
     alive = beats.new_ones(len(beats))

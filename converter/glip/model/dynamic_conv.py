@@ -28,9 +28,9 @@ class Offsets(NamedTuple):
         """The first 18*height*width shifts and 9*height*width weights of each image, in memory order, seen as
         maps of that size.
 
-        Not a crop: the kernel GLIP was trained with reads these buffers with the strides of the *output*, and
-        where that is smaller than the level the offsets belong to, taps and places change meaning. The trained
-        weights depend on it.
+        Not a crop: the kernel GLIP was trained with reads these buffers with the strides of the *output*. Where
+        the output is smaller than the level that the offsets belong to, numbers land at other taps and cells. The
+        trained weights depend on this.
         """
         batch, _, own_height, own_width = self.shift.shape
         if (own_height, own_width) == (height, width):
@@ -59,8 +59,8 @@ class DeformableConv(nn.Module):
         out_size = offsets.shift.shape[-2:]
         corners, shares = sampling(offsets, stride, (height, width))  # (B*h*w*9, 4) each
         rows = x.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
-        # Each sample is the weighted sum of four rows: exactly an embedding bag, which reads whole rows of
-        # memory and never holds the four corners apart.
+        # Each sample is the weighted sum of four rows, which is what an embedding bag computes. It reads whole
+        # rows of memory and never stores the four corners separately.
         samples = F.embedding_bag(corners, rows, mode="sum", per_sample_weights=shares.to(x.dtype))
         kernel = self.weight.permute(0, 2, 3, 1).flatten(1)  # (out, 9*C)
         out = F.linear(samples.view(-1, TAPS * channels), kernel, self.bias)  # (B*h*w, out)
@@ -70,8 +70,8 @@ class DeformableConv(nn.Module):
 def sampling(offsets: Offsets, stride: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The four cells around each sampling point of a 3x3 kernel with padding 1, and their bilinear weights.
 
-    offsets (B, 18 or 9, h, w), size (H, W) of the sampled maps -> cells (B*h*w*9, 4) int64, rows of all the maps
-    of a batch put below one another, and weights of the same shape; a cell outside its map has weight 0.
+    offsets (B, 18 or 9, h, w), size (H, W) of the sampled maps -> cells (B*h*w*9, 4) int64, numbered through
+    all maps of the batch in reading order, and weights of the same shape; a cell outside its map has weight 0.
     """
     batch, _, out_height, out_width = offsets.shift.shape
     height, width = size
@@ -94,10 +94,10 @@ def sampling(offsets: Offsets, stride: int, size: tuple[int, int]) -> tuple[Tens
 def _neighbours(base: Tensor, shift: Tensor, length: int) -> list[tuple[Tensor, Tensor]]:
     """Along one axis, the two cells around base + shift: index (clamped into the map) and bilinear share.
 
-    Whole cells are added as integers: base + shift in float32 would round away what the share is made of, the
-    more the larger the map.
+    Whole cells are added as integers: base + shift in float32 would round away digits of the share, more of them
+    on a larger map.
     """
-    # Anything that leaves a map does so within this reach, and it keeps the integers in range.
+    # A shift of REACH is outside every map; the clamp keeps the integers in range.
     shift = shift.clamp(-REACH, REACH)
     whole = shift.floor()
     share = shift - whole
@@ -131,7 +131,7 @@ class DYReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         coefficients = hard_sigmoid(self.fc2(F.relu(self.fc1(pooled(x))))) - 0.5  # (B, 4C), in [-0.5, 0.5]
         slope1, height1, slope2, height2 = coefficients[..., None, None].chunk(4, dim=1)  # (B, C, 1, 1) each
-        # 2 a + 1 and 2 a: left as they are, both lines are the identity and zero, the ordinary ReLU
+        # slopes 2 a + 1 and 2 a: where all coefficients are 0, this is max(x, 0), the ordinary ReLU
         return torch.maximum(
             torch.addcmul(height1, x, 2 * slope1 + 1),
             torch.addcmul(height2, x, 2 * slope2),
@@ -142,8 +142,8 @@ class DynamicConv(nn.Module):
     """Each level from itself and its neighbours: P3..P7 (B, C, H, W) -> the same shapes.
 
     One set of offsets per level serves all three convolutions: on the level itself, on the finer level with
-    stride 2, and on the coarser level, whose result is upsampled. The results are averaged, each times one
-    number computed from its own mean.
+    stride 2, and on the coarser level, whose result is upsampled. The results are averaged, each multiplied
+    by a scalar computed from its own mean.
     """
 
     def __init__(self, config: GLIPConfig) -> None:
@@ -172,8 +172,8 @@ class DynamicConv(nn.Module):
         return tuple(results)
 
     def _offsets(self, level: Tensor) -> Offsets:
-        # Contiguous, for oneDNN's float32 kernels for channels-last maps have four times the rounding error,
-        # and an error of the offsets is an error of every position that is read.
+        # Contiguous: oneDNN's float32 kernels for channels-last maps have four times the rounding error, and an
+        # error in the offsets shifts every sampled position.
         predicted: Tensor = self.offset(level.contiguous())
         predicted = predicted.to(accumulation_dtype(level.dtype))
         return Offsets(shift=predicted[:, : 2 * TAPS], weight=predicted[:, 2 * TAPS :].sigmoid())
@@ -190,7 +190,7 @@ class DynamicConv(nn.Module):
 
 
 def pooled(x: Tensor) -> Tensor:
-    """Mean over the map, summed wide: (B, C, H, W) -> (B, C)."""
+    """Mean over the map, summed in the accumulation dtype: (B, C, H, W) -> (B, C)."""
     return x.mean(dim=(-2, -1), dtype=accumulation_dtype(x.dtype)).to(x.dtype)
 
 

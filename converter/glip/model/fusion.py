@@ -52,8 +52,8 @@ class Fusion(nn.Module):
     def forward(self, levels: tuple[Tensor, ...], text: Tensor, attended: Tensor) -> Fused:
         image = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # (B, N, C)
         image, text = self.image_norm(image), self.text_norm(text)
-        # The clamp shows in extreme cases only. GLIP then subtracts the maximum in the direction of the text
-        # and clamps once more; softmax subtracts it anyway, and exp(-50000) is 0 in every format.
+        # The clamp matters in extreme cases only. For the text, GLIP then subtracts the maximum and clamps once
+        # more. That changes nothing: softmax subtracts it anyway, and exp(-50000) is 0 in every dtype.
         logits = self._logits(image, text).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)  # (B, N, nh*T)
         return Fused(
             levels=_split(image + self.image_layer_scale * self._for_image(logits, text, attended), levels),
@@ -74,9 +74,9 @@ class Fusion(nn.Module):
     def _for_image(self, logits: Tensor, text: Tensor, attended: Tensor) -> Tensor:
         """What each cell gathers from the attended tokens: (B, N, C).
 
-        GLIP adds +1 to the logits of real tokens, which cancels, and -9e15 to the others, which leaves them a
-        weight of zero, or all of them the same weight where a caption has no real token. The lowest finite
-        number does both and exists in every format.
+        GLIP adds +1 to the logits of real tokens, which cancels, and -9e15 to the others. These then have weight
+        zero, or all the same weight where a caption has no real token. The lowest finite number has both effects
+        and exists in every dtype.
         """
         value = self._heads(self.text_value(text))  # (B, nh, T, hd)
         weight = self.image_output.weight.T.view(self.heads, value.shape[-1], -1)  # (nh, hd, C)

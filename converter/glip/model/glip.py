@@ -31,8 +31,8 @@ class GLIP(nn.Module):
 
     images (B, 3, H, W): any size; BGR in 0..255 minus (103.53, 116.28, 123.675), divided by (57.375, 57.12,
     58.395); smaller images padded with zeros below and to the right. input_ids (B, T): BERT base uncased with
-    [CLS] and [SEP]. attention_mask (B, T): 0 for padding. All on the device of the model, images of any floating
-    dtype: they are cast to the model's, in which everything is computed that does not need a wider one.
+    [CLS] and [SEP]. attention_mask (B, T): 0 for padding. All are on the device of the model. Images may have
+    any floating dtype and are cast to the model's, in which everything is computed that does not need a wider one.
 
     There is no dropout, and train() changes nothing.
     """
@@ -49,13 +49,14 @@ class GLIP(nn.Module):
     def from_pretrained(cls, path: str | os.PathLike[str], *, revision: str | None = None) -> GLIP:
         """The model in a `.safetensors` file, or in a folder with `config.json` and one or several such files.
 
-        What is not here, but named like `org/name`, comes from the Hugging Face Hub, through its cache; `revision` is
-        then a branch, tag or commit. float32, on the CPU, in eval mode. ModelError if the files are damaged, or if
-        names or shapes are not exactly the model's; every difference is listed. HubError if it cannot be had.
+        A path that does not exist but looks like `org/name` is taken from the Hugging Face Hub, through its cache;
+        `revision` is then a branch, tag or commit. The model is float32, on the CPU, in eval mode. ModelError if the
+        files are damaged, or if names or shapes are not exactly the model's; every difference is listed. HubError if
+        the download fails.
         """
         source = weights.open_weights(local_path(path, revision=revision))
         try:
-            with torch.device("meta"):  # no memory and no time for an initialisation that nobody sees
+            with torch.device("meta"):  # takes no memory and skips the random initialisation
                 model = cls(source.config)
         except (RuntimeError, OverflowError) as error:  # a tensor of more elements than an integer counts
             raise ModelError(f"{path}: no model can have the sizes of its configuration: {error}") from None
@@ -65,11 +66,11 @@ class GLIP(nn.Module):
         return model.eval()
 
     def forward(self, images: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Output:
-        """Predictions for each cell of five levels, T as in `input_ids`.
+        """Predictions for each cell of five levels, T as in `input_ids`. ModelError for unfit inputs.
 
-        Trailing columns that no caption of the batch attends to are not computed: their token logits hold the
-        lowest value, -50000, of sigmoid 0. (Under torch.export and torch.compile everything is computed, and ids
-        are not checked, as both would depend on values.)
+        Trailing columns that no caption of the batch attends to are not computed: their token logits are the
+        lowest value, -50000, whose sigmoid is 0. (Under torch.export and torch.compile every column is computed and
+        ids are not checked, because both would depend on values.)
         """
         images = inputs.check_images(images, self._parameter())
         inputs.check_text(input_ids, attention_mask, images, self.config)
@@ -104,11 +105,12 @@ class GLIP(nn.Module):
         image_sizes: Tensor | Sequence[Sequence[int]],
         positive_map: Mapping[int, Sequence[int]],
     ) -> list[Detections]:
-        """The objects of each image by falling score, at most 100, more only if they tie with the 100th.
+        """The objects of each image, highest score first; at most 100, more only if they tie with the 100th.
 
         image_sizes: (height, width) of each image before padding, in pixels; positive_map: for each label the
-        positions of its tokens in the caption, the same for every image. A phrase scores the mean over its
-        tokens; the score is the root of that times the centerness.
+        positions of its tokens in the caption, the same for every image. A phrase's score is the mean over
+        its tokens; an object's score is the root of the phrase's score times the centerness. ModelError for unfit
+        arguments.
         """
         inputs.check_output(out, len(self.config.anchor_strides))
         sizes = inputs.check_image_sizes(image_sizes, out, self.config.anchor_strides[0])

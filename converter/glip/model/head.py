@@ -71,7 +71,7 @@ class Head(nn.Module):
             hidden, embedded = hidden + prompt, embedded + prompt
         for block in self.blocks:
             levels, hidden = block(levels, hidden, attended)
-        # A tower that fuses aligns cells with the text it has fused, otherwise with BERT's, padding zeroed.
+        # With fusion, cells are aligned with the fused text; without, with BERT's output, padding zeroed.
         projected, bias = self._alignment(hidden if self.blocks[0].fusion is not None else embedded)
         return Output(
             token_logits=tuple(
@@ -83,14 +83,14 @@ class Head(nn.Module):
         )
 
     def _alignment(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """Text (B, T, text_dim) -> what a cell is multiplied with, (B, C, T), and the bias (B, 1, T).
+        """Text (B, T, text_dim) -> the matrix that cells are multiplied with (B, C, T), and the bias (B, 1, T).
 
-        Logits are (cell . text) / exp(log_scale) + bias; dividing the text is the same for fewer numbers.
+        Logits are (cell . text) / exp(log_scale) + bias; dividing the text gives the same in fewer divisions.
         """
         dtype = embedding.dtype
         wide = accumulation_dtype(dtype)
         unit = F.normalize(embedding.to(wide), dim=-1)
-        bias = unit @ self.text_bias.to(wide) + self.bias.to(wide)  # (B, T); not of the halved embedding
+        bias = unit @ self.text_bias.to(wide) + self.bias.to(wide)  # (B, T); of the embedding before it is halved
         projected: Tensor = self.text_projection((unit / 2).to(dtype))  # (B, T, C)
         projected = projected.to(wide) / self.log_scale.to(wide).exp()
         return projected.transpose(1, 2).to(dtype), bias.unsqueeze(1).to(dtype)

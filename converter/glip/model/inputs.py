@@ -1,4 +1,4 @@
-"""Checks of what a user hands to the model; every message names the argument, what it is and what was expected."""
+"""Checks of what a user passes to the model; every message names the argument, what it is and what was expected."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from converter.errors import ModelError
 from converter.glip.model.config import GLIPConfig
 from converter.glip.model.head import Output
 
-TEXT_MULTIPLE = 32  # captions are cut to a multiple of this many tokens
+TEXT_MULTIPLE = 32  # the number of computed tokens is rounded up to a multiple of this
 
 
 def check_images(images: Tensor, parameter: Tensor) -> Tensor:
-    """Images (B, 3, H, W) in the dtype of the model; ModelError if they are no such batch or elsewhere."""
+    """Images (B, 3, H, W) in the dtype of the model; ModelError if they are not such a batch, or on another device."""
     if not isinstance(images, Tensor):
         raise ModelError(f"images: found {type(images).__name__}, expected a tensor (B, 3, H, W).")
     if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape:
@@ -25,7 +25,7 @@ def check_images(images: Tensor, parameter: Tensor) -> Tensor:
         )
     if not images.is_floating_point():
         raise ModelError(
-            f"images: found {_name(images.dtype)}, expected floating point: BGR, mean and deviation normalised."
+            f"images: found {_name(images.dtype)}, expected floating point: BGR, normalised by mean and standard deviation."
         )
     _check_device("images", images, parameter)
     return images.to(parameter.dtype)
@@ -64,9 +64,9 @@ def check_text(input_ids: Tensor, attention_mask: Tensor, images: Tensor, config
 def check_ids_and_length(input_ids: Tensor, attended: Tensor, vocab_size: int) -> int:
     """How many leading tokens have to be computed; ModelError if an id is outside the vocabulary.
 
-    All columns up to the last one that any caption attends to, rounded up to a multiple of 32; everything if a
-    caption attends to nothing, since then its padding is what the model attends to. Reads values, and does so
-    in one transfer from the device.
+    These are all columns up to the last one that any caption attends to, rounded up to a multiple of 32; all
+    columns if a caption attends to nothing, since the model then attends to its padding. Values are read in one
+    transfer from the device.
     """
     tokens = input_ids.shape[1]
     position = torch.arange(1, tokens + 1, device=attended.device)
@@ -87,14 +87,14 @@ def check_output(output: Output, levels: int) -> None:
     """ModelError unless the value is what the model returned: three tuples with an entry per level."""
     if not isinstance(output, Output) or any(len(part) != levels for part in output):
         raise ModelError(
-            f"out: found {type(output).__name__}, expected the Output of calling the model, {levels} levels each."
+            f"out: found {type(output).__name__}, expected the Output of calling the model, with {levels} levels."
         )
 
 
 def check_image_sizes(
     image_sizes: Tensor | Sequence[Sequence[int]], output: Output, stride: int
 ) -> list[tuple[int, int]]:
-    """(height, width) per image as ints; ModelError if they are not, or do not fit the maps."""
+    """(height, width) per image as ints; ModelError if they are not whole numbers or do not fit the maps."""
     values = image_sizes.tolist() if isinstance(image_sizes, Tensor) else image_sizes
     batch, _, rows, columns = output.box_deltas[0].shape
     try:
@@ -111,7 +111,7 @@ def check_image_sizes(
         if not (0 < height <= limit[0] and 0 < width <= limit[1]):
             raise ModelError(
                 f"image_sizes[{index}]: found ({height}, {width}), expected (height, width) from 1 to {limit}, "
-                f"what maps of {rows}x{columns} cells of {stride} pixels cover. Are the two swapped?"
+                f"the area of {rows}x{columns} cells of {stride} pixels. Are height and width swapped?"
             )
     return sizes
 

@@ -1,8 +1,8 @@
 """The Swin transformer backbone (Liu et al. 2021, arXiv:2103.14030), for any input size.
 
-Tokens are rows of the map in reading order, (B, H*W, C). Nothing but parameters is held: the index of relative
-positions and the mask of shifted windows are made in each forward, since they are small beside the attention,
-depend on the input size, and cannot go stale when a model is moved, cast or built without memory.
+Tokens are the cells of the map in reading order, (B, H*W, C). There are no buffers: the index of relative positions
+and the mask of shifted windows are made in each forward. They are cheap beside the attention, the mask depends on the
+input size, and a buffer could be wrong after the model is moved, cast or built on the meta device.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from converter.errors import ModelError
 from converter.glip.model.config import STAGES, GLIPConfig
 from converter.glip.model.precision import Linear
 
-CROSS_REGION = -100.0  # what a shifted window adds between tokens that are no neighbours in the image
+CROSS_REGION = -100.0  # added to the logits between tokens of a shifted window that are not neighbours in the image
 
 
 class PatchEmbed(nn.Module):
@@ -55,7 +55,7 @@ class WindowAttention(nn.Module):
         bias = self.relative_position_bias_table[relative_index]
         bias = bias.view(1, tokens, tokens, self.heads).permute(0, 3, 1, 2)  # (1, nh, N, N)
         if mask is not None:
-            # Added in the module's own format: what rounds away beside -100 has no weight in the softmax.
+            # Added in the module's own dtype: what rounds away beside -100 has no weight in the softmax.
             bias = (bias + mask).repeat(count // mask.shape[0], 1, 1, 1)
         bias = bias.expand(count, -1, -1, -1)  # (B*nW, nh, N, N)
         # The fused kernels keep the softmax in float32 for 16-bit inputs and in float64 for float64.
@@ -80,8 +80,8 @@ class MLP(nn.Module):
 class SwinBlock(nn.Module):
     """Pre-norm transformer block on (shifted) windows: tokens (B, H*W, C) -> (B, H*W, C).
 
-    A shifted block shifts whatever the size of the map, also where one window covers it: `shift_small_maps`. Without
-    that it does as Swin does for classification: no shift where a side of the map is one window, ModelError below.
+    With `shift_small_maps` a shifted block always shifts, even where one window covers the map. Without it, as in Swin
+    for classification, it does not shift where a side of the map is one window long; a shorter side is a ModelError.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class SwinTransformer(nn.Module):
 
 
 def to_windows(x: Tensor, window_size: int) -> Tensor:
-    """(B, H, W, C) -> (B*nW, window_size**2, C), windows in reading order; H and W whole windows."""
+    """(B, H, W, C) -> (B*nW, window_size**2, C), windows in reading order; H and W are multiples of window_size."""
     batch, height, width, dim = x.shape
     x = x.view(batch, height // window_size, window_size, width // window_size, window_size, dim)
     return x.transpose(2, 3).reshape(-1, window_size * window_size, dim)

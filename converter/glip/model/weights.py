@@ -54,9 +54,9 @@ class Weights:
 
 
 def open_weights(path: str | os.PathLike[str]) -> Weights:
-    """Read config and headers of a file or folder. ModelError if anything about them is not sound."""
+    """Read config and headers of a file or folder. ModelError if they are missing, damaged or inconsistent."""
     path = Path(path)
-    if os.path.isdir(path):  # unlike Path.is_dir, says no to a path that is too long
+    if os.path.isdir(path):  # unlike Path.is_dir, returns False for a path that is too long
         config = _config(_json_file(path / CONFIG), path / CONFIG)
         return _plausible(Weights(path, config, _folder(path)))
     tensors, metadata = read_header(path)
@@ -80,7 +80,7 @@ def _plausible(weights: Weights) -> Weights:
 def check(model: nn.Module, weights: Weights) -> None:
     """ModelError listing all names missing and unexpected, all shapes and dtypes that differ.
 
-    The model may be on the meta device: sizes that a config states are compared with the file before they are believed.
+    The model may be on the meta device, so that sizes are compared with the file before memory is allocated for them.
     """
     problems = _differences(dict(model.named_parameters()), weights.tensors)
     if problems:
@@ -90,11 +90,11 @@ def check(model: nn.Module, weights: Weights) -> None:
 def load(model: nn.Module, weights: Weights) -> None:
     """Fill every parameter of `model` (float32, CPU) from the checkpoint.
 
-    ModelError as `check`; the model is then untouched. Parameters are NaN until their bytes are there, so that one left
-    out could not pass for a weight. Weights that are NaN in the checkpoint itself are loaded and named in a warning.
+    ModelError as `check` raises, with the model untouched, or if a file cannot be read. Parameters are NaN until they
+    are read, so that one left out cannot pass for a weight. NaN in the checkpoint itself is loaded, with a warning.
     """
     if sys.byteorder != "little":
-        raise ModelError("safetensors files are little-endian, this machine is not.")
+        raise ModelError("safetensors files are little-endian, this machine is not. Load them on one that is.")
     parameters = dict(model.named_parameters())
     check(model, weights)
     with torch.no_grad():
@@ -153,7 +153,7 @@ def _read_into(parameter: Tensor, handle: FileIO, stored: StoredTensor, name: st
 
 
 def _open(path: Path) -> BufferedReader:
-    """A regular file, opened without waiting for anything."""
+    """Open a regular file. ModelError for anything else, without blocking on a pipe."""
 
     def opener(name: str, flags: int) -> int:
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
@@ -161,7 +161,7 @@ def _open(path: Path) -> BufferedReader:
     handle = open(path, "rb", opener=opener)  # noqa: SIM115  the caller closes it
     if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
         handle.close()
-        raise ModelError(f"{path}: is no regular file.")
+        raise ModelError(f"{path}: is not a regular file.")
     return handle
 
 
@@ -218,7 +218,7 @@ def _entry(entry: Any, where: str) -> tuple[str, tuple[int, ...], int, int]:
     if not isinstance(dtype, str) or dtype not in BITS:
         raise ModelError(f"{where}: dtype {dtype!r}, expected one of {', '.join(BITS)}.")
     if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
-        raise ModelError(f"{where}: shape {shape!r}, offsets {offsets!r}, expected lists of integers from 0 on.")
+        raise ModelError(f"{where}: shape {shape!r}, offsets {offsets!r}, expected lists of non-negative integers.")
     size = math.prod(shape) * BITS[dtype] // 8
     if offsets[1] - offsets[0] != size:
         raise ModelError(f"{where}: {dtype} {shape} takes {size} bytes, but the offsets are {offsets}.")

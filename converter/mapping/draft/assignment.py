@@ -10,7 +10,7 @@ import numpy as np
 from converter.mapping.draft.names import Unit
 from converter.mapping.draft.words import Matrix, Neighbours, Vocabulary
 
-_AGREEMENT = 0.5  # what the neighbours say counts half of what the name says
+_AGREEMENT = 0.5  # weight of where the neighbours went, beside 1 for the name
 # cosine of weighed words; what the drafts of known pairs of models need to have no wrong rule without a doubt
 _CLEAR_MARGIN = 0.12
 _FAINT = 0.12
@@ -73,8 +73,8 @@ def assign(score: Matrix) -> tuple[list[int], list[int]]:
 def margins_of(score: Matrix, rows: Sequence[int], columns: Sequence[int]) -> list[float]:
     """What the total score loses at least if a pair of the assignment is given up; negative if it gains.
 
-    Giving up a pair is a cycle of exchanges: row i takes the column of row k, which takes another. Who has no partner
-    scores nothing. The best cycle through each pair is a shortest path (Floyd and Warshall).
+    Giving up a pair is a cycle of exchanges: row i takes the column of row k, which takes another. A row without a
+    partner scores 0. The best cycle through each pair is a shortest path (Floyd and Warshall).
     """
     size = max(score.shape)
     square = np.zeros((size, size))

@@ -15,7 +15,7 @@ from converter.mapping.pattern import compile_pattern
 _WRITABLE = re.compile(r"[A-Za-z0-9_.*+/ -]{1,360}")
 # spellings of drafted config fields, which a capture must not be taken for
 RESERVED = ("num_", "size_")
-# words that are counted though the number stands right behind them: layer1, block3
+# words whose number is a counter although it stands right behind them: layer1, block3
 _COUNTED = ("layer", "block", "stage", "level", "group", "head")
 
 
@@ -33,7 +33,7 @@ def capture_names(template: str, slots: Sequence[int], taken: Collection[str]) -
         word = text.strip("_").lower()
         word = word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
         word = "layer" if word == "h" else word
-        if not between and word not in _COUNTED:  # the 1 of fc1 counts no fc
+        if not between and word not in _COUNTED:  # the 1 of fc1 is part of the name
             word = "item"
         plain = re.fullmatch(r"[a-z][a-z0-9_]*", word) and not keyword.iskeyword(word) and word != "len"
         base = word if plain and not word.startswith(RESERVED) and len(meaning(word)) > 1 else "item"

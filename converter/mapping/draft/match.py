@@ -59,7 +59,7 @@ def match(
         result = _Round(sources, targets, Judge(vocabulary, likely, certain)).run()
         on_round(1)
         if not result.left_targets and not any(found.doubt for found in result.matches):
-            break  # another round could only say the same
+            break  # another round would give the same
         if number < _ROUNDS - 1:
             likely = Neighbours(_evidence(result.matches))
             certain = Neighbours(_evidence(found for found in result.matches if not found.doubt))
@@ -84,7 +84,7 @@ def _evidence(matches: Iterable[Match]) -> Iterator[tuple[str, str, float]]:
 
 
 class _Round:
-    """One pass over all ways to match; what is matched is out of the game."""
+    """One pass over all ways to match; a tensor that is matched takes no further part."""
 
     def __init__(self, sources: Sequence[Named], targets: Sequence[Named], judge: Judge) -> None:
         self.sources = {tensor.name: tensor for tensor in sources}

@@ -46,7 +46,7 @@ class Writer:
         parameter = self._parameter(whole)
         sides = (match.sources, match.targets)
         shared = [len({unit.progressions[i] for side in sides for unit in side}) == 1 for i in range(len(whole.free))]
-        # where both sides count alike, their own numbers read better than indices
+        # where both sides count alike, their numbers are clearer than indices
         for plain in [shared, [False] * len(shared)] if any(shared) else [shared]:
             texts = []
             for side, names in zip(sides, (self.sources, self.targets), strict=True):
@@ -144,7 +144,7 @@ def _parts(match: Match) -> Iterator[tuple[Match, list[dict[str, Any]]]]:
             sides = [tuple(restrict(u, group, fix) for u in side) for side in (match.sources, match.targets)]
             needed = next(op for index, op in own.items() if all(index[i] == value for i, value in fix.items()))
             op = match.op if needed else "rename"
-            # the reason for doubt is the op; what is left of the match is as it seems
+            # the doubt is about the op; the rest of the match has none
             yield Match(sides[0], sides[1], op, match.doubt), needed
 
 

@@ -54,7 +54,7 @@ class _Config:
 
 
 def draft_spec(name: str, title: str, tensors: Sequence[Named]) -> dict[str, Any]:
-    """The spec, with one variant, that `tensors` are exactly the tensors of."""
+    """The spec, with one variant, whose tensors are exactly `tensors`."""
     config = _Config()
     entries: list[Entry] = []
     for template, members in families(tensors).items():
@@ -75,7 +75,7 @@ def _entries(template: str, members: Mapping[Numbers, Named], parameter: str, co
     """One entry for all `members` if counters and lists can say it, else one number fixed after the other."""
     slots = [i for i in range(template.count("#")) if len({numbers[i] for numbers in members}) > 1]
     folded = _fold(slots, members)
-    # fc1 and fc2 of two shapes are two things, not a counter
+    # fc1 and fc2 of different shapes are two things, not a counter
     if folded is not None and not (slots and folded.sized_by(len(slots) - 1) and _is_label(template, slots[-1])):
         yield folded.entry(template, parameter, next(iter(members)), config)
         return

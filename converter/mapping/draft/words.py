@@ -1,4 +1,4 @@
-"""How alike two names read: words, weighed by how seldom they are, and where their neighbours went.
+"""How alike two names read: words, weighed by how rare they are, and where their neighbours went.
 
 A name is a bag of words split at `.`, `_`, case and digits; words of one meaning (synonyms.json) are one. A word that
 every name has says little. Agreement of the last words counts double: `attention.output.norm` is a norm of an output.

@@ -250,14 +250,14 @@ def test_a_damaged_file_is_read_or_refused(tmp_path: Path) -> None:
 def test_what_is_no_picture_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
-    with pytest.raises(ModelError, match=r"a\.jpg: is (no picture|damaged)"):
+    with pytest.raises(ModelError, match=r"a\.jpg: is (not a picture|damaged)"):
         read_image(path)
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path, message in (
-        (tmp_path, "no regular file"), (tmp_path / "fifo", "no regular file"),
+        (tmp_path, "not a regular file"), (tmp_path / "fifo", "not a regular file"),
         (tmp_path / "absent.png", "No such file"), (tmp_path / ("x" * 300), "too long"), (Path("a\0b"), "null"),
     ):  # fmt: skip
         with pytest.raises(ModelError, match=message):

@@ -124,7 +124,7 @@ def test_a_span_outside_the_caption_is_refused(span: tuple[int, int]) -> None:
 
 
 def test_spans_without_words_are_refused() -> None:
-    with pytest.raises(ModelError, match="holds no word"):
+    with pytest.raises(ModelError, match="contains no word"):
         Prompt.of_caption("two dogs", [(3, 4)])
     with pytest.raises(ModelError, match="at least one span"):
         Prompt.of_caption("two dogs", [])

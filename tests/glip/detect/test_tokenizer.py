@@ -93,9 +93,9 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "no special tokens": ("vocab.txt", b"a\nb\n", r"it has no \[UNK\], \[SEP\]"),
     "a piece twice": ("vocab.txt", ("\n".join([*WORDS, "dog"])).encode(), "'dog' appears twice"),
     "no text": ("vocab.txt", b"\xff\xfe\x00", "not UTF-8"),
-    "no JSON": ("tokenizer.json", b"{", "no tokenizer.json that can be read"),
-    "deep JSON": ("tokenizer.json", b"[" * 100_000, "no tokenizer.json that can be read"),
-    "a list": ("tokenizer.json", b"[]", "no tokenizer.json that can be read"),
+    "no JSON": ("tokenizer.json", b"{", "not a tokenizer.json that can be read"),
+    "deep JSON": ("tokenizer.json", b"[" * 100_000, "not a tokenizer.json that can be read"),
+    "a list": ("tokenizer.json", b"[]", "not a tokenizer.json that can be read"),
     "byte pairs": (
         "tokenizer.json",
         json.dumps({"model": {"type": "BPE", "vocab": {}}, "normalizer": None}).encode(),
@@ -141,7 +141,7 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_half_a_character_is_refused(small: Tokenizer) -> None:
-    with pytest.raises(ModelError, match="no Unicode"):
+    with pytest.raises(ModelError, match="not Unicode"):
         small.encode("dog \ud800")
 
 

@@ -19,7 +19,7 @@ Where it differs from the real Hub:
 - A commit adds files in base64 and LFS files by hash and size, and deletes files. It deletes no folders and copies
   nothing.
 - Of a commit's refusals the Hub's status is known, from the client's sources and reports of its users, of a card (400)
-  and of a branch that is not there or a pull request on what is no branch (404). Others, and most wordings, are ours.
+  and of a branch that is not there or a pull request on a commit or tag (404). Others, and most wordings, are ours.
 - S3's errors are XML, these are JSON.
 - A pull request is a ref, a title and whether it is open: no discussion events, no merging.
 - Only the tree of the root can be asked for; listings are paginated by position.
