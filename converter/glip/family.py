@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from converter.glip.model.head import Output
     from converter.parity.capture import Capture, Detections
 
-ANCHORS = "rpn.anchor_generator."  # the official module of each level; here a method of the model makes anchors
+ANCHORS = "rpn.anchor_generator."  # + level: an official module; here the method GLIP.anchors makes the anchors
 
 
 class GLIPFamily(Family["GLIP"]):
@@ -52,7 +52,7 @@ class GLIPFamily(Family["GLIP"]):
         """Two images of 75x101 and 60x90 pixels and two captions of 13 and 10 tokens.
 
         The numbers are raw output of PCG64, which is the same in every numpy; pixels are uniform with mean 0 and
-        variance 1. The batch has odd sides and one caption is padded, since implementations differ in padding and masks.
+        variance 1. The batch has odd sides and a padded caption, since implementations differ in padding and masks.
         """
         import torch
 

@@ -67,7 +67,9 @@ class WholeModel(GLIP):
     ) -> Output | tuple[Tensor, Tensor, Tensor]:
         if input_ids is None or attention_mask is None:
             if input_ids is not attention_mask:
-                raise ModelError("give both input_ids and attention_mask, or neither: images alone give the maps C3, C4, C5.")
+                raise ModelError(
+                    "give both input_ids and attention_mask, or neither: images alone give the maps C3, C4, C5."
+                )
             return self.extract_feat(images)
         return super().forward(images, input_ids, attention_mask)
 

@@ -65,7 +65,7 @@ def test_a_whole_glip_reads_text_too(tmp_path: Path, small_names: None) -> None:
     with torch.inference_mode():
         found, expected = (m(images, ids, torch.ones_like(ids)) for m in (model, reference()))
     assert all(torch.equal(a, b) for a, b in zip(found.token_logits, expected.token_logits, strict=True))
-    with pytest.raises(ModelError, match="come together"):
+    with pytest.raises(ModelError, match="give both input_ids"):
         model(images, ids)
 
 

@@ -5,7 +5,7 @@ In the order in which data passes:
     preprocessing.py  what is done to a picture and a caption, as data: preprocessing.json
     images.py         reading pictures; pictures as tensors
     tokenizer.py      BERT's vocabulary; words as token ids
-    prompt.py         what to look for, as captions and tokens
-    detector.py       a model with all that: pictures and prompts in, boxes out
+    prompt.py         what to look for, as captions and token positions
+    detector.py       the model with all of these: pictures and prompts in, boxes out
     draw.py           boxes drawn into a picture
 """

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was found in one picture, by falling score.
+    """What was found in one picture, highest score first.
 
     width, height  of the upright picture in pixels
     boxes          (N, 4) float32, x1 y1 x2 y2 in these pixels
     scores         (N,) in (0, 1)
     labels         (N,) int64: which phrase of the prompt, counted from 1
-    phrases        the phrase of each
+    phrases        the phrase of each box
     """
 
     width: int
@@ -44,7 +44,7 @@ class Found:
     phrases: tuple[str, ...]
 
     def as_lists(self) -> dict[str, Any]:
-        """Boxes, scores, labels and phrases as JSON knows them."""
+        """Boxes, scores, labels and phrases as lists for JSON, rounded."""
         return {
             "boxes": [[round(corner, 2) for corner in box] for box in self.boxes.tolist()],
             "scores": [round(score, 6) for score in self.scores.tolist()],
@@ -59,14 +59,14 @@ class Detector:
         detector = Detector.from_pretrained("glip-t", vocabulary="vocab.txt")
         found = detector.detect("street.jpg", "person. traffic light.")
 
-    ModelError if the vocabulary has not as many entries as the model.
+    ModelError if the vocabulary has another number of entries than the model.
     """
 
     def __init__(self, model: GLIP, tokenizer: Tokenizer, settings: Preprocessing | None = None) -> None:
         if tokenizer.size != model.config.vocab_size:
             raise ModelError(
                 f"{tokenizer.origin}: the vocabulary has {tokenizer.size} entries, the model "
-                f"{model.config.vocab_size}. Give the one that the model was trained with."
+                f"{model.config.vocab_size}. Give the vocabulary that the model was trained with."
             )
         self.model = model
         self.tokenizer = tokenizer
@@ -91,26 +91,26 @@ class Detector:
         return read_image(path)
 
     def draw(self, image: Image.Image, found: Found) -> Image.Image:
-        """A copy of the picture with what was found drawn into it."""
+        """A copy of the picture with the found boxes drawn into it."""
         from converter.glip.detect.draw import draw
 
         return draw(image, found)
 
     def captions(self, prompt: Prompt) -> list[Caption]:
-        """What the model is given to read: several captions where the prompt is too long for one."""
+        """The captions that the model reads: several where the prompt is too long for one. ModelError."""
         return captions(prompt, self.tokenizer, self.settings)
 
     @torch.inference_mode()
     def detect(
         self, image: str | os.PathLike[str] | Image.Image, prompt: str | Prompt, threshold: float = 0.5
     ) -> Found:
-        """All that scores above the threshold, at most the best 100 (more only where they tie).
+        """Objects that score above the threshold: the best 100, and more only where they tie with the 100th.
 
-        Boxes are in pixels of the upright picture, whatever way its EXIF says that it was held.
-        Where a prompt takes several captions, each is looked for by itself, and the best of all are kept, as the
-        reference does in chunks. Scores below 0.05 of the phrase, before centerness, are never found.
+        Boxes are in pixels of the picture after it is turned upright by its EXIF. The model runs once for each caption
+        of the prompt, and the best of all are kept, as the reference does with its chunks. Phrases that score at most
+        0.05 before centerness are never found. ModelError for an unusable picture, prompt or threshold.
         """
-        if not threshold >= 0:  # NaN neither
+        if not threshold >= 0:  # refuses NaN, too
             raise ModelError(f"threshold: {threshold} is not a score. Give a number from 0 to 1.")
         image = read_image(Path(image)) if isinstance(image, str | os.PathLike) else to_rgb(image)
         if isinstance(prompt, str):
@@ -124,7 +124,7 @@ class Detector:
         order = order[scores[order] > threshold]
         if len(order) > DETECTIONS_PER_IMAGE:
             order = order[scores[order] >= scores[order[DETECTIONS_PER_IMAGE - 1]]]
-        # corners are scaled, without their last pixel, as the reference scales them
+        # as in the reference, corners are scaled as they are, without regard to the +1 convention
         scale = torch.tensor([image.width / width, image.height / height] * 2)
         labels = labels[order]
         return Found(
@@ -145,14 +145,14 @@ class Detector:
 
 
 def folder_settings(model: Path) -> Preprocessing:
-    """The preprocessing that a packaged folder states, else the usual one."""
+    """The preprocessing in the config.json of a packaged folder, else GLIP's own. ModelError if it is invalid."""
     config = model / "config.json"
     if not config.is_file():
         return glip_preprocessing()
     try:
         stated = json.loads(config.read_bytes()).get("preprocessing")
     except (OSError, ValueError, RecursionError, AttributeError):
-        return glip_preprocessing()  # loading the model says what is wrong with it
+        return glip_preprocessing()  # loading the model reports what is wrong with the file
     if stated is None:
         return glip_preprocessing()
     try:

@@ -1,4 +1,4 @@
-"""Picture files in any of the usual forms, and what the model wants of them."""
+"""Reading picture files, and making the model's input of them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from converter.display import file_name, plain
 from converter.errors import ModelError
 from converter.glip.detect.preprocessing import Preprocessing
 
-# EPS and the like would be handed to other programs; what is left, Pillow decodes by itself
+# formats that Pillow decodes by itself; it would hand EPS and the like to other programs
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 PIXEL_LIMIT = 89_478_485  # Pillow's own: a quarter of a gigabyte of RGB; larger ones are mostly decompression bombs
 
 
 def read_image(path: Path) -> Image.Image:
-    """The picture as 8-bit RGB, upright as its EXIF says; the first where a file holds several.
+    """The picture as 8-bit RGB, upright as its EXIF says; the first frame where a file holds several.
 
     Transparency is dropped, not blended, and CMYK converted without a profile, as the reference's
-    `Image.open(path).convert("RGB")` does; of 16 bits the upper 8 are taken. ModelError for all else: no picture,
-    damaged or cut off, more than `PIXEL_LIMIT` pixels, or of values without a scale (32-bit integers, floats).
+    `Image.open(path).convert("RGB")` does; of 16 bits the upper 8 are taken. ModelError if the file is not a
+    picture, is damaged or cut off, has more than `PIXEL_LIMIT` pixels, or values without a scale (32-bit integers,
+    floats).
     """
     where = file_name(path)
     try:
@@ -35,7 +36,7 @@ def read_image(path: Path) -> Image.Image:
     except (OSError, ValueError) as error:
         raise ModelError(f"{where}: can't be read: {getattr(error, 'strerror', None) or error}.") from None
     try:
-        # Pillow only warns of what is a little too large, and of what it finds odd in metadata
+        # Pillow only warns of pictures that are a little too large, and of odd metadata
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=FORMATS) as image:
@@ -51,7 +52,7 @@ def read_image(path: Path) -> Image.Image:
         raise ModelError(f"{where}: is not a picture of a known kind ({', '.join(FORMATS)}).") from None
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from None
-    except Exception as error:  # a decoder raises whatever it stumbles over
+    except Exception as error:  # decoders raise exceptions of many kinds
         reason = plain(str(error) or type(error).__name__, 200)
         raise ModelError(f"{where}: is damaged or cut off: {reason}. Get it again.") from None
 
@@ -62,20 +63,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise ModelError(f"has {image.width}x{image.height} pixels. Give a picture that has some.")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
-        # `convert` would cut off at 255, and make nearly everything white
+        # `convert` would clip at 255 and make nearly everything white
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ModelError(f"its values (Pillow's mode {image.mode!r}) have no known maximum. Save it with 8 or 16 bits.")
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # Pillow warns of the direct way, which gives the same
+        image = image.convert("RGBA")  # converting directly gives the same, with a warning
     return image.convert("RGB")
 
 
 def to_tensor(image: Image.Image, settings: Preprocessing) -> Tensor:
     """(3, H, W) float32 of an RGB picture: resized, BGR, normalised.
 
-    Resized by Pillow's bilinear filter, which averages where it shrinks: the reference's `F.resize` of torchvision
-    hands a PIL image to just that. An interpolation of tensors without antialiasing gives other pixels.
+    Resized by Pillow's bilinear filter, which averages where it shrinks. For a PIL image, torchvision's `F.resize` in
+    the reference calls the same filter. Interpolating a tensor without antialiasing gives other pixels.
     """
     resized = image.resize(settings.resized(image.width, image.height), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(resized)[:, :, ::-1].copy())  # (H, W, 3), BGR

@@ -53,7 +53,7 @@ class Preprocessing:
             if len(value) != 3 or not all(isinstance(v, int | float) and least <= v <= 1e3 for v in value):
                 raise ModelError(f"preprocessing: {name} is {value!r}, expected three numbers from {least} to 1000.")
         if not isinstance(self.phrase_separator, str) or not isinstance(self.source, str):
-            raise ModelError("preprocessing: phrase_separator and source are not both text.")
+            raise ModelError("preprocessing: phrase_separator and source must both be text.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
@@ -73,8 +73,8 @@ class Preprocessing:
         """(width, height) of a picture after resizing, aspect ratio kept.
 
         Rounds as the reference does (`Resize.get_size`): the shorter side to the nearest integer where the longer
-        limits it, the other side down. A shorter side of one or two pixels can so stretch the longer one to at most
-        twice the limit. ModelError where the shorter side would vanish.
+        limits it, the other side down. With a shorter side of one or two pixels the longer one can exceed its limit,
+        up to twofold. ModelError where the shorter side would be 0.
         """
         shorter, longer = min(width, height), max(width, height)
         size = self.shorter_side

@@ -1,4 +1,4 @@
-"""What to look for: class names or phrases of a sentence, and which tokens each of them is."""
+"""What to look for: class names or phrases of a sentence, and the tokens of each."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Prompt:
 
     @classmethod
     def of_names(cls, names: Sequence[str]) -> Prompt:
-        """Class names, each as it stands. ModelError if there is none, or one is empty."""
+        """Class names, full stops allowed. ModelError if there is none, or one is empty."""
         phrases = tuple(name.strip() for name in names)
         if not phrases or not all(phrases):
             raise ModelError(f"prompt: found {quoted(str(list(names)), 80)}, expected at least one name, none empty.")
@@ -44,7 +44,7 @@ class Prompt:
 
     @classmethod
     def of_caption(cls, caption: str, spans: Sequence[Span]) -> Prompt:
-        """Phrases of a sentence, each from one character to before another. ModelError if one is not in it."""
+        """Phrases of a sentence: (start, end) in characters, end excluded. ModelError for a span without words."""
         if not spans:
             raise ModelError("prompt: a caption needs at least one span, from:to in characters.")
         for start, end in spans:
@@ -68,7 +68,7 @@ class Caption:
 
 
 def captions(prompt: Prompt, tokenizer: Tokenizer, settings: Preprocessing) -> list[Caption]:
-    """The prompt in tokens. ModelError if a caption is too long, or a phrase has no token that is a known word."""
+    """The prompt as tokenised captions. ModelError if one is too long, or no word of a phrase is in the vocabulary."""
     if prompt.caption is not None:
         labels = dict(enumerate(prompt.spans, start=1))
         return [_caption(prompt.caption, labels, tokenizer, settings)]
@@ -76,7 +76,7 @@ def captions(prompt: Prompt, tokenizer: Tokenizer, settings: Preprocessing) -> l
     for group in _groups(prompt.phrases, tokenizer, settings):
         labels, text = {}, ""
         for offset, phrase in enumerate(group, start=1):
-            # as the reference's evaluation joins them: nothing after the last
+            # joined as in the reference's evaluation: no separator after the last
             text += settings.phrase_separator if text else ""
             labels[begin + offset] = (len(text), len(text) + len(phrase))
             text += phrase
@@ -86,7 +86,7 @@ def captions(prompt: Prompt, tokenizer: Tokenizer, settings: Preprocessing) -> l
 
 
 def _groups(phrases: Sequence[str], tokenizer: Tokenizer, settings: Preprocessing) -> list[list[str]]:
-    """As many phrases to a caption as fit. Tokens of words that punctuation separates simply add up."""
+    """As many phrases to a caption as fit. The separator's punctuation keeps tokens apart, so their counts add up."""
     separator = len(tokenizer.encode(settings.phrase_separator).ids) - 2
     groups: list[list[str]] = [[]]
     filled = 2  # [CLS] and [SEP]
@@ -105,7 +105,7 @@ def _caption(text: str, labels: dict[int, Span], tokenizer: Tokenizer, settings:
     if len(encoded.ids) > settings.caption_tokens:
         raise ModelError(
             f"prompt: {quoted(text, 60)} has {len(encoded.ids)} tokens, expected at most {settings.caption_tokens}: "
-            "longer captions the model was never trained on. Shorten it."
+            "the model was not trained on longer captions. Shorten it."
         )
     positive_map = {}
     for label, span in labels.items():

@@ -1,7 +1,7 @@
-"""BERT's uncased WordPiece (Devlin et al. 2019, arXiv:1810.04805): from a vocabulary to ids with character spans.
+"""BERT's uncased WordPiece (Devlin et al. 2019, arXiv:1810.04805): from text to token ids with character spans.
 
-Only the vocabulary is taken from a file. All else is fixed, so that the truncation, the padding or the case of a
-`tokenizer.json` that was made for another model can't change what GLIP reads.
+Only the vocabulary is taken from a file. Everything else is fixed, so that truncation, padding or casing in a
+`tokenizer.json` that was made for another model cannot change what GLIP reads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SPECIAL = {
     "cls_token": "[CLS]",
     "mask_token": "[MASK]",
 }
-FILES = ("tokenizer.json", "vocab.txt")  # in a folder, the first that is there
+FILES = ("tokenizer.json", "vocab.txt")  # in a folder, the first of these that exists is read
 BERT_BASE_UNCASED = "google-bert/bert-base-uncased"
 BERT_BASE_UNCASED_COMMIT = "86b5e0934494bd15c9632b12f734a8a67f723594"
 BERT_BASE_UNCASED_SHA256 = "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
@@ -37,14 +37,14 @@ _LIMIT = 64 << 20  # bytes of a vocabulary
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A caption in tokens, [CLS] and [SEP] included; `spans`: from and to which character, None for these two."""
+    """A caption in tokens, [CLS] and [SEP] included; `spans`: (start, end) in characters, None for these two."""
 
     ids: tuple[int, ...]
     spans: tuple[tuple[int, int] | None, ...]
 
 
 class Tokenizer:
-    """Words in, ids out. `pieces`: the vocabulary in the order of its ids; `origin`: where it is from."""
+    """Text in, ids out. `pieces`: the vocabulary in the order of its ids; `origin`: its file, for messages."""
 
     def __init__(self, pieces: tuple[str, ...], origin: str) -> None:
         self.pieces = pieces
@@ -52,7 +52,7 @@ class Tokenizer:
         ids = {piece: number for number, piece in enumerate(pieces)}
         missing = [token for token in SPECIAL.values() if token not in ids]
         if missing:
-            raise ModelError(f"{origin}: no BERT vocabulary: it has no {', '.join(missing)}. Take that of {_NAME}.")
+            raise ModelError(f"{origin}: not a BERT vocabulary: it has no {', '.join(missing)}. Give that of {_NAME}.")
         if len(ids) != len(pieces):
             twice = next(piece for number, piece in enumerate(pieces) if ids[piece] != number)
             raise ModelError(f"{origin}: the piece {quoted(twice, 40)} appears twice. Get the vocabulary again.")
@@ -74,7 +74,7 @@ class Tokenizer:
 
     @classmethod
     def from_hub(cls) -> Tokenizer:
-        """BERT base uncased from the Hub or its cache, its bytes checked. HubError where it can't be had."""
+        """BERT base uncased from the Hub or its cache. HubError if the download fails, ModelError for a wrong hash."""
         try:
             found = resolve(f"hf://{BERT_BASE_UNCASED}/vocab.txt", revision=BERT_BASE_UNCASED_COMMIT)
         except HubError as error:
@@ -99,12 +99,12 @@ class Tokenizer:
         return hashlib.sha256(self._vocabulary_file()).hexdigest() == BERT_BASE_UNCASED_SHA256
 
     def encode(self, text: str) -> Encoded:
-        """Tokens of a caption of any length."""
+        """Tokens of a caption of any length. ModelError for half of a surrogate pair, which is not Unicode."""
         try:
             text.encode()
         except UnicodeEncodeError:
             raise ModelError(
-                f"{quoted(text, 80)} is not Unicode text: it holds half a character. Write it anew."
+                f"{quoted(text, 80)} is not Unicode text: it holds half a surrogate pair. Type it again."
             ) from None
         encoding = self._backend.encode(text)
         added = encoding.special_tokens_mask
@@ -112,7 +112,7 @@ class Tokenizer:
         return Encoded(tuple(encoding.ids), spans)
 
     def files(self, caption_tokens: int) -> dict[str, bytes]:
-        """What `transformers.AutoTokenizer` loads: four files by name, the same for the same vocabulary."""
+        """What `transformers.AutoTokenizer` loads: four files by name. Equal vocabularies give equal bytes."""
         config = {
             **SPECIAL,
             "tokenizer_class": "BertTokenizer",
@@ -136,7 +136,7 @@ class Tokenizer:
         from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
         backend = Tokenizer(models.WordPiece(self._ids, unk_token="[UNK]", max_input_chars_per_word=100))
-        # accents are stripped because letters are made small: strip_accents=None follows lowercase
+        # strip_accents=None follows lowercase, so accents are stripped
         backend.normalizer = normalizers.BertNormalizer(
             clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=True
         )
@@ -177,7 +177,7 @@ def _read(path: Path) -> str:
 
 
 def _lines(text: str) -> tuple[str, ...]:
-    # not splitlines: the vocabulary may hold characters that other than "\n" count as ends of lines
+    # not splitlines: the vocabulary may hold other characters that splitlines takes for line ends
     lines = text.split("\n")
     if lines and not lines[-1]:
         lines.pop()

@@ -25,7 +25,8 @@ def check_images(images: Tensor, parameter: Tensor) -> Tensor:
         )
     if not images.is_floating_point():
         raise ModelError(
-            f"images: found {_name(images.dtype)}, expected floating point: BGR, normalised by mean and standard deviation."
+            f"images: found {_name(images.dtype)}, expected floating point: BGR, "
+            "normalised by mean and standard deviation."
         )
     _check_device("images", images, parameter)
     return images.to(parameter.dtype)

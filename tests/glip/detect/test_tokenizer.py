@@ -89,7 +89,7 @@ def test_lines_that_hold_other_ends_of_lines_stay_whole(tmp_path: Path) -> None:
 
 
 BAD: dict[str, tuple[str, bytes, str]] = {
-    "empty": ("vocab.txt", b"", "no BERT vocabulary"),
+    "empty": ("vocab.txt", b"", "not a BERT vocabulary"),
     "no special tokens": ("vocab.txt", b"a\nb\n", r"it has no \[UNK\], \[SEP\]"),
     "a piece twice": ("vocab.txt", ("\n".join([*WORDS, "dog"])).encode(), "'dog' appears twice"),
     "no text": ("vocab.txt", b"\xff\xfe\x00", "not UTF-8"),
