@@ -74,8 +74,8 @@ def test_its_predictions_are_the_official_codes(
     official: Official, capture: str, net: nn.Module, results: Results
 ) -> None:
     with load_capture(DATA / "captures" / f"{capture}.safetensors") as recorded:
-        x, input_ids, attention_mask = recorded.inputs
-        found = predict(net, x.double(), input_ids, attention_mask)
+        inputs = recorded.inputs
+        found = predict(net, inputs["images"].double(), inputs["input_ids"], inputs["attention_mask"])
         for part, title in PARTS.items():
             errors = []
             for level, tensor in enumerate(found[part]):
