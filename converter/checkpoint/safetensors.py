@@ -6,7 +6,6 @@ byte left over.
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from math import prod
 from pathlib import Path
@@ -16,13 +15,13 @@ from converter.checkpoint.dtypes import BY_SAFETENSORS_TAG
 from converter.checkpoint.index import Checkpoint, TensorInfo
 from converter.checkpoint.source import SourceFile
 from converter.checkpoint.storage import Storage
+from converter.checkpoint.strict_json import parse_json
 from converter.checkpoint.tensors import DIMENSION_LIMIT
-from converter.display import file_name, plain, quoted
+from converter.display import file_name, quoted
 from converter.errors import CorruptCheckpointError, RootError, UnsupportedCheckpointError
 
 INDEX_SUFFIX = ".index.json"
 JSON_LIMIT = 16 * 1024 * 1024  # bytes of a header or index; some 100,000 tensors
-_NESTING_LIMIT = 1_000_000  # lists and objects in it
 
 
 def open_safetensors(source: SourceFile, root: str | None) -> Checkpoint:
@@ -171,31 +170,13 @@ def _limited(size: int, label: str) -> int:
 
 
 def _parse(data: bytes, label: str) -> dict[str, Any]:
-    """The JSON object in `data`; a name that is there twice is an error, and so is anything JSON does not know."""
-    if data.count(b"[") + data.count(b"{") > _NESTING_LIMIT:
-        raise UnsupportedCheckpointError(
-            f"{label}: its header has more than {_NESTING_LIMIT} lists and objects. Save the weights in several files."
-        )
     try:
-        document = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        _fail(label, f"the header is not valid JSON ({plain(str(error))})")
+        document = parse_json(data)
+    except ValueError as error:
+        _fail(label, f"the header is not valid JSON ({error})")
     if not isinstance(document, dict):
         _fail(label, "the header is not a JSON object")
     return document
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"{quoted(name)} is there twice")
-        found[name] = value
-    return found
-
-
-def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a JSON number")
 
 
 def _refuse_root(path: Path, root: str | None) -> None:

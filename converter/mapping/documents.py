@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from converter.checkpoint.strict_json import parse_json, read_limited
 from converter.display import plain, quoted
 from converter.errors import TableError
 
@@ -119,32 +119,17 @@ def _checked(path: Path, kind: str) -> Document:
 
 def _parse(path: Path) -> tuple[dict[str, Any], str]:
     try:
-        if path.exists() and not path.is_file():
-            raise TableError(f"{path} is not a plain file; a JSON document was expected")
-        with path.open("rb") as file:
-            data = file.read(_LARGEST_DOCUMENT + 1)
+        data = read_limited(path, _LARGEST_DOCUMENT)
+        content = parse_json(data)
     except OSError as error:
         raise TableError(f"{path} cannot be read: {error.strerror}") from None
-    if len(data) > _LARGEST_DOCUMENT:
-        raise TableError(f"{path} is larger than {_LARGEST_DOCUMENT >> 20} MiB; this is not a mapping table")
-    try:
-        content = json.loads(data, object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise TableError(f"{path} is not JSON: {error}") from None
+    except ValueError as error:
+        raise TableError(f"{path} is not the JSON of a table or spec: {error}") from None
     if not isinstance(content, dict):
         raise TableError(f"{path}: a JSON object was expected")
     if problems := list(islice(_unsayable(content), _SHOWN)):
         raise TableError(f"{path} holds what no table needs", problems)
     return content, hashlib.sha256(data).hexdigest()
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in result:
-            raise ValueError(f"the name {quoted(name)} occurs twice in one object")
-        result[name] = value
-    return result
 
 
 def _unsayable(content: Any) -> Iterator[str]:

@@ -19,7 +19,6 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
@@ -30,14 +29,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.checkpoint.strict_json import parse_json, read_json
 from converter.display import file_name, plain, quoted
 from converter.errors import CaptureError
 from converter.parity.probes import PROJECTIONS, SAMPLES, distance, probe
+from converter.parity.schemas import problem_of
 from converter.writing.staging import write_whole
 
 Mode = Literal["propagated", "injected"]
 INPUT, DETECTIONS = "input.", "detections."  # how the names of these begin
-_FOLDER = Path(__file__).parent
 
 
 class Detections(NamedTuple):
@@ -208,29 +208,15 @@ def _facts(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
             "scripts/capture_official.py write them."
         )
     try:
-        facts = json.loads(metadata["capture"], parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise CaptureError(f"{file_name(path)}: 'capture' is not JSON ({plain(str(error))}). Capture again.") from None
-    return _checked(path, facts)
+        return _checked(path, parse_json(metadata["capture"]))
+    except ValueError as error:
+        raise CaptureError(f"{file_name(path)}: 'capture' is not JSON ({error}). Capture again.") from None
 
 
 def _checked(path: Path, facts: Any) -> dict[str, Any]:
-    problem = next(iter(sorted(_schema().iter_errors(facts), key=lambda error: list(map(str, error.path)))), None)
-    if problem is not None:
-        place = plain("/".join(map(str, problem.absolute_path)))
-        raise CaptureError(f"{file_name(path)}: 'capture', at {place or 'its top'}: {plain(problem.message, 300)}.")
+    if problem := problem_of(facts, "capture"):
+        raise CaptureError(f"{file_name(path)}: 'capture', {problem}.")
     return dict(facts)
-
-
-def _refuse_constant(text: str) -> float:
-    raise ValueError(f"{text} is not a JSON number")
-
-
-@cache
-def _schema() -> Any:
-    import jsonschema
-
-    return jsonschema.Draft202012Validator(json.loads((_FOLDER / "capture.schema.json").read_text(encoding="utf-8")))
 
 
 def _errors(path: Path, facts: Mapping[str, Any]) -> Mapping[str, Mapping[str, float]]:
@@ -241,12 +227,12 @@ def _errors(path: Path, facts: Mapping[str, Any]) -> Mapping[str, Mapping[str, f
     if not beside.is_file():
         return {}
     try:
-        table = json.loads(beside.read_text(encoding="utf-8"))["float32_error_against_float64"]
+        table = read_json(beside)["float32_error_against_float64"]
         errors = {"float32": {str(name): float(entry["rel_fro"]) for name, entry in table.items()}}
         if not all(0 <= error < math.inf for error in errors["float32"].values()):
             raise ValueError("an error is not a number from 0 on")
         return errors
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise CaptureError(
             f"{file_name(beside)}: has no 'float32_error_against_float64' that can be read ({plain(str(error))}). "
             "Move it away, or capture again."

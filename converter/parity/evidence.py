@@ -6,17 +6,16 @@ There is this one reader, for whoever verifies, packages or publishes; it needs 
 from __future__ import annotations
 
 import base64
-import json
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from converter.display import file_name, plain, quoted
+from converter.checkpoint.strict_json import read_json
+from converter.display import file_name
 from converter.errors import CaptureError
+from converter.parity.schemas import problem_of
 
 FORMAT = 1
-LIMIT = 64 << 20  # bytes of a certificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,71 +98,13 @@ def _run(run: dict[str, Any]) -> Run:
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > LIMIT:
-            raise CaptureError(
-                f"{file_name(path)}: is larger than {LIMIT >> 20} MiB, too large for a certificate. Check the path."
-            )
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        content = read_json(path)
     except OSError as error:
         raise CaptureError(
             f"{file_name(path)}: there is no certificate ({error.strerror}). `converter certify` writes one."
         ) from None
-    except (ValueError, RecursionError) as error:
-        raise CaptureError(f"{file_name(path)}: is not JSON ({plain(str(error))}). Get it again.") from None
-    problem = next(iter(_validator().iter_errors(content)), None)
-    if problem is not None:
-        place = "/".join(map(str, problem.absolute_path))
-        raise CaptureError(
-            f"{file_name(path)}: is not a certificate, at {quoted(place) if place else 'its top'}: "
-            f"{plain(problem.message, 300)}. Get it again, or certify again."
-        )
+    except ValueError as error:
+        raise CaptureError(f"{file_name(path)}: is not the JSON of a certificate: {error}. Get it again.") from None
+    if problem := problem_of(content, "certificate"):
+        raise CaptureError(f"{file_name(path)}: is not a certificate, {problem}. Get it again, or certify again.")
     return dict(content)
-
-
-def _refuse(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number")
-
-
-@cache
-def _validator() -> Any:
-    import jsonschema
-
-    sha256 = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
-    text, count = {"type": "string"}, {"type": "integer", "minimum": 0}
-    tap = _object(name=text, relative={"type": "number", "minimum": 0, "maximum": 1e300})  # infinity is beyond it
-    size = {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 2}
-    facts = _object()
-    facts["properties"] = {
-        "image_sizes_hw": {"type": "array", "items": size},
-        "official_config": {"type": ["string", "null"]},
-    }
-    run = _object(
-        passed={"const": True},
-        device={"type": "string", "pattern": "^(cpu|cuda(:[0-9]+)?)$"},
-        dtype={"enum": ["float64", "float32", "bfloat16", "float16"]},
-        gate=_object(text=text),
-        modes={
-            "type": "object",
-            "minProperties": 1,
-            "additionalProperties": {"type": "array", "minItems": 1, "items": tap},
-        },
-        detections={"type": "array"},
-    )
-    return jsonschema.Draft202012Validator(
-        _object(
-            format={"const": FORMAT},
-            weights=_object(
-                sha256=sha256, tensors={"type": "object", "minProperties": 1, "additionalProperties": sha256}
-            ),
-            table=_object(name=text, sha256=sha256),
-            capture=_object(name=text, sha256=sha256, compact={"type": "boolean"}, facts=facts),
-            runs={"type": "array", "minItems": 1, "items": run},
-            mutations={"anyOf": [{"type": "null"}, _object(made=count, caught=count, equivalent=count)]},
-            fingerprint={"type": "string", "minLength": 1},
-        )
-    )
-
-
-def _object(**properties: Any) -> dict[str, Any]:
-    """The schema of an object that has all of these."""
-    return {"type": "object", "required": list(properties), "properties": properties}

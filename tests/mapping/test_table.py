@@ -151,7 +151,7 @@ def test_each_fault_is_found(fault: Callable[[Content], None], said: str, tmp_pa
 def test_a_duplicate_name_in_the_json_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     path.write_text('{"kind": "table", "kind": "table"}')
-    with pytest.raises(TableError, match="'kind' occurs twice"):
+    with pytest.raises(TableError, match="'kind' is there twice"):
         load_table(path)
 
 
