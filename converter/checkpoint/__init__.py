@@ -14,6 +14,7 @@ In the order in which data passes:
     index.py         what all of these give: a Checkpoint, whose tensors are read one at a time
     dtypes.py        the types of elements
     hashes.py        the SHA-256 of every tensor; whether a file was changed meanwhile
+    strict_json.py   JSON that a stranger wrote
 """
 
 from __future__ import annotations
@@ -98,9 +99,8 @@ def _open(source: SourceFile, root: str | None) -> Checkpoint:
 
 
 def _in_folder(folder: Path) -> Path:
-    for name in _IN_FOLDERS:
-        if (folder / name).exists():
-            return folder / name
-    raise NotACheckpointError(
-        f"{file_name(folder)}: is a folder without {' or '.join(_IN_FOLDERS)}. Give the checkpoint file itself."
-    )
+    found = [folder / name for name in _IN_FOLDERS if (folder / name).exists()]
+    if len(found) == 1:
+        return found[0]
+    there = f"with both {' and '.join(_IN_FOLDERS)}" if found else f"without {' or '.join(_IN_FOLDERS)}"
+    raise NotACheckpointError(f"{file_name(folder)}: is a folder {there}. Give the checkpoint file itself.")

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint import open_checkpoint
-from converter.display import file_name, quoted
+from converter.display import quoted
 from converter.errors import CheckpointError, ModelError
-from converter.mapping.documents import installed_families, names_of
+from converter.mapping.documents import installed_families
 from converter.mapping.spec import load_spec
+from converter.writing.records import read_config
 
 if TYPE_CHECKING:
     from converter.parity.family import Family, Subject
-
-_LIMIT = 64 << 20  # bytes of a config.json
 
 
 def family_of(model: str) -> Family[Any]:
@@ -41,37 +39,11 @@ def family_at(path: Path) -> Family[Any]:
     """The family of the weights that `convert` wrote to a file or folder. ModelError if they do not say."""
     if not path.exists():
         raise ModelError(f"{path}: no such file or folder; give what `convert` wrote")
-    document = _config(path)
-    model = document.get("model") if isinstance(document, dict) else None
-    if not isinstance(model, str) or model not in names_of("spec"):
-        found = f"the keys {sorted(document)}" if isinstance(document, dict) else "no JSON object"
-        raise ModelError(
-            f"{file_name(path)}: expected the configuration of a model that is known here "
-            f"({', '.join(names_of('spec'))}), {{'model': ..., 'variant': ..., 'config': {{...}}}}; found {found}."
-        )
-    return family_of(model)
-
-
-def _config(path: Path) -> Any:
     try:
-        if path.is_dir():
-            with (path / "config.json").open("rb") as file:
-                text: str | bytes = file.read(_LIMIT)
-        else:
-            with open_checkpoint(path) as checkpoint:
-                if "config" not in checkpoint.metadata:
-                    raise ModelError(
-                        f"{file_name(path)}: the header's metadata has no 'config', so the model's sizes are not "
-                        "known. Write the file with convert, or put a config.json beside it and load the folder."
-                    )
-                text = checkpoint.metadata["config"]
-        return json.loads(text)
+        with open_checkpoint(path) as checkpoint:
+            return family_of(read_config(path, checkpoint)["model"])
     except CheckpointError as error:
         raise ModelError(str(error)) from None
-    except OSError as error:
-        raise ModelError(f"{file_name(path)}: has no config.json that can be read: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{file_name(path)}: its configuration is not valid JSON: {error}.") from None
 
 
 def load_subject(path: Path, device: str, dtype: str, tf32: bool = False, threads: int | None = None) -> Subject:

@@ -3,6 +3,7 @@
     from converter.glip import GLIP, Detector, get_model
 
     model/          the model alone: it needs torch and knows nothing of conversion
+    weights.py      loading: what `convert` wrote becomes a model
     detect/         from pictures and words to boxes: preprocessing, tokenizer, prompt, detector, drawing
     zoo.py          models by name, including MMPretrain's two, from weights of any format
     model_zoo.json  the released models: training data, figures, licence, each with its source

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -24,6 +24,7 @@ from converter.glip.model.glip import GLIP
 from converter.glip.model.head import Output
 from converter.glip.model.inputs import check_images
 from converter.glip.model.swin import SwinTransformer
+from converter.glip.weights import fill
 from converter.hub import local_path
 from converter.mapping.cast import cast
 from converter.mapping.load import hub_table
@@ -138,23 +139,21 @@ def _loaded(name: str, checkpoint: Checkpoint, source: str | None, pad_small_map
     verify_left_out(checkpoint, plan)
     with torch.device("meta"):  # takes no memory and skips the random initialisation
         model = _build(name, GLIPConfig(**{**wanted, **plan.config}), pad_small_map)
-    model.to_empty(device="cpu")
-    _fill(model, checkpoint, plan)
-    checkpoint.verify_unchanged()
-    return model
-
-
-def _fill(model: nn.Module, checkpoint: Checkpoint, plan: Plan) -> None:
-    """Fill every parameter, one step of the plan at a time. ModelError if no step makes one of them."""
     parameters = dict(model.named_parameters())
     if absent := sorted(parameters.keys() - {target.name for target in plan.targets}):
         raise ModelError(
             f"{checkpoint.path}: {plan.table} does not hold {absent[0]} {tuple(parameters[absent[0]].shape)} and "
             f"{len(absent) - 1} other parameters of this model."
         )
-    with torch.no_grad():
-        for step in plan.steps:
-            arrays = apply_ops(step.ops, [checkpoint.read(source.name) for source in step.sources])
-            for target, array in zip(step.targets, arrays, strict=True):
-                values = cast(array, step.sources[0].dtype, DTYPES["float32"], target.name)
-                parameters[target.name].copy_(torch.from_numpy(values.copy()))
+    fill(model, _tensors(checkpoint, plan), checkpoint.path)
+    checkpoint.verify_unchanged()
+    return model
+
+
+def _tensors(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[str, Tensor]]:
+    """The plan carried out, one step at a time."""
+    for step in plan.steps:
+        arrays = apply_ops(step.ops, [checkpoint.read(source.name) for source in step.sources])
+        for target, array in zip(step.targets, arrays, strict=True):
+            values = cast(array, step.sources[0].dtype, DTYPES["float32"], target.name)
+            yield target.name, torch.from_numpy(values.copy())

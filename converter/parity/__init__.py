@@ -5,6 +5,7 @@ In the order in which data passes:
     family.py        what a family of models offers to be run and compared; a model as it is compared
     taps.py          looking at activations while a model runs, and replacing them
     probes.py        a few hundred numbers that stand for a large tensor
+    schemas.py       what a capture's metadata and a certificate have to be
     capture.py       captures: what a model made of some inputs, as a file
     record.py        making a capture of a converted model
     device.py        where and in which numbers a model runs

@@ -16,8 +16,8 @@ from converter.errors import HubError
 from converter.hub import MODEL_FILES, Hashes, hash_bytes, hash_file, holds_token
 from converter.parity.evidence import read_evidence
 from converter.publish.card import UNVERIFIED, mark_unverified
+from converter.publish.checks import check_architecture, check_weights, read_records
 from converter.publish.package import CARD, CERTIFICATE, REPORT
-from converter.publish.records import check_architecture, check_weights, read_records
 
 REQUIRED = ("config.json", "conversion.json", CARD)
 WRITTEN = (

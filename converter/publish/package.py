@@ -15,7 +15,7 @@ from converter.errors import DestinationError, ModelError
 from converter.parity.evidence import Evidence, read_evidence
 from converter.parity.family import Companions, Family
 from converter.publish.card import Facts, model_card
-from converter.publish.records import check_architecture, check_weights, content_of, read_records
+from converter.publish.checks import check_architecture, check_weights, content_of, read_records
 from converter.writing.ledger import to_json
 from converter.writing.shards import INDEX_NAME
 from converter.writing.staging import Staging, check_destination, is_file_name, writing

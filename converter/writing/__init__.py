@@ -9,5 +9,6 @@ In the order in which data passes:
     buffers.py        tensors that the config implies: checked, or made
     residue.py        what a conversion leaves out, kept beside the result for the way back
     ledger.py         conversion.json: where every tensor came from, and the hash of each
+    records.py        conversion.json and config.json, read back
     staging.py        files without a name until all are complete; the commit that renames them
 """

@@ -7,12 +7,12 @@ metadata says which conversion it belongs to, which buffers the original had and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from converter.checkpoint import DTYPES, Checkpoint, DType, open_checkpoint
+from converter.checkpoint.strict_json import parse_json, read_json
 from converter.display import file_name, quoted
 from converter.errors import CheckpointError, CorruptCheckpointError, DestinationError
 from converter.mapping.table import Table
@@ -22,7 +22,6 @@ from converter.writing.shards import INDEX_NAME
 from converter.writing.staging import check_destination, is_file_name
 
 METADATA_KEY = "residue"
-_LEDGER_LIMIT = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +122,11 @@ def residue_metadata(plan: Plan, ledger_sha256: str) -> dict[str, str]:
 def read_residue(checkpoint: Checkpoint) -> Kept:
     """What the opened residue says of itself. Raises CorruptCheckpointError if the file is not a residue."""
     try:
-        about = json.loads(checkpoint.metadata[METADATA_KEY])
+        about = parse_json(checkpoint.metadata[METADATA_KEY])
         format, belongs_to, prefix = (about[key] for key in ("format", "belongs_to", "prefix"))
         names, buffers = tuple(about["names"]), {name: DTYPES[dtype] for name, dtype in about["buffers"].items()}
         sound = all(isinstance(text, str) for text in (format, belongs_to, prefix, *names))
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+    except (KeyError, ValueError, TypeError, AttributeError):
         sound = False
     if not sound:
         raise CorruptCheckpointError(
@@ -140,11 +139,9 @@ def read_residue(checkpoint: Checkpoint) -> Kept:
 def ledger_sha256(checkpoint: Checkpoint) -> str | None:
     """The sha256 in the ledger of the conversion that wrote a checkpoint, if one of ours did."""
     text = checkpoint.metadata.get("conversion")
-    beside = checkpoint.path.parent / "conversion.json"
     try:
-        if text is None and beside.stat().st_size <= _LEDGER_LIMIT:
-            text = beside.read_text()
-        found = json.loads(text or "null")["sha256"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        ledger = read_json(checkpoint.path.with_name("conversion.json")) if text is None else parse_json(text)
+        found = ledger["sha256"]
+    except (OSError, ValueError, TypeError, KeyError):
         return None
     return found if isinstance(found, str) else None

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from converter.checkpoint import open_checkpoint
 from converter.errors import ModelError
-from converter.glip.model.weights import open_weights
+from converter.glip import GLIP
 from tests.support.small_files import equal, official, official_of, refusal, run, tensors_in
 
 pytestmark = pytest.mark.usefixtures("small_mappings")
@@ -73,7 +73,7 @@ def test_what_holds_a_part_says_so_and_does_not_load_as_the_whole(tmp_path: Path
     result = run("convert", "--src", tmp_path / "swin.pth", "--dst", out)
     assert "from mmpretrain-glip to glip, backbone alone" in result.output
     with pytest.raises(ModelError, match="holds the backbone of GLIP alone"):
-        open_weights(out)
+        GLIP.from_pretrained(out)
 
 
 def test_a_folder_with_a_dot_in_its_name_is_one(tmp_path: Path) -> None:

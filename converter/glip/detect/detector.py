@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from converter.checkpoint.strict_json import read_json
 from converter.display import file_name
 from converter.errors import ModelError
 from converter.glip.detect.images import pad, read_image, to_rgb, to_tensor
@@ -147,15 +147,10 @@ class Detector:
 def folder_settings(model: Path) -> Preprocessing:
     """The preprocessing in the config.json of a packaged folder, else GLIP's own. ModelError if it is invalid."""
     config = model / "config.json"
-    if not config.is_file():
-        return glip_preprocessing()
     try:
-        stated = json.loads(config.read_bytes()).get("preprocessing")
-    except (OSError, ValueError, RecursionError, AttributeError):
+        stated = read_json(config).get("preprocessing") if model.is_dir() else None
+        return glip_preprocessing() if stated is None else Preprocessing.from_dict(stated)
+    except (OSError, ValueError, AttributeError):
         return glip_preprocessing()  # loading the model reports what is wrong with the file
-    if stated is None:
-        return glip_preprocessing()
-    try:
-        return Preprocessing.from_dict(stated)
     except ModelError as error:
         raise ModelError(f"{file_name(config)}: {error}") from None

@@ -13,5 +13,4 @@ In the order in which data passes:
     detection.py     predictions -> boxes, scores, labels
     glip.py          all of it as one module
     precision.py     which sums are computed in which dtype
-    weights.py       loading safetensors into a model, every byte accounted for
 """

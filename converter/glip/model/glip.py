@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from converter.errors import ModelError
-from converter.glip.model import inputs, weights
+from converter.glip.model import inputs
 from converter.glip.model.bert import TextEncoder, TextFeatures
 from converter.glip.model.config import GLIPConfig
 from converter.glip.model.detection import Detections, detect, level_anchors
@@ -18,6 +17,7 @@ from converter.glip.model.fpn import FPN
 from converter.glip.model.fusion import LOGIT_LIMIT
 from converter.glip.model.head import Head, Output
 from converter.glip.model.swin import SwinTransformer
+from converter.glip.weights import load_pretrained
 from converter.hub import local_path
 
 
@@ -54,16 +54,7 @@ class GLIP(nn.Module):
         files are damaged, or if names or shapes are not exactly the model's; every difference is listed. HubError if
         the download fails.
         """
-        source = weights.open_weights(local_path(path, revision=revision))
-        try:
-            with torch.device("meta"):  # takes no memory and skips the random initialisation
-                model = cls(source.config)
-        except (RuntimeError, OverflowError) as error:  # a tensor of more elements than an integer counts
-            raise ModelError(f"{path}: no model can have the sizes of its configuration: {error}") from None
-        weights.check(model, source)
-        model.to_empty(device="cpu")
-        weights.load(model, source)
-        return model.eval()
+        return load_pretrained(cls, local_path(path, revision=revision)).eval()
 
     def forward(self, images: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Output:
         """Predictions for each cell of five levels, T as in `input_ids`. ModelError for unfit inputs.

@@ -1,49 +1,25 @@
-"""The documents beside converted weights, and whether they belong to them: configuration, ledger, certificate."""
+"""Whether the documents beside converted weights belong to them: configuration, ledger, certificate."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from converter.checkpoint import Checkpoint
 from converter.checkpoint.hashes import tensor_hashes
+from converter.checkpoint.strict_json import read_limited
 from converter.display import counted, file_name, plain, quoted
 from converter.errors import CaptureError, ModelError, TableError
-from converter.mapping.documents import names_of
 from converter.mapping.spec import load_spec
 from converter.parity.evidence import Evidence
 from converter.writing.ledger import digest_of_checkpoint
-
-_LIMIT = 64 << 20  # bytes of a document
+from converter.writing.records import read_config, read_ledger
 
 
 def read_records(conversion: Path, checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configuration and the ledger of a conversion. ModelError if either is missing or invalid."""
-    texts: dict[str, bytes | str | None]
-    if conversion.is_dir():
-        texts = {
-            key: content_of(conversion / name) if (conversion / name).is_file() else None
-            for key, name in (("config", "config.json"), ("conversion", "conversion.json"))
-        }
-    else:
-        texts = {key: checkpoint.metadata.get(key) for key in ("config", "conversion")}
-    found: list[dict[str, Any]] = []
-    for key, text in texts.items():
-        if text is None:
-            raise ModelError(
-                f"{file_name(conversion)}: has no record {key!r} of a conversion. Package what `convert` wrote."
-            )
-        try:
-            content = json.loads(text)
-        except (ValueError, RecursionError):
-            content = None
-        sound = isinstance(content, dict) and (_is_config(content) if key == "config" else _is_ledger(content))
-        if not sound:
-            raise ModelError(f"{file_name(conversion)}: its record {key!r} is invalid. Convert again.")
-        found.append(content)
-    config, ledger = found
+    """The configuration and the ledger of a whole model. ModelError if either is missing or invalid."""
+    config, ledger = read_config(conversion, checkpoint), read_ledger(conversion, checkpoint)
     if ledger["target"].get("part") or ledger.get("missing"):
         raise ModelError(f"{file_name(conversion)}: holds only a part of a model. Package a whole one.")
     return config, ledger
@@ -117,19 +93,8 @@ def check_weights(
 def content_of(path: Path) -> bytes:
     """A document. ModelError if it cannot be read, or is too large for one."""
     try:
-        if path.stat().st_size > _LIMIT:
-            raise ModelError(f"{file_name(path)}: is larger than {_LIMIT >> 20} MiB. Was another file meant?")
-        return path.read_bytes()
+        return read_limited(path)
     except OSError as error:
         raise ModelError(f"{file_name(path)}: cannot be read: {error.strerror}.") from None
-
-
-def _is_config(content: dict[str, Any]) -> bool:
-    known = content.get("model") in names_of("spec")
-    return known and isinstance(content.get("config"), dict) and "variant" in content
-
-
-def _is_ledger(content: dict[str, Any]) -> bool:
-    parts = {"source": dict, "table": dict, "target": dict, "tensors": dict, "left_out": list, "converter": str,
-             "sha256": str, "lossless": bool}  # fmt: skip
-    return all(isinstance(content.get(key), kind) for key, kind in parts.items())
+    except ValueError as error:
+        raise ModelError(f"{file_name(path)}: is {error}. Was another file meant?") from None
