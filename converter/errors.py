@@ -24,9 +24,16 @@ from collections.abc import Sequence
 
 
 class ConverterError(Exception):
-    """Base of all errors raised on purpose; `exit_code` is part of the command line's interface."""
+    """Base of all errors raised on purpose; `exit_code` is part of the command line's interface.
+
+    `problems` holds one line for each reason, where there are several.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__("\n".join([message, *(f"  - {problem}" for problem in problems)]))
+        self.problems = tuple(problems)
 
 
 class CheckpointError(ConverterError):
@@ -52,23 +59,15 @@ class RootError(CheckpointError):
 
 
 class TableError(ConverterError):
-    """A mapping table or target spec is invalid. `problems` holds one line for each reason."""
+    """A mapping table or target spec is invalid."""
 
     exit_code = 4
 
-    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
-        super().__init__("\n".join([message, *(f"  - {problem}" for problem in problems)]))
-        self.problems = tuple(problems)
-
 
 class PlanError(ConverterError):
-    """A table does not fit a checkpoint. `problems` holds one line for each reason."""
+    """A table does not fit a checkpoint."""
 
     exit_code = 5
-
-    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
-        super().__init__("\n".join([message, *(f"  - {problem}" for problem in problems)]))
-        self.problems = tuple(problems)
 
 
 class DestinationError(ConverterError):

@@ -105,7 +105,7 @@ def make_weights(name: str, folder: Path) -> Path:
     source, converted = folder / "official.pth", folder / "converted.safetensors"
     write_checkpoint(name, source, weights_only=True)
     with open_checkpoint(source) as checkpoint:
-        convert(checkpoint, make_plan(load_table("glip-official"), checkpoint.tensors), converted)
+        convert(checkpoint, make_plan(load_table("glip-official"), checkpoint), converted)
     source.unlink()
     return converted
 

@@ -36,7 +36,7 @@ from scripts.synthetic_checkpoint import manifest, synthetic_tensor, write_check
 from tests import DATA, ROOT
 from tests.support.bert_vocabulary import recorded_vocabulary
 from tests.support.hub.server import HubServer, clear
-from tests.support.official_keys import official_index
+from tests.support.official_keys import Index, official_index
 from tests.support.small_glip import subject
 
 pytestmark = pytest.mark.fullsize
@@ -174,7 +174,7 @@ def captures(model: str) -> list[Capture]:
 
 def test_every_kept_value_is_in_the_output(converted: Converted) -> None:
     """The plan read backwards gives every official tensor back, bit for bit, but those that it says are left out."""
-    plan = make_plan(load_table("glip-official"), official_index(converted.model))
+    plan = make_plan(load_table("glip-official"), Index(official_index(converted.model)))
     shapes = {key: (shape, dtype) for key, shape, dtype in manifest(converted.model)}
     back = set()
     with safe_open(converted.path, "np") as file:

@@ -66,15 +66,6 @@ class TensorInfo:
         return True
 
     @property
-    def storage_key(self) -> str:
-        """Tensors with equal keys look into the same storage."""
-        return self.storage.key
-
-    def shares_with(self, other: TensorInfo) -> bool:
-        """Both look into the same storage (not necessarily the same elements)."""
-        return self.storage is other.storage
-
-    @property
     def extent(self) -> tuple[int, int]:
         """First and one past the last element touched, counted in the storage."""
         if self.numel == 0:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from converter.cli.output import gigabytes, print_json, reports_errors
+from converter.cli.output import gigabytes, print_json, reports
 from converter.cli.run_options import run_options
 from converter.errors import DestinationError
 
@@ -40,8 +40,7 @@ environment; the inputs of that capture, real images or not, can be used here.""
 @click.option("--name", help="Name of the capture. Default: that of the file.")
 @click.option("--force", is_flag=True, help="Replace --dst.")
 @run_options("float64")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@reports_errors
+@reports
 def capture(
     model: Path,
     destination: Path,

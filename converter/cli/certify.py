@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import print_json, progress, reports_errors
+from converter.cli.output import print_json, progress, reports
 from converter.cli.parity import mutation_score, weight_files
 from converter.cli.run_options import run_options
 from converter.display import plain
@@ -41,8 +41,7 @@ certificate, or no tolerance is known for this dtype."""
 )
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads. Default: torch's.")
 @click.option("--force", is_flag=True, help="Replace a certificate that is there.")
-@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
-@reports_errors
+@reports
 def certify(model: Path, references: Path, mutate: int, threads: int | None, force: bool, as_json: bool) -> None:
     """Compare MODEL with a capture in float64 and float32, and write the certificate beside it.
 
@@ -93,8 +92,7 @@ def certify(model: Path, references: Path, mutate: int, threads: int | None, for
 @click.argument("model_source", metavar="MODEL")
 @click.option("--certificate", type=click.Path(path_type=Path), help="Default: beside the weights.")
 @run_options("float64")
-@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
-@reports_errors
+@reports
 def verify(
     model_source: str,
     certificate: Path | None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import gigabytes, parse_size, print_json, progress, reports_errors
+from converter.cli.output import gigabytes, parse_size, print_json, progress, reports
 from converter.display import plain
 
 if TYPE_CHECKING:
@@ -84,8 +84,7 @@ Exit codes: see 'converter --help'."""
 )
 @click.option("--force", is_flag=True, help="Replace what an earlier conversion wrote to --dst.")
 @click.option("--dry-run", is_flag=True, help="Make and check the plan, write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@reports_errors
+@reports
 def convert(
     source: str,
     destination: Path,

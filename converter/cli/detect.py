@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import print_json, progress, reports_errors
+from converter.cli.output import print_json, progress, reports
 from converter.cli.run_options import run_options
 from converter.display import plain
 from converter.errors import DestinationError, ModelError
@@ -54,8 +54,7 @@ class _Score(click.FloatRange):
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write drawn pictures and detections.json to.")
 @click.option("--force", is_flag=True, help="Write into a folder that is not empty.")
 @run_options("float32")
-@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
-@reports_errors
+@reports
 def detect(
     model_source: str,
     images: tuple[Path, ...],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import print_json, progress, reports_errors
+from converter.cli.output import print_json, progress, reports
 from converter.display import counted, plain
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ _LINES = 40  # for people
     metavar="T",
     help="Let floats differ by at most T, in whatever float dtype. Default: not in one bit.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-@reports_errors
+@reports
 def diff(
     a: str,
     b: str,

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import print_json, progress, reports_errors
+from converter.cli.output import print_json, progress, reports
 from converter.display import counted, plain
 from converter.errors import DestinationError, TableError
 
@@ -48,8 +47,7 @@ _SHOWN = 20
 @click.option("--root", help="State dict of --src to take where the file holds several.")
 @click.option("--target-root", help="The same for --target.")
 @click.option("--force", is_flag=True, help="Replace tables that are there.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@reports_errors
+@reports
 def draft(
     source_text: str,
     target: str,
@@ -137,7 +135,7 @@ def _write(files: list[Path], documents: list[Mapping[str, Any]], force: bool) -
     """Write the documents once all of them were found to load; a table that is there is replaced in one step."""
     from converter.mapping.draft.propose import to_text
     from converter.mapping.load import load_table
-    from converter.writing.staging import writing
+    from converter.writing.staging import write_whole, writing
 
     texts = [to_text(document) for document in documents]
     if max(map(len, texts)) > 4 << 20:
@@ -152,20 +150,8 @@ def _write(files: list[Path], documents: list[Mapping[str, Any]], force: bool) -
     folder = files[0].parent
     with writing(folder):
         folder.mkdir(exist_ok=True)
-        for path, text in zip(files, texts, strict=True):
-            partial = folder / f".{path.name}.{secrets.token_hex(4)}.partial"
-            try:
-                with partial.open("x") as file:
-                    file.write(text)
-                    file.flush()
-                    os.fsync(file.fileno())
-                if force:
-                    os.replace(partial, path)
-                else:
-                    os.link(partial, path)  # fails rather than replace what another writer put there meanwhile
-            finally:
-                with suppress(FileNotFoundError):
-                    partial.unlink()
+    for path, text in zip(files, texts, strict=True):
+        write_whole(path, partial(Path.write_text, data=text, encoding="utf-8"), force=force)
 
 
 def _as_json(result: Draft, files: list[Path]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import print_json, reports_errors
+from converter.cli.output import print_json, reports
 
 if TYPE_CHECKING:
     from converter.planning.plan import Plan
@@ -29,8 +29,7 @@ Examples:
 )
 @click.option("--root", help="State dict to take where the file holds several.")
 @click.option("--variant", help="State the variant instead of inferring it.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@reports_errors
+@reports
 def explain(
     key: str, source: str, table_name: str | None, root: str | None, variant: str | None, as_json: bool
 ) -> None:
@@ -48,14 +47,7 @@ def explain(
 
     with open_checkpoint(locate(source, quiet=as_json).path, root) as checkpoint:
         table, _ = choose_formats(checkpoint, table_name, None)
-        plan = make_plan(
-            table,
-            checkpoint.tensors,
-            unsupported=checkpoint.unsupported,
-            objects=checkpoint.objects,
-            variant=variant,
-            refuse=False,
-        )
+        plan = make_plan(table, checkpoint, variant=variant, refuse=False)
     keys = {key, *(prefix + key for prefix in table.prefixes)}
     found = _find(plan, keys)
     if found is None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from converter.cli.output import gigabytes, print_json, reports_errors
+from converter.cli.output import gigabytes, print_json, reports
 from converter.display import plain
 
 _EPILOG = """\b
@@ -19,8 +19,7 @@ Examples:
 @click.command(epilog=_EPILOG)
 @click.argument("file")
 @click.option("--root", help="State dict to show where the file holds several.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-@reports_errors
+@reports
 def inspect(file: str, root: str | None, as_json: bool) -> None:
     """Show the layout, tensors, pickled globals, format and variant of a checkpoint. Nothing in it is executed."""
     from converter.checkpoint import open_checkpoint

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, ParamSpec
 
 import click
 
-from converter.errors import CaptureError, ConverterError, HubError, PlanError, TableError
+from converter.errors import CaptureError, ConverterError, HubError
 
 P = ParamSpec("P")
 _SHOWN_PROBLEMS = 40
@@ -29,9 +29,10 @@ _OPTIONAL = {
 }
 
 
-def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn errors into one message and their exit code; with `--json`, the message is JSON on stdout."""
+def reports(command: Callable[P, None]) -> Callable[P, None]:
+    """Add `--json`, and turn errors into one message and their exit code; with `--json`, it is JSON on stdout."""
 
+    @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         terminated = False
@@ -69,7 +70,7 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def _fail(error: ConverterError, *, as_json: bool) -> NoReturn:
-    problems = list(error.problems) if isinstance(error, PlanError | TableError) else []
+    problems = list(error.problems)
     headline = str(error).split("\n", 1)[0] if problems else str(error)
     if as_json:
         print_json({"error": {"type": type(error).__name__, "message": headline, "problems": problems}})

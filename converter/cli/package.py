@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from converter.cli.output import gigabytes, print_json, progress, reports_errors
+from converter.cli.output import gigabytes, print_json, progress, reports
 
 if TYPE_CHECKING:
     from converter.publish.package import Package
@@ -39,8 +39,7 @@ Exit codes: see 'converter --help'; 8 also for a certificate of other weights.""
 )
 @click.option("--force", is_flag=True, help="Replace a folder that an earlier run wrote.")
 @click.option("--dry-run", is_flag=True, help="Check everything, write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@reports_errors
+@reports
 def package(
     conversion: Path,
     out: Path,

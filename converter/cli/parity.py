@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import print_json, progress, reports_errors
+from converter.cli.output import print_json, progress, reports
 from converter.cli.run_options import run_options
 from converter.errors import CaptureError, DestinationError
 
@@ -60,8 +60,7 @@ class _Mutations(click.ParamType[int]):
 @click.option("--rows", type=click.IntRange(1), default=20, show_default=True, help="Taps to print, worst first.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write a page to look at.")
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Also write JUnit XML.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-@reports_errors
+@reports
 def parity(
     model_source: str,
     reference: Path,

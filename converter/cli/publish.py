@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import gigabytes, print_json, progress, reports_errors
+from converter.cli.output import gigabytes, print_json, progress, reports
 from converter.display import counted, plain
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ Exit codes: 0 published, or already so; 7 config.json or conversion.json describ
 )
 @click.option("--unverified", is_flag=True, help="Publish without a certificate; the card is marked UNVERIFIED.")
 @click.option("--dry-run", is_flag=True, help="List what would be uploaded and deleted; change nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@reports_errors
+@reports
 def publish(
     folder: Path,
     repo_id: str,
@@ -59,7 +58,7 @@ def publish(
     one another first. Then everything is one commit: what changed is uploaded, what is there already is not, shards
     and documents that DIR no longer has are deleted. At the end the Hub is asked for the hash of every file.
     """
-    from converter.hub import show_progress
+    from converter.hub.requests import show_progress
     from converter.publish.commit import publish as publish_folder
     from converter.publish.folder import weights_size
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from converter.hub import is_on_hub, resolve, show_progress
+from converter.hub.requests import show_progress
+from converter.hub.resolve import is_on_hub, resolve
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import print_json, reports_errors
+from converter.cli.output import print_json, reports
 
 if TYPE_CHECKING:
     from converter.mapping.spec import Config, Spec
@@ -24,8 +24,7 @@ package is not installed."""
 @click.command(epilog=_EPILOG)
 @click.option("--taps", "table_name", metavar="TABLE", help="Print what of the source model to capture, as JSON.")
 @click.option("--variant", help="Variant whose taps to print.")
-@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
-@reports_errors
+@reports
 def tables(table_name: str | None, variant: str | None, as_json: bool) -> None:
     """List the built-in formats: the targets' own naming, the mapping tables to it, and the variants each serves."""
     from converter.mapping.documents import list_documents
@@ -93,8 +92,7 @@ def source_taps(table: Table, model: str, config: Config) -> dict[str, Any]:
 
 @click.command(epilog="\b\nExamples:\n  converter lint\n  converter lint my-table.json")
 @click.argument("names", metavar="[TABLE]...", nargs=-1)
-@click.option("--json", "as_json", is_flag=True, help="Print the problems as JSON.")
-@reports_errors
+@reports
 def lint(names: tuple[str, ...], as_json: bool) -> None:
     """Check tables, built-in ones by default: schema, coverage of every variant, ambiguity, reversibility."""
     from converter.errors import TableError

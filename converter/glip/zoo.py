@@ -25,7 +25,7 @@ from converter.glip.model.head import Output
 from converter.glip.model.inputs import check_images
 from converter.glip.model.swin import SwinTransformer
 from converter.glip.weights import fill
-from converter.hub import local_path
+from converter.hub.resolve import local_path
 from converter.mapping.cast import cast
 from converter.mapping.load import hub_table
 from converter.mapping.ops import apply_ops

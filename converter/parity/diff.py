@@ -178,9 +178,7 @@ class _Side:
         self._made: dict[str, Array] = {}  # by the last step, not yet taken
         if table is None:
             return
-        self.plan = make_plan(
-            table, checkpoint.tensors, unsupported=checkpoint.unsupported, objects=checkpoint.objects, refuse=False
-        )
+        self.plan = make_plan(table, checkpoint, refuse=False)
         bound = table.bind(self.plan.config)
         self.transfers, problems = transfers(table, bound, self.plan.config)
         if problems:

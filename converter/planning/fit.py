@@ -20,17 +20,15 @@ from converter.mapping.spec import Config, Variant
 from converter.mapping.table import Table
 from converter.mapping.transfers import transfers
 from converter.planning.nearest import nearest
-from converter.planning.plan import Described, LeftOut, Missing, Naming, Plan, Residue, Step, Tensor
+from converter.planning.plan import Contents, Described, LeftOut, Missing, Naming, Plan, Residue, Step, Tensor
 
 _HINTS = 50  # unknown names for which near ones are looked up
 
 
 def make_plan(
     table: Table,
-    tensors: Mapping[str, Described],
+    contents: Contents,
     *,
-    unsupported: Mapping[str, str] = MappingProxyType({}),
-    objects: Mapping[str, str] = MappingProxyType({}),
     variant: str | None = None,
     dtype: str | None = None,
     refuse: bool = True,
@@ -38,37 +36,23 @@ def make_plan(
     """Fit `table` to the index of a checkpoint.
 
     The variant is inferred from names and shapes unless stated; `dtype` casts every tensor, else each keeps its own.
-    `unsupported` says of further tensors why they cannot be read: a problem unless the table leaves them out. `objects`
-    are not tensors: a problem only where a tensor is needed.
+    A tensor that cannot be read is a problem unless the table leaves it out, an object only where a tensor is needed.
     Raises PlanError with every problem at once, unless `refuse` is False: then they are in the plan.
     """
-    laid = fits(table, tensors, unsupported, objects, variant)
+    laid = fits(table, contents, variant)
     plan = laid.fit.plan(dtype)
     if refuse and plan.problems:
-        raise PlanError(headline(laid, len(tensors), len(plan.problems)), plan.problems)
+        raise PlanError(headline(laid, len(contents.tensors), len(plan.problems)), plan.problems)
     return plan
 
 
-def fits(
-    table: Table,
-    tensors: Mapping[str, Described],
-    unsupported: Mapping[str, str],
-    objects: Mapping[str, str],
-    variant: str | None = None,
-) -> Fits:
+def fits(table: Table, contents: Contents, variant: str | None = None) -> Fits:
     """`table` laid against the index of a checkpoint, under every variant. Arguments as for `make_plan`."""
-    stripped, problems = _stripped(tensors, table)
-    unreadable = {table.short(name): reason for name, reason in (*objects.items(), *unsupported.items())}
-    extra = [table.short(name) for name in unsupported]
-    return Fits(
-        table,
-        stripped,
-        variant,
-        unreadable=unreadable,
-        extra=extra,
-        problems=problems,
-        naming=_naming(table, tensors),
-    )
+    stripped, problems = _stripped(contents.tensors, table)
+    unreadable = {table.short(name): reason for name, reason in {**contents.objects, **contents.unsupported}.items()}
+    extra = [table.short(name) for name in contents.unsupported]
+    naming = _naming(table, contents.tensors)
+    return Fits(table, stripped, variant, unreadable=unreadable, extra=extra, problems=problems, naming=naming)
 
 
 class Fits:

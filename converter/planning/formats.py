@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol
 
 from converter.errors import PlanError, TableError
 from converter.mapping.documents import kind_of, names_of, unknown
@@ -17,21 +16,10 @@ from converter.mapping.table import Table
 from converter.planning.compose import compose
 from converter.planning.export import make_export
 from converter.planning.fit import fits, make_plan
-from converter.planning.plan import Described, Plan, Residue
+from converter.planning.plan import Contents, Described, Plan, Residue
 
 _NEAR = 0.5  # share of the names that a table knows, beside the table that knows most
 _SURE = 0.8  # of all names
-
-
-class Contents(Protocol):
-    """What a plan is made of: the tensors of a checkpoint, and what else is among them. `Checkpoint` is one."""
-
-    @property
-    def tensors(self) -> Mapping[str, Described]: ...
-    @property
-    def unsupported(self) -> Mapping[str, str]: ...
-    @property
-    def objects(self) -> Mapping[str, str]: ...
 
 
 def load_format(name_or_path: str) -> Table:
@@ -73,7 +61,7 @@ def recognise(contents: Contents, spec: Spec | None = None) -> Table:
     near = [table for table, share in known if share and share >= _NEAR * most]
     if len(near) == 1 and most > _SURE:
         return near[0]
-    found = [(table, fits(table, contents.tensors, contents.unsupported, contents.objects)) for table in near]
+    found = [(table, fits(table, contents)) for table in near]
     if not found or (best := max(fit.best.score for _, fit in found)) < 0.1:
         closest = [f"{table.label}: {share:.0%} of the names" for table, share in _closest(known)]
         raise PlanError(
@@ -94,13 +82,7 @@ def fitting(contents: Contents) -> Iterator[tuple[Table, Plan]]:
     """The known formats that a checkpoint is in without any problem, each with the plan from it."""
     for table in _candidates(None):
         if _known(table, contents.tensors):
-            plan = make_plan(
-                table,
-                contents.tensors,
-                unsupported=contents.unsupported,
-                objects=contents.objects,
-                refuse=False,
-            )
+            plan = make_plan(table, contents, refuse=False)
             if not plan.problems:
                 yield table, plan
 
@@ -142,14 +124,7 @@ def make_route(
     if source.spec.name != target.spec.name:
         raise TableError(f"{source.label} is a format of {source.spec.name}, {target.label} one of {target.spec.name}")
     own = target.is_hub and target.spec.part in ("", source.spec.part)
-    first = make_plan(
-        source,
-        contents.tensors,
-        unsupported=contents.unsupported,
-        objects=contents.objects,
-        variant=variant,
-        dtype=dtype if own and residue is None else None,
-    )
+    first = make_plan(source, contents, variant=variant, dtype=dtype if own and residue is None else None)
     if own and residue is None:
         return first
     if not any(target.spec.holds(tensor.name) for tensor in first.targets):

@@ -24,6 +24,17 @@ class Described(Protocol):
     def dtype(self) -> DType: ...
 
 
+class Contents(Protocol):
+    """What a plan is made of: the tensors of a checkpoint, and what else is among them. `Checkpoint` is one."""
+
+    @property
+    def tensors(self) -> Mapping[str, Described]: ...
+    @property
+    def unsupported(self) -> Mapping[str, str]: ...
+    @property
+    def objects(self) -> Mapping[str, str]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """A tensor on either side: its name there, shape and dtype."""

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from converter import __version__
 from converter.display import file_name, plain, quoted
 from converter.errors import HubError
-from converter.hub import Failure, Retry, attempt, parse_reference, pause, quiet
+from converter.hub.requests import Failure, Retry, attempt, pause, quiet
+from converter.hub.resolve import parse_reference
 from converter.publish.folder import GIT_ATTRIBUTES, LocalFile, is_written, read_folder
 from converter.publish.repository import MAIN, Repository
 

@@ -13,7 +13,9 @@ from converter.checkpoint import open_checkpoint
 from converter.checkpoint.hashes import stamps
 from converter.display import file_name, plain
 from converter.errors import HubError
-from converter.hub import MODEL_FILES, Hashes, hash_bytes, hash_file, holds_token
+from converter.hub.hashes import Hashes, hash_bytes, hash_file
+from converter.hub.requests import holds_token
+from converter.hub.resolve import MODEL_FILES
 from converter.parity.evidence import read_evidence
 from converter.publish.card import UNVERIFIED, mark_unverified
 from converter.publish.checks import check_architecture, check_weights, read_records

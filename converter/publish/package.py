@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from converter.publish.checks import check_architecture, check_weights, content_
 from converter.writing.ledger import to_json
 from converter.writing.shards import INDEX_NAME
 from converter.writing.staging import Staging, check_destination, is_file_name, writing
+from converter.writing.transfer import write_at
 
 CERTIFICATE, REPORT, CARD = "parity.json", "report.html", "README.md"
 DOCUMENTS = (
@@ -131,9 +131,7 @@ def write_package(package: Package, destination: Path, *, force: bool = False) -
         for name, content in package.documents.items():
             descriptor = staging.create(name, len(content))
             with writing(destination):
-                done = 0
-                while done < len(content):
-                    done += os.pwrite(descriptor, content[done:], done)
+                write_at(descriptor, content, 0)
         for name, source in package.weights.items():
             staging.take(name, source)
         staging.commit()

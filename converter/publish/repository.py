@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from converter import __version__
 from converter.display import plain
 from converter.errors import HubError
-from converter.hub import Failure, Retry, has_token, insist
+from converter.hub.requests import Failure, Retry, has_token, insist
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -251,17 +251,18 @@ def writing(destination: Path) -> Iterator[None]:
         raise DestinationError(f"{destination} cannot be written: {error.strerror}; {hint}") from error
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` make a file under another name, and give it its name once it is on the disk, over what was there.
+def write_whole(path: Path, write: Callable[[Path], object], *, force: bool = True) -> None:
+    """Have `write` make a file under another name, and give it its name once it is on the disk.
 
-    For documents beside a conversion. Raises DestinationError; then nothing has changed.
+    For single documents. What is there is replaced; without `force` it is not, even if it came meanwhile. Raises
+    DestinationError; then nothing has changed.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         write(partial)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        (os.replace if force else os.link)(partial, path)
     except OSError as error:
         reason = error.strerror or plain(str(error))
         raise DestinationError(f"{file_name(path)} cannot be written: {reason}; choose another place") from error

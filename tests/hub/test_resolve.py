@@ -9,7 +9,8 @@ import pytest
 
 from converter.checkpoint import open_checkpoint
 from converter.errors import CheckpointError
-from converter.hub import Reference, Resolved, Retry, is_on_hub, parse_reference, resolve
+from converter.hub.requests import Retry
+from converter.hub.resolve import Reference, Resolved, is_on_hub, parse_reference, resolve
 from converter.publish.commit import publish
 from tests.support.hub.faults import Fault, status
 from tests.support.hub.server import HubServer

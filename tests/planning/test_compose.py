@@ -63,7 +63,7 @@ def test_composing_is_one_conversion_after_the_other(formats: tuple[Table, Table
     a, b = formats
     hub = random_weights(a)
     source = execute(make_route(hub_table(a.spec), a, hub), hub)
-    first = make_plan(a, source.tensors)
+    first = make_plan(a, source)
     second = make_export(b, list(first.targets))
     in_two_steps = execute(second, execute(first, source))
     at_once = compose(first, second)

@@ -14,14 +14,14 @@ from converter.errors import PlanError
 from converter.mapping.load import load_table
 from converter.planning.fit import make_plan
 from converter.planning.plan import Plan
-from tests.support.official_keys import IndexEntry, official_index
+from tests.support.official_keys import Index, IndexEntry, official_index
 
 F32 = DTYPES["float32"]
 TABLE = load_table("glip-official")
 
 
 def plan_of(index: dict[str, IndexEntry], variant: str | None = None, dtype: str | None = None) -> Plan:
-    return make_plan(TABLE, index, variant=variant, dtype=dtype)
+    return make_plan(TABLE, Index(index), variant=variant, dtype=dtype)
 
 
 def problems_of(index: dict[str, IndexEntry], **options: str) -> tuple[str, ...]:
@@ -198,13 +198,13 @@ def test_a_stated_dtype_is_cast_to_and_its_loss_is_known(index: dict[str, IndexE
 def test_a_tensor_that_cannot_be_read_is_not_dropped_in_silence(name: str, index: dict[str, IndexEntry]) -> None:
     table = load_table("glip-official")
     with pytest.raises(PlanError, match="is sparse; the table does not leave it out"):
-        make_plan(table, index, unsupported={name: f"tensor {name!r}: it is sparse"})
-    assert make_plan(table, index, objects={name: "an object"}).problems == ()
+        make_plan(table, Index(index, {name: f"tensor {name!r}: it is sparse"}))
+    assert make_plan(table, Index(index, objects={name: "an object"})).problems == ()
 
 
 def test_one_that_the_table_leaves_out_may_be_unreadable(index: dict[str, IndexEntry]) -> None:
     name = "module.rpn.head.mlm_head.bias"
-    assert make_plan(load_table("glip-official"), index, unsupported={name: "it is sparse"}).problems == ()
+    assert make_plan(load_table("glip-official"), Index(index, {name: "it is sparse"})).problems == ()
 
 
 def test_many_unknown_names_take_little_time(index: dict[str, IndexEntry]) -> None:
@@ -214,6 +214,6 @@ def test_many_unknown_names_take_little_time(index: dict[str, IndexEntry]) -> No
         key = "module.rpn.head." + "".join(letters.choices("abcdefgh", k=60))
         more[key] = IndexEntry(key, (1,), DTYPES["float32"])
     start = time.perf_counter()
-    plan = make_plan(load_table("glip-official"), index | more, refuse=False)
+    plan = make_plan(load_table("glip-official"), Index(index | more), refuse=False)
     assert len(plan.problems) == 20_000
     assert time.perf_counter() - start < 20  # minutes, if near names were searched for each

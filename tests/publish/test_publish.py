@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from converter.hub import Failure, attempt
+from converter.hub.requests import Failure, attempt
 from tests.support.hub.faults import status
 from tests.support.hub.server import HubServer
 from tests.support.publishing import (

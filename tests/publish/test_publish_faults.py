@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from converter.hub import Retry
+from converter.hub.requests import Retry
 from tests.support.hub.faults import Fault, status
 from tests.support.hub.server import HubServer
 from tests.support.publishing import (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from converter.checkpoint import DTYPES, DType
 from scripts.synthetic_checkpoint import manifest
@@ -15,6 +16,15 @@ class IndexEntry:
     name: str
     shape: tuple[int, ...]
     dtype: DType
+
+
+@dataclass(frozen=True)
+class Index:
+    """The tensors that a plan is made of, without a file."""
+
+    tensors: Mapping[str, IndexEntry]
+    unsupported: Mapping[str, str] = field(default_factory=dict)
+    objects: Mapping[str, str] = field(default_factory=dict)
 
 
 def official_index(model: str) -> dict[str, IndexEntry]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from converter.hub import Retry
+from converter.hub.requests import Retry
 from converter.publish.commit import Publication, publish
 from tests.support.hub.server import HubServer
 

@@ -30,7 +30,7 @@ def saved(weights: Weights, path: Path, **options: Any) -> Path:
 
 def converted(source: Path, table: Path, path: Path, *, dtype: str | None = None, **options: Any) -> Path:
     with open_checkpoint(source) as checkpoint:
-        convert(checkpoint, make_plan(load_table(table), checkpoint.tensors, dtype=dtype), path, **options)
+        convert(checkpoint, make_plan(load_table(table), checkpoint, dtype=dtype), path, **options)
     return path
 
 

@@ -41,7 +41,7 @@ def source(tmp_path: Path) -> Path:
 
 def run(source: Path, table: Table, destination: Path, *, dtype: str | None = None, **options: Any) -> Conversion:
     with open_checkpoint(source) as checkpoint:
-        return convert(checkpoint, make_plan(table, checkpoint.tensors, dtype=dtype), destination, **options)
+        return convert(checkpoint, make_plan(table, checkpoint, dtype=dtype), destination, **options)
 
 
 def bits(array: np.ndarray) -> tuple[str, tuple[int, ...], bytes]:
@@ -87,7 +87,7 @@ def test_converting_twice_gives_the_same_bytes(source: Path, table: Table, tmp_p
 def test_the_reverse_plan_gives_back_the_source(source: Path, table: Table, tmp_path: Path) -> None:
     run(source, table, tmp_path / "out.safetensors")
     with open_checkpoint(source) as checkpoint:
-        plan = make_plan(table, checkpoint.tensors)
+        plan = make_plan(table, checkpoint)
     with open_checkpoint(tmp_path / "out.safetensors") as converted:
         convert(converted, plan.reverse(), tmp_path / "back.safetensors")
     kept = {k: v.numpy() for k, v in tiny_weights().items() if "position_ids" not in k and "training" not in k}
@@ -196,7 +196,7 @@ def test_a_value_that_does_not_fit_the_dtype_stops_it(table: Table, tmp_path: Pa
 def test_a_buffer_that_contradicts_the_config_is_refused(buffer: torch.Tensor, table: Table, tmp_path: Path) -> None:
     torch.save(tiny_weights() | {"module.position_ids": buffer}, tmp_path / "s.pth")
     with open_checkpoint(tmp_path / "s.pth") as checkpoint:
-        plan = make_plan(table, checkpoint.tensors)
+        plan = make_plan(table, checkpoint)
         with pytest.raises(PlanError, match="1 buffers contradict tiny-2"):
             verify_left_out(checkpoint, plan)
 
@@ -205,7 +205,7 @@ def test_a_buffer_that_contradicts_the_config_is_refused(buffer: torch.Tensor, t
 def test_a_buffer_may_have_been_cast(dtype: torch.dtype, table: Table, tmp_path: Path) -> None:
     torch.save(tiny_weights() | {"module.position_ids": torch.arange(7, dtype=dtype)[None]}, tmp_path / "s.pth")
     with open_checkpoint(tmp_path / "s.pth") as checkpoint:
-        verify_left_out(checkpoint, make_plan(table, checkpoint.tensors))
+        verify_left_out(checkpoint, make_plan(table, checkpoint))
 
 
 @pytest.mark.parametrize("change", ["truncated", "rewritten"])

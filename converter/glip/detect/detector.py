@@ -19,7 +19,7 @@ from converter.glip.detect.prompt import Caption, Prompt, captions
 from converter.glip.detect.tokenizer import Tokenizer, find_tokenizer
 from converter.glip.model.detection import DETECTIONS_PER_IMAGE
 from converter.glip.model.glip import GLIP
-from converter.hub import local_path
+from converter.hub.resolve import local_path
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from converter.display import file_name, plain, quoted
 from converter.errors import HubError, ModelError
-from converter.hub import resolve
+from converter.hub.resolve import resolve
 
 if TYPE_CHECKING:
     import tokenizers

@@ -18,7 +18,7 @@ from converter.glip.model.fusion import LOGIT_LIMIT
 from converter.glip.model.head import Head, Output
 from converter.glip.model.swin import SwinTransformer
 from converter.glip.weights import load_pretrained
-from converter.hub import local_path
+from converter.hub.resolve import local_path
 
 
 class GLIP(nn.Module):

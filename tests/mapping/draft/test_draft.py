@@ -25,7 +25,7 @@ from converter.mapping.table import Table
 from converter.planning.fit import make_plan
 from converter.planning.plan import Plan
 from tests import DATA
-from tests.support.official_keys import IndexEntry, official_index
+from tests.support.official_keys import Index, IndexEntry, official_index
 
 GLIP = ("glip-t-a", "glip-t-b", "glip-t", "glip-l")
 # source, target, and by hand: source family -> target family, numbers as they are counted in the names
@@ -144,8 +144,8 @@ def glip(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     index = official_index(request.param)
     sources = named(index)
     draft = propose("drafted", sources, known_target("glip", sources))
-    plan = make_plan(loaded(draft, tmp_path_factory.mktemp("glip")), index, refuse=False)
-    return draft, plan, make_plan(load_table("glip-official"), index)
+    plan = make_plan(loaded(draft, tmp_path_factory.mktemp("glip")), Index(index), refuse=False)
+    return draft, plan, make_plan(load_table("glip-official"), Index(index))
 
 
 def test_the_variant_is_found(glip: tuple[Draft, Plan, Plan]) -> None:
@@ -182,7 +182,7 @@ def test_what_the_names_cannot_tell_is_in_doubt(glip: tuple[Draft, Plan, Plan]) 
 def test_timm_becomes_transformers(source: str, target: str, tmp_path: Path) -> None:
     draft = propose(source, stored(source), new_target(target, stored(target)))
     table = loaded(draft, tmp_path)
-    plan = make_plan(table, index_of(stored(source)))
+    plan = make_plan(table, Index(index_of(stored(source))))
     truth = truth_of(source, target)
     split = {pair for pair in pairs(plan) if ".qkv." in pair[0]}
     assert lint(table) == []
@@ -195,7 +195,7 @@ def test_timm_becomes_transformers(source: str, target: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(("target", "source"), PEERS)
 def test_transformers_becomes_timm(source: str, target: str, tmp_path: Path) -> None:
     draft = propose(source, stored(source), new_target(target, stored(target)))
-    plan = make_plan(loaded(draft, tmp_path), index_of(stored(source)))
+    plan = make_plan(loaded(draft, tmp_path), Index(index_of(stored(source))))
     truth = {(b, a) for a, b in truth_of(target, source)}
     assert {pair for pair in pairs(plan) if ".qkv." not in pair[1]} == truth
     assert wrong_though_sure(draft, plan, truth) == []
@@ -223,7 +223,7 @@ def test_a_sure_rule_is_right_though_parts_are_missing(source: str, target: str,
 
     sources, targets = some(stored(source)), some(stored(target))
     draft = propose(source, sources, new_target(target, targets))
-    plan = make_plan(loaded(draft, tmp_path), index_of(sources), refuse=False)
+    plan = make_plan(loaded(draft, tmp_path), Index(index_of(sources)), refuse=False)
     assert wrong_though_sure(draft, plan, truth_of(source, target)) == []
 
 
@@ -239,9 +239,9 @@ def test_names_that_say_nothing_are_not_sure(model: str, misleading: bool, tmp_p
     renamed = {re.sub("[A-Za-z]+", lambda m: other.get(m[0], m[0]), name): name for name in index}
     sources = {new: IndexEntry(new, index[old].shape, index[old].dtype) for new, old in renamed.items()}
     draft = propose("drafted", named(sources), known_target("glip", named(sources)))
-    plan = make_plan(loaded(draft, tmp_path), sources, refuse=False)
+    plan = make_plan(loaded(draft, tmp_path), Index(sources), refuse=False)
     back = {new.removeprefix("module."): old for new, old in renamed.items()}
-    known = {(s.removeprefix("module."), t) for s, t in pairs(make_plan(load_table("glip-official"), index))}
+    known = {(s.removeprefix("module."), t) for s, t in pairs(make_plan(load_table("glip-official"), Index(index)))}
     truth = {(new, t) for new, old in back.items() for s, t in known if s == old.removeprefix("module.")}
     truth |= {(f"module.{new}", t) for new, t in truth}
     if len(renamed) == len(index):  # else two names became one
@@ -252,7 +252,7 @@ def test_a_transposed_matrix_is_found_and_doubted(tmp_path: Path) -> None:
     sources = [Named(f"h.{i}.c_fc.{p}", s) for i in range(3) for p, s in (("weight", (4, 16)), ("bias", (16,)))]
     targets = [Named(f"layers.{i}.fc1.{p}", s) for i in range(3) for p, s in (("weight", (16, 4)), ("bias", (16,)))]
     draft = propose("conv1d", sources, new_target("linear", targets))
-    plan = make_plan(loaded(draft, tmp_path), index_of(sources))
+    plan = make_plan(loaded(draft, tmp_path), Index(index_of(sources)))
     weight = next(rule for rule in draft.table["rules"] if rule["target"].endswith("weight"))
     assert weight["ops"] == [{"op": "transpose", "axes": [1, 0]}]
     assert "transposed" in weight["doubt"]
@@ -263,7 +263,7 @@ def test_numbers_without_a_formula_are_paired_in_order_and_doubted(tmp_path: Pat
     sources = [Named(f"features.{i}.weight", (8, 8, 3, 3)) for i in (0, 2, 5, 7, 10)]
     targets = [Named(f"{a}.convs.{b}.weight", (8, 8, 3, 3)) for a in range(2) for b in range(2 + a)]
     draft = propose("flat", sources, new_target("nested", [Named(f"stage{t.name}", t.shape) for t in targets]))
-    plan = make_plan(loaded(draft, tmp_path), index_of(sources))
+    plan = make_plan(loaded(draft, tmp_path), Index(index_of(sources)))
     assert [pair[1] for pair in sorted(pairs(plan), key=lambda p: int(p[0].split(".")[1]))] == [
         f"stage{t.name}" for t in targets
     ]
@@ -301,7 +301,7 @@ def test_a_name_that_no_pattern_says_is_refused(name: str) -> None:
 def test_awkward_names_make_a_sound_table(name: str, tmp_path: Path) -> None:
     tensors = [Named(name, (3, 2)), *(Named(f"{name}.{i}", (3,)) for i in range(3)), Named(f"{name}.03", (4,))]
     table = loaded(propose("odd", tensors, new_target("target", tensors)), tmp_path)
-    plan = make_plan(table, index_of(tensors))
+    plan = make_plan(table, Index(index_of(tensors)))
     assert lint(table) == []
     assert all(source == target for source, target in pairs(plan))
 
