@@ -31,6 +31,19 @@ def number(value: int) -> str:
     return f"an integer of {value.bit_length()} bits"
 
 
+def figure(value: float | None) -> str:
+    """Two digits, which is what an error has to say; `-` for what is not known."""
+    if value is None:
+        return "-"
+    return f"{value:.1e}" if value else "0"
+
+
+def beside(sentence: str, value: float, limit: float) -> str:
+    """Both numbers as figures, or with all digits where two would not show which one is larger."""
+    shown = figure(value), figure(limit)
+    return sentence.format(*shown if shown[0] != shown[1] or value == limit else (repr(value), repr(limit)))
+
+
 def counted(count: int, singular: str, plural: str | None = None) -> str:
     """`1 tensor`, `3 tensors`."""
     return f"{count} {singular if count == 1 else plural or singular + 's'}"

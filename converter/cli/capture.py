@@ -61,11 +61,10 @@ def capture(
         raise click.BadParameter(f"{min(unknown)!r} is not one of float32, bfloat16, float16", param_hint="--errors")
     if destination.suffix != ".safetensors":
         raise DestinationError(f"{destination.name}: captures are safetensors; let --dst end in '.safetensors'")
-    if not destination.parent.is_dir():
-        raise DestinationError(f"{destination.parent} is not a folder; create it first or choose another --dst")
-    if destination.exists() and not force:
-        raise DestinationError(f"{destination} exists; --force replaces it")
     from converter.cli.families import load_subject
+    from converter.writing.staging import check_destination
+
+    check_destination(destination, force=force, inputs=[path for path in (model, inputs) if path])
 
     subject = load_subject(model, device, dtype, tf32, threads)
     from converter.parity.capture import load_capture, write_capture

@@ -92,9 +92,10 @@ def detect(
     }
     if out is not None:
         from converter.writing.ledger import to_json
-        from converter.writing.staging import write_whole
+        from converter.writing.staging import write_whole, writing
 
-        _make(out)
+        with writing(out):
+            out.mkdir(exist_ok=True)
         write_whole(out / "detections.json", lambda partial: partial.write_bytes(to_json(content)))
     if as_json:
         print_json(content)
@@ -138,14 +139,15 @@ def _entries(
 
 def _detect_in(path: Path, detector: Detector, prompt: Any, threshold: float, place: Path | None) -> dict[str, Any]:
     """What is found in a picture, drawn to `place` where there is one. Raises ModelError."""
-    from converter.writing.staging import write_whole
+    from converter.writing.staging import write_whole, writing
 
     picture = detector.read(path)
     found = detector.detect(picture, prompt, threshold)
     entry = {"width": found.width, "height": found.height, **found.as_lists()}
     if place is not None:
         drawing = detector.draw(picture, found)
-        _make(place.parent)
+        with writing(place.parent):
+            place.parent.mkdir(exist_ok=True)
         write_whole(place, lambda partial: drawing.save(partial, format="PNG"))
         entry["drawing"] = str(place)
     return entry
@@ -153,15 +155,15 @@ def _detect_in(path: Path, detector: Detector, prompt: Any, threshold: float, pl
 
 def _places(out: Path | None, images: tuple[Path, ...], force: bool) -> list[Path | None]:
     """Where each drawing goes; nothing is made yet. DestinationError if something would be lost."""
+    from converter.writing.staging import writing
+
     if out is None:
         return [None] * len(images)
-    try:
+    with writing(out):
         if not out.parent.is_dir():
             raise DestinationError(f"{plain(str(out.parent), 1024)} is not a folder to put another into; make it first")
         if out.exists() and any(out.iterdir()) and not force:
             raise DestinationError(f"{plain(str(out), 1024)} is not empty; --force writes into it")
-    except (OSError, ValueError) as error:
-        raise _unwritable(out, error) from None
     places: list[Path | None] = []
     taken: set[str] = set()
     for path in images:
@@ -175,18 +177,6 @@ def _places(out: Path | None, images: tuple[Path, ...], force: bool) -> list[Pat
             raise DestinationError(f"{plain(str(place), 1024)} is one of the pictures; choose another folder")
         places.append(place)
     return places
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise _unwritable(folder, error) from None
-
-
-def _unwritable(folder: Path, error: Exception) -> DestinationError:
-    reason = getattr(error, "strerror", None) or error
-    return DestinationError(f"{plain(str(folder), 1024)} cannot be written: {reason}; choose another folder")
 
 
 def _print(entries: list[dict[str, Any]]) -> None:

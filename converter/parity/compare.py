@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from converter.display import beside, counted, figure
 from converter.errors import CaptureError
 from converter.parity.capture import Activation, Capture, Mode, error_of_probes
 from converter.parity.gates import Gate
@@ -55,11 +56,17 @@ class TapResult:
             return False
         return None if self.limit is None else self.relative <= self.limit
 
-    def unjudged(self, dtype: str) -> str:
-        """Why there is no limit."""
+    def why(self, dtype: str) -> str:
+        """Why it has its verdict, for a model in `dtype`."""
+        if self.unsound:
+            return f"{counted(self.unsound, 'number')} NaN or infinite on one side only"
+        if self.limit is not None:
+            return beside("relative error {}, at most {}", self.relative, self.limit)
         if self.own is None:
-            return f"not judged, as the capture does not hold its own error in {dtype}"
-        return f"not judged, as the captured model's own error in {dtype} is {self.own:.0e}, too much to judge by"
+            reason = f"the capture does not hold its own error in {dtype}"
+        else:
+            reason = f"the captured model's own error in {dtype} is {self.own:.0e}, too much to judge by"
+        return f"relative error {figure(self.relative)}; not judged, as {reason}"
 
     @property
     def ratio(self) -> float | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from converter.display import beside, counted
 from converter.parity.capture import Detections
 from converter.parity.gates import gates
 
@@ -50,6 +51,18 @@ class DetectionResult:
         if self.limit is None:
             return None
         return self.same_order and self.pixels <= self.limit and self.scores <= self.score_limit
+
+    def why(self, dtype: str) -> str:
+        """Why they have their verdict, for a model in `dtype`."""
+        if self.limit is None:
+            return f"not judged: {dtype} has no limit for detections; the raw outputs that they are made of are judged"
+        if self.expected != self.found:
+            return f"{counted(self.found, 'detection')}, captured were {self.expected}"
+        if not self.same_order:
+            return "other labels than captured"
+        if not self.pixels <= self.limit:
+            return beside("a box is off by {} pixels, at most {}", self.pixels, self.limit)
+        return beside("a score is off by {}, at most {}", self.scores, self.score_limit)
 
 
 def compare_detections(expected: Detections, found: Detections, dtype: str) -> DetectionResult:

@@ -16,6 +16,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from converter.display import figure
 from converter.parity.compare import BINS, DECADES, TapResult
 from converter.parity.detections import Box, DetectionResult
 from converter.parity.report import (
@@ -24,7 +25,6 @@ from converter.parity.report import (
     badness,
     by_rank,
     counts,
-    figure,
     findings,
     json_safe,
     looser,
@@ -33,7 +33,6 @@ from converter.parity.report import (
     printable,
     to_json,
     verdict,
-    why_detections,
 )
 from converter.parity.run import Report
 
@@ -109,7 +108,7 @@ def _verdict(report: Report) -> str:
 def _detected(report: Report, detection: DetectionResult) -> str:
     if detection.passed:
         return f"{detection.found} detections, the same in the same order"
-    return why_detections(detection, report.dtype)
+    return detection.why(report.dtype)
 
 
 def _findings(report: Report) -> str:

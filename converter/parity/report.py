@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 from xml.etree import ElementTree
 
-from converter.display import counted, plain
+from converter.display import counted, figure, plain
 from converter.parity.compare import BINS, DECADES, TapResult
 from converter.parity.detections import Box, DetectionResult
 from converter.parity.gates import Gate
@@ -30,13 +30,6 @@ def verdict(passed: bool | None) -> str:
     return "could not be judged" if passed is None else VERDICTS[passed]
 
 
-def figure(value: float | None) -> str:
-    """Two digits, which is what an error has to say; `-` for what is not known."""
-    if value is None:
-        return "-"
-    return f"{value:.1e}" if value else "0"
-
-
 def module_name(module: str) -> str:
     """The outputs of a model belong to no module inside it."""
     return module or "(the whole model)"
@@ -56,34 +49,6 @@ def badness(result: TapResult) -> tuple[int, float]:
     return rank, -(math.inf if math.isnan(result.share) else result.share)
 
 
-def why(result: TapResult, dtype: str) -> str:
-    """Why an activation has its verdict, without its name."""
-    if result.unsound:
-        return f"{counted(result.unsound, 'number')} NaN or infinite on one side only"
-    if result.limit is None:
-        return f"relative error {figure(result.relative)}; {result.unjudged(dtype)}"
-    return _beside("relative error {}, at most {}", result.relative, result.limit)
-
-
-def why_detections(detection: DetectionResult, dtype: str) -> str:
-    """Why the detections of an image have their verdict."""
-    if detection.limit is None:
-        return f"not judged: {dtype} has no limit for detections; the raw outputs that they are made of are judged"
-    if detection.expected != detection.found:
-        return f"{counted(detection.found, 'detection')}, captured were {detection.expected}"
-    if not detection.same_order:
-        return "other labels than captured"
-    if not detection.pixels <= detection.limit:
-        return _beside("a box is off by {} pixels, at most {}", detection.pixels, detection.limit)
-    return _beside("a score is off by {}, at most {}", detection.scores, detection.score_limit)
-
-
-def _beside(sentence: str, value: float, limit: float) -> str:
-    """Both numbers with two digits, or all of them where two would not show which one is larger."""
-    shown = figure(value), figure(limit)
-    return sentence.format(*shown if shown[0] != shown[1] or value == limit else (repr(value), repr(limit)))
-
-
 def looser(gate: Gate) -> str | None:
     """A loud line where the gate lets pass what the default would not."""
     if not gate.looser:
@@ -97,8 +62,7 @@ def findings(report: Report) -> list[str]:
     lines = []
     if (first := report.first) is not None:
         lines.append(
-            f"the models part at {plain(first.name)} (in {plain(module_name(first.module))}): "
-            f"{why(first, report.dtype)}"
+            f"the models part at {plain(first.name)} (in {plain(module_name(first.module))}): {first.why(report.dtype)}"
         )
     if report.culprits:
         named = ", ".join(plain(module_name(module)) for module in report.culprits)
@@ -195,7 +159,7 @@ def _detection_lines(report: Report, rows: int) -> list[str]:
         )
     for image, d in enumerate(report.detections):
         if d.passed is False:
-            lines.append(f"  image {image}: {why_detections(d, report.dtype)}")
+            lines.append(f"  image {image}: {d.why(report.dtype)}")
         for kind, boxes in (("missed", d.missed), ("extra", d.extra)):
             lines += [f"  image {image}: {kind} {describe(box)}" for box in boxes[:rows]]
             if len(boxes) > rows:
@@ -278,13 +242,13 @@ def to_junit(report: Report) -> bytes:
     """
     suites: list[ElementTree.Element] = []
     for mode, results in report.modes.items():
-        cases = [(r.name, r.passed, why(r, report.dtype), module_name(r.module)) for r in results]
+        cases = [(r.name, r.passed, r.why(report.dtype), module_name(r.module)) for r in results]
         suites.append(_suite(report, mode, cases))
     for mode, reason in report.skipped.items():
         suites.append(_suite(report, mode, [(mode, None, reason, "")]))
     if report.detections:
         images = [
-            (f"image {i}", d.passed, why_detections(d, report.dtype), "\n".join(
+            (f"image {i}", d.passed, d.why(report.dtype), "\n".join(
                 [*(f"missed {describe(box)}" for box in d.missed), *(f"extra {describe(box)}" for box in d.extra)]
             ))
             for i, d in enumerate(report.detections)

@@ -83,27 +83,10 @@ class Report:
     @property
     def problems(self) -> list[str]:
         """One line for each activation and image beyond its limit, and for what could not be judged."""
-        lines = []
-        for mode, results in self.modes.items():
-            for r in results:
-                if r.unsound:
-                    lines.append(f"{mode}: {r.name}: {r.unsound} numbers are NaN or infinite on one side only")
-                elif r.passed is False:
-                    lines.append(f"{mode}: {r.name}: relative error {r.relative:.1e}, at most {r.limit:.1e}")
-                elif r.passed is None:
-                    lines.append(f"{mode}: {r.name}: relative error {r.relative:.1e}; {r.unjudged(self.dtype)}")
-        for image, d in enumerate(self.detections):
-            if d.passed is not False:
-                continue
-            if d.expected != d.found:
-                lines.append(f"image {image}: {d.found} detections, captured were {d.expected}")
-            elif not d.same_order:
-                lines.append(f"image {image}: other labels than captured")
-            elif d.limit is not None and not d.pixels <= d.limit:
-                lines.append(f"image {image}: a box is off by {d.pixels:.1e} pixels, at most {d.limit:.0e}")
-            else:
-                lines.append(f"image {image}: a score is off by {d.scores:.1e}, at most {d.score_limit:.0e}")
-        return lines
+        taps = [(mode, result) for mode, results in self.modes.items() for result in results]
+        lines = [f"{mode}: {r.name}: {r.why(self.dtype)}" for mode, r in taps if not r.passed]
+        images = enumerate(self.detections)
+        return lines + [f"image {image}: {d.why(self.dtype)}" for image, d in images if d.passed is False]
 
 
 def parity(

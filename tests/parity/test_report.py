@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from converter.display import figure
 from converter.parity.compare import Gate, TapResult
 from converter.parity.detections import Box, DetectionResult
-from converter.parity.report import badness, figure, findings, printable, to_json, to_junit, to_text
+from converter.parity.report import badness, findings, printable, to_json, to_junit, to_text
 from converter.parity.run import Report
 
 GATE = Gate(1e-10, None, "it decides")
