@@ -6,14 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from converter.checkpoint.dtypes import DType
-from converter.checkpoint.source import SourceFile
+from converter.checkpoint.source import Closing, SourceFile
 from converter.checkpoint.storage import CHUNK, Storage
 from converter.display import file_name, quoted
 from converter.errors import CorruptCheckpointError, UnsupportedCheckpointError
@@ -75,7 +74,7 @@ class TensorInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
+class Checkpoint(Closing):
     """An open checkpoint. Any thread may read any tensor at any time until `close`.
 
     Args:
@@ -198,14 +197,6 @@ class Checkpoint:
         """Close the files."""
         for source in self.sources:
             source.close()
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _info(self, name: str) -> TensorInfo:
         if reason := self.unsupported.get(name) or self.objects.get(name):

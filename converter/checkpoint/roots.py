@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-from converter.checkpoint.index import TensorInfo
+from converter.checkpoint.index import Checkpoint, Layout, TensorInfo
 from converter.checkpoint.opcodes import Dict, Global, Instance, Persistent
+from converter.checkpoint.source import SourceFile
 from converter.checkpoint.storage import Storage
 from converter.checkpoint.tensors import StorageReference, Unreadable, build_tensor, is_tensor
-from converter.display import counted, plain, quoted
+from converter.display import counted, file_name, plain, quoted
 from converter.errors import CorruptCheckpointError, RootError
 
 Pairs = list[tuple[object, object]]
@@ -20,35 +21,28 @@ _ORDERED_DICT = Global("collections", "OrderedDict")
 _NAMED = 100  # so many of those that are not taken are named; the rest are counted
 
 
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """The state dict taken from a pickle. The fields are those of `Checkpoint`."""
+def take_root(
+    source: SourceFile,
+    layout: Layout,
+    value: object,
+    wanted: str | None,
+    find: Callable[[StorageReference], Storage],
+    globals: Iterable[Global],
+    metadata: Mapping[str, str] = MappingProxyType({}),
+) -> Checkpoint:
+    """The checkpoint `source`: of the state dicts in the unpickled `value` the one that is `wanted`, or preferred.
 
-    root: str
-    roots: dict[str, int]
-    tensors: dict[str, TensorInfo]
-    unsupported: dict[str, str]
-    objects: dict[str, str]
-    skipped: tuple[str, ...]
-
-
-def read_contents(
-    value: object, wanted: str | None, label: str, find: Callable[[StorageReference], Storage]
-) -> Contents:
-    """Choose among the state dicts in the unpickled `value` (`wanted` if given) and describe its tensors.
-
-    Raises RootError if there is none, or several without a reason to prefer one; CorruptCheckpointError for a tensor
-    that contradicts its storage.
+    `find` gives the storage of a tensor. Raises RootError if there is no state dict, or several without a reason to
+    prefer one; CorruptCheckpointError for a tensor that contradicts its storage.
     """
+    label = file_name(source.path)
     candidates = _candidates(value, label)
-    counts = {name: count for name, (_, count) in candidates.items()}
-    root = _choose(counts, wanted, value, label)
+    root = _choose({name: count for name, (_, count) in candidates.items()}, wanted, value, label)
     tensors: dict[str, TensorInfo] = {}
     unsupported: dict[str, str] = {}
     objects: dict[str, str] = {}
-    skipped = []
-    if root:
-        skipped += [f"{_key(key)}: {_describe(item)}" for key, item in _pairs(value) or () if key != root]
+    beside = _pairs(value) or () if root else ()
+    skipped = [f"{_key(key)}: {_describe(item)}" for key, item in beside if key != root]
     for key, item in _unique(candidates[root][0], label):
         if not isinstance(key, str):
             skipped.append(f"{_key(key)}: not named by a string ({_describe(item)})")
@@ -58,14 +52,25 @@ def read_contents(
             except Unreadable as error:
                 unsupported[key] = f"tensor {quoted(key)}: {error}"
         elif isinstance(item, Instance) and item.function != _ORDERED_DICT:
-            objects[key] = (
-                f"{quoted(key)} is not a tensor, but {_describe(item)}; it was not executed. Save a plain tensor"
-            )
+            made = f"{_describe(item)}; it was not executed"
+            objects[key] = f"{quoted(key)} is not a tensor, but {made}. Save a plain tensor"
         else:
             skipped.append(f"{_key(key)}: {_describe(item)}")
     if len(skipped) > _NAMED:
         skipped[_NAMED:] = [f"and {len(skipped) - _NAMED} others"]
-    return Contents(root, counts, tensors, unsupported, objects, tuple(skipped))
+    return Checkpoint(
+        path=source.path,
+        layout=layout,
+        sources=(source,),
+        root=root,
+        roots={name: count for name, (_, count) in candidates.items()},
+        tensors=tensors,
+        unsupported=unsupported,
+        objects=objects,
+        skipped=tuple(skipped),
+        globals=tuple(sorted(map(str, globals))),
+        metadata=metadata,
+    )
 
 
 def _candidates(value: object, label: str) -> dict[str, tuple[Pairs, int]]:

@@ -6,12 +6,31 @@ import os
 import stat
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from converter.display import file_name
 from converter.errors import CorruptCheckpointError, NotACheckpointError
 
 
-class SourceFile:
+class Closing:
+    """A context manager whose `close` is called at its end."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        """Close what is open; a second call does nothing."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class SourceFile(Closing):
     """An open regular file of known size. There is no shared seek position and no mapping into memory."""
 
     __slots__ = ("_fd", "_stamp", "path", "size")
@@ -77,14 +96,6 @@ class SourceFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def __enter__(self) -> SourceFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _refuse_special(path: Path, mode: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from converter.checkpoint.source import SourceFile
 from converter.display import file_name
@@ -13,6 +14,7 @@ from converter.errors import CorruptCheckpointError
 CHUNK = 1024 * 1024  # bytes: the buffers of all threads stay in the cache of the processor
 
 
+@dataclass(slots=True, eq=False)
 class Storage:
     """The bytes of one storage.
 
@@ -25,27 +27,18 @@ class Storage:
         big_endian: multi-byte numbers in it are big-endian.
     """
 
-    __slots__ = ("_lock", "_verified", "big_endian", "crc", "key", "label", "nbytes", "offset", "source")
+    source: SourceFile
+    key: str
+    label: str
+    offset: int
+    nbytes: int
+    crc: int | None = None
+    big_endian: bool = False
+    _verified: bool = field(init=False)
+    _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
 
-    def __init__(
-        self,
-        source: SourceFile,
-        key: str,
-        label: str,
-        offset: int,
-        nbytes: int,
-        crc: int | None = None,
-        big_endian: bool = False,
-    ) -> None:
-        self.source = source
-        self.key = key
-        self.label = label
-        self.offset = offset
-        self.nbytes = nbytes
-        self.crc = crc
-        self.big_endian = big_endian
-        self._verified = crc is None
-        self._lock = threading.Lock()
+    def __post_init__(self) -> None:
+        self._verified = self.crc is None
 
     def stream(self, start: int, stop: int, size: int = CHUNK) -> Iterator[memoryview]:
         """Bytes `start` to `stop` in pieces of `size`, in one buffer: a piece is valid until the next.

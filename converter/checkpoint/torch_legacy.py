@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from converter.checkpoint.index import Checkpoint
 from converter.checkpoint.opcodes import BYTE_LIMIT, Unpickled, interpret
-from converter.checkpoint.roots import read_contents
+from converter.checkpoint.roots import take_root
 from converter.checkpoint.source import SourceFile
 from converter.checkpoint.storage import Storage
 from converter.checkpoint.tensors import Malformed, StorageReference, Unreadable, storage_reference
@@ -52,19 +52,8 @@ def open_torch_legacy(source: SourceFile, root: str | None) -> Checkpoint:
     found = interpret(window, f"{label}: object")
     keys = interpret(window, f"{label}: storage keys")
     storages = _Storages(source, found, keys)
-    contents = read_contents(found.value, root, label, storages.find)
-    return Checkpoint(
-        path=source.path,
-        layout="torch-legacy",
-        sources=(source,),
-        globals=tuple(sorted(map(str, found.globals | keys.globals | facts.globals))),
-        root=contents.root,
-        roots=contents.roots,
-        tensors=contents.tensors,
-        unsupported=contents.unsupported,
-        objects=contents.objects,
-        skipped=contents.skipped,
-    )
+    names = found.globals | keys.globals | facts.globals
+    return take_root(source, "torch-legacy", found.value, root, storages.find, names)
 
 
 class _File(io.RawIOBase):

@@ -9,7 +9,7 @@ import io
 
 from converter.checkpoint.index import Checkpoint
 from converter.checkpoint.opcodes import BYTE_LIMIT, interpret
-from converter.checkpoint.roots import read_contents
+from converter.checkpoint.roots import take_root
 from converter.checkpoint.source import SourceFile
 from converter.checkpoint.storage import Storage
 from converter.checkpoint.tensors import Malformed, StorageReference
@@ -39,20 +39,7 @@ def open_torch_zip(source: SourceFile, root: str | None) -> Checkpoint:
             "The file is damaged or crafted; get it again."
         )
     storages = _Storages(archive, _is_big_endian(archive))
-    contents = read_contents(found.value, root, label, storages.find)
-    return Checkpoint(
-        path=source.path,
-        layout="torch-zip",
-        sources=(source,),
-        globals=tuple(sorted(map(str, found.globals))),
-        root=contents.root,
-        roots=contents.roots,
-        tensors=contents.tensors,
-        unsupported=contents.unsupported,
-        objects=contents.objects,
-        skipped=contents.skipped,
-        metadata=_notes(archive),
-    )
+    return take_root(source, "torch-zip", found.value, root, storages.find, found.globals, _notes(archive))
 
 
 def _notes(archive: ZipArchive) -> dict[str, str]:

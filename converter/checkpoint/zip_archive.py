@@ -17,15 +17,16 @@ from converter.checkpoint.source import SourceFile
 from converter.display import counted, file_name, quoted
 from converter.errors import CorruptCheckpointError, NotACheckpointError, UnsupportedCheckpointError
 
-_END = struct.Struct("<4s4H2LH")
-_END64_LOCATOR = struct.Struct("<4sLQL")
-_END64 = struct.Struct("<4sQ2H2L4Q")
-_ENTRY = struct.Struct("<4s6H3L5H2L")
-_LOCAL = struct.Struct("<4s5H3L2H")
+# the format's records, without what is of variable length
+END = struct.Struct("<4s4H2LH")
+END64_LOCATOR = struct.Struct("<4sLQL")
+END64 = struct.Struct("<4sQ2H2L4Q")
+ENTRY = struct.Struct("<4s6H3L5H2L")
+LOCAL = struct.Struct("<4s5H3L2H")
 
 DIRECTORY_LIMIT = 16 * 1024 * 1024  # bytes; some 200,000 members
 _ENCRYPTED, _SIZES_FOLLOW = 0x0001, 0x0008  # general purpose flags
-_ZIP64_EXTRA = 1
+ZIP64_EXTRA = 1
 # members that only TorchScript and exported programs have
 _PROGRAM_MEMBERS = {"constants.pkl", "archive_format", "models/model.json"}
 
@@ -82,18 +83,18 @@ class ZipArchive:
 
     def _find_directory(self) -> tuple[int, int, int]:
         """Offset, size and number of entries of the central directory, which ends where the end records begin."""
-        end = self.source.size - _END.size
+        end = self.source.size - END.size
         if end < 0:
             self._fail(f"the zip archive is truncated at byte {self.source.size}")
-        signature, disk, first_disk, here, count, size, offset, comment = _END.unpack(
-            self.source.read(end, _END.size, "end of the zip directory")
+        signature, disk, first_disk, here, count, size, offset, comment = END.unpack(
+            self.source.read(end, END.size, "end of the zip directory")
         )
         if signature != b"PK\5\6" or comment:
             self._refuse_end()
         if (disk, first_disk) not in ((0, 0), (0xFFFF, 0xFFFF)) or here != count:
             self._fail(f"byte {end}: the zip archive is split over several disks")
-        locator = end - _END64_LOCATOR.size
-        if locator >= _END64.size and self.source.read(locator, 4, "end of the zip directory") == b"PK\6\7":
+        locator = end - END64_LOCATOR.size
+        if locator >= END64.size and self.source.read(locator, 4, "end of the zip directory") == b"PK\6\7":
             end, offset, size, count = self._find_directory64(locator, offset, size, count)
         if offset + size != end:
             self._fail(
@@ -107,19 +108,19 @@ class ZipArchive:
         position = self.source.read(self.source.size - tail, tail, "end of the zip archive").rfind(b"PK\5\6")
         if position < 0:
             self._fail(f"the zip archive is truncated: no end record in its last {tail} bytes")
-        self._fail(f"{tail - position - _END.size} bytes follow the end of the zip archive, or its end is cut off")
+        self._fail(f"{tail - position - END.size} bytes follow the end of the zip archive, or its end is cut off")
 
     def _find_directory64(self, locator: int, *narrow: int) -> tuple[int, int, int, int]:
         """Where the zip64 end record begins, and what it says; the narrow fields must agree where they can."""
-        _, disk, record, disks = _END64_LOCATOR.unpack(
-            self.source.read(locator, _END64_LOCATOR.size, "zip64 locator")
+        _, disk, record, disks = END64_LOCATOR.unpack(
+            self.source.read(locator, END64_LOCATOR.size, "zip64 locator")
         )  # fmt: skip
-        if record != locator - _END64.size or disk or disks > 1:
+        if record != locator - END64.size or disk or disks > 1:
             self._fail(f"byte {locator}: the zip64 end record is not where its locator says (byte {record})")
-        signature, length, _, _, disk, first_disk, here, count, size, offset = _END64.unpack(
-            self.source.read(record, _END64.size, "zip64 end record")
+        signature, length, _, _, disk, first_disk, here, count, size, offset = END64.unpack(
+            self.source.read(record, END64.size, "zip64 end record")
         )
-        if signature != b"PK\6\6" or length != _END64.size - 12 or disk or first_disk or here != count:
+        if signature != b"PK\6\6" or length != END64.size - 12 or disk or first_disk or here != count:
             self._fail(f"byte {record}: the zip64 end record contradicts itself")
         for short, full, most in zip(narrow, (offset, size, count), (0xFFFFFFFF, 0xFFFFFFFF, 0xFFFF), strict=True):
             if short not in (full, most):
@@ -136,7 +137,7 @@ class ZipArchive:
         entries: list[Member] = []
         position = 0
         while position < size:
-            if len(entries) == count or size - position < _ENTRY.size:
+            if len(entries) == count or size - position < ENTRY.size:
                 self._fail(
                     f"byte {offset + position}: the zip directory goes on after {counted(count, 'entry', 'entries')}"
                 )
@@ -149,13 +150,13 @@ class ZipArchive:
     def _read_entry(self, data: bytes, position: int, base: int) -> tuple[Member, int]:
         """The entry at `position`, its data offset not known yet, and where the next one begins."""
         where = f"byte {base + position}"
-        (signature, _, _, flags, method, _, _, crc, compressed, size, *rest) = _ENTRY.unpack_from(data, position)
+        (signature, _, _, flags, method, _, _, crc, compressed, size, *rest) = ENTRY.unpack_from(data, position)
         name_length, extra_length, comment_length, disk, _, _, start = rest
-        name_end = position + _ENTRY.size + name_length
+        name_end = position + ENTRY.size + name_length
         extra_end = name_end + extra_length
         if signature != b"PK\1\2" or extra_end + comment_length > len(data):
             self._fail(f"{where}: the zip directory has no entry where one is expected")
-        name = self._name(data[position + _ENTRY.size : name_end], where)
+        name = self._name(data[position + ENTRY.size : name_end], where)
         wide = self._wide_fields(data[name_end:extra_end], where)
         size, compressed, start = (
             next(wide, value) if value == 0xFFFFFFFF else value for value in (size, compressed, start)
@@ -183,7 +184,7 @@ class ZipArchive:
             position += 4
             if position + length > len(extra):
                 self._fail(f"{where}: an extra field of the zip entry leaves the entry")
-            if kind == _ZIP64_EXTRA:
+            if kind == ZIP64_EXTRA:
                 return iter(struct.unpack_from(f"<{length // 8}Q", extra, position))
             position += length
         return iter(())
@@ -205,12 +206,12 @@ class ZipArchive:
                 "pack it without compression (zip -0)."
             )
         name = entry.name.encode()
-        length = _LOCAL.size + len(name)
+        length = LOCAL.size + len(name)
         if entry.start + length + entry.size > directory:
             self._fail(f"{label}: bytes {entry.start} to {entry.start + length + entry.size} leave the archive")
         header = self.source.read(entry.start, length, label)
-        signature, _, flags, method, _, _, crc, compressed, size, name_length, extra_length = _LOCAL.unpack_from(header)
-        if signature != b"PK\3\4" or name_length != len(name) or header[_LOCAL.size :] != name:
+        signature, _, flags, method, _, _, crc, compressed, size, name_length, extra_length = LOCAL.unpack_from(header)
+        if signature != b"PK\3\4" or name_length != len(name) or header[LOCAL.size :] != name:
             self._fail(f"{label}: its header is not at byte {entry.start}, where the zip directory says it is")
         unknown = {0xFFFFFFFF, 0} if flags & _SIZES_FOLLOW else {0xFFFFFFFF}
         stated = zip((crc, compressed, size), (entry.crc, entry.size, entry.size), strict=True)

@@ -91,12 +91,7 @@ def detect(
         "images": entries,
     }
     if out is not None:
-        from converter.writing.ledger import to_json
-        from converter.writing.staging import write_whole, writing
-
-        with writing(out):
-            out.mkdir(exist_ok=True)
-        write_whole(out / "detections.json", lambda partial: partial.write_bytes(to_json(content)))
+        _write(out, content)
     if as_json:
         print_json(content)
     else:
@@ -106,6 +101,15 @@ def detect(
         click.echo(f"error: {problem}", err=True)
     if problems:
         sys.exit(ModelError.exit_code)
+
+
+def _write(out: Path, content: dict[str, Any]) -> None:
+    from converter.writing.ledger import to_json
+    from converter.writing.staging import write_whole, writing
+
+    with writing(out):
+        out.mkdir(exist_ok=True)
+    write_whole(out / "detections.json", lambda partial: partial.write_bytes(to_json(content)))
 
 
 def _check_prompt(names: str | None, caption: str | None, spans: tuple[str, ...]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from converter.display import file_name
-from converter.errors import CaptureError, ModelError
+from converter.errors import CaptureError
 from converter.mapping.spec import Config
 from converter.parity.family import Companions, Derived, Family, Inputs, Mistake
 
@@ -134,11 +134,7 @@ class GLIPFamily(Family["GLIP"]):
         from converter.glip.detect.tokenizer import find_tokenizer
 
         tokenizer = find_tokenizer(conversion, vocabulary)
-        if tokenizer.size != config.get("vocab_size"):
-            raise ModelError(
-                f"{tokenizer.origin}: the vocabulary has {tokenizer.size} entries, the model "
-                f"{config.get('vocab_size')}. Give the vocabulary that the model was trained with."
-            )
+        tokenizer.check_size(config.get("vocab_size"))
         settings = glip_preprocessing()
         files = tokenizer.files(settings.caption_tokens)
         described = {

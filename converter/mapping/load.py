@@ -9,7 +9,7 @@ from typing import Any
 
 from converter.errors import TableError
 from converter.mapping.documents import find_document, names_of
-from converter.mapping.spec import Spec, load_spec
+from converter.mapping.spec import SUFFIXES, Spec, load_spec
 from converter.mapping.table import SavedAs, Table
 
 
@@ -92,7 +92,7 @@ def hub_table(spec: Spec) -> Table:
     """The table of the spec's own naming, by which a converted file is read and written like any other format."""
     rules: dict[str, dict[str, Any]] = {}
     for entry in spec.entries:
-        for suffix, key in (("", "shape"), (".weight", "weight"), (".bias", "bias")):
+        for suffix, key in SUFFIXES:
             if key in entry:
                 name = entry["name"] + suffix
                 optional = {"optional": spec.optional[entry["name"]]} if entry["name"] in spec.optional else {}

@@ -10,6 +10,7 @@ one exception; it lives in `cast.py`.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
@@ -82,49 +83,65 @@ class Split:
         return Concat(self.axis, self.sizes)
 
 
+class Elementwise(ABC):
+    """An op that does the same to every tensor, each by itself."""
+
+    __slots__ = ()
+
+    def shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
+        return [self._shape(shape) for shape in inputs]
+
+    def apply(self, inputs: Sequence[Array]) -> list[Array]:
+        return [self._move(array) for array in inputs]
+
+    @abstractmethod
+    def _shape(self, shape: Shape) -> Shape: ...
+
+    @abstractmethod
+    def _move(self, array: Array) -> Array: ...
+
+
 @dataclass(frozen=True, slots=True)
-class Transpose:
+class Transpose(Elementwise):
     """Permute the axes of every tensor."""
 
     name: ClassVar[str] = "transpose"
     axes: tuple[int, ...]
 
-    def shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
-        for shape in inputs:
-            if sorted(self.axes) != list(range(len(shape))):
-                raise TableError(f"{describe(self)} does not fit a tensor {shape}")
-        return [tuple(shape[axis] for axis in self.axes) for shape in inputs]
+    def _shape(self, shape: Shape) -> Shape:
+        if sorted(self.axes) != list(range(len(shape))):
+            raise TableError(f"{describe(self)} does not fit a tensor {shape}")
+        return tuple(shape[axis] for axis in self.axes)
 
-    def apply(self, inputs: Sequence[Array]) -> list[Array]:
-        return [np.transpose(array, self.axes) for array in inputs]
+    def _move(self, array: Array) -> Array:
+        return np.transpose(array, self.axes)
 
     def inverse(self) -> Op:
         return Transpose(_inverse_permutation(self.axes))
 
 
 @dataclass(frozen=True, slots=True)
-class Reshape:
+class Reshape(Elementwise):
     """Every tensor of shape `old` -> shape `new`, in C order."""
 
     name: ClassVar[str] = "reshape"
     old: Shape
     new: Shape
 
-    def shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
-        for shape in inputs:
-            if shape != self.old or math.prod(self.old) != math.prod(self.new) or min(self.new, default=0) < 0:
-                raise TableError(f"{describe(self)} does not fit a tensor {shape}")
-        return [self.new for _ in inputs]
+    def _shape(self, shape: Shape) -> Shape:
+        if shape != self.old or math.prod(self.old) != math.prod(self.new) or min(self.new, default=0) < 0:
+            raise TableError(f"{describe(self)} does not fit a tensor {shape}")
+        return self.new
 
-    def apply(self, inputs: Sequence[Array]) -> list[Array]:
-        return [array.reshape(self.new) for array in inputs]
+    def _move(self, array: Array) -> Array:
+        return array.reshape(self.new)
 
     def inverse(self) -> Op:
         return Reshape(self.new, self.old)
 
 
 @dataclass(frozen=True, slots=True)
-class PermuteBlocks:
+class PermuteBlocks(Elementwise):
     """See `axis` as `blocks`, permute these by `order`, flatten again.
 
     `PermuteBlocks(1, (4, 96), (1, 0))` turns columns sorted by (corner, channel) into (channel, corner).
@@ -135,22 +152,18 @@ class PermuteBlocks:
     blocks: tuple[int, ...]
     order: tuple[int, ...]
 
-    def shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
-        for shape in inputs:
-            _check_axis(self, self.axis, shape)
-            sizes = math.prod(self.blocks) if min(self.blocks, default=0) >= 0 else None
-            if sizes != shape[self.axis] or sorted(self.order) != list(range(len(self.blocks))):
-                raise TableError(f"{describe(self)} does not fit a tensor {shape}")
-        return list(inputs)
+    def _shape(self, shape: Shape) -> Shape:
+        _check_axis(self, self.axis, shape)
+        sizes = math.prod(self.blocks) if min(self.blocks, default=0) >= 0 else None
+        if sizes != shape[self.axis] or sorted(self.order) != list(range(len(self.blocks))):
+            raise TableError(f"{describe(self)} does not fit a tensor {shape}")
+        return shape
 
-    def apply(self, inputs: Sequence[Array]) -> list[Array]:
-        results = []
-        for array in inputs:
-            blocked = array.reshape(_replace(array.shape, self.axis, self.blocks))
-            axes = list(range(blocked.ndim))
-            axes[self.axis : self.axis + len(self.order)] = [self.axis + i for i in self.order]
-            results.append(blocked.transpose(axes).reshape(array.shape))
-        return results
+    def _move(self, array: Array) -> Array:
+        blocked = array.reshape(_replace(array.shape, self.axis, self.blocks))
+        axes = list(range(blocked.ndim))
+        axes[self.axis : self.axis + len(self.order)] = [self.axis + i for i in self.order]
+        return blocked.transpose(axes).reshape(array.shape)
 
     def inverse(self) -> Op:
         order = _inverse_permutation(self.order)
@@ -160,22 +173,21 @@ class PermuteBlocks:
 
 
 @dataclass(frozen=True, slots=True)
-class Reorder:
+class Reorder(Elementwise):
     """Take the slices along `axis` in the order of `index`, a permutation."""
 
     name: ClassVar[str] = "reorder"
     axis: int
     index: tuple[int, ...]
 
-    def shapes(self, inputs: Sequence[Shape]) -> list[Shape]:
-        for shape in inputs:
-            _check_axis(self, self.axis, shape)
-            if len(self.index) != shape[self.axis] or sorted(self.index) != list(range(len(self.index))):
-                raise TableError(f"{describe(self)} is not a permutation of axis {self.axis} of a tensor {shape}")
-        return list(inputs)
+    def _shape(self, shape: Shape) -> Shape:
+        _check_axis(self, self.axis, shape)
+        if len(self.index) != shape[self.axis] or sorted(self.index) != list(range(len(self.index))):
+            raise TableError(f"{describe(self)} is not a permutation of axis {self.axis} of a tensor {shape}")
+        return shape
 
-    def apply(self, inputs: Sequence[Array]) -> list[Array]:
-        return [np.take(array, self.index, axis=self.axis) for array in inputs]
+    def _move(self, array: Array) -> Array:
+        return np.take(array, self.index, axis=self.axis)
 
     def inverse(self) -> Op:
         return Reorder(self.axis, _inverse_permutation(self.index))
@@ -221,11 +233,6 @@ class Arrange:
 
     def inverse(self) -> Op:
         return Arrange(_inverse_permutation(self.order))
-
-
-def is_elementwise(op: Op) -> bool:
-    """Whether the op does the same to every tensor, each by itself."""
-    return isinstance(op, Transpose | Reshape | PermuteBlocks | Reorder)
 
 
 # name in a table -> constructor from the op's JSON object, whose expressions are already evaluated

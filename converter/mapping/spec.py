@@ -19,6 +19,8 @@ from converter.mapping.pattern import compile_pattern
 
 Config: TypeAlias = Mapping[str, Value]
 
+# an entry names one tensor by its shape, or the weight and bias of a module by theirs
+SUFFIXES = (("", "shape"), (".weight", "weight"), (".bias", "bias"))
 MOST_NAMES = 100_000  # of all variants together: the largest models have as many tensors
 
 
@@ -132,7 +134,7 @@ def _expand(entry: Mapping[str, Any], config: Config, budget: Budget) -> Iterato
         if not evaluate(entry.get("when", 1), names):
             continue
         stem = pattern.format({name: integer(name, names) for name in pattern.captures})
-        for suffix, key in (("", "shape"), (".weight", "weight"), (".bias", "bias")):
+        for suffix, key in SUFFIXES:
             if key in entry:
                 yield stem + suffix, tuple(integer(size, names) for size in entry[key])
 

@@ -20,7 +20,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -29,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.checkpoint.source import Closing
 from converter.checkpoint.strict_json import parse_json, read_json
 from converter.display import file_name, plain, quoted
 from converter.errors import CaptureError
@@ -75,7 +75,7 @@ class Activation:
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Capture:
+class Capture(Closing):
     """An open capture. Activations stay in the file until they are read.
 
     `model`: the variant; `table`: the mapping table whose taps translate the names, if the capture says which;
@@ -105,14 +105,6 @@ class Capture:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-    def __enter__(self) -> Capture:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def load_capture(path: str | Path) -> Capture:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from converter.errors import PlanError
-from converter.mapping.ops import Arrange, Branches, Op, is_elementwise, prove_bijective
+from converter.mapping.ops import Arrange, Branches, Elementwise, Op, prove_bijective
 from converter.planning.plan import LeftOut, Plan, Step
 
 
@@ -99,7 +99,7 @@ def _joined(makers: Sequence[Step], takers: Sequence[Step], pointer: str) -> Ite
                             *_side_by_side(takers)])  # fmt: skip
     sources = [tensor for step in makers for tensor in step.sources]
     targets = [tensor for step in takers for tensor in step.targets]
-    if all(map(is_elementwise, ops)):
+    if all(isinstance(op, Elementwise) for op in ops):
         for source, target in zip(sources, targets, strict=True):
             yield Step(pointer, (source,), (target,), ops)
     else:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 from converter.checkpoint import DTYPES, DType
@@ -92,32 +92,23 @@ def headline(fits: Fits, keys: int, problems: int) -> str:
     return f"{table.name}: the checkpoint does not fit {fit.variant.name}: {found}, {problems} problems"
 
 
+@dataclass(eq=False)
 class Fit:
     """A table under one variant, laid against tensors: those of a checkpoint, or backwards against the spec's own."""
 
-    def __init__(
-        self,
-        table: Table,
-        variant: Variant,
-        tensors: Mapping[str, Tensor],
-        *,
-        naming: Naming,
-        unreadable: Mapping[str, str] = MappingProxyType({}),
-        extra: Sequence[str] = (),
-        problems: Sequence[str] = (),
-        backwards: bool = False,
-        residue: Residue | None = None,
-    ) -> None:
-        self.table = table
-        self.variant = variant
-        self.tensors = tensors
-        self.unreadable = unreadable
-        self.extra = extra
-        self.problems = problems
-        self.naming = naming
-        self.backwards = backwards
-        self.residue = residue
-        self.kept: Mapping[str, Tensor] = residue.tensors if residue else {}
+    table: Table
+    variant: Variant
+    tensors: Mapping[str, Tensor]
+    naming: Naming
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    extra: Sequence[str] = ()
+    problems: Sequence[str] = ()
+    backwards: bool = False
+    residue: Residue | None = None
+
+    def __post_init__(self) -> None:
+        table, variant, tensors, backwards = self.table, self.variant, self.tensors, self.backwards
+        self.kept: Mapping[str, Tensor] = self.residue.tensors if self.residue else {}
         self.config = _with_options(table, variant, tensors, self.kept if backwards else None)
         self.there: Bound = table.bind(self.config)
         self.transfers, self.static_problems = transfers(table, self.there, self.config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,33 +27,27 @@ def read_records(conversion: Path, checkpoint: Checkpoint) -> tuple[dict[str, An
 
 def check_architecture(conversion: Path, checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
     """ModelError unless the tensors are those, by name and shape, of the model that the configuration describes."""
-    spec = load_spec(config["model"])
-    known = spec.variants[0].config
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in config["config"].items()}
-    problem = next((f"field {quoted(name)} is missing or unknown" for name in sorted(known.keys() ^ values.keys())), "")
-    if not problem:
-        problem = next(
-            (f"{name} is {plain(repr(v))}" for name, v in values.items() if not _is_like(v, known[name])), ""
-        )
-    if not problem:
-        try:
-            expected = spec.tensors(values)
-        except TableError as error:
-            problem = plain(str(error), 400)
-        else:
-            found = {tensor.name: tensor.shape for tensor in checkpoint.tensors.values()}
-            problem = next(
-                (
-                    f"tensor {quoted(name)} is {found.get(name, 'missing')}, expected {expected.get(name, 'none')}"
-                    for name in sorted(found.keys() | expected.keys())
-                    if found.get(name) != expected.get(name)
-                ),
-                "",
-            )
-    if problem:
+    if problem := next(_mismatches(checkpoint, config), None):
         raise ModelError(
             f"{file_name(conversion)}: its configuration is not that of its weights: {problem}. Convert again."
         )
+
+
+def _mismatches(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Iterator[str]:
+    spec = load_spec(config["model"])
+    known = spec.variants[0].config
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in config["config"].items()}
+    yield from (f"field {quoted(name)} is missing or unknown" for name in sorted(known.keys() ^ values.keys()))
+    yield from (f"{name} is {plain(repr(value))}" for name, value in values.items() if not _is_like(value, known[name]))
+    try:
+        expected = spec.tensors(values)
+    except TableError as error:
+        yield plain(str(error), 400)
+        return
+    found = {tensor.name: tensor.shape for tensor in checkpoint.tensors.values()}
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            yield f"tensor {quoted(name)} is {found.get(name, 'missing')}, expected {expected.get(name, 'none')}"
 
 
 def _is_like(value: object, known: object) -> bool:

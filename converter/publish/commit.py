@@ -86,8 +86,8 @@ def publish(
     files = read_folder(folder, unverified=unverified, on_bytes=on_bytes)
     with quiet():
         repository = Repository(
-            repo_id,
-            revision or MAIN,
+            repo_id=repo_id,
+            revision=revision or MAIN,
             private=private,
             create_pr=create_pr,
             again=_command(folder, repo_id, revision or MAIN, create_pr, message, private, unverified),

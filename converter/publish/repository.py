@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from converter import __version__
@@ -19,6 +20,7 @@ T = TypeVar("T")
 MAIN = "main"
 
 
+@dataclass(kw_only=True, eq=False)
 class Repository:
     """A repository of the Hub, asked patiently, at one revision.
 
@@ -26,28 +28,19 @@ class Repository:
     command that tries once more.
     """
 
-    def __init__(
-        self,
-        repo_id: str,
-        revision: str,
-        *,
-        private: bool | None,
-        create_pr: bool,
-        again: str,
-        retry: Retry,
-        say: Callable[[str], object],
-    ) -> None:
+    repo_id: str
+    revision: str
+    private: bool | None
+    create_pr: bool
+    again: str
+    retry: Retry
+    say: Callable[[str], object]
+
+    def __post_init__(self) -> None:
         from huggingface_hub import HfApi
 
         self.api: HfApi = HfApi(library_name="converter", library_version=__version__)
-        self.repo_id = repo_id
-        self.revision = revision
-        self.create_pr = create_pr
-        self.again = again
-        self.retry = retry
-        self.say = say
-        self.url = f"{self.api.endpoint}/{repo_id}"
-        self._private = private
+        self.url = f"{self.api.endpoint}/{self.repo_id}"
         self._exists = False
 
     def check_user(self) -> None:
@@ -70,16 +63,16 @@ class Repository:
         if is_new:
             self._check_branch_of_new()
             if not create:
-                return (True, self._private is not False, None) if has_token() else (None, None, None)
+                return (True, self.private is not False, None) if has_token() else (None, None, None)
             self.ask(
-                lambda: self.api.create_repo(self.repo_id, private=self._private is not False, exist_ok=True),
+                lambda: self.api.create_repo(self.repo_id, private=self.private is not False, exist_ok=True),
                 "creating the repository",
             )
             info = self.ask(lambda: self.api.model_info(self.repo_id), "looking at the new repository")
         if isinstance(info, Failure):
             self.refuse(info, "looking at the repository")
         self._exists = True
-        if self._private is not None and bool(info.private) != self._private:
+        if self.private is not None and bool(info.private) != self.private:
             there, wanted = ("private", "public") if info.private else ("public", "private")
             raise HubError(
                 f"{self.repo_id}: is {there}, and was to be published as {wanted}. Change it in its settings, "
@@ -96,7 +89,7 @@ class Repository:
 
     def _check_branch_of_new(self) -> None:
         if self.revision != MAIN:
-            private = "" if self._private is False else " --private"
+            private = "" if self.private is False else " --private"
             raise HubError(
                 f"{self.repo_id}: no such repository, or none that this token may see, so no branch "
                 f"{plain(self.revision)} to commit to. Leave out --revision, or make both first "

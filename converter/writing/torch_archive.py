@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from converter.checkpoint.torch_zip import NOTES
+from converter.checkpoint.zip_archive import END, END64, END64_LOCATOR, ENTRY, LOCAL, ZIP64_EXTRA
 from converter.display import quoted
 from converter.errors import DestinationError
 from converter.planning.plan import Tensor
@@ -25,13 +26,8 @@ _ALIGNMENT = 64  # bytes; what torch takes where no record `.storage_alignment` 
 _NO_CLASS = "ComplexHalfStorage"  # is read where another program wrote it, but no torch can load it
 _EMPTY_ORDERED_DICT = b"ccollections\nOrderedDict\n)R"  # GLOBAL EMPTY_TUPLE REDUCE
 
-_LOCAL = struct.Struct("<4s5H3L2H")
-_ENTRY = struct.Struct("<4s6H3L5H2L")
-_END64 = struct.Struct("<4sQ2H2L4Q")
-_END64_LOCATOR = struct.Struct("<4sLQL")
-_END = struct.Struct("<4s4H2LH")
 _EXTRA = struct.Struct("<2H")
-_ZIP64_EXTRA, _PADDING_EXTRA = 1, 0x4246  # the latter is "FB", as torch pads
+_PADDING_EXTRA = 0x4246  # "FB", as torch pads
 _ZIP64_VERSION = 45  # of the format that a reader must know: the end record is always a zip64 one, as torch's is
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF  # what stands in a narrow field whose value is in a wide one
 _DATE = 1 << 5 | 1  # 1 January 1980, the first that zip can say; the time of day is 0
@@ -56,11 +52,11 @@ class _Record:
         """What stands before the bytes. The CRC is there too, so no data descriptor follows them."""
         name = self.name.encode()
         wide = _wide(self.size, self.size)
-        padding = self.offset - self.start - _LOCAL.size - len(name) - len(wide) - _EXTRA.size
+        padding = self.offset - self.start - LOCAL.size - len(name) - len(wide) - _EXTRA.size
         extra = wide + _EXTRA.pack(_PADDING_EXTRA, padding) + bytes(padding)
         size = min(self.size, _FULL32)
         fields = (_ZIP64_VERSION, 0, 0, 0, _DATE, crc, size, size, len(name), len(extra))
-        return _LOCAL.pack(b"PK\3\4", *fields) + name + extra
+        return LOCAL.pack(b"PK\3\4", *fields) + name + extra
 
     def entry(self, crc: int) -> bytes:
         """What the central directory says."""
@@ -68,7 +64,7 @@ class _Record:
         extra = _wide(self.size, self.size, self.start)
         size = min(self.size, _FULL32)
         fields = (_ZIP64_VERSION, _ZIP64_VERSION, 0, 0, 0, _DATE, crc, size, size, len(name), len(extra), 0, 0, 0, 0)
-        return _ENTRY.pack(b"PK\1\2", *fields, min(self.start, _FULL32)) + name + extra
+        return ENTRY.pack(b"PK\1\2", *fields, min(self.start, _FULL32)) + name + extra
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +117,7 @@ def lay_out_archive(tensors: Sequence[Tensor], root: str, notes_size: int) -> Ar
     def add(name: str, size: int, content: bytes | None = None, tensor: str | None = None) -> None:
         start = records[-1].end if records else 0
         name = _FOLDER + name
-        header = _LOCAL.size + len(name.encode()) + len(_wide(size, size)) + _EXTRA.size
+        header = LOCAL.size + len(name.encode()) + len(_wide(size, size)) + _EXTRA.size
         offset = -(-(start + header) // _ALIGNMENT) * _ALIGNMENT
         records.append(_Record(name, start, offset, size, content, tensor))
 
@@ -141,7 +137,7 @@ def lay_out_archive(tensors: Sequence[Tensor], root: str, notes_size: int) -> Ar
 def _wide(*numbers: int) -> bytes:
     """The zip64 extra field: those of `numbers` that no narrow field can hold, or nothing if there are none."""
     wide = [number for number in numbers if number >= _FULL32]
-    return _EXTRA.pack(_ZIP64_EXTRA, 8 * len(wide)) + struct.pack(f"<{len(wide)}Q", *wide) if wide else b""
+    return _EXTRA.pack(ZIP64_EXTRA, 8 * len(wide)) + struct.pack(f"<{len(wide)}Q", *wide) if wide else b""
 
 
 def _end_records(count: int, size: int, start: int) -> bytes:
@@ -149,9 +145,9 @@ def _end_records(count: int, size: int, start: int) -> bytes:
     versions = (_ZIP64_VERSION, _ZIP64_VERSION)
     narrow = (min(count, _FULL16), min(count, _FULL16), min(size, _FULL32), min(start, _FULL32))
     return (
-        _END64.pack(b"PK\6\6", _END64.size - 12, *versions, 0, 0, count, count, size, start)
-        + _END64_LOCATOR.pack(b"PK\6\7", 0, start + size, 1)
-        + _END.pack(b"PK\5\6", 0, 0, *narrow, 0)
+        END64.pack(b"PK\6\6", END64.size - 12, *versions, 0, 0, count, count, size, start)
+        + END64_LOCATOR.pack(b"PK\6\7", 0, start + size, 1)
+        + END.pack(b"PK\5\6", 0, 0, *narrow, 0)
     )
 
 

@@ -133,7 +133,7 @@ def test_exit_codes(shared: Path, options: list[object], tmp_path: Path) -> None
         ([model, picture, "--caption", "dog", "--span", "0:9"], "within the 3 characters"),
         ([model, picture, "--caption", "dog", "--span", "0-3"], "like 2:8"),
         ([tmp_path / "absent.safetensors", picture, "--prompt", "dog."], "no such file or folder"),
-        ([model, picture, "--prompt", "dog.", "--vocab", tmp_path / "absent.txt"], "no such file"),
+        ([model, picture, "--prompt", "dog.", "--vocab", tmp_path / "absent.txt"], "No such file"),
     ):
         rest = [*(options if "--vocab" not in arguments else []), "--out", tmp_path / "out", *arguments[2:]]
         code, error = error_of(*arguments[:2], *rest)

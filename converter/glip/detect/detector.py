@@ -63,11 +63,7 @@ class Detector:
     """
 
     def __init__(self, model: GLIP, tokenizer: Tokenizer, settings: Preprocessing | None = None) -> None:
-        if tokenizer.size != model.config.vocab_size:
-            raise ModelError(
-                f"{tokenizer.origin}: the vocabulary has {tokenizer.size} entries, the model "
-                f"{model.config.vocab_size}. Give the vocabulary that the model was trained with."
-            )
+        tokenizer.check_size(model.config.vocab_size)
         self.model = model
         self.tokenizer = tokenizer
         self.settings = settings or glip_preprocessing()

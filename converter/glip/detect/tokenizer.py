@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from converter.checkpoint.strict_json import parse_json, read_limited
 from converter.display import file_name, plain, quoted
 from converter.errors import HubError, ModelError
 from converter.hub.resolve import resolve
@@ -32,7 +33,6 @@ FILES = ("tokenizer.json", "vocab.txt")  # in a folder, the first of these that 
 BERT_BASE_UNCASED = "google-bert/bert-base-uncased"
 BERT_BASE_UNCASED_COMMIT = "86b5e0934494bd15c9632b12f734a8a67f723594"
 BERT_BASE_UNCASED_SHA256 = "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
-_LIMIT = 64 << 20  # bytes of a vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,14 @@ class Tokenizer:
     def size(self) -> int:
         """Entries, as `vocab_size` of a model counts them."""
         return len(self.pieces)
+
+    def check_size(self, vocab_size: object) -> None:
+        """ModelError unless it has as many entries as the model that is to read its ids."""
+        if self.size != vocab_size:
+            raise ModelError(
+                f"{self.origin}: the vocabulary has {self.size} entries, the model {vocab_size}. Give the vocabulary "
+                "that the model was trained with."
+            )
 
     @property
     def unknown(self) -> int:
@@ -166,14 +174,12 @@ _NAME = "BERT base uncased"
 
 def _read(path: Path) -> str:
     try:
-        if not path.is_file():
-            raise ModelError(f"{file_name(path)}: no such file. Give a vocabulary: --vocab vocab.txt")
-        if path.stat().st_size > _LIMIT:
-            raise ModelError(f"{file_name(path)}: is larger than {_LIMIT >> 20} MiB, too large for a vocabulary.")
-        return path.read_bytes().decode()
+        return read_limited(path).decode()
+    except UnicodeDecodeError:
+        reason = "not UTF-8"
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise ModelError(f"{file_name(path)}: can't be read as a vocabulary: {reason}.") from None
+        reason = getattr(error, "strerror", None) or str(error)
+    raise ModelError(f"{file_name(path)}: cannot be read as a vocabulary: {reason}. Give one: --vocab vocab.txt")
 
 
 def _lines(text: str) -> tuple[str, ...]:
@@ -188,13 +194,13 @@ def _pieces(path: Path, text: str) -> tuple[str, ...]:
     """The vocabulary in a `tokenizer.json`. ModelError unless it is an uncased WordPiece of ids without gaps."""
     where = file_name(path)
     try:
-        content: Any = json.loads(text)
+        content = parse_json(text)
         model, normalizer = content["model"], content["normalizer"] or {}
         kind, ids, small = model["type"], dict(model["vocab"]), normalizer.get("lowercase")
         pieces = tuple(sorted(ids, key=lambda piece: ids[piece]))
         gapless = [ids[piece] for piece in pieces] == list(range(len(pieces)))
         added = [token["content"] for token in content.get("added_tokens", [])]
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(
             f"{where}: is not a tokenizer.json that can be read. Get it again, or give vocab.txt."
         ) from None

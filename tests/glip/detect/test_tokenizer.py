@@ -134,7 +134,7 @@ def test_what_is_no_vocabulary_is_refused(name: str, tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no such file"):
+    with pytest.raises(ModelError, match="cannot be read as a vocabulary: No such file"):
         Tokenizer.load(tmp_path / "vocab.txt")
     with pytest.raises(ModelError, match=r"has no tokenizer.json and no vocab.txt"):
         Tokenizer.load(tmp_path)
