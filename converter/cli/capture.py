@@ -35,7 +35,7 @@ environment; the inputs of that capture, real images or not, can be used here.""
     "--errors",
     default="float32",
     show_default=True,
-    help="Dtypes, with commas, whose own error to record: what others in that dtype are measured by.",
+    help="Comma-separated dtypes to record this model's own error in: tolerances in these dtypes are multiples of it.",
 )
 @click.option("--name", help="Name of the capture. Default: that of the file.")
 @click.option("--force", is_flag=True, help="Replace --dst.")

@@ -37,7 +37,7 @@ certificate, or no tolerance is known for this dtype."""
     "--reference", "references", required=True, type=click.Path(path_type=Path), help="Capture to compare with."
 )
 @click.option(
-    "--mutate", type=click.IntRange(0), default=200, show_default=True, help="Mutations to score the capture by."
+    "--mutate", type=click.IntRange(0), default=200, show_default=True, help="Faults to make on purpose for the score."
 )
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads. Default: torch's.")
 @click.option("--force", is_flag=True, help="Replace a certificate that is there.")
@@ -83,7 +83,7 @@ def certify(model: Path, references: Path, mutate: int, threads: int | None, for
     for report in reports:
         taps = [r for results in report.modes.values() for r in results]
         worst = max(taps, key=lambda r: r.share)
-        click.echo(f"{report.dtype}: {len(taps)} comparisons within {report.gate}; nearest to it: {worst.name}")
+        click.echo(f"{report.dtype}: {len(taps)} comparisons within {report.gate}; nearest to the limit: {worst.name}")
     if score is not None:
         click.echo(f"mutations: {score.caught} of {len(score.outcomes)} noticed, score {score.value:.4f}")
 
@@ -113,7 +113,7 @@ def verify(
     model = located.path
     if located.origin and not model.is_dir() and certificate is None:
         raise CaptureError(
-            f"{plain(model_source)}: is one file of a repository; its certificate is of the model, so verify that: "
+            f"{plain(model_source)}: is one file; a certificate is of a whole model, so verify that: "
             "converter verify org/name"
         )
     if not model.exists():
@@ -165,7 +165,7 @@ def _print_verification(result: Verification) -> None:
         worst = max(taps, key=lambda tap: tap.share)
         click.echo(
             f"{report.device}, {report.dtype}: {judged} of {len(taps)} taps judged by {report.gate}; "
-            f"nearest to it: {worst.name}, {worst.relative:.1e}"
+            f"nearest to the limit: {worst.name}, {worst.relative:.1e}"
         )
     click.echo(verdict(result.passed))
 

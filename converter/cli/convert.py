@@ -28,10 +28,11 @@ Examples:
   convert --src glip-t.safetensors --dst again.pth --to glip-official
   convert --src hf://org/name/official.pth@main --dst glip-t.safetensors
 \b
-A --dst that ends in .safetensors becomes one self-describing file, one in .pth
-a file as torch.save writes it (not of glip). Any other becomes a folder with
-model.safetensors (or shards and their index), conversion.json and the
-config.json that the format's own tools read. It appears whole or not at all.
+A --dst that ends in .safetensors becomes one self-describing file; one that ends
+in .pth a file as torch.save writes it (for every format but glip). Any other
+becomes a folder: model.safetensors (or shards and their index), conversion.json
+and the config.json that the format's own tools read. The result appears whole or
+not at all.
 Exit codes: see 'converter --help'."""
 
 
@@ -47,7 +48,7 @@ Exit codes: see 'converter --help'."""
     "destination",
     required=True,
     type=click.Path(path_type=Path),
-    help="File (.safetensors) or folder to write.",
+    help="File (.safetensors, .pth) or folder to write.",
 )
 @click.option(
     "--from",
@@ -60,7 +61,7 @@ Exit codes: see 'converter --help'."""
     "--to",
     "target_format",
     metavar="FORMAT",
-    help="Format to write: likewise. Default: glip, the in-house model.",
+    help="Format to write, named as for --from. Default: glip, the in-house model.",
 )
 @click.option("--keep-residue", is_flag=True, help="Also write what the format does not hold, for the way back.")
 @click.option(
@@ -145,7 +146,7 @@ def _plan(
     variant: str | None,
     dtype: str | None,
 ) -> tuple[Plan, Checkpoint | None]:
-    """The plan, what it leaves out verified, and the residue that it reads: that beside it, if it fits."""
+    """The plan, with what it leaves out verified, and the residue that it reads: by default the one beside the file."""
     from converter.checkpoint import open_checkpoint
     from converter.errors import RootError
     from converter.planning.formats import choose_formats, hub_holding, make_route
@@ -160,7 +161,7 @@ def _plan(
         if kept.format != target.name:
             found = f"was left out of {plain(kept.format)}, not of {target.label}"
             if residue_file is not None:
-                raise RootError(f"{path}: {found}. Leave it out.")
+                raise RootError(f"{path}: {found}. Leave out --residue.")
             click.echo(f"{path.name} {found}, and is not used", err=True)
             residue = kept = None
         elif residue_file is None and kept.belongs_to != ledger_sha256(checkpoint):
@@ -227,8 +228,8 @@ def _print_plan(checkpoint: Checkpoint, plan: Plan) -> None:
         click.echo(f"{sources} -> {targets}  [{'; '.join(step.describe())}]")
     _print_summary(checkpoint, plan)
     for shape, names in plan.indistinguishable():
-        click.echo(f"  only numbers tell apart: {len(names)} tensors of shape {list(shape)}")
-    click.echo(f"  only numbers tell transposed: {len(plan.transposable())} square matrices")
+        click.echo(f"  same shape, told apart by values alone: {len(names)} tensors of {list(shape)}")
+    click.echo(f"  square, so that no shape shows a transposition: {len(plan.transposable())} matrices")
     click.echo("dry run: nothing was written")
 
 

@@ -57,9 +57,9 @@ def diff(
 ) -> None:
     """Compare checkpoints A and B tensor by tensor: names, shapes, dtypes, values.
 
-    Formats are recognised. Where they are two, both are converted to the target's on the way, tensor by tensor; else
-    they are compared by key, without prefixes. What a format does not hold or its table leaves out does not count
-    as a difference, unless both have it.
+    Formats are recognised. Files of two formats are both converted to the target's naming on the way, tensor by tensor;
+    files of one format are compared by key, without prefixes. What a format cannot hold, or its table leaves out, is
+    compared only if both files have it.
     """
     if no_table and table_name is not None:
         raise click.UsageError("--table and --no-table contradict each other")
@@ -86,7 +86,7 @@ def diff(
 
 
 def _tables(a: Checkpoint, b: Checkpoint) -> list[Table | None]:
-    """The table of each side where they are of two formats, else the one that is worth a try."""
+    """The recognised tables, one or two of the same target; else the default table."""
     from converter.errors import PlanError
     from converter.mapping.load import load_table
     from converter.planning.formats import recognise

@@ -25,9 +25,9 @@ Examples:
   converter draft --src timm-vit.safetensors --target hf-vit.safetensors --out tables/
   converter draft --src new.pth --target other.pth --out tables/ --name new-to-other --json
 \b
-It writes NAME.json, the table, and for a target that is a checkpoint its spec.
-A rule that is not sure has a 'doubt': what it is, and what the alternatives are.
-Settle each and take it out; no plan is made while one is left. Then
+It writes NAME.json, the table, and also a spec if --target is a checkpoint.
+A rule that is not sure has a 'doubt', which says why and what else is possible.
+Settle each doubt and delete it: convert refuses a table that has one. Then run
 'converter lint tables/NAME.json'. docs/new-model.md shows it from end to end.
 Matching needs scipy: pip install scipy."""
 _SHOWN = 20
@@ -38,7 +38,7 @@ _SHOWN = 20
 @click.option(
     "--target",
     required=True,
-    help="What it is to become: a spec (glip), or a checkpoint of that model: its names and shapes.",
+    help="What it is to become: a spec (glip), or a checkpoint of the target model, for its names and shapes.",
 )
 @click.option(
     "--out", "folder", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder to write to."

@@ -1,4 +1,4 @@
-"""The one door to families of models: weights say which model they are of, its spec says of which family that is."""
+"""The command line's only access to families: weights name their model, the model's spec names its family."""
 
 from __future__ import annotations
 

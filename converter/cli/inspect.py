@@ -77,7 +77,7 @@ def _print(content: dict[str, Any]) -> None:
         variants = ", ".join([fit["variant"], *fit["also"]])
         click.echo(f"format:  {fit['format']}, variant {variants}")
     if not content["fits"]:
-        click.echo("format:  none that is known fits. 'converter convert --dry-run' lists what is wrong")
+        click.echo("format:  fits no known format. 'converter convert --dry-run' lists what is wrong")
     for name in content["globals"]:
         click.echo(f"names (not imported): {name}")
     for sentence in (*content["skipped"], *content["unsupported"].values(), *content["objects"].values()):

@@ -25,12 +25,12 @@ _OPTIONAL = {
     "scipy": ("scipy", "matches names"),
     "PIL": ("pillow", "reads pictures"),
     "tokenizers": ("tokenizers", "makes tokens"),
-    "huggingface_hub": ("huggingface_hub", "speaks to the Hub or for it"),
+    "huggingface_hub": ("huggingface_hub", "uses the Hub or writes a model card"),
 }
 
 
 def reports(command: Callable[P, None]) -> Callable[P, None]:
-    """Add `--json`, and turn errors into one message and their exit code; with `--json`, it is JSON on stdout."""
+    """Add `--json`; turn an error into one message and its exit code. With `--json` the message is JSON on stdout."""
 
     @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
     @functools.wraps(command)

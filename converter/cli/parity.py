@@ -52,7 +52,7 @@ class _Mutations(click.ParamType[int]):
     type=click.Choice(["propagated", "injected", "both"]),
     default="both",
     show_default=True,
-    help="As it runs; each block from captured inputs; or both.",
+    help="propagated: as for a user; injected: each block from captured inputs.",
 )
 @click.option("--gate", help="Another tolerance: a relative error like 1e-8, or 6x the captured model's own error.")
 @run_options("float64")

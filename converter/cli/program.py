@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def run_program(command: click.Command, name: str) -> NoReturn:
     """Run a command with the arguments of the process, and end the process with the exit code it deserves.
 
-    A command finishes its work even when its output cannot be written. If it fails, its own exit code stands; if it
-    succeeds but could not say so, that is an error of its own.
+    A command finishes its work even when its output cannot be written. If it fails, its own exit code stands. If it
+    succeeds but its output was lost, the exit code says so.
     """
     output = _Stream(sys.stdout, 1)
     sys.stdout, sys.stderr = _text(output, sys.stdout), _text(_Stream(sys.stderr, 2), sys.stderr)
@@ -49,7 +49,7 @@ class _Stream(io.FileIO):
     failure: OSError | None = None
 
     def __init__(self, stream: TextIO | None, number: int) -> None:
-        if stream is None:  # it was closed when the program began: stand in a place that cannot be written to
+        if stream is None:  # it was closed when the program began: use one that cannot be written to
             number = os.open(os.devnull, os.O_RDONLY)
         super().__init__(number, "w", closefd=False)
 

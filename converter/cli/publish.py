@@ -36,7 +36,10 @@ Exit codes: 0 published, or already so; 7 config.json or conversion.json describ
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of changing main.")
 @click.option("--message", help="First line of the commit.")
 @click.option(
-    "--public/--private", "public", default=None, help="Of a repository that is created now.  [default: private]"
+    "--public/--private",
+    "public",
+    default=None,
+    help="Visibility of a repository that this run creates.  [default: private]",
 )
 @click.option("--unverified", is_flag=True, help="Publish without a certificate; the card is marked UNVERIFIED.")
 @click.option("--dry-run", is_flag=True, help="List what would be uploaded and deleted; change nothing.")
@@ -54,9 +57,9 @@ def publish(
 ) -> None:
     """Make the Hub's repository REPO_ID (org/name) hold what DIR holds.
 
-    DIR is what `converter package` makes. Its weights, configuration, ledger, card and certificate are checked against
-    one another first. Then everything is one commit: what changed is uploaded, what is there already is not, shards
-    and documents that DIR no longer has are deleted. At the end the Hub is asked for the hash of every file.
+    DIR is what `converter package` makes. First its weights, configuration, ledger, card and certificate are checked
+    against one another. Then one commit uploads files that changed and deletes shards and documents that DIR no longer
+    has. At the end every file's hash is compared with the Hub's.
     """
     from converter.hub.requests import show_progress
     from converter.publish.commit import publish as publish_folder

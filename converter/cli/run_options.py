@@ -18,7 +18,11 @@ def run_options(dtype: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
             click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads. Default: torch's."),
             click.option("--tf32", is_flag=True, help="Let CUDA round float32 products to TF32. Default: IEEE."),
             click.option(
-                "--dtype", type=click.Choice(DTYPES), default=dtype, show_default=True, help="Run the model in this."
+                "--dtype",
+                type=click.Choice(DTYPES),
+                default=dtype,
+                show_default=True,
+                help="Dtype to run the model in.",
             ),
             click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
         ):

@@ -17,12 +17,12 @@ Examples:
   converter tables --json
   converter tables --taps glip-official --variant glip-t > taps.json
 \b
-The second is what scripts/capture_official.py needs, which runs where this
-package is not installed."""
+The second writes what scripts/capture_official.py needs: that script runs where
+this package is not installed."""
 
 
 @click.command(epilog=_EPILOG)
-@click.option("--taps", "table_name", metavar="TABLE", help="Print what of the source model to capture, as JSON.")
+@click.option("--taps", "table_name", metavar="TABLE", help="Print which activations to capture for TABLE, as JSON.")
 @click.option("--variant", help="Variant whose taps to print.")
 @reports
 def tables(table_name: str | None, variant: str | None, as_json: bool) -> None:

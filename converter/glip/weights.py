@@ -57,9 +57,9 @@ def _on_meta(build: Callable[[GLIPConfig], M], config: GLIPConfig, checkpoint: C
 
 
 def fill(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], path: Path) -> None:
-    """Give a model on the meta device memory, and its parameters values, each cast to the parameter's dtype.
+    """Allocate memory for a model on the meta device and fill its parameters, each cast to the parameter's dtype.
 
-    Parameters are NaN until theirs comes, so that one left out cannot pass for a weight. NaN in the weights themselves
+    Parameters are NaN until they get a value, so that one without a value is not taken for a weight. NaN in the file
     is loaded, with a warning.
     """
     model.to_empty(device="cpu")

@@ -1,7 +1,7 @@
 """Requests to the Hub through huggingface_hub: retried where that may help, and failures as values.
 
-An error of the client is taken apart where it is caught, and no traceback of ours leads to it: it, or its frames, might
-hold the token.
+The client's exceptions become `Failure` values where they are caught, and no error of ours is chained to one: an
+exception or its frames may hold the token.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def attempt(request: Callable[[], T]) -> T | Failure:
 
 
 def insist(request: Callable[[], T], retry: Retry, say: Callable[[str], object]) -> T | Failure:
-    """Make a request that changes nothing when made twice, until it succeeds or cannot."""
+    """Repeat an idempotent request until it succeeds or repeating cannot help."""
     for number in range(retry.attempts):
         answer = attempt(request)
         if not isinstance(answer, Failure) or not answer.passes or not pause(number, answer, retry, say):

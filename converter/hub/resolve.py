@@ -73,13 +73,13 @@ def parse_reference(text: str) -> Reference | None:
 
 def is_on_hub(text: str) -> bool:
     """Whether `text` is to be looked for on the Hub: `hf://...`, or `org/name` where there is no such local path."""
-    if text.startswith((SCHEME, "https://huggingface.co/")):  # the latter is told how it is written here
+    if text.startswith((SCHEME, "https://huggingface.co/")):  # a URL is refused, with the spelling to use
         return True
     return parse_reference(text) is not None and not os.path.lexists(text) and not text.split("@")[0].endswith(_FILES)
 
 
 def local_path(path: str | os.PathLike[str], *, revision: str | None = None) -> Path:
-    """`path` where it is one, else what it names on the Hub, as `resolve` finds it. Raises HubError."""
+    """`path` if it is local, else the local path of what it names on the Hub, found by `resolve`. Raises HubError."""
     if isinstance(path, str) and is_on_hub(path):
         return resolve(path, revision=revision).path
     if revision is not None:
@@ -168,8 +168,8 @@ def _downloaded(
         if not found.match(remote[name]):
             own, stated = found.beside(remote[name])
             raise HubError(
-                f"{plain(at)}: {plain(name)} is damaged, and was again when downloaded once more: "
-                f"{own} is its hash, the Hub states {stated}. "
+                f"{plain(at)}: {plain(name)} is damaged, and was again after a second download: its hash is {own}, the "
+                f"Hub states {stated}. "
                 f"Remove {file_name((folder / name).resolve())} and try again later."
             )
         return found.sha256
@@ -184,8 +184,8 @@ def _from_cache(wanted: Reference, cache_dir: Path | None, on_bytes: Callable[[i
     found = attempt(lambda: _fetch(HfApi(), wanted, cache_dir, offline=True))
     if isinstance(found, Failure):
         raise HubError(
-            f"{plain(at)}: {plain(wanted.file or 'the model')} is not in the cache, and HF_HUB_OFFLINE is set, so that "
-            "the Hub is not asked. Unset it, or download once with it unset."
+            f"{plain(at)}: {plain(wanted.file or 'the model')} is not in the cache, and HF_HUB_OFFLINE is set, so "
+            "nothing is downloaded. Unset it and try again."
         )
     folder = _snapshot(found, wanted)
     if wanted.file is None:
@@ -209,7 +209,7 @@ def _from_cache(wanted: Reference, cache_dir: Path | None, on_bytes: Callable[[i
 def _fetch(
     api: HfApi, wanted: Reference, cache_dir: Path | None, *, offline: bool = False, again: bool = False
 ) -> Path:
-    """What is wanted, in the cache: only what is there already, or a file anew."""
+    """Where `wanted` is in the cache. `offline`: only if it is there already; `again`: the file is downloaded anew."""
     if wanted.file is not None:
         return Path(
             api.hf_hub_download(

@@ -4,8 +4,8 @@ A capture is a safetensors file. Its tensors:
 
     input.NAME                            what the model was called with, by the name of the argument
     detections.I.boxes, .scores, .labels  of image I, by falling score
-    anything else                         an activation, whole, named by the module path of the captured model and
-                                          what of that module's output it is
+    anything else                         an activation, whole, named by its module in the captured model and its
+                                          place in that module's output
 
 Its metadata has one entry `capture`, a JSON object that `capture.schema.json` describes: settings, captions, versions,
 and per activation the relative Frobenius error of the captured model's own run in float32 (or 16 bits): the floor that

@@ -3,7 +3,7 @@
 `parity.json` in a folder, `NAME.parity.json` beside a single file. It holds hashes of all tensors, of the table and of
 the capture; per run the device, dtype, gate and the numbers of every tap; the mutation score; and the fingerprint: a
 compact capture of the verified model itself, on a small built-in input. With it a copy of the weights can be checked
-anywhere, without the reference. It is evidence, not a signature: who can change the weights can change it, too.
+anywhere, without the reference. It is evidence, not a signature: whoever can change the weights can change it, too.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def certify(
         digest = digest_of_checkpoint(checkpoint, hashes)
         if before is not None and stamps(checkpoint.files) != before:
             raise CaptureError(
-                f"{file_name(weights)}: changed since it was loaded, so what was compared is not what is there. "
+                f"{file_name(weights)}: changed since it was loaded: what was compared is no longer in the file. "
                 "Certify it again once nothing writes to it."
             )
     table = load_table(capture.table or subject.family.table)

@@ -31,7 +31,7 @@ class DetectionResult:
         same_order: equal labels, rank by rank.
         pixels, scores: largest differences between detections of the same rank, NaN where the numbers differ.
         matched: pairs of the same label that overlap; missed, extra: what is in no pair.
-        limit, score_limit: what `pixels` and `scores` may be; None where the dtype does not let one ask.
+        limit, score_limit: what `pixels` and `scores` may be; `limit` is None in dtypes that cannot be judged.
     """
 
     expected: int

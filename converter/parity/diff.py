@@ -1,9 +1,9 @@
 """Comparing two checkpoints tensor by tensor: names, shapes, dtypes, and every bit.
 
-Where one side is of the family that a table reads and the other is what it makes, the table is applied, and the
-comparison is in the target's names; likewise where each side is of the family of a table of its own. Otherwise it is by
-key, prefixes taken off. One tensor is read at a time, so memory is bounded by the largest, its other side and the ops
-that make it.
+If one side is in the format that a table reads and the other in the format that it makes, the table is applied, and
+tensors are compared under the target's names. If the sides have a table each, both tables are applied. Otherwise
+tensors are compared by key, without the table's prefixes. One tensor is read at a time, so memory is bounded by the
+largest, its counterpart and the ops that make it.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _HINTED, _CANDIDATES = 40, 4096  # names that get a hint, names searched: a craf
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A tensor under the name that it is compared by; `sources` are its names in the file, and `step` makes it of them.
+    """A tensor under the name that it is compared by. `sources`: its names in the file; `step` makes it from them.
 
-    Where the table cannot make it, `misfit` is what is in the way, with that source's shape and dtype. `note` says why
-    it could not be compared, where that is known; `nearest` are names that lack a partner, too.
+    If the table cannot make it, `misfit` says what is wrong with a source, and shape and dtype are that source's.
+    `note`: why it could not be compared, if known. `nearest`: similar names that have no partner either.
     """
 
     name: str
@@ -158,8 +158,8 @@ def diff(
 class _Side:
     """A checkpoint, which side of the table it is on, and what it holds under the names of the comparison.
 
-    `loose` are tensors that the table has no use for, `missing` those that it needs and does not find, and `lacking`
-    says of a target what it cannot be made without.
+    `loose`: tensors that no rule uses. `missing`: tensors that a rule needs and the file lacks. `lacking`: for each
+    target that cannot be made, which tensors are missing for it.
     """
 
     def __init__(self, letter: str, checkpoint: Checkpoint, table: Table | None) -> None:
@@ -229,7 +229,10 @@ class _Side:
         self.loose = {name: seen for name, seen in tensors.items() if name not in used}
 
     def set_aside(self, other: _Side) -> None:
-        """Do not compare what the format of the other side cannot hold; a name that the target has not is compared."""
+        """Take out what the other side's format cannot hold.
+
+        On the target's side a name that the spec does not know stays in: it is a difference.
+        """
         if other.family != "source" or other.table is None or other.plan is None:
             return
         held = {target for transfer in other.transfers for target, _ in transfer.targets}

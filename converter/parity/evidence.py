@@ -1,6 +1,6 @@
-"""A certificate as it is read: whose weights it is of, its fingerprint, and the few numbers that people want of it.
+"""A certificate read from its file: which weights it certifies, its fingerprint, and the numbers that a card shows.
 
-There is this one reader, for whoever verifies, packages or publishes; it needs no torch.
+The only reader of certificates, for verifying, packaging and publishing; it needs no torch.
 """
 
 from __future__ import annotations

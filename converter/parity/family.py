@@ -87,7 +87,7 @@ class Detector(Protocol):
 
 
 class Family(ABC, Generic[M]):
-    """A family of models. Four members must be there; the others have a default for families without such a thing."""
+    """A family of models. `table` and four methods are required; the others have defaults."""
 
     table: str  # the mapping table whose taps name the activations that are captured of these models
 

@@ -48,8 +48,11 @@ class Gate:
         return True
 
     def limit(self, activation: Activation, capture: Capture, dtype: str, mode: Mode) -> float | None:
-        """What the error of `activation` may be. None if the capture does not hold what that takes, or if so many times
-        the own error would let anything pass."""
+        """What the error of `activation` may be.
+
+        None if the captured model's own error is needed and not recorded, or if the multiple of it is so large that
+        anything would pass (`most` in gates.json).
+        """
         if self.relative is not None:
             return self.relative
         own = _expected_error(activation, capture, dtype, mode)

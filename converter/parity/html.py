@@ -62,7 +62,7 @@ def to_html(report: Report, *, hashes: Mapping[str, str] | None = None) -> str:
         "settings": _settings(report, hashes or {}),
         "data": _data(report),
     }
-    # in one pass, so that what was put in is never searched for places to put more
+    # in one pass, so that inserted text is not searched for placeholders
     return re.sub(r"@\{(\w+)\}", lambda place: parts[place[1]], template)
 
 

@@ -1,8 +1,8 @@
 """How many faults a capture would catch: the mutation score of a comparison.
 
-Where the capture can be injected, only the blocks that a mutation touches are run, from captured inputs: what they give
-is what a whole injected run would give, since every other block starts from the same numbers as before. Otherwise the
-whole model runs, up to the first activation that is off.
+Where the capture can be injected, only the blocks that a mutation touches are run, from captured inputs. Their outputs
+are those of a whole injected run, in which every other block computes the same as before. Otherwise the whole model
+runs, up to the first activation beyond its limit.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class _Suite:
         self.judge(None)  # a model that fails already would make every mutation look caught
         if self._detect()[0]:
             raise CaptureError(
-                f"capture {capture.name!r}: its detections are others before anything was changed. Mutations tell "
-                "nothing of a comparison that fails."
+                f"capture {capture.name!r}: its detections differ before anything was changed. Mutations say "
+                "nothing about a comparison that fails."
             )
         if not capture.compact:
             self._keep_inputs()
@@ -180,7 +180,7 @@ def mutation_score(
         except _Told as told:
             raise CaptureError(
                 f"capture {capture.name!r}: {told.result.name} is off before anything was changed "
-                f"(relative error {told.result.relative:.1e}). Mutations tell nothing of a comparison that fails."
+                f"(relative error {told.result.relative:.1e}). Mutations say nothing about a comparison that fails."
             ) from None
         every = mutations(subject, capture.table)
         chosen = every if count is None else choose(every, count)

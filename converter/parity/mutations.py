@@ -45,8 +45,8 @@ class Mutation:
 
 
 def mutations(subject: Subject, table: str | None = None) -> list[Mutation]:
-    """All mutations of a model: every known mistake, every norm's epsilon, and of every tensor what a wrong plan or
-    table would do to it. `table`: whose rules may be wrong; by default the one that the family names."""
+    """All mutations of a model: every known mistake, another epsilon for every norm, and for every tensor the faults of
+    a wrong plan or table. `table`: the one whose rules may be wrong, by default the family's."""
     model = subject.model
     found = [
         Mutation("mistake", m.name, m.make, detections=m.detections, invisible=m.invisible)

@@ -173,10 +173,10 @@ def describe(box: Box) -> str:
 
 
 def to_json(report: Report, *, pictures: bool = False) -> dict[str, Any]:
-    """The whole report as JSON, without what the capture says of each activation; `pictures` adds these.
+    """The whole report as JSON, without the capture's facts on each activation; `pictures` adds histograms, heat maps.
 
-    JSON has no NaN and no infinity: they become strings, as null says that a number is not known at all. Of a
-    histogram only the cells that are not empty are listed, as [row, column, count].
+    JSON has no NaN and no infinity, so they become strings; null is a number that is not known. A histogram is listed
+    as [row, column, count] for each cell that is not empty.
     """
     content: dict[str, Any] = {
         "verdict": verdict(report.passed),

@@ -1,8 +1,8 @@
 """Running a model beside a capture: as it is, and block by block with the captured inputs of each.
 
-Propagated, errors add up from the inputs to the outputs, as they do for a user. Injected, every tapped activation is
-replaced by the captured one as soon as it was compared: each block then starts from what the captured model had, so
-that a block which is off is off by itself.
+Propagated: errors add up from the inputs to the outputs, as they do for a user. Injected: every tapped activation is
+replaced by the captured one as soon as it was compared. Each block then starts from captured values, so that an error
+at its output is its own.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from converter.display import plain, quoted
 
 
 def problem_of(content: Any, kind: Literal["capture", "certificate"]) -> str | None:
-    """The first place where the schema does not allow what is there, and why; None if all is well."""
+    """The first place where `content` breaks the schema, and why; None if it is valid."""
     error = next(iter(_validator(kind).iter_errors(content)), None)
     if error is None:
         return None

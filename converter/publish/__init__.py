@@ -2,7 +2,7 @@
 
 In the order in which data passes:
 
-    checks.py      configuration, ledger and certificate beside weights: whether they are of one another
+    checks.py      whether configuration, ledger and certificate belong to the weights
     card.py        the model card: what was verified by which numbers, what was not
     package.py     the folder to publish, made of a conversion
     folder.py      what of a folder may be published: every file hashed, all of the same weights

@@ -146,7 +146,7 @@ def _verification(facts: Facts) -> str:
         f"converter verify {facts.repo_id or '.'}",
         "```",
         "",
-        "It is evidence, not a signature: who can change the weights can change it, too.",
+        "It is evidence, not a signature: whoever can change the weights can change it, too.",
     ]
     return "\n".join(lines)
 
@@ -159,8 +159,8 @@ def _not_verified(facts: Facts) -> str:
     else:
         if facts.evidence and not facts.evidence.official:
             points.append(
-                "**The capture does not say that it is of the official code.** If it is of this model itself, the "
-                "comparison shows nothing but that the file is read as it was."
+                "**The capture does not say that it is of the official code.** If it was made with this model "
+                "itself, the comparison shows only that the weights are read unchanged."
             )
         if not any(run.device.startswith("cuda") for run in runs):
             points.append("Nothing was compared on a GPU.")
@@ -203,7 +203,7 @@ def _origin(facts: Facts, released: Mapping[str, Any]) -> str:
     if isinstance(origin, dict):
         rows.insert(0, ["read from", code(str(origin.get("reference")))])
     if released:
-        rows.insert(0, ["checkpoint, as stated by who packaged this", code(released["checkpoint"])])
+        rows.insert(0, ["checkpoint, as stated when this was packaged", code(released["checkpoint"])])
     return "\n".join(
         [
             "## Conversion",

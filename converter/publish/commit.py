@@ -206,8 +206,8 @@ class _Publisher:
             *(CommitOperationDelete(name, is_folder=False) for name in change.deleted),
         ]
         self.outcome = (
-            "whether the commit was made is not known; running the same command again looks, and makes it if it was "
-            f"not: {repository.again}"
+            "whether the commit was made is not known; running the same command again looks for it, and commits only "
+            f"if it is not there: {repository.again}"
         )
         answer: CommitInfo | Failure
         for number in range(repository.retry.attempts):
@@ -227,7 +227,7 @@ class _Publisher:
                 break
             commit, pull_request = self._found(change, answer, number)
             if commit is not None:
-                repository.say(f"it was: {commit}")
+                repository.say(f"the commit was made: {commit}")
                 return commit, pull_request
         assert isinstance(answer, Failure)
         repository.refuse(answer, "committing; nothing was published")
@@ -258,9 +258,9 @@ class _Publisher:
         return additions
 
     def _found(self, change: _Change, failure: Failure, number: int) -> tuple[str | None, str | None]:
-        """The commit whose answer was lost, or neither id nor address, after a pause, where it may be tried again.
+        """The commit whose answer was lost; (None, None), after a pause, if none is found and it may be tried again.
 
-        HubError where somebody else was faster, or a second pull request could be opened.
+        HubError if somebody else committed first, if a second pull request could result, or after the last attempt.
         """
         repository = self._repository
         repository.say(f"committing: {failure.text}; looking whether the commit was made")
@@ -275,8 +275,8 @@ class _Publisher:
         if repository.create_pr and failure.status not in _NOT_DONE:
             raise HubError(
                 f"{self._repo_id}: {failure.text}, and no pull request with these files is to be seen. Look at "
-                f"{self._api.endpoint}/{self._repo_id}/discussions in a while; {repository.again} looks, too, before "
-                "it opens another."
+                f"{self._api.endpoint}/{self._repo_id}/discussions in a while. Running {repository.again} looks there "
+                "first, too, and opens another only if there is none."
             )
         if not goes_on:
             repository.refuse(failure, "committing; nothing was published")

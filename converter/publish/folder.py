@@ -22,11 +22,8 @@ from converter.publish.checks import check_architecture, check_weights, read_rec
 from converter.publish.package import CARD, CERTIFICATE, REPORT
 
 REQUIRED = ("config.json", "conversion.json", CARD)
-WRITTEN = (
-    *MODEL_FILES,
-    REPORT,
-)  # what this package writes; a commit deletes what the folder lacks of it
-KEPT = (CARD, "LICENSE", "NOTICE")  # may be uploaded, and stay where the folder has none
+WRITTEN = (*MODEL_FILES, REPORT)  # what this package writes; a commit deletes those that the folder does not have
+KEPT = (CARD, "LICENSE", "NOTICE")  # may be uploaded; never deleted from the repository
 GIT_ATTRIBUTES = ".gitattributes"  # the Hub's own, which every snapshot of it has
 _SMALL = 10 << 20  # bytes up to which a file other than weights is sent with the commit, from memory
 
@@ -85,7 +82,7 @@ def _check_names(folder: Path, paths: Iterable[Path], unverified: bool) -> None:
         )
     if links := [path.name for path in paths if path.is_symlink() and not _is_inside(path.resolve(), folder.resolve())]:
         raise HubError(
-            f"{file_name(folder)}: {', '.join(map(plain, links))} linked to files elsewhere. Copy here what is "
+            f"{file_name(folder)}: {', '.join(map(plain, links))}: linked to files elsewhere. Copy here what is "
             "to be published."
         )
     names = {path.name for path in paths}

@@ -56,8 +56,8 @@ def make_package(
 ) -> Package:
     """All that is to be published of what `convert` wrote, checked: every tensor is hashed.
 
-    `vocabulary`: what the family's tokenizer is made of, if not what lies beside; `model_name`: which released model
-    this is, if it is one: nothing in a checkpoint tells; `repo_id`: where it will be on the Hub. Raises ModelError,
+    `vocabulary`: the file for the family's tokenizer, if not the one that the family finds; `model_name`: the released
+    model that this is, if any, which no checkpoint tells; `repo_id`: where it will be on the Hub. Raises ModelError,
     CheckpointError or CaptureError where the parts do not belong together.
     """
     with open_checkpoint(conversion) as checkpoint:

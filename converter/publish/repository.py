@@ -56,7 +56,7 @@ class Repository:
     def look(self, *, create: bool) -> tuple[bool | None, bool | None, str | None]:
         """Whether it is new, whether it is private, and the commit that its revision is at.
 
-        `create`: make it if it is new. Else None stands for what only a token or a repository could tell.
+        `create`: make it if it is new. Otherwise a new one has no commit, and without a token all three are None.
         """
         info = insist(lambda: self.api.model_info(self.repo_id), self.retry, self.say)
         is_new = isinstance(info, Failure) and info.kind == "repository"
@@ -136,7 +136,7 @@ class Repository:
         return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
     def ask(self, request: Callable[[], T], doing: str) -> T:
-        """The answer to a request that changes nothing when made twice."""
+        """The answer to an idempotent request."""
         answer = insist(request, self.retry, self.say)
         if isinstance(answer, Failure):
             self.refuse(answer, doing)

@@ -37,9 +37,9 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "a card that is not text": (lambda folder: (folder / "README.md").write_bytes(b"\xff"), "is not UTF-8 text"),
     "a link": (
         lambda folder: (folder / "LICENSE").symlink_to(Path(__file__).resolve()),
-        "LICENSE linked to files elsewhere",
+        "LICENSE: linked to files elsewhere",
     ),
-    "a link to somebody's blobs": (lambda folder: link_to_blobs(folder), "LICENSE linked to files elsewhere"),
+    "a link to somebody's blobs": (lambda folder: link_to_blobs(folder), "LICENSE: linked to files elsewhere"),
     "the token": (lambda folder: (folder / "NOTICE").write_text(f"login {CANARY}"), "NOTICE holds the token"),
     "a foreign file": (lambda folder: (folder / "optimizer.pt").touch(), "optimizer.pt"),
     "a hidden file": (lambda folder: (folder / ".env").touch(), ".env"),
