@@ -13,7 +13,7 @@ Stamps: TypeAlias = dict[Path, tuple[int, int, int]]
 
 
 def stamps(paths: Iterable[Path]) -> Stamps:
-    """Inode, size and change time of each file: they differ once another process writes or replaces one."""
+    """Inode, size and modification time of each file: they differ once a process writes to the file or replaces it."""
     found = {path: path.stat() for path in paths}
     return {path: (status.st_ino, status.st_size, status.st_mtime_ns) for path, status in found.items()}
 

@@ -115,7 +115,7 @@ class Checkpoint(Closing):
     def read(self, name: str) -> NDArray[Any]:
         """The tensor's values, C-contiguous, in its carrier dtype.
 
-        Holds the tensor, and beside it at most twice as much, or a chunk, of its storage if it is strided.
+        Memory: the tensor, and for a strided one a buffer of at most twice its size (or `CHUNK` bytes, if larger).
         Raises CorruptCheckpointError if the bytes are damaged, UnsupportedCheckpointError for a tensor that cannot be
         read, KeyError if there is no such tensor.
         """

@@ -19,8 +19,8 @@ from converter.errors import CorruptCheckpointError, UnsupportedCheckpointError
 # the largest checkpoint known, with optimizer and averaged weights, takes 0.2 million opcodes in 5 MB
 OPCODE_LIMIT = 1_000_000
 BYTE_LIMIT = 64 * 1024 * 1024
-MEMO_LIMIT = 1 << 32  # as far as binary opcodes go; larger integers could be chosen to collide in a hash table
-NAME_LIMIT = 10_000  # different names to import; a checkpoint has some ten
+MEMO_LIMIT = 1 << 32  # binary opcodes have 32 bits for an index; larger ones, from PUT, could be chosen to collide
+NAME_LIMIT = 10_000  # different names to import; a checkpoint has about ten
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def interpret(stream: IO[bytes], label: str, limit: int = OPCODE_LIMIT) -> Unpic
                         f"the limit is {limit}, or {BYTE_LIMIT} bytes. Save the weights alone, without other objects."
                     )
                 machine.execute(opcode.name, argument)
-                machine.position = stream.tell()  # of the next one, should genops fail on it
+                machine.position = stream.tell()  # of the next opcode, in case genops fails on it
         except (ValueError, OverflowError) as error:  # all that genops raises
             machine.fail(plain(str(error)))
     value = machine.pop("STOP")

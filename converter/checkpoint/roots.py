@@ -18,7 +18,7 @@ Pairs = list[tuple[object, object]]
 
 PREFERRED = ("model", "state_dict", "", "model_ema")  # "" is the file itself
 _ORDERED_DICT = Global("collections", "OrderedDict")
-_NAMED = 100  # so many of those that are not taken are named; the rest are counted
+_NAMED = 100  # at most so many skipped entries, or state dicts to choose from, are listed by name
 
 
 def take_root(
@@ -30,7 +30,7 @@ def take_root(
     globals: Iterable[Global],
     metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> Checkpoint:
-    """The checkpoint `source`: of the state dicts in the unpickled `value` the one that is `wanted`, or preferred.
+    """The checkpoint in `source`: the state dict `wanted` in `value`; without it, the only one or the first preferred.
 
     `find` gives the storage of a tensor. Raises RootError if there is no state dict, or several without a reason to
     prefer one; CorruptCheckpointError for a tensor that contradicts its storage.

@@ -92,7 +92,7 @@ def _unwrap(value: object) -> tuple[Global, tuple[object, ...]]:
     """Function and arguments of the innermost tensor of parameters and subclasses."""
     for _ in range(8):  # a parameter of a subclass of ...; a value that contains itself ends here too
         if not (isinstance(value, Instance) and isinstance(value.function, Global)):
-            raise Malformed("it is wrapped in a function, but is not a tensor")
+            raise Malformed("its wrapper does not contain a tensor")
         if value.has_state or value.pairs or value.items:
             raise Unreadable("it is changed by code after it was built; save it as an ordinary tensor")
         function, arguments = value.function, value.arguments
@@ -139,7 +139,7 @@ def _view(
 
 
 def _prove_inside(tensor: TensorInfo) -> None:
-    """Every element lies in the storage, and there are not many more of them than the storage has."""
+    """Check that every element lies in the storage, and that an expanded view stays within `EXPANSION_LIMIT`."""
     available = tensor.storage.nbytes // tensor.dtype.itemsize
     _, stop = tensor.extent
     if tensor.numel and stop > available:

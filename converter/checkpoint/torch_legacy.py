@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
-_SMALL = 100  # opcodes; the first three pickles have some ten each
+_SMALL = 100  # opcodes; the first three pickles have about ten each
 
 
 def is_torch_legacy(source: SourceFile) -> bool:
@@ -78,7 +78,7 @@ class _File(io.RawIOBase):
 
 
 class _Window(io.BufferedReader):
-    """The pickles at the beginning of a source. No length that they state is believed beyond what is there."""
+    """The pickles at the beginning of a source. A length stated in them never reads beyond the end of the file."""
 
     def __init__(self, source: SourceFile) -> None:
         super().__init__(_File(source), buffer_size=1 << 16)

@@ -111,7 +111,7 @@ class ZipArchive:
         self._fail(f"{tail - position - END.size} bytes follow the end of the zip archive, or its end is cut off")
 
     def _find_directory64(self, locator: int, *narrow: int) -> tuple[int, int, int, int]:
-        """Where the zip64 end record begins, and what it says; the narrow fields must agree where they can."""
+        """Where the zip64 end record begins, and what it says. `narrow` fields must agree unless all bits are 1."""
         _, disk, record, disks = END64_LOCATOR.unpack(
             self.source.read(locator, END64_LOCATOR.size, "zip64 locator")
         )  # fmt: skip

@@ -27,7 +27,7 @@ def is_lossless(source: DType, target: DType) -> bool:
 
 
 def can_hold(value: Array, dtype: DType) -> bool:
-    """Whether a computed buffer may be stored as `dtype`: exactly, or as a float, as after a cast of the checkpoint."""
+    """Whether a buffer may be stored as `dtype`: any float, as after a cast of the model, or an int that holds it."""
     return is_float(dtype) or (dtype.kind == "int" and np.array_equal(value.astype(dtype.carrier), value))
 
 

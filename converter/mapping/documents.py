@@ -74,7 +74,8 @@ def find_document(name_or_path: str | Path, kind: str) -> Document:
         raise unknown(kind, str(name_or_path), known)
     path = next(path for path, found in _listing() if path.stem == name_or_path and found == kind)
     content, sha256 = _parse(path)
-    return Document(path, sha256, content)  # `list_documents` checks the built-in ones, where there is time for it
+    # not checked by the schema, to save time; `list_documents` does that (`converter tables`, `lint` without names)
+    return Document(path, sha256, content)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> TableError:
@@ -181,10 +182,10 @@ def _schema_of(kind: str) -> Any:
 
 
 def _innermost(error: Any) -> Any:
-    """Of the alternatives that a value could have met, the error of the one it came closest to."""
+    """Where a value matches no alternative of the schema: the error of the alternative that it comes closest to."""
     from jsonschema.exceptions import best_match
 
-    # of ops and buffers, it came closest to the one that it names
+    # alternatives with another 'op' or 'as' than the value has are left out
     others = {part.schema_path[0] for part in error.context if part.path and part.path[-1] in ("op", "as")}
     error.context = [part for part in error.context if part.schema_path[0] not in others] or error.context
     return best_match([error])

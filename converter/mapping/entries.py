@@ -99,8 +99,8 @@ class Transfer:
 class Bound:
     """A table under one config: patterns compiled, conditions decided, ops with numbers.
 
-    `absent` are target keys that the format does not hold, as what is left out of the way back. `source_taps`: every
-    activation that can be captured; `taps`: those that a module of the target computes too.
+    `absent`: target keys that the format lacks, as `Ignore` entries for the reverse direction. `source_taps`: every
+    activation that can be captured; `taps`: those that a module of the target computes, too.
     """
 
     rules: tuple[Rule, ...]
@@ -132,7 +132,7 @@ class Binder:
         self.problems: list[str] = []
 
     def bind(self, entries: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]]) -> Bound:
-        """`entries`: of each section, with their pointers. Those whose `when` does not hold are left out."""
+        """Bind `entries`: pairs of pointer and entry, by section. Those whose `when` does not hold are left out."""
 
         def each_of(section: str, bind: Callable[[str, Mapping[str, Any]], T]) -> list[T]:
             bound = []

@@ -63,7 +63,7 @@ class _Merged:
         self.included: list[str] = []
 
     def add(self, content: Mapping[str, Any], at: str, origin: str, path: tuple[str, ...]) -> None:
-        """Take over `content`, whose keys stand behind `at` here; `path` are the tables that led to it."""
+        """Add the entries of `content`, with `at` before the source keys. `path`: the chain of includes down to it."""
         for include in content.get("include", ()):
             if include["table"] in path:
                 raise TableError(f"{path[0]}: /include: {' includes '.join([*path, include['table']])}")

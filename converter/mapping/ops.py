@@ -282,12 +282,14 @@ def invert_ops(ops: Sequence[Op]) -> tuple[Op, ...]:
 
 
 def prove_bijective(ops: Sequence[Op], inputs: Sequence[Shape]) -> str | None:
-    """Run `ops` on tensors that number their elements; None if every number is found exactly once and the inverse
-    chain puts each back where it was, else what is wrong."""
+    """Run `ops` on tensors whose elements are numbered; what is wrong, or None.
+
+    Every number must come out exactly once, and the inverse chain must put it back where it was.
+    """
     total = sum(map(math.prod, inputs))
     if total > LARGEST_PROOF:
         return (
-            f"ops on {total} elements, more than the {LARGEST_PROOF} of which they are proved to lose none; "
+            f"ops on {total} elements, and {LARGEST_PROOF} is the limit for proving that none is lost; "
             "check the shapes, or write the rule without ops"
         )
     numbers = np.arange(total, dtype=np.int32)

@@ -3,8 +3,8 @@
 `backbone.body.layers.{stage}.blocks.{block}.norm1.{param}` captures. An integer capture may be affine in one
 unknown (`dyhead_tower.{3*block + 1}`), with constants of the table in it. A capture is either an integer (decimal,
 no leading zero) or one of the words that the table lists for its name; there is no wildcard and no regular
-expression, so whatever a pattern matches it can also write. Where a capture ends is plain from the text behind it,
-whatever the key, so a key is read in one way only, and in time that grows with its length.
+expression, so whatever a pattern matches it can also write. The text behind a capture always tells where the capture
+ends, so a key can be read in one way only, and in time proportional to its length.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from converter.mapping.expression import Value, affine
 Captures = Mapping[str, int | str]
 
 
-_MOST_CHARACTERS = 10_000  # of the words of one pattern: beyond, compiling it takes its time
+_MOST_CHARACTERS = 10_000  # of all words of one pattern; more would take too long to compile
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Pattern:
     def match(self, key: str) -> dict[str, int | str] | None:
         """Captures that make this pattern equal `key`, or None. A capture that occurs twice must agree."""
         start = self._parts[0]
-        if isinstance(start, str) and not key.startswith(start):  # a third of the time of the expression
+        if isinstance(start, str) and not key.startswith(start):  # three times as fast as the regular expression
             return None
         found = self._regex.fullmatch(key)
         if found is None:
@@ -149,7 +149,7 @@ def _compile(
         else:
             number = _Integer(*affine(inside, constants))
             if number.name in words:
-                raise TableError(f"pattern {text!r}: {number.name!r} is one of some words, nothing to calculate with")
+                raise TableError(f"pattern {text!r}: {number.name!r} stands for a word, nothing to calculate with")
             parts.append(number)
             # 9 digits: far above any layer count, and int() of a long string is never reached
             regex.append(r"(0|[1-9][0-9]{0,8})")
@@ -157,12 +157,13 @@ def _compile(
         if not isinstance(left, str) and not isinstance(right, str):
             raise TableError(f"pattern {text!r} has two captures side by side; put literal text between them")
         if isinstance(left, _Integer) and isinstance(right, str) and right[0] in "0123456789":
-            raise TableError(f"pattern {text!r} has a digit behind a number, which could be a part of it")
+            raise TableError(f"pattern {text!r} has a digit behind a number capture; they could be one number")
         if isinstance(left, _Word) and isinstance(right, str):
             # sorted, a text stands right before those that begin with it
             for shorter, longer in pairwise(sorted({word + right for word in left.words})):
                 if longer.startswith(shorter):
                     raise TableError(
-                        f"pattern {text!r}: {longer!r} could be {shorter!r} and more, so {left.name!r} could be either"
+                        f"pattern {text!r}: what begins with {longer!r} also begins with {shorter!r}, so {left.name!r} "
+                        "could be either of two words"
                     )
     return Pattern(text, tuple(parts), re.compile("".join(regex)))

@@ -47,13 +47,13 @@ def cell_anchor(stride: int, size: int) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Rebuilder:
-    """How to make a buffer, and how many elements it then has, both of the table entry's other fields."""
+    """How to make a buffer and how to count its elements, from the other fields of an entry's `rebuild`."""
 
     make: Callable[..., Array]
     elements: Callable[..., int]
 
     def checked(self, **arguments: int) -> int:
-        """The number of elements. Raises TableError for arguments that make no buffer, or one beyond all sense."""
+        """The number of elements. Raises TableError for an argument below 1, or more than LARGEST_BUFFER elements."""
         for name, value in arguments.items():
             if value < 1:
                 raise TableError(f"{name} is {value}, expected 1 or more")

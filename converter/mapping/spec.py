@@ -77,7 +77,7 @@ class Spec:
         raise TableError(f"{self.name} has no variant {name!r}; known: {', '.join(known)}")
 
     def share(self, total: int) -> int:
-        """Of what a table may ask for under all variants, with and without each option, the part for one of these."""
+        """The share of the limit `total` that one config gets: a variant as it is, or with one of the options."""
         return max(1, total // (len(self.variants) * (1 + len(self.options))))
 
     def tensors(self, config: Config) -> dict[str, Shape]:

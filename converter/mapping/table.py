@@ -24,8 +24,8 @@ _LONGEST_KEY = 4096
 
 @dataclass(frozen=True, slots=True)
 class SavedAs:
-    """How a format's own tools save it: under which key of a .pth (empty: none), with what before every key, and the
-    config.json that they read, whose text may be an expression of the config and of the weights' dtype after '='."""
+    """How a format's own tools save it. `root`: key of the state dict in a .pth, if any. `prefix`: what precedes every
+    name. `config`: their config.json; text after '=' in it is an expression of the config and of the weights' dtype."""
 
     root: str = ""
     prefix: str = ""

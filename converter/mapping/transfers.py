@@ -20,8 +20,8 @@ _ENOUGH = 1000  # problems of one variant
 def transfers(table: Table, bound: Bound, config: Config) -> tuple[list[Transfer], list[str]]:
     """The rules of `bound` read backwards, from each tensor of the target to its sources, and what is wrong with them.
 
-    Problems are static: a target that no rule makes, or two; a rule that makes nothing of this target, or only
-    part of what it must; a source key used twice; ops that do not fit the target's shapes.
+    Problems are static: a target that no rule makes, or two; a rule that makes no tensor of this target, or
+    some that it does not have; a source key used twice; ops that do not fit the target's shapes.
     Raises TableError where comparing patterns with names would take minutes.
     """
     expansion = _Expansion(table, config)
@@ -39,7 +39,7 @@ def transfers(table: Table, bound: Bound, config: Config) -> tuple[list[Transfer
                 expansion.apply(rule, name, captures)
             except TableError as error:
                 problems.append(f"{rule.pointer}: {error}")
-        if not seen and not table.is_hub:  # which has a rule for whatever any variant has
+        if not seen and not table.is_hub:  # a hub table has the rules of all variants, so some make nothing here
             problems.append(f"{rule.pointer}: makes nothing; {rule.targets[0].text!r} fits no tensor of the target")
     expansion.account(bound)
     return expansion.transfers, problems
@@ -79,7 +79,7 @@ class _Expansion:
             raise TableError(f"the ops take {len(shapes)} tensors, {len(sources)} are named")
         exact = {self._dtypes.get(target) for target in targets}
         if len(exact) > 1 or (rule.cast and exact != {None}):
-            raise TableError(f"makes {name!r}, whose dtype is fixed, together with others")
+            raise TableError(f"{making}: a rule must not cast a fixed dtype, or make targets of different dtypes")
         made = tuple((target, self.wanted[target]) for target in targets)
         self.transfers.append(Transfer(rule, tuple(zip(sources, shapes, strict=True)), made, ops, exact.pop()))
 

@@ -86,7 +86,7 @@ def _misplaced(fit: Fit) -> Iterator[str]:
         found = f"the residue's {quoted(tensor.name)} {tensor.shape}"
         claims = claims_on(fit.there, name)
         if name in made:
-            yield f"{found}: {made[name]} makes it of what is there, or of more than the residue holds"
+            yield f"{found}: {made[name]} makes it of what is there in the source, or needs more than the residue has"
         elif not claims:
             yield f"{found}: {fit.table.name} has no rule for it. Give the residue of this very conversion"
         elif computed := next((claim for claim in claims if claim.rebuild), None):
@@ -98,7 +98,7 @@ def _misplaced(fit: Fit) -> Iterator[str]:
 
 
 def _rebuilt(fit: Fit) -> tuple[list[Rebuilt], list[str]]:
-    """The buffers that the format's own tools save, or that the checkpoint had which the residue is of."""
+    """The buffers to write: those of the residue's checkpoint; without a residue, what the format's own tools save."""
     wanted: dict[str, DType | None] = {}
     for ignore in fit.there.ignores:
         wanted |= {ignore.source.format(captures): None for captures in ignore.written}

@@ -56,9 +56,10 @@ def fits(table: Table, contents: Contents, variant: str | None = None) -> Fits:
 
 
 class Fits:
-    """A table laid against tensors under every variant; `best` fits best, `fit` is that, or of the stated variant.
+    """A table laid against tensors, once for each variant. `best` has the highest score; `fit` is that of the stated
+    variant, or `best`.
 
-    `details` are those of `Fit`.
+    `details` are arguments of `Fit`.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class Fit:
         self.bound = self.there.reverse() if backwards else self.there
         if backwards:
             self.transfers = [transfer.reverse() for transfer in self.transfers]
-        # without their sources: what the residue holds instead, and what may be missing
+        # transfers without any source: restored from the residue, or dropped because they are optional
         lacking = [t for t in self.transfers if not any(name in tensors for name, _ in t.sources)]
         self.restored = [t for t in lacking if all(name in self.kept for name, _ in t.targets)]
         self.dropped = [t for t in lacking if t.rule.optional and not all(name in self.kept for name, _ in t.targets)]
@@ -127,7 +128,7 @@ class Fit:
         fits = self.found + sum(self.kept[name].shape == shape for name, shape in restored.items())
         ignored = sum(bool(claims_on(self.bound, name)) for name in tensors)
         ignored += sum(bool(claims_on(self.there, name)) for name in self.kept)
-        # shared part of what is needed and what is there
+        # intersection over union of the tensors that are needed and those that are present, ignored ones aside
         self.score = fits / max(1, len(self.needed) + len(restored) + len(tensors) + len(self.kept) - ignored - fits)
 
     @property
@@ -140,7 +141,7 @@ class Fit:
         steps, found = self._steps(DTYPES[dtype] if dtype else None)
         left_out, unmatched = self._account()
         unmatched += self._unread()
-        # the shorter list first: for another model, all that is missing would hide what is there
+        # the shorter list first: for a checkpoint of another model, the longer one would bury it
         fewer, more = sorted([unmatched, found], key=len)
         missing = [
             Missing(_folded(t.rule.targets[0].text, t), t.rule.pointer, t.rule.optional or "") for t in self.dropped
@@ -217,8 +218,8 @@ class Fit:
                 left_out.append(LeftOut(tensor, claim.pointer, claim.reason, rebuild))
             elif makers:
                 problems.append(
-                    f"{tensor.name!r} {tensor.shape} matches {pointers}, but {self.variant.name} has nothing "
-                    "that it could make"
+                    f"{tensor.name!r} {tensor.shape} matches {pointers}, but no tensor of "
+                    f"{self.variant.name} is made of it"
                 )
             else:
                 # a search for each of a hundred thousand names would take minutes, and nobody reads so many
@@ -271,7 +272,7 @@ def _folded(pattern: str, transfer: Transfer) -> str:
 
 
 def _naming(table: Table, names: Collection[str]) -> Naming:
-    """The prefix that most names have, and each name that is not that prefix and its short name."""
+    """The most frequent prefix, and all names that are not this prefix plus their short name."""
     prefixes = Counter(map(table.prefix, names)).most_common(1)
     prefix = prefixes[0][0] if prefixes else ""
     return Naming(prefix, {short: n for n in names if n != prefix + (short := table.short(n))})

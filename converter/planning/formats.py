@@ -18,8 +18,8 @@ from converter.planning.export import make_export
 from converter.planning.fit import fits, make_plan
 from converter.planning.plan import Contents, Described, Plan, Residue
 
-_NEAR = 0.5  # share of the names that a table knows, beside the table that knows most
-_SURE = 0.8  # of all names
+_NEAR = 0.5  # of the names that the best table knows; tables that know fewer are not fitted
+_SURE = 0.8  # of all names; a table that knows more, with no other near it, is taken without fitting
 
 
 def load_format(name_or_path: str) -> Table:
@@ -45,7 +45,7 @@ def choose_formats(contents: Contents, source: str | None, target: str | None) -
 
 
 def hub_holding(source: Table, target: Table, kept: Iterable[str]) -> Table:
-    """The spec's own naming of what `source` holds together with the tensors `kept`: of its part, or of the whole."""
+    """The table of the spec's own naming that covers `source` and the tensors `kept`: of its part, or of the whole."""
     if all(map(source.spec.holds, kept)):
         return hub_table(source.spec)
     return hub_table(load_target(source.spec.name, source.path)) if target.spec.part else target

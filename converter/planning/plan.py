@@ -99,7 +99,10 @@ class Rebuilt:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """What the written file will lack, and why it may or what that does. `names` has captures where they are many."""
+    """Tensors that the written file will lack. `names`: one name, or a pattern for several.
+
+    `reason`: why the file may lack them, or what the format's own tools do without them.
+    """
 
     names: str
     pointer: str
@@ -108,7 +111,7 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """How a checkpoint calls what a table knows by short names: `prefix` and the short name, but for the `others`."""
+    """Full names, in a checkpoint, of a table's short names: `prefix` plus the short name, except for the `others`."""
 
     prefix: str = ""
     others: Mapping[str, str] = field(default_factory=dict)
@@ -148,9 +151,9 @@ class Format:
 class Plan:
     """What becomes of every source tensor and where every target tensor comes from.
 
-    `target` is the spec whose tensors pass through, `part` the part of it that is filled; `written` is None where just
-    these are written. `carried` are steps from the residue that an earlier conversion kept, `naming` is the source's.
-    `problems` is empty for a plan that can be executed; `make_plan` raises otherwise unless told not to.
+    `target` is the spec, `part` the part of it that the plan fills. `written` is the format to write, None for the
+    spec's own naming. `carried` are steps that read from the residue of an earlier conversion. `naming` is that of the
+    source checkpoint. A plan with `problems` cannot be executed; `make_plan` raises then, unless told not to.
     """
 
     table: str

@@ -35,9 +35,9 @@ class Conversion:
 
 @dataclass(frozen=True, slots=True)
 class _Output:
-    """A file to write: its tensors, and what stands around them, which is known once they are hashed.
+    """A file to write: where its tensors go, and the bytes around them, known only once the tensors are hashed.
 
-    `frame` makes the latter of the ledger and the CRC-32 of each tensor; its size does not depend on either.
+    `frame(ledger, crcs)` makes these bytes; how many they are depends on neither argument.
     """
 
     name: str

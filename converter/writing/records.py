@@ -19,7 +19,7 @@ _LEDGER = {"source": dict, "table": dict, "target": dict, "tensors": dict, "left
 
 
 def read_config(conversion: Path, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The `model` that weights are of, which has a spec, its `variant` and its sizes, `config`.
+    """The record `config`: the `model` that the weights are for (a known spec), its `variant` and its sizes, `config`.
 
     `checkpoint` was opened from `conversion`. ModelError if the record is missing or invalid.
     """

@@ -26,10 +26,10 @@ METADATA_KEY = "residue"
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A residue as it was read. `format` is the one that it was left out of; `belongs_to` the ledger's sha256.
+    """A residue as it was read. `format`: the format it was left out of; `belongs_to`: `sha256` of the ledger.
 
-    `buffers` and `names` are of the original, in full: what can be rebuilt, with dtypes, and which names are not just
-    `prefix` and what the table calls the tensor.
+    `buffers`: full names and dtypes of the original's buffers that can be rebuilt. `names`: full names in the original
+    that are not just `prefix` plus the table's short name.
     """
 
     checkpoint: Checkpoint

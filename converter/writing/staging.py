@@ -93,9 +93,9 @@ def _is_ours(path: Path, also_ours: Collection[str]) -> bool:
 
 
 class Staging:
-    """A context in which files are written beside `destination`, and committed or gone when it is left.
+    """A context for writing files beside `destination`: when it is left, they have been committed or are gone.
 
-    For a single file, those of other names become its neighbours, each there before the file itself is.
+    If `destination` is one file, files of other names are put beside it, and each gets its name before the main file.
     """
 
     def __init__(self, destination: Path, *, force: bool) -> None:
@@ -218,7 +218,7 @@ class Staging:
 
     def _link(self, name: str, path: Path) -> None:
         if name not in self._named:
-            # Python reaches linkat, which alone can follow this link to an unnamed file, only with a folder given
+            # only linkat can follow this link to an unnamed file, and os.link calls it only with a folder descriptor
             folder = os.open("/proc/self/fd", os.O_RDONLY)
             try:
                 os.link(str(self._files[name]), path, src_dir_fd=folder, follow_symlinks=True)
@@ -252,10 +252,10 @@ def writing(destination: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, write: Callable[[Path], object], *, force: bool = True) -> None:
-    """Have `write` make a file under another name, and give it its name once it is on the disk.
+    """Have `write` make the file under a temporary name, and rename it to `path` once it is on the disk.
 
-    For single documents. What is there is replaced; without `force` it is not, even if it came meanwhile. Raises
-    DestinationError; then nothing has changed.
+    For single documents. An existing `path` is replaced; without `force` it is an error, even if it appeared meanwhile.
+    Raises DestinationError; then nothing has changed.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -274,7 +274,7 @@ def _link_or_copy(source: Path, path: Path) -> None:
     try:
         os.link(source, path)
     except OSError as error:
-        # another file system, one without links, one that has enough of them, or a file of another user
+        # across file systems, without hard links, beyond their maximum number, or for a file of another user
         if error.errno not in {errno.EXDEV, errno.EOPNOTSUPP, errno.EMLINK, errno.EPERM, errno.EACCES}:
             raise
         shutil.copyfile(source, path)

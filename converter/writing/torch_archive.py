@@ -154,7 +154,7 @@ def _end_records(count: int, size: int, start: int) -> bytes:
 def _pickle(tensors: Sequence[Tensor], root: str) -> bytes:
     """The pickle of `{root: OrderedDict(tensors)}`, or of that OrderedDict where `root` is empty.
 
-    Nothing is shared through the memo, so what stands for a tensor is the same wherever it stands.
+    The memo is not used, so a tensor and its storage key always give the same bytes.
     """
     items = b"".join(_text(tensor.name) + _tensor(tensor, str(key)) for key, tensor in enumerate(tensors))
     state_dict = _EMPTY_ORDERED_DICT + b"(" + items + b"u"  # MARK ... SETITEMS

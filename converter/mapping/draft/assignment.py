@@ -11,7 +11,7 @@ from converter.mapping.draft.names import Unit
 from converter.mapping.draft.words import Matrix, Neighbours, Vocabulary
 
 _AGREEMENT = 0.5  # weight of where the neighbours went, beside 1 for the name
-# cosine of weighed words; what the drafts of known pairs of models need to have no wrong rule without a doubt
+# cosines of weighted words; chosen so that drafts for known pairs of models have no wrong rule without a doubt
 _CLEAR_MARGIN = 0.12
 _FAINT = 0.12
 _COMPARABLE = 1500  # candidates of one signature; beyond, the similarity matrix alone takes gigabytes
@@ -33,8 +33,8 @@ class Choice:
 class Judge:
     """What is known about names: the words of both sides, and where neighbours went in an earlier round.
 
-    `likely` counts doubtful neighbours too, so that what belongs together goes together; `certain` alone says what is
-    sure, as otherwise two guesses would confirm each other round by round.
+    `likely` counts doubtful pairs, too, and guides the assignment. `certain` counts sure pairs only and decides what is
+    in doubt: otherwise guesses would confirm each other round by round.
     """
 
     vocabulary: Vocabulary
@@ -71,7 +71,7 @@ def assign(score: Matrix) -> tuple[list[int], list[int]]:
 
 
 def margins_of(score: Matrix, rows: Sequence[int], columns: Sequence[int]) -> list[float]:
-    """What the total score loses at least if a pair of the assignment is given up; negative if it gains.
+    """For each pair, by how much the total score falls at least if it is given up; negative if the score rises.
 
     Giving up a pair is a cycle of exchanges: row i takes the column of row k, which takes another. A row without a
     partner scores 0. The best cycle through each pair is a shortest path (Floyd and Warshall).

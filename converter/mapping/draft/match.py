@@ -24,7 +24,7 @@ _ROUNDS = 3
 _SURE, _DOUBTFUL = 1.0, 0.25  # weight of a pair as evidence for its neighbours
 _ALIKE = 0.75  # similarity that needs no other evidence
 _TORN = "the module as a whole has no counterpart, only its tensors one by one"
-_INCOMPLETE = "no other has its shape, but the names differ, and part of the target has no counterpart at all"
+_INCOMPLETE = "no other candidate comes near, but the names differ, and part of the target has no counterpart at all"
 _COUNTED_JOIN = 0.3  # similarity from which tensors that differ in a number may be parts of one
 
 
@@ -69,7 +69,7 @@ def match(
 
 
 def _less_sure(found: Match) -> Match:
-    """A match beside tensors of the target that nothing makes: its true counterpart may be missing, too."""
+    """Doubt a match of unlike names where target tensors are left over: its true source may be missing, too."""
     if found.doubt or found.alike >= _ALIKE:
         return found
     return replace(found, doubt=_INCOMPLETE)
@@ -185,7 +185,7 @@ class _Round:
         right: Sequence[Unit],
         least: float,
     ) -> None:
-        """Siblings on one side whose shapes add up along the first axis to a unit that has no counterpart."""
+        """Match siblings on one side with one unit on the other, whose size along the first axis is their sum."""
         operations: tuple[Op, Op] = ("concat", "split")
         for op in operations:
             left, right = _open(left, self.sources), _open(right, self.targets)
@@ -263,7 +263,7 @@ def _added(group: Sequence[Unit]) -> Signature:
 
 
 def _named_siblings(parts: Sequence[Unit]) -> dict[str, list[Unit]]:
-    """Units that differ in one word only, which is query, key and value or another known list, in its order."""
+    """Units whose names differ in one word: query, key and value, or another list of `JOINED`, in the list's order."""
     found: dict[str, list[Unit]] = {}
     for line in JOINED:
         groups: dict[tuple[str, Signature], dict[str, Unit]] = {}

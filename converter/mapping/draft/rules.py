@@ -82,7 +82,7 @@ class Writer:
         return f"{{{name}}}"
 
     def ignores(self, left: Sequence[Named]) -> Iterator[dict[str, Any]]:
-        """Entries for source tensors without a counterpart, folded as far as a pattern says just them."""
+        """Entries for source tensors without a counterpart, folded into patterns that match these tensors only."""
         open_names = {tensor.name for tensor in left}
         for unit in sorted(units(left), key=lambda unit: -len(unit.names)):
             if not unit.names <= open_names:

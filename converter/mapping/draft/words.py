@@ -1,4 +1,4 @@
-"""How alike two names read: words, weighed by how rare they are, and where their neighbours went.
+"""How alike two names read: words, weighted by how rare they are, and where their neighbours went.
 
 A name is a bag of words split at `.`, `_`, case and digits; words of one meaning (synonyms.json) are one. A word that
 every name has says little. Agreement of the last words counts double: `attention.output.norm` is a norm of an output.
@@ -71,7 +71,7 @@ class Vocabulary:
         }
 
     def similarity(self, sources: Sequence[str], targets: Sequence[str]) -> Matrix:
-        """(len(sources), len(targets)): 1 for the same words, 0 for none in common; cosine of the weighed words."""
+        """(len(sources), len(targets)): 1 for the same words, 0 for none in common; cosine of the weighted words."""
         words = sorted({word for label in (*sources, *targets) for word in words_of(label)})
         column = {word: i for i, word in enumerate(words)}
         left, right = (self._vectors(labels, column) for labels in (sources, targets))
