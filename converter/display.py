@@ -33,9 +33,7 @@ def number(value: int) -> str:
 
 def figure(value: float | None) -> str:
     """Two digits, which is what an error has to say; `-` for what is not known."""
-    if value is None:
-        return "-"
-    return f"{value:.1e}" if value else "0"
+    return "-" if value is None else f"{value:.1e}" if value else "0"
 
 
 def beside(sentence: str, value: float, limit: float) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,32 +18,30 @@ _CONTAINER_LIMIT = 1_000_000  # lists and objects in it
 def parse_json(text: bytes | str) -> Any:
     """The value that a JSON text stands for. ValueError, in a few words, if it is not sound.
 
-    Beyond what `json.loads` refuses: a name twice in one object, NaN and infinities, which are not JSON, and more lists
-    and objects than a document of this project can need.
+    Beyond what `json.loads` refuses: a name twice in one object, numbers that are not finite, and more lists and
+    objects than a document of this project can need. A byte order mark is skipped.
     """
     try:
-        text = text if isinstance(text, str) else text.decode()
+        text = text if isinstance(text, str) else text.decode("utf-8-sig")
         if text.count("[") + text.count("{") > _CONTAINER_LIMIT:
             raise ValueError(f"more than {_CONTAINER_LIMIT} lists and objects")
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    except UnicodeDecodeError:
-        raise ValueError("not UTF-8") from None
     except ValueError as error:
-        raise ValueError(plain(str(error))) from None
+        raise ValueError(plain(str(error), 400)) from None
 
 
-def read_json(path: Path, limit: int = SIZE_LIMIT) -> Any:
-    """The value in a JSON file of at most `limit` bytes. OSError, ValueError as `parse_json`."""
-    return parse_json(read_limited(path, limit))
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. OSError, ValueError as `parse_json` and `read_limited`."""
+    return parse_json(read_limited(path))
 
 
 def read_limited(path: Path, limit: int = SIZE_LIMIT) -> bytes:
-    """A regular file of at most `limit` bytes. OSError, ValueError."""
-    if path.exists() and not path.is_file():
-        raise ValueError("not a regular file")
-    with path.open("rb") as file:
+    """The content of a regular file of at most `limit` bytes; a FIFO is not waited for. OSError, ValueError."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("not a regular file")
         data = file.read(limit + 1)
     if len(data) > limit:
         raise ValueError(f"larger than {limit >> 20} MiB")
@@ -58,3 +59,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {quoted(text)} is too large")
+    return value

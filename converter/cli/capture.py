@@ -64,7 +64,8 @@ def capture(
     from converter.cli.families import load_subject
     from converter.writing.staging import check_destination
 
-    check_destination(destination, force=force, inputs=[path for path in (model, inputs) if path])
+    sources = [*(model.iterdir() if model.is_dir() else [model]), *([inputs] if inputs else [])]
+    check_destination(destination, force=force, inputs=sources)
 
     subject = load_subject(model, device, dtype, tf32, threads)
     from converter.parity.capture import load_capture, write_capture

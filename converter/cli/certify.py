@@ -62,25 +62,25 @@ def certify(model: Path, references: Path, mutate: int, threads: int | None, for
     if path.exists() and not force:
         raise DestinationError(f"{path} exists; --force replaces it")
     with load_capture(references) as capture:
-        reports = [parity(subject, capture, twice=True)]
+        runs = [parity(subject, capture, twice=True)]
         subject.model.double()
-        reports.insert(0, parity(subject, capture, twice=True))
-        problems = [f"{report.dtype}: {problem}" for report in reports for problem in report.problems]
+        runs.insert(0, parity(subject, capture, twice=True))
+        problems = [f"{report.dtype}: {problem}" for report in runs for problem in report.problems]
         if problems:
             if as_json:
                 print_json({"certificate": None, "passed": False, "problems": problems})
             for problem in problems:
                 click.echo(problem, err=True)
             click.echo(f"not certified: {len(problems)} comparisons did not pass", err=True)
-            sys.exit(1 if any(report.passed is False for report in reports) else CaptureError.exit_code)
+            sys.exit(1 if any(report.passed is False for report in runs) else CaptureError.exit_code)
         score = mutation_score(subject, capture, mutate) if mutate else None
         with progress(_size(model), "hashing") as advance:
-            certify(model, capture, reports, score, subject, advance, before)
+            certify(model, capture, runs, score, subject, advance, before)
     if as_json:
         print_json({"certificate": str(path), "passed": True, "mutation_score": score and score.value})
         return
     click.echo(f"written: {path}")
-    for report in reports:
+    for report in runs:
         taps = [r for results in report.modes.values() for r in results]
         worst = max(taps, key=lambda r: r.share)
         click.echo(f"{report.dtype}: {len(taps)} comparisons within {report.gate}; nearest to the limit: {worst.name}")

@@ -12,7 +12,7 @@ from converter.display import quoted
 from converter.errors import CheckpointError, ModelError
 from converter.mapping.documents import installed_families
 from converter.mapping.spec import load_spec
-from converter.writing.records import read_config
+from converter.writing.records import known_model, read_record
 
 if TYPE_CHECKING:
     from converter.parity.family import Family, Subject
@@ -41,7 +41,7 @@ def family_at(path: Path) -> Family[Any]:
         raise ModelError(f"{path}: no such file or folder; give what `convert` wrote")
     try:
         with open_checkpoint(path) as checkpoint:
-            return family_of(read_config(path, checkpoint)["model"])
+            return family_of(known_model(path, read_record(path, checkpoint, "config")))
     except CheckpointError as error:
         raise ModelError(str(error)) from None
 

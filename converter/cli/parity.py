@@ -82,7 +82,7 @@ def parity(
 
     model = locate(model_source, quiet=as_json).path
     for output in (html, junit):
-        if output is not None and output.exists() and any(map(output.samefile, (*weight_files(model), reference))):
+        if output is not None and output.exists() and _is_input(output, model, reference):
             raise DestinationError(f"{output} is one of the inputs; choose another place")
     subject = load_subject(model, device, dtype, tf32, threads)
     from converter.checkpoint.hashes import file_sha256
@@ -111,6 +111,10 @@ def parity(
             click.echo("no mutations were made, since the comparison does not pass")
     if report.passed is not True:
         sys.exit(1 if report.passed is False else CaptureError.exit_code)
+
+
+def _is_input(output: Path, model: Path, reference: Path) -> bool:
+    return any(path.exists() and output.samefile(path) for path in (*weight_files(model), reference))
 
 
 def _write_reports(report: Report, hashes: dict[str, str], html: Path | None, junit: Path | None) -> None:

@@ -2,7 +2,7 @@
 
     from converter.glip import GLIP, Detector, get_model
 
-    model/          the model alone: it needs torch and knows nothing of conversion
+    model/          the model alone: it needs torch, and nothing of conversion but for from_pretrained
     weights.py      loading: what `convert` wrote becomes a model
     detect/         from pictures and words to boxes: preprocessing, tokenizer, prompt, detector, drawing
     zoo.py          models by name, including MMPretrain's two, from weights of any format

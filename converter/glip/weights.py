@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from converter.checkpoint import Checkpoint, open_checkpoint
-from converter.display import file_name
+from converter.display import file_name, plain, quoted
 from converter.errors import CheckpointError, ModelError
 from converter.glip.model.config import GLIPConfig
-from converter.writing.records import read_config
+from converter.writing.records import read_record
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 M = TypeVar("M", bound=nn.Module)
@@ -50,7 +50,7 @@ def _on_meta(build: Callable[[GLIPConfig], M], config: GLIPConfig, checkpoint: C
     try:
         with torch.device("meta"):
             return build(config)
-    except (RuntimeError, OverflowError) as error:  # a tensor of more elements than an integer counts
+    except (RuntimeError, OverflowError, TypeError) as error:  # a tensor of more elements than an integer counts
         raise ModelError(
             f"{file_name(checkpoint.path)}: no model can have the sizes of its configuration: {error}"
         ) from None
@@ -75,9 +75,9 @@ def fill(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], path: Path) ->
 
 
 def _config(path: Path, checkpoint: Checkpoint) -> GLIPConfig:
-    document = read_config(path, checkpoint)
+    document = read_record(path, checkpoint, "config")
     if document["model"] != "glip":
-        raise ModelError(f"{file_name(path)}: holds a model of {document['model']}, not a GLIP.")
+        raise ModelError(f"{file_name(path)}: holds a model of {quoted(document['model'])}, not a GLIP.")
     if part := document.get("part"):
         raise ModelError(
             f"{file_name(path)}: holds the {part} of GLIP alone. converter.glip.get_model loads the image encoder; a "
@@ -92,7 +92,7 @@ def _config(path: Path, checkpoint: Checkpoint) -> GLIPConfig:
 def _check(model: nn.Module, checkpoint: Checkpoint) -> None:
     parameters, tensors = dict(model.named_parameters()), checkpoint.tensors
     problems = [f"missing: {n} {tuple(p.shape)}" for n, p in parameters.items() if n not in tensors]
-    problems += [f"unexpected: {n} {t.shape}" for n, t in tensors.items() if n not in parameters]
+    problems += [f"unexpected: {plain(n)} {t.shape}" for n, t in tensors.items() if n not in parameters]
     problems += [*checkpoint.unsupported.values()]
     for name, parameter in parameters.items():
         if (found := tensors.get(name)) is None:
@@ -102,7 +102,7 @@ def _check(model: nn.Module, checkpoint: Checkpoint) -> None:
         if found.dtype.name not in FLOATS:
             problems.append(f"dtype: {name} is {found.dtype}, expected one of {', '.join(FLOATS)}")
     if problems:
-        raise ModelError("\n".join([f"{checkpoint.path}: does not fit the model.", *(f"  - {p}" for p in problems)]))
+        raise ModelError(f"{file_name(checkpoint.path)}: does not fit the model.", problems)
 
 
 def _read(checkpoint: Checkpoint, name: str) -> Tensor:

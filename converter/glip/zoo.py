@@ -95,8 +95,8 @@ def get_model(
     source: the checkpoint's format, by name or as a table's path; needed only where its keys fit several.
     root: the state dict to take where the file holds several. pad_small_map: see `ImageEncoder`.
 
-    Raises ModelError for an unknown name or weights of another model, CheckpointError and PlanError as `convert`
-    does, HubError if the download fails.
+    Weights that are NaN are loaded with a warning. Raises ModelError for an unknown name or weights of another model,
+    CheckpointError and PlanError as `convert` does, HubError if the download fails.
     """
     if name not in model_names():
         near = difflib.get_close_matches(name, model_names(), n=1)

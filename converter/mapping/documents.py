@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -159,8 +158,6 @@ def _unsayable(content: Any) -> Iterator[str]:
             yield f"{pointer_to(path)}: {quoted(value)} has characters that cannot be printed"
         elif isinstance(value, int) and abs(value) > 1 << 62:
             yield f"{pointer_to(path)}: a number beyond 2**62"
-        elif isinstance(value, float) and not math.isfinite(value):
-            yield f"{pointer_to(path)}: {value}, a finite number was expected"
 
 
 def pointer_to(path: Iterable[str | int]) -> str:

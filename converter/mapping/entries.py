@@ -6,7 +6,7 @@ Rules, transfers and bound tables can be reversed, so that one table serves to r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from converter.errors import TableError
@@ -114,6 +114,7 @@ class Bound:
         return Bound(tuple(rule.reverse() for rule in self.rules), self.absent, ())
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Binder:
     """Binds the entries of a table under one config.
 
@@ -122,14 +123,11 @@ class Binder:
     with entries.
     """
 
-    def __init__(
-        self, names: Mapping[str, Value], words: Mapping[str, Sequence[str]], budget: Budget, buffers: Budget
-    ) -> None:
-        self._names = names
-        self._words = words
-        self._budget = budget
-        self._buffers = buffers
-        self.problems: list[str] = []
+    names: Mapping[str, Value]
+    words: Mapping[str, Sequence[str]]
+    budget: Budget
+    buffers: Budget
+    problems: list[str] = field(default_factory=list)
 
     def bind(self, entries: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]]) -> Bound:
         """Bind `entries`: pairs of pointer and entry, by section. Those whose `when` does not hold are left out."""
@@ -138,8 +136,8 @@ class Binder:
             bound = []
             for pointer, entry in entries.get(section, ()):
                 try:
-                    self._budget.take(1)
-                    if evaluate(entry.get("when", 1), self._names):
+                    self.budget.take(1)
+                    if evaluate(entry.get("when", 1), self.names):
                         bound.append(bind(pointer, entry))
                 except TableError as error:
                     self.problems.append(f"{pointer}: {error}")
@@ -159,8 +157,8 @@ class Binder:
 
     def _patterns(self, texts: str | Sequence[str]) -> tuple[Pattern, ...]:
         texts = [texts] if isinstance(texts, str) else texts
-        compiled = tuple(compile_pattern(text, self._words, self._names) for text in texts)
-        self._budget.take(sum(pattern.cost for pattern in compiled))
+        compiled = tuple(compile_pattern(text, self.words, self.names) for text in texts)
+        self.budget.take(sum(pattern.cost for pattern in compiled))
         return compiled
 
     def _rule(self, pointer: str, entry: Mapping[str, Any]) -> Rule:
@@ -179,7 +177,7 @@ class Binder:
         moves = [op for op in described if op["op"] != "cast"]
 
         def ops(captures: Captures) -> tuple[Op, ...]:
-            known = {**self._names, **captures}
+            known = {**self.names, **captures}
             return tuple(make_op({k: _evaluated(v, known) for k, v in op.items()}) for op in moves)
 
         if not moves and (len(sources), len(targets)) != (1, 1):
@@ -197,7 +195,7 @@ class Binder:
             arguments = {name: expression for name, expression in entry["rebuild"].items() if name != "as"}
 
             def evaluated(captures: Mapping[str, Value]) -> dict[str, int]:
-                return {k: integer(v, {**self._names, **captures}) for k, v in arguments.items()}
+                return {k: integer(v, {**self.names, **captures}) for k, v in arguments.items()}
 
             def rebuild(captures: Mapping[str, Value]) -> Array:
                 try:
@@ -206,13 +204,13 @@ class Binder:
                     raise TableError(f"{pointer}/rebuild: {error}") from None
 
             for captures in written if source.captures else [{}]:
-                self._buffers.take(make.checked(**evaluated(captures)))
+                self.buffers.take(make.checked(**evaluated(captures)))
         return Ignore(pointer, source, entry["reason"], entry.get("optional"), rebuild, written, entry.get("without"))
 
     def _written(self, source: Pattern, entry: Mapping[str, Any]) -> tuple[Mapping[str, int], ...]:
         if entry["rebuild"] is None or source.captures != set(entry["written"]):
             raise TableError(f"'written' needs 'rebuild', and the captures of {source.text!r}: no fewer, no more")
-        combinations = each(entry["written"], self._names, self._budget)
+        combinations = each(entry["written"], self.names, self.budget)
         written = tuple({name: integer(name, known) for name in entry["written"]} for known in combinations)
         for captures in written:
             if source.match(name := source.format(captures)) != captures:
@@ -226,7 +224,7 @@ class Binder:
 
     def _taps(self, pointer: str, entry: Mapping[str, Any]) -> list[tuple[SourceTap, Tap | None]]:
         counters = entry.get("each", {})
-        constants = {k: v for k, v in self._names.items() if k not in counters}
+        constants = {k: v for k, v in self.names.items() if k not in counters}
         origin = entry.get("from", {"module": entry["source"], "output": []})
 
         def compiled(text: str) -> Pattern:
@@ -241,7 +239,7 @@ class Binder:
         source, module = compiled(entry["source"]), compiled(origin["module"])
         target = compiled(entry["target"]) if entry["target"] else None  # an empty one is the model itself
         taps: list[tuple[SourceTap, Tap | None]] = []
-        for known in each(counters, constants, self._budget):
+        for known in each(counters, constants, self.budget):
             captures = {name: integer(name, known) for name in counters}
             name = source.format(captures)
             tap = None

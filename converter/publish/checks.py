@@ -14,12 +14,15 @@ from converter.errors import CaptureError, ModelError, TableError
 from converter.mapping.spec import load_spec
 from converter.parity.evidence import Evidence
 from converter.writing.ledger import digest_of_checkpoint
-from converter.writing.records import read_config, read_ledger
+from converter.writing.records import known_model, read_record
 
 
 def read_records(conversion: Path, checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
     """The configuration and the ledger of a whole model. ModelError if either is missing or invalid."""
-    config, ledger = read_config(conversion, checkpoint), read_ledger(conversion, checkpoint)
+    config, ledger = (read_record(conversion, checkpoint, key) for key in ("config", "conversion"))
+    known_model(conversion, config)
+    if "variant" not in config:
+        raise ModelError(f"{file_name(conversion)}: its record 'config' is invalid: no 'variant'. Convert again.")
     if ledger["target"].get("part") or ledger.get("missing"):
         raise ModelError(f"{file_name(conversion)}: holds only a part of a model. Package a whole one.")
     return config, ledger

@@ -54,7 +54,7 @@ def _check_destination(destination: Path, force: bool, inputs: list[Path], also_
             "what would be replaced"
         )
     for path in inputs:
-        if destination.exists() and os.path.samefile(path, destination):
+        if destination.exists() and path.exists() and os.path.samefile(path, destination):
             raise DestinationError(f"{destination} is the source itself; choose another destination")
         if destination.is_dir() and destination.resolve() in path.resolve().parents:
             raise DestinationError(f"{destination} holds the source {path.name}; choose another destination")
@@ -243,7 +243,7 @@ def writing(destination: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in {errno.EEXIST, errno.ENOTEMPTY}:
-            hint = "it appeared while this conversion was running; --force replaces it"
+            hint = "something of that name appeared meanwhile; look at it, and run again"
         elif error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
             hint = "free some space or choose another destination"
         else:
@@ -257,8 +257,9 @@ def write_whole(path: Path, write: Callable[[Path], object], *, force: bool = Tr
     For single documents. An existing `path` is replaced; without `force` it is an error, even if it appeared meanwhile.
     Raises DestinationError; then nothing has changed.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
+        partial.touch(exist_ok=False)  # a name that nobody can have planted
         write(partial)
         with partial.open("rb") as file:
             os.fsync(file.fileno())

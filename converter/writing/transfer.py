@@ -11,9 +11,10 @@ import hashlib
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -56,26 +57,22 @@ def _joins_rows(ops: Sequence[Op]) -> bool:
     return len(ops) == 1 and isinstance(ops[0], Concat) and ops[0].axis == 0
 
 
+@dataclass(eq=False)
 class Transfer:
     """Executes steps, in threads; `run` gives the sha256 of every target, and of every source as `source NAME`.
 
     `crcs` are the CRC-32 of the targets, which one kind of file needs.
     """
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        places: dict[str, tuple[int, int]],
-        destination: Path,
-        on_bytes: Callable[[int], None],
-    ) -> None:
-        self._checkpoint = checkpoint
-        self._places = places
-        self._destination = destination
-        self._wants_crcs = destination.suffix in ARCHIVES
-        self._on_bytes = on_bytes
+    checkpoint: Checkpoint
+    places: Mapping[str, tuple[int, int]]
+    destination: Path
+    on_bytes: Callable[[int], None]
+    crcs: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._wants_crcs = self.destination.suffix in ARCHIVES
         self._hashes: dict[str, str] = {}
-        self.crcs: dict[str, int] = {}
         self._cancelled = threading.Event()
         self._materialising = threading.Lock()
 
@@ -103,7 +100,7 @@ class Transfer:
     def _stream(self, step: Step) -> None:
         """Source after source, chunk by chunk: their bytes in C order are the target's."""
         (target,) = step.targets
-        descriptor, position = self._places[target.name]
+        descriptor, position = self.places[target.name]
         whole = hashlib.sha256()
         crc = 0
         same_bytes = len(step.sources) == 1 and not step.casts
@@ -126,7 +123,7 @@ class Transfer:
     def _materialise(self, step: Step) -> None:
         arrays = []
         for source in step.sources:
-            array = self._checkpoint.read(source.name)
+            array = self.checkpoint.read(source.name)
             self._hashes[f"source {source.name}"] = hashlib.sha256(raw_bytes(array)).hexdigest()
             arrays.append(array)
         for target, array in zip(step.targets, apply_ops(step.ops, arrays), strict=True):
@@ -137,19 +134,19 @@ class Transfer:
 
     def put(self, name: str, data: memoryview) -> None:
         """Write all of a tensor's bytes."""
-        descriptor, position = self._places[name]
+        descriptor, position = self.places[name]
         self._put(descriptor, data, position)
 
     def _chunks(self, name: str) -> Iterator[memoryview]:
-        for chunk in self._checkpoint.chunks(name):
+        for chunk in self.checkpoint.chunks(name):
             if self._cancelled.is_set():
                 raise _Cancelled
             yield chunk
 
     def _put(self, descriptor: int, data: memoryview, position: int) -> None:
-        with writing(self._destination):
+        with writing(self.destination):
             write_at(descriptor, data, position)
-        self._on_bytes(len(data))
+        self.on_bytes(len(data))
 
 
 def raw_bytes(array: Array) -> memoryview:

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from converter.cli import main
 from tests.support.saved_glip import save, saved_glip
 from tests.support.small_capture import write
+from tests.support.small_folder import small_folder
 from tests.support.small_glip import small_glip
 
 
@@ -113,6 +114,28 @@ def test_what_cannot_be_judged_is_not_certified(weights: Path, tmp_path: Path) -
     run("capture", weights, "--dst", out, "--errors", "")
     result = run("certify", weights, "--reference", out, "--json")
     assert (result.exit_code, json.loads(result.stdout)["passed"]) == (8, False)
+
+
+def test_what_is_missing_is_named_and_nothing_is_lost(weights: Path, tmp_path: Path) -> None:
+    there = tmp_path / "there.safetensors"
+    there.write_bytes(b"precious")
+    missing = tmp_path / "absent.safetensors"
+    for code, arguments in (
+        (7, ("capture", missing, "--dst", there, "--force")),
+        (3, ("capture", weights, "--inputs", missing, "--dst", there, "--force")),
+        (3, ("parity", weights, "--reference", missing, "--html", there)),
+    ):
+        result = run(*arguments)
+        assert (result.exit_code, "absent.safetensors" in result.stderr) == (code, True), result.output
+    assert there.read_bytes() == b"precious"
+
+
+def test_a_capture_does_not_replace_the_weights_of_a_folder(tmp_path: Path) -> None:
+    folder = small_folder(tmp_path / "small")
+    before = (folder / "model.safetensors").read_bytes()
+    result = run("capture", folder, "--dst", folder / "model.safetensors", "--force")
+    assert (result.exit_code, "is the source itself" in result.stderr) == (6, True)
+    assert (folder / "model.safetensors").read_bytes() == before
 
 
 def test_a_capture_goes_only_where_it_can(weights: Path, tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from converter.errors import ModelError
+from converter.errors import ModelError, TableError
 from converter.glip import GLIP
 from tests.support.small_glip import CONFIG, random_inputs, small_config, small_glip
 
-DOCUMENT = {"model": "glip", "variant": "small", "config": CONFIG}
+DOCUMENT = {"model": "glip", "config": CONFIG}
 METADATA = {"config": json.dumps(DOCUMENT)}
 
 
@@ -135,7 +135,8 @@ def test_weights_that_are_nan_load_and_are_named(tmp_path: Path, state: dict[str
         ("[]", "is not a JSON object"),
         ("[" * 2_000_000, "more than 1000000 lists and objects"),
         ("[" * 900_000, "nested too deeply"),
-        ('{"model": "dino", "variant": "x", "config": {}}', "of a model that is known here"),
+        ('{"model": "dino", "config": {}}', "holds a model of 'dino', not a GLIP"),
+        ('{"model": "glip"}', "'config' is missing or of another kind"),
         ('{"model": "glip", "variant": "x", "config": {}}', "missing fields"),
     ],
 )
@@ -148,9 +149,26 @@ def test_a_file_that_does_not_say_what_it_holds_is_refused(
         GLIP.from_pretrained(path)
 
 
+def test_other_families_that_are_installed_do_not_matter(single: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise TableError("a document of another family is damaged")
+
+    monkeypatch.setattr("converter.mapping.documents.installed_families", broken)
+    GLIP.from_pretrained(single)
+
+
+def test_names_cannot_write_to_the_terminal(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    path = tmp_path / "glip.safetensors"
+    save_file({**state, "a\x1b[2Jb": torch.zeros(1)}, path, metadata=METADATA)
+    with pytest.raises(ModelError, match="does not fit the model") as caught:
+        GLIP.from_pretrained(path)
+    assert str(caught.value).replace("\n", "").isprintable()
+    assert caught.value.problems == (r"unexpected: 'a\x1b[2Jb' (1,)",)
+
+
 def test_a_pth_is_told_to_be_converted(tmp_path: Path, state: dict[str, Tensor]) -> None:
     torch.save(state, tmp_path / "glip.pth")
-    with pytest.raises(ModelError, match="Give what `convert` wrote"):
+    with pytest.raises(ModelError, match=r"Give the \.safetensors file"):
         GLIP.from_pretrained(tmp_path / "glip.pth")
 
 
@@ -252,6 +270,7 @@ HUGE = {
     "blocks": {"head_blocks": 10**8},
     "layers of a stage": {"depths": [1, 2, 2, 10**9]},
     "vocabulary": {"vocab_size": 10**12},
+    "vocabulary beyond any integer": {"vocab_size": 10**30},
     "positions": {"max_positions": 2**62},
     "prompt": {"prompt_length": 10**15},
     "window": {"window_size": 10**6},

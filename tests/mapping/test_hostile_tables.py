@@ -215,7 +215,7 @@ def test_without_a_fault_it_is_sound(tmp_path: Path) -> None:
 def test_a_number_beyond_all_floats_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, {"saved_as": {"config": {"a": 5e300}}}, {})
     path.write_text(path.read_text().replace("5e+300", "5e+999"))
-    assert "/saved_as/config/a: inf, a finite number was expected" in said_of(path)
+    assert "the number '5e+999' is too large" in said_of(path)
 
 
 def test_what_could_not_be_read_is_not_said_to_be_unused(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ DAMAGE: dict[str, tuple[str, Callable[[dict[str, Any]], object], int, str]] = {
     "tensors that are missing": (
         "conversion.json", lambda c: c.update(missing=[{"names": "a", "reason": "b"}]), 7, "only a part of a model"
     ),
-    "another model": ("config.json", lambda c: c.update(model="detr"), 7, "a model that is known here"),
+    "another model": ("config.json", lambda c: c.update(model="detr"), 7, "expected one that is known here"),
     "a record of another hash": ("conversion.json", lambda c: c.update(sha256="0" * 64), 8, "conversion.json says 000"),
     "another architecture": (
         "config.json", lambda c: c["config"].update(embed_dim=16), 7,

@@ -10,7 +10,7 @@ import pytest
 
 from converter.errors import DestinationError
 from converter.writing import staging
-from converter.writing.staging import Staging, check_destination
+from converter.writing.staging import Staging, check_destination, write_whole
 
 
 @pytest.fixture(params=["anonymous", "named", "without links"])
@@ -89,7 +89,7 @@ def test_a_second_writer_loses_and_harms_nothing(tmp_path: Path, system: str, na
         os.pwrite(late.create("model.safetensors", 4), b"late", 0)
         write(tmp_path / name, {"model.safetensors": b"early"})
         before = listing(tmp_path)
-        with pytest.raises(DestinationError, match="it appeared while this conversion was running"):
+        with pytest.raises(DestinationError, match="something of that name appeared meanwhile"):
             late.commit()
     assert {k: v for k, v in listing(tmp_path).items() if "partial" not in k} == {
         k: v for k, v in before.items() if "partial" not in k
@@ -182,3 +182,24 @@ def test_nothing_is_left_where_a_file_to_hold_is_gone(tmp_path: Path, system: st
         with pytest.raises(DestinationError):
             stage.commit()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_document_does_not_follow_a_planted_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    monkeypatch.setattr(staging.secrets, "token_hex", lambda count: "guessed")
+    (tmp_path / ".table.json.guessed.partial").symlink_to(victim)
+    with pytest.raises(DestinationError):
+        write_whole(tmp_path / "table.json", lambda partial: partial.write_text("new"))
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "table.json").exists()
+
+
+def test_a_document_replaces_another_only_by_force(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    path.write_text("old")
+    with pytest.raises(DestinationError, match="File exists"):
+        write_whole(path, lambda partial: partial.write_text("new"), force=False)
+    assert listing(tmp_path) == {"table.json": b"old"}
+    write_whole(path, lambda partial: partial.write_text("new"))
+    assert listing(tmp_path) == {"table.json": b"new"}

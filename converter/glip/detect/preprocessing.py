@@ -50,7 +50,8 @@ class Preprocessing:
                 raise ModelError(f"preprocessing: {name} is {value!r}, expected an integer from 1 to {1 << 16}.")
         for name, least in (("mean", 0.0), ("std", 1e-3)):
             value = getattr(self, name)
-            if len(value) != 3 or not all(isinstance(v, int | float) and least <= v <= 1e3 for v in value):
+            numbers = value if isinstance(value, tuple) else ()
+            if len(numbers) != 3 or not all(isinstance(v, int | float) and least <= v <= 1e3 for v in numbers):
                 raise ModelError(f"preprocessing: {name} is {value!r}, expected three numbers from {least} to 1000.")
         if not isinstance(self.phrase_separator, str) or not isinstance(self.source, str):
             raise ModelError("preprocessing: phrase_separator and source must both be text.")

@@ -1,4 +1,4 @@
-"""The model alone, in plain PyTorch: images and token ids in, boxes out. It knows nothing of conversion.
+"""The model alone, in plain PyTorch: images and token ids in, boxes out. Only from_pretrained reads files.
 
 In the order in which data passes:
 

@@ -17,8 +17,6 @@ from converter.glip.model.fpn import FPN
 from converter.glip.model.fusion import LOGIT_LIMIT
 from converter.glip.model.head import Head, Output
 from converter.glip.model.swin import SwinTransformer
-from converter.glip.weights import load_pretrained
-from converter.hub.resolve import local_path
 
 
 class GLIP(nn.Module):
@@ -54,6 +52,9 @@ class GLIP(nn.Module):
         files are damaged, or if names or shapes are not exactly the model's; every difference is listed. HubError if
         the download fails.
         """
+        from converter.glip.weights import load_pretrained
+        from converter.hub.resolve import local_path
+
         return load_pretrained(cls, local_path(path, revision=revision)).eval()
 
     def forward(self, images: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Output:

@@ -117,6 +117,9 @@ def test_a_folder_says_how_pictures_are_prepared(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"preprocessing": {"shorter_side": 96}}))
     with pytest.raises(ModelError, match=r"config\.json: preprocessing: expected exactly"):
         Detector.from_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config | {"preprocessing": SETTINGS.to_dict() | {"mean": 5}}))
+    with pytest.raises(ModelError, match="mean is 5, expected three numbers"):
+        Detector.from_pretrained(folder)
 
 
 def test_pictures_are_of_full_size_where_nothing_else_is_said(tmp_path: Path) -> None:
