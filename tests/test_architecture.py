@@ -134,6 +134,9 @@ def test_the_house_is_small_and_drawn_as_it_is() -> None:
     assert sorted(drawn) == entries
     assert [name.removesuffix(".py") for name in drawn if not name.startswith(("__", "py."))] == ORDER
     assert len(entries) <= 14
+    for folder, about in re.findall(r"^    (\w+)/ (.*?)(?=^\S|^    \S)", tree, re.MULTILINE | re.DOTALL):
+        named = set(re.findall(r"\w+\.(?:py|json)", about))
+        assert named - {path.name for path in (PACKAGE / folder).rglob("*.*")} == set(), folder
 
 
 @pytest.mark.parametrize(

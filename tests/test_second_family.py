@@ -66,4 +66,4 @@ def test_without_its_package_it_is_unknown(folder: Path) -> None:
     run(folder, "convert", "--src", "old.pth", "--dst", "new.safetensors")
     command = [sys.executable, "-m", "converter", "capture", "new.safetensors", "--dst", "x.safetensors"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert (done.returncode, "a model that is known here" in done.stderr) == (7, True)
+    assert (done.returncode, "expected one that is known here" in done.stderr) == (7, True)

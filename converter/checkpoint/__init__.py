@@ -48,7 +48,6 @@ _KNOWN: tuple[tuple[bytes, str], ...] = (
     (b"GGUF", "a GGUF file. Give the PyTorch checkpoint"),
     (b"PK\5\6", "an empty zip archive. Get the file again"),
 )
-_TAR_MAGIC = 257, b"ustar"
 
 
 def open_checkpoint(path: str | Path, root: str | None = None) -> Checkpoint:
@@ -82,7 +81,7 @@ def _open(source: SourceFile, root: str | None) -> Checkpoint:
     for magic, what in _KNOWN:
         if head.lstrip().startswith(magic):
             raise NotACheckpointError(f"{file_name(source.path)}: is {what}.")
-    if head[_TAR_MAGIC[0] :].startswith(_TAR_MAGIC[1]):
+    if head[257:].startswith(b"ustar"):
         raise NotACheckpointError(
             f"{file_name(source.path)}: is a tar archive. If torch older than 0.1.10 wrote it, load it there and save "
             "it again."

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import stat
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,10 +20,10 @@ def parse_json(text: bytes | str) -> Any:
     """The value that a JSON text stands for. ValueError, in a few words, if it is not sound.
 
     Beyond what `json.loads` refuses: a name twice in one object, numbers that are not finite, and more lists and
-    objects than a document of this project can need. A byte order mark is skipped.
+    objects than a document of this project can need.
     """
     try:
-        text = text if isinstance(text, str) else text.decode("utf-8-sig")
+        text = text if isinstance(text, str) else text.decode()
         if text.count("[") + text.count("{") > _CONTAINER_LIMIT:
             raise ValueError(f"more than {_CONTAINER_LIMIT} lists and objects")
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
@@ -33,8 +34,8 @@ def parse_json(text: bytes | str) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file. OSError, ValueError as `parse_json` and `read_limited`."""
-    return parse_json(read_limited(path))
+    """The value in a JSON file, which may begin with a byte order mark. OSError, ValueError as the other two."""
+    return parse_json(read_limited(path).removeprefix(BOM_UTF8))
 
 
 def read_limited(path: Path, limit: int = SIZE_LIMIT) -> bytes:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.output import print_json, progress, reports
-from converter.cli.parity import mutation_score, weight_files
+from converter.cli.parity import mutation_score, score_line, weight_files
 from converter.cli.run_options import run_options
 from converter.display import plain
 from converter.errors import CaptureError, DestinationError, ModelError
@@ -85,7 +85,7 @@ def certify(model: Path, references: Path, mutate: int, threads: int | None, for
         worst = max(taps, key=lambda r: r.share)
         click.echo(f"{report.dtype}: {len(taps)} comparisons within {report.gate}; nearest to the limit: {worst.name}")
     if score is not None:
-        click.echo(f"mutations: {score.caught} of {len(score.outcomes)} noticed, score {score.value:.4f}")
+        click.echo(score_line(score))
 
 
 @click.command(epilog=_VERIFY)

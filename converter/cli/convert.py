@@ -159,7 +159,7 @@ def _plan(
         residue = opened.enter_context(open_checkpoint(path))
         kept = read_residue(residue)
         if kept.format != target.name:
-            found = f"was left out of {plain(kept.format)}, not of {target.label}"
+            found = f"is for the way back to {plain(kept.format)}, not to {target.label}"
             if residue_file is not None:
                 raise RootError(f"{path}: {found}. Leave out --residue.")
             click.echo(f"{path.name} {found}, and is not used", err=True)

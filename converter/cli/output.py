@@ -43,7 +43,7 @@ def reports(command: Callable[P, None]) -> Callable[P, None]:
             terminated = True
             raise KeyboardInterrupt
 
-        signal.signal(signal.SIGTERM, terminate)
+        before = signal.signal(signal.SIGTERM, terminate)
         try:
             command(*args, **kwargs)
         except ConverterError as error:
@@ -63,6 +63,8 @@ def reports(command: Callable[P, None]) -> Callable[P, None]:
         except Exception:
             if not terminated:  # else the signal came where Python turns it into an error of its own
                 raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
         if terminated:
             sys.exit(143)
 

@@ -148,11 +148,16 @@ def mutation_score(subject: Subject, capture: Capture, count: int | None, gate: 
         return mutate.mutation_score(subject, capture, count, gate=gate, on_done=lambda: advance(1))
 
 
-def _print_score(score: Score) -> None:
-    click.echo(
-        f"\nmutations: {score.caught} of {len(score.outcomes)} noticed, {score.equivalent} that no input can show; "
+def score_line(score: Score) -> str:
+    """How many mutations were noticed."""
+    return (
+        f"mutations: {score.caught} of {len(score.outcomes)} noticed, {score.equivalent} that no input can show; "
         f"score {score.value:.4f}"
     )
+
+
+def _print_score(score: Score) -> None:
+    click.echo(f"\n{score_line(score)}")
     for outcome in score.survivors:
         click.echo(f"  not noticed: {outcome.mutation.kind}: {outcome.mutation.name}: {outcome.reason}")
     if score.uncovered:

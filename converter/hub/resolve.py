@@ -118,7 +118,7 @@ def resolve(
     try:
         from huggingface_hub import constants
     except ModuleNotFoundError:
-        raise HubError(f"{quoted(reference)}: the Hub needs huggingface_hub: pip install huggingface_hub") from None
+        raise HubError(f"{quoted(reference)}: the Hub needs huggingface_hub: pip install huggingface_hub.") from None
     with quiet():
         if constants.HF_HUB_OFFLINE:
             return _from_cache(wanted, cache_dir, on_bytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -120,7 +121,7 @@ def _checked(path: Path, kind: str) -> Document:
 def _parse(path: Path) -> tuple[dict[str, Any], str]:
     try:
         data = read_limited(path, _LARGEST_DOCUMENT)
-        content = parse_json(data)
+        content = parse_json(data.removeprefix(BOM_UTF8))
     except OSError as error:
         raise TableError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:

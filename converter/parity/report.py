@@ -78,6 +78,8 @@ def findings(report: Report) -> list[str]:
         lines.append(f"which block is off by itself is not known: {report.skipped.get('injected', 'injected not run')}")
     for module in report.glue:
         lines.append(f"{plain(module_name(module))}: its parts agree, so the fault is in the code between them")
+    if first is not None and first is report.modes["propagated"][0]:
+        lines.append("the very first activation is off: was the capture made with these weights?")
     return lines
 
 

@@ -85,8 +85,7 @@ class Report:
         """One line for each activation and image beyond its limit, and for what could not be judged."""
         taps = [(mode, result) for mode, results in self.modes.items() for result in results]
         lines = [f"{mode}: {r.name}: {r.why(self.dtype)}" for mode, r in taps if not r.passed]
-        images = enumerate(self.detections)
-        return lines + [f"image {image}: {d.why(self.dtype)}" for image, d in images if d.passed is False]
+        return lines + [f"image {i}: {d.why(self.dtype)}" for i, d in enumerate(self.detections) if d.passed is False]
 
 
 def parity(

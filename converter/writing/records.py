@@ -17,10 +17,8 @@ from converter.mapping.documents import names_of
 
 _ENTRIES: Mapping[str, Mapping[str, type]] = {
     "config": {"model": str, "config": dict},
-    "conversion": {
-        "source": dict, "table": dict, "target": dict, "tensors": dict, "left_out": list, "converter": str,
-        "sha256": str, "lossless": bool,
-    },
+    "conversion": {"source": dict, "table": dict, "target": dict, "tensors": dict, "left_out": list, "converter": str,
+                   "sha256": str, "lossless": bool},
 }  # fmt: skip
 
 

@@ -32,8 +32,12 @@ def test_it_is_refused_in_a_few_words(what: str) -> None:
     assert len(str(caught.value)) < 500
 
 
-def test_a_byte_order_mark_is_skipped() -> None:
-    assert parse_json(b'\xef\xbb\xbf{"a": [1, 2.5, "\xc3\xa9", null]}') == {"a": [1, 2.5, "é", None]}
+def test_a_byte_order_mark_is_skipped_in_files_alone(tmp_path: Path) -> None:
+    text = b'\xef\xbb\xbf{"a": [1, 2.5, "\xc3\xa9", null]}'
+    (tmp_path / "file.json").write_bytes(text)
+    assert read_json(tmp_path / "file.json") == {"a": [1, 2.5, "é", None]}
+    with pytest.raises(ValueError, match=r"BOM|Expecting"):
+        parse_json(text)
 
 
 def test_only_regular_files_of_a_sensible_size_are_read(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_residue_of_other_weights_is_not_used_unless_one_insists(tmp_path: Pat
     )
     mmdet = ["convert", "--src", own, "--dst", tmp_path / "mmdet.pth", "--to", "mmdet-glip"]
     assert (
-        "left out of glip-official"
+        "is for the way back to glip-official"
         in refusal(*mmdet, "--residue", tmp_path / "own.safetensors.residue.safetensors", code=3)["message"]
     )
     assert "is not a residue" in refusal(*mmdet, "--residue", own, code=3)["message"]
@@ -342,4 +342,7 @@ def test_a_residue_that_is_not_used_is_mentioned(to: str, tmp_path: Path) -> Non
     out = tmp_path / "mmdet.pth"
     run("convert", "--src", tmp_path / "official.pth", "--dst", out, "--to", "mmdet-glip", "--keep-residue")
     result = run("convert", "--src", out, "--dst", tmp_path / "b.safetensors", "--to", to)
-    assert f"mmdet.pth.residue.safetensors was left out of glip-official, not of {to}, and is not used" in result.stderr
+    assert (
+        f"mmdet.pth.residue.safetensors is for the way back to glip-official, not to {to}, and is not used"
+        in result.stderr
+    )
