@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,13 @@ def test_exit_codes(source: Path, table: Path, tmp_path: Path) -> None:
     code, error = error_of("convert", "--src", source, "--dst", source, "--table", table, "--force")
     assert (code, error["type"]) == (6, "DestinationError")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_command_leaves_no_signal_handler_behind(source: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert CliRunner().invoke(main, ["inspect", str(source)]).exit_code == 0
+    assert CliRunner().invoke(main, ["inspect", "absent"]).exit_code == 3
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_long_refusal_is_cut_for_people(source: Path, tmp_path: Path) -> None:
