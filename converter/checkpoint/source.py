@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,14 +13,14 @@ from converter.display import file_name
 from converter.errors import CorruptCheckpointError, NotACheckpointError
 
 
-class Closing:
+class Closing(ABC):
     """A context manager whose `close` is called at its end."""
 
     __slots__ = ()
 
+    @abstractmethod
     def close(self) -> None:
         """Close what is open; a second call does nothing."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         return self

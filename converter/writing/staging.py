@@ -248,7 +248,7 @@ def writing(destination: Path) -> Iterator[None]:
             hint = "free some space or choose another destination"
         else:
             hint = "choose another destination"
-        raise DestinationError(f"{destination} cannot be written: {error.strerror}; {hint}") from error
+        raise DestinationError(f"{file_name(destination)} cannot be written: {error.strerror}; {hint}") from error
 
 
 def write_whole(path: Path, write: Callable[[Path], object], *, force: bool = True) -> None:

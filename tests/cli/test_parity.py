@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -197,6 +198,11 @@ def test_certify_and_verify(reference: Path, tmp_path: Path) -> None:
     weights.write_bytes(data)
     result = run("verify", weights)
     assert (result.exit_code, "changed: " in result.stdout) == (1, True)
+
+
+def test_what_no_input_can_show_is_said_beside_the_score(reference: Path, tmp_path: Path) -> None:
+    result = run("certify", saved_glip(tmp_path), "--reference", reference, "--mutate", 20)
+    assert re.search(r"mutations: \d+ of 20 noticed, \d+ that no input can show; score [01]\.\d{4}", result.stdout)
 
 
 def test_what_fails_is_not_certified(wrong: Path, reference: Path) -> None:

@@ -114,6 +114,13 @@ def test_errors_that_only_add_up_are_told_apart() -> None:
     assert findings(unknown)[1] == "which block is off by itself is not known: only probes were kept"
 
 
+def test_other_weights_are_suspected_where_nothing_ever_agreed() -> None:
+    question = "was the capture made with these weights?"
+    assert question in findings(report(tap("a", 1e-2), tap("b", 1e-1)))[-1]
+    assert not any(question in line for line in findings(report(tap("a"), tap("b", 1e-1))))
+    assert findings(report()) == []
+
+
 def test_the_worst_stands_first_and_rows_can_be_limited() -> None:
     taps = [tap("fine"), tap("near", 9e-11), tap("bad", 1e-9), tap("nan", math.nan), tap("open", limit=None)]
     exact = tap("none allowed", 1e-17, limit=0.0)
