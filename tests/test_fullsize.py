@@ -221,7 +221,7 @@ def test_faults_in_a_full_size_model_are_noticed(converted: Converted, tmp_path:
     write_capture(tmp_path / "whole.safetensors", tensors, facts, compact=False)
     with load_capture(tmp_path / "whole.safetensors") as whole:
         assert parity(subject(model), whole, modes=["injected"]).passed
-        score = mutation_score(subject(model), whole, 60)
+        score = mutation_score(subject(model), [whole], 60)
     assert {outcome.mutation.name for outcome in score.survivors} == {
         "Swin's mask minus infinity, not -100",
         "BERT's mask -10000, not the lowest number",

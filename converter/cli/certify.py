@@ -73,7 +73,7 @@ def certify(model: Path, references: Path, mutate: int, threads: int | None, for
                 click.echo(problem, err=True)
             click.echo(f"not certified: {len(problems)} comparisons did not pass", err=True)
             sys.exit(1 if any(report.passed is False for report in runs) else CaptureError.exit_code)
-        score = mutation_score(subject, capture, mutate) if mutate else None
+        score = mutation_score(subject, [capture], mutate, None, None) if mutate else None
         with progress(_size(model), "hashing") as advance:
             certify(model, capture, runs, score, subject, advance, before)
     if as_json:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from converter.parity.capture import Capture, Mode
+    from converter.parity.coverage import Coverage
     from converter.parity.family import Subject
     from converter.parity.mutate import Score
     from converter.parity.run import Report
@@ -26,6 +28,7 @@ Examples:
   converter parity glip-t.safetensors --reference captures/glip-t.safetensors --html report.html
   converter parity glip-t.safetensors --reference captures/glip-t.safetensors --dtype float32 --junit parity.xml
   converter parity glip-t.safetensors --reference captures/glip-t.safetensors --mutate 200
+  converter parity glip-t.safetensors --reference small.safetensors --reference large.safetensors --coverage
 \b
 Exit codes: 0 within every tolerance, 1 not, 8 could not be compared or judged;
 others as in 'converter --help'."""
@@ -46,7 +49,14 @@ class _Mutations(click.ParamType[int]):
 
 @click.command(epilog=_EPILOG)
 @click.argument("model_source", metavar="MODEL")
-@click.option("--reference", required=True, type=click.Path(path_type=Path), help="Capture to compare with.")
+@click.option(
+    "--reference",
+    "references",
+    required=True,
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Capture to compare with. Repeatable: of several, each is compared with.",
+)
 @click.option(
     "--mode",
     type=click.Choice(["propagated", "injected", "both"]),
@@ -56,20 +66,22 @@ class _Mutations(click.ParamType[int]):
 )
 @click.option("--gate", help="Another tolerance: a relative error like 1e-8, or 6x the captured model's own error.")
 @run_options("float64")
+@click.option("--coverage", "cover", is_flag=True, help="Also tell which elements of the weights the captures see.")
 @click.option("--mutate", type=_Mutations(), help="Make so many faults on purpose, and count those that are noticed.")
-@click.option("--rows", type=click.IntRange(1), default=20, show_default=True, help="Taps to print, worst first.")
+@click.option("--rows", type=click.IntRange(1), default=20, show_default=True, help="Rows of a table, worst first.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write a page to look at.")
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Also write JUnit XML.")
 @reports
 def parity(
     model_source: str,
-    reference: Path,
+    references: tuple[Path, ...],
     mode: str,
     gate: str | None,
     device: str,
     dtype: str,
     tf32: bool,
     threads: int | None,
+    cover: bool,
     mutate: int | None,
     rows: int,
     html: Path | None,
@@ -80,54 +92,115 @@ def parity(
     from converter.cli.families import load_subject
     from converter.cli.sources import locate
 
+    if cover and dtype != "float64":
+        raise click.UsageError(f"--coverage is told by a model in float64; leave out --dtype {dtype}")
     model = locate(model_source, quiet=as_json).path
     for output in (html, junit):
-        if output is not None and output.exists() and _is_input(output, model, reference):
+        if output is not None and output.exists() and _is_input(output, model, references):
             raise DestinationError(f"{output} is one of the inputs; choose another place")
     subject = load_subject(model, device, dtype, tf32, threads)
     from converter.checkpoint.hashes import file_sha256
-    from converter.parity import report as text
     from converter.parity.capture import load_capture
-    from converter.parity.certificate import score_json
     from converter.parity.run import parity as compare
 
     modes: Sequence[Mode] = ("propagated", "injected")
     if mode != "both":
         modes = [m for m in modes if m == mode]
-    with load_capture(reference) as capture:
-        report = compare(subject, capture, modes=modes, gate=gate, pictures=html is not None, twice=True)
-        # of a comparison that fails, mutations would tell nothing
-        score = mutation_score(subject, capture, mutate or None, gate) if mutate is not None and report.passed else None
-    hashes = {str(path): file_sha256(path) for path in (*weight_files(model), reference)}
-    _write_reports(report, hashes, html, junit)
+    with ExitStack() as stack:
+        captures = [stack.enter_context(load_capture(path)) for path in references]
+        pages = html is not None
+        found = [compare(subject, c, modes=modes, gate=gate, pictures=pages, twice=True) for c in captures]
+        result = _Result(
+            found, *_of_weights(subject, captures, gate, cover, mutate) if _passed(found) else (None, None)
+        )
+    hashes = {str(path): file_sha256(path) for path in (*weight_files(model), *references)}
+    _write_reports(result, hashes, html, junit)
     if as_json:
-        content = text.to_json(report) | {"sha256": hashes}
-        print_json(content | ({"mutations": score_json(score)} if score else {}))
+        print_json(_json(result, hashes))
     else:
-        click.echo(text.to_text(report, rows))
-        if score is not None:
-            _print_score(score)
-        elif mutate is not None:
-            click.echo("no mutations were made, since the comparison does not pass")
-    if report.passed is not True:
-        sys.exit(1 if report.passed is False else CaptureError.exit_code)
+        _print(result, rows, asked=cover or mutate is not None)
+    if not _passed(found):
+        sys.exit(1 if any(report.passed is False for report in found) else CaptureError.exit_code)
 
 
-def _is_input(output: Path, model: Path, reference: Path) -> bool:
-    return any(path.exists() and output.samefile(path) for path in (*weight_files(model), reference))
+class _Result(NamedTuple):
+    """A report for each capture; the others are of all captures together, None where they were not asked for."""
+
+    reports: list[Report]
+    coverage: Coverage | None
+    score: Score | None
 
 
-def _write_reports(report: Report, hashes: dict[str, str], html: Path | None, junit: Path | None) -> None:
+def _passed(reports: Sequence[Report]) -> bool:
+    return all(report.passed for report in reports)
+
+
+def _of_weights(
+    subject: Subject, captures: Sequence[Capture], gate: str | None, cover: bool, mutate: int | None
+) -> tuple[Coverage | None, Score | None]:
+    """What the captures see of the weights. Of a comparison that fails it would tell nothing."""
+    found = coverage(subject, captures, gate) if cover else None
+    if mutate is None:
+        return found, None
+    return found, mutation_score(subject, captures, mutate or None, gate, found)
+
+
+def _is_input(output: Path, model: Path, references: Sequence[Path]) -> bool:
+    return any(path.exists() and output.samefile(path) for path in (*weight_files(model), *references))
+
+
+def _write_reports(result: _Result, hashes: dict[str, str], html: Path | None, junit: Path | None) -> None:
     """As a page and as JUnit XML, where they are asked for."""
     from converter.parity.html import to_html
     from converter.parity.report import to_junit
     from converter.writing.staging import write_whole
 
     if html is not None:
-        page = to_html(report, hashes=hashes)
+        # one that fails, if any does, else one that could not be judged
+        first = min(result.reports, key=lambda report: (report.passed is not False, report.passed is True))
+        others = [report for report in result.reports if report is not first]
+        page = to_html(first, hashes=hashes, others=others, coverage=result.coverage)
         write_whole(html, lambda partial: partial.write_text(page, encoding="utf-8"))
     if junit is not None:
-        write_whole(junit, lambda partial: partial.write_bytes(to_junit(report)))
+        write_whole(junit, lambda partial: partial.write_bytes(to_junit(*result.reports)))
+
+
+def _json(result: _Result, hashes: dict[str, str]) -> dict[str, Any]:
+    """Of one capture its report; of several a list of them, and what they come to."""
+    from converter.parity import report as text
+    from converter.parity.certificate import score_json
+    from converter.parity.coverage_report import to_json
+
+    each = [text.to_json(report) for report in result.reports]
+    passed = text.overall(result.reports)
+    summary = {
+        "verdict": text.verdict(passed),
+        "passed": passed,
+        "problems": [f"{report.capture}: {line}" for report in result.reports for line in report.problems],
+        "references": each,
+    }
+    content: dict[str, Any] = (each[0] if len(each) == 1 else summary) | {"sha256": hashes}
+    if result.coverage is not None:
+        content["coverage"] = to_json(result.coverage)
+    if result.score is not None:
+        content["mutations"] = score_json(result.score)
+    return content
+
+
+def _print(result: _Result, rows: int, asked: bool) -> None:
+    from converter.parity import report as text
+    from converter.parity.coverage_report import to_text
+
+    for report in result.reports:
+        click.echo(text.to_text(report, rows))
+    if len(result.reports) > 1:
+        click.echo(f"all {len(result.reports)} captures: {text.verdict(text.overall(result.reports))}\n")
+    if result.coverage is not None:
+        click.echo(to_text(result.coverage, rows))
+    if result.score is not None:
+        _print_score(result.score)
+    elif asked and not _passed(result.reports):
+        click.echo("no mutations were made and no coverage computed, since the comparison does not pass")
 
 
 def weight_files(model: Path) -> list[Path]:
@@ -138,14 +211,25 @@ def weight_files(model: Path) -> list[Path]:
         return checkpoint.files
 
 
-def mutation_score(subject: Subject, capture: Capture, count: int | None, gate: str | None = None) -> Score:
+def coverage(subject: Subject, captures: Sequence[Capture], gate: str | None = None) -> Coverage:
     """With a bar on stderr."""
+    from converter.parity import coverage as seen
+
+    with progress(seen.work(subject, captures), "coverage", " passes of a tensor") as advance:
+        return seen.coverage(subject, captures, gate=gate, on_done=advance)
+
+
+def mutation_score(
+    subject: Subject, captures: Sequence[Capture], count: int | None, gate: str | None, found: Coverage | None
+) -> Score:
+    """With a bar on stderr. `found` explains what goes unnoticed; it is computed if it is None and needed."""
     from converter.parity import mutate
     from converter.parity.mutations import mutations
 
-    total = count or len(mutations(subject, capture.table))
+    total = count or len(mutations(subject, captures[0].table))
+    seen = (lambda: found or coverage(subject, captures, gate)) if subject.dtype == "float64" else None
     with progress(total, "mutations", " mutations") as advance:
-        return mutate.mutation_score(subject, capture, count, gate=gate, on_done=lambda: advance(1))
+        return mutate.mutation_score(subject, captures, count, gate=gate, coverage=seen, on_done=lambda: advance(1))
 
 
 def score_line(score: Score) -> str:
@@ -158,8 +242,13 @@ def score_line(score: Score) -> str:
 
 def _print_score(score: Score) -> None:
     click.echo(f"\n{score_line(score)}")
+    width = max(map(len, score.kinds), default=0)
+    for kind, numbers in score.kinds.items():
+        never = f", {numbers.equivalent} that no input can show" if numbers.equivalent else ""
+        click.echo(f"  {kind:<{width}}  {numbers.caught} of {numbers.made}{never}")
     for outcome in score.survivors:
-        click.echo(f"  not noticed: {outcome.mutation.kind}: {outcome.mutation.name}: {outcome.reason}")
+        loud = "not noticed" if outcome.explained else "NOT NOTICED, and it should be"
+        click.echo(f"  {loud}: {outcome.mutation.kind}: {outcome.mutation.name}: {outcome.reason}")
     if score.uncovered:
         click.echo(
             f"  {len(score.uncovered)} tensors share their shape with others and were not exchanged; --mutate all does"

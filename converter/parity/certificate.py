@@ -12,7 +12,7 @@ import base64
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,11 @@ def score_json(score: Score) -> dict[str, Any]:
         "caught": score.caught,
         "equivalent": score.equivalent,
         "score": score.value,
-        "survivors": [{"kind": o.mutation.kind, "name": o.mutation.name, "reason": o.reason} for o in score.survivors],
+        "kinds": {kind: asdict(numbers) for kind, numbers in score.kinds.items()},
+        "survivors": [
+            {"kind": o.mutation.kind, "name": o.mutation.name, "reason": o.reason, "explained": o.explained}
+            for o in score.survivors
+        ],
         "same_shape_not_exchanged": list(score.uncovered),
     }
 

@@ -108,7 +108,7 @@ class Comparison:
             name=name,
             module=module,
             own=activation.own(self.dtype, mode),
-            limit=self.gate.limit(activation, self.capture, self.dtype, mode),
+            limit=self.limit(name, mode),
         )
         if activation.compact:
             if tuple(found.shape) != activation.shape:
@@ -132,6 +132,10 @@ class Comparison:
             histogram=_histogram(expected, difference) if self.pictures else None,
             heat=_heat(difference, self.capture) if self.pictures else None,
         )
+
+    def limit(self, name: str, mode: Mode) -> float | None:
+        """What the relative error of the activation `name` may be; None if nothing says."""
+        return self.gate.limit(self.capture.activations[name], self.capture, self.dtype, mode)
 
     def expected(self, name: str, like: Tensor) -> Tensor:
         """The captured values in float64 on the CPU, cut to what `like` has where they differ in nothing else."""

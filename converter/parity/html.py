@@ -18,6 +18,8 @@ from typing import Any
 
 from converter.display import figure
 from converter.parity.compare import BINS, DECADES, TapResult
+from converter.parity.coverage import Coverage
+from converter.parity.coverage_report import to_html as coverage_html
 from converter.parity.detections import Box, DetectionResult
 from converter.parity.report import (
     PER_ACTIVATION,
@@ -43,8 +45,15 @@ _CLASSES: Mapping[bool | None, str] = {True: "pass", False: "fail", None: "open"
 _MOST_BOXES = 100  # of an image and kind, drawn and listed
 
 
-def to_html(report: Report, *, hashes: Mapping[str, str] | None = None) -> str:
-    """The page. `hashes`: SHA-256 by name of the files that took part, which a report does not know."""
+def to_html(
+    report: Report,
+    *,
+    hashes: Mapping[str, str] | None = None,
+    others: Sequence[Report] = (),
+    coverage: Coverage | None = None,
+) -> str:
+    """The page of `report`. `hashes`: SHA-256 by name of the files that took part, which a report does not know;
+    `others`: of the same model beside other captures, whose verdicts are listed; `coverage`: by all of them."""
     template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     # the page may run this script and use this style sheet, and nothing else
     policy = "; ".join(
@@ -54,11 +63,14 @@ def to_html(report: Report, *, hashes: Mapping[str, str] | None = None) -> str:
     parts = {
         "policy": policy,
         "title": _text(f"Parity: {report.capture}: {verdict(report.passed)}"),
-        "verdict": _verdict(report),
+        "verdict": _verdict(report, others),
         "findings": _findings(report),
         "rows": "\n".join(_rows(report)),
         "detections": "\n".join(_image(report, i, d) for i, d in enumerate(report.detections))
         or "<p>No detections were compared.</p>",
+        "weights": coverage_html(coverage)
+        if coverage is not None
+        else "<p>Not computed. <code>converter parity --coverage</code> does.</p>",
         "settings": _settings(report, hashes or {}),
         "data": _data(report),
     }
@@ -86,7 +98,7 @@ def _link(name: str) -> str:
     return f'<a href="#tap={target}">{_code(name)}</a>'
 
 
-def _verdict(report: Report) -> str:
+def _verdict(report: Report, others: Sequence[Report]) -> str:
     passed, loud = report.passed, looser(report.gate)
     lines = [
         f'<p class="verdict {_CLASSES[passed]}" role="status">{_text(verdict(passed))}</p>',
@@ -97,6 +109,9 @@ def _verdict(report: Report) -> str:
     ]
     for image, detection in enumerate(report.detections):
         lines.append(f"<li>image {image}: {_text(_detected(report, detection))}</li>")
+    for other in others:
+        word = f"<span class='{_CLASSES[other.passed]}'>{_text(verdict(other.passed))}</span>"
+        lines.append(f"<li>beside capture {_code(other.capture)}: {word}</li>")
     lines += [
         "</ul>",
         f"<p>Gate: {_text(str(report.gate))} ({_text(report.gate.reason.rstrip('.'))}).</p>",

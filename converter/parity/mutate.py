@@ -1,13 +1,13 @@
-"""How many faults a capture would catch: the mutation score of a comparison.
+"""How many faults some captures would catch: the mutation score of a comparison.
 
-Where the capture can be injected, only the blocks that a mutation touches are run, from captured inputs. Their outputs
-are those of a whole injected run, in which every other block computes the same as before. Otherwise the whole model
-runs, up to the first activation beyond its limit.
+First only the blocks that a mutation touches are run, from the captured inputs, or from those that the sound model
+gives them where the capture is compact. Their outputs are those of a whole run in which every other block computes the
+same as before. What these do not show is run as a whole, up to the first activation beyond its limit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from converter.errors import CaptureError
 from converter.mapping.entries import Tap
 from converter.parity.capture import Capture, Mode
 from converter.parity.compare import TapResult
+from converter.parity.coverage import Coverage, Reason
 from converter.parity.device import deterministic
 from converter.parity.family import Subject
 from converter.parity.gates import find_gate
@@ -28,12 +29,31 @@ from converter.parity.taps import observe
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a mutation. `caught`: the activation (or 'detections') that showed it; `reason`: why none did."""
+    """What became of a mutation.
+
+    Args:
+        caught: the activation (or 'detections') that showed it, None if none did.
+        relative: the largest error.
+        reason: why none did.
+        equivalent: no input can show it.
+        explained: it is known why these captures do not; if not, they fail where they should not.
+    """
 
     mutation: Mutation
     caught: str | None
     relative: float
-    reason: str | None
+    reason: str | None = None
+    equivalent: bool = False
+    explained: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Of one kind of mutation: how many were made, how many of them noticed, and how many no input can show."""
+
+    made: int
+    caught: int
+    equivalent: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +77,23 @@ class Score:
     @property
     def equivalent(self) -> int:
         """How many of the survivors no input can show: they compute the same, and say nothing of the comparison."""
-        return sum(outcome.mutation.invisible is not None for outcome in self.survivors)
+        return sum(outcome.equivalent for outcome in self.survivors)
+
+    @property
+    def failures(self) -> tuple[Outcome, ...]:
+        """Survivors that nothing explains."""
+        return tuple(outcome for outcome in self.survivors if not outcome.explained)
+
+    @property
+    def kinds(self) -> Mapping[str, Kind]:
+        """By kind, in the order in which they were made."""
+        by_kind: dict[str, list[Outcome]] = {}
+        for outcome in self.outcomes:
+            by_kind.setdefault(outcome.mutation.kind, []).append(outcome)
+        return {
+            kind: Kind(len(those), sum(o.caught is not None for o in those), sum(o.equivalent for o in those))
+            for kind, those in by_kind.items()
+        }
 
     @property
     def value(self) -> float:
@@ -73,26 +109,27 @@ class _Told(Exception):
 
 
 class _Suite:
-    """The comparison, ready to be run again and again on a model that passes it."""
+    """A comparison with one capture, ready to be run again and again on a model that passes it."""
 
     def __init__(self, subject: Subject, capture: Capture, gate: str | None) -> None:
         self.capture = capture
         self.run = Run.of(subject, capture, find_gate(subject.device, subject.dtype, gate))
-        self.mode: Mode = "propagated" if capture.compact else "injected"
+        self.mode: Mode = "propagated"
         self.largest = 0.0
         self.modules = dict(subject.model.named_modules())
         self.tapped = list(dict.fromkeys(tap.target for tap in self.run.taps))
         self.inputs: dict[str, tuple[Any, Any]] = {}
-        self.judge(None)  # a model that fails already would make every mutation look caught
+        self._begin()
         if self._detect()[0]:
             raise CaptureError(
                 f"capture {capture.name!r}: its detections differ before anything was changed. Mutations say "
                 "nothing about a comparison that fails."
             )
-        if not capture.compact:
-            self._keep_inputs()
 
-    def _keep_inputs(self) -> None:
+    def _begin(self) -> None:
+        """The sound model as a whole, with the inputs of all blocks kept: one that fails would make every mutation look
+        caught."""
+
         def keep(path: str) -> Callable[..., None]:
             return lambda module, arguments, named: self.inputs.__setitem__(path, (arguments, named))
 
@@ -100,12 +137,18 @@ class _Suite:
             self.modules[path].register_forward_pre_hook(keep(path), with_kwargs=True) for path in self.tapped if path
         ]
         try:
-            self._whole()
+            self._whole("propagated" if self.capture.compact else "injected")
+        except _Told as told:
+            raise CaptureError(
+                f"capture {self.capture.name!r}: {told.result.name} is off before anything was changed "
+                f"(relative error {told.result.relative:.1e}). Mutations say nothing about a comparison that fails."
+            ) from None
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _whole(self) -> None:
+    def _whole(self, mode: Mode) -> None:
+        self.mode = mode
         with observe(self.run.subject.model, self.run.taps, self._measure):
             self.run.again()
 
@@ -114,35 +157,27 @@ class _Suite:
         if not result.passed:
             raise _Told(result)
         self.largest = max(self.largest, result.relative)
-        if self.capture.compact or not tap.target:
+        if self.mode == "propagated" or not tap.target:
             return None
         return self.run.comparison.expected(tap.source, value).to(value)
 
-    def judge(self, mutation: Mutation | None) -> tuple[str | None, float]:
-        """Run what a mutation can change: what showed it, if anything, and the largest error.
-
-        Without a mutation everything runs, and what is off is an error.
-        """
+    def judge(self, mutation: Mutation) -> tuple[str | None, float]:
+        """Run what a mutation can change: what showed it, if anything, and the largest error."""
         self.largest = 0.0
-        if mutation is None:
-            self._whole()
-            return None, self.largest
         try:
             if mutation.detections:
                 return self._detect()
-            if self.capture.compact:
-                self._whole()
-            else:
-                for path in self._touched(mutation.targets):
-                    self._again(path)
+            for path in self._touched(mutation.targets):
+                self._again(path)
+            self._whole("propagated")
         except _Told as told:
             return told.result.name, told.result.relative
         return None, self.largest
 
     def _again(self, path: str) -> None:
         if not path:
-            self._whole()
-            return
+            return  # the whole model is run anyway
+        self.mode = "propagated" if self.capture.compact else "injected"
         arguments, named = self.inputs[path]
         with observe(self.run.subject.model, self.run.taps, self._measure):
             self.modules[path](*arguments, **named)
@@ -164,40 +199,83 @@ class _Suite:
 
 def mutation_score(
     subject: Subject,
-    capture: Capture,
+    captures: Sequence[Capture],
     count: int | None = None,
     *,
     gate: str | None = None,
+    coverage: Callable[[], Coverage] | None = None,
     on_done: Callable[[], object] = lambda: None,
 ) -> Score:
-    """Make `count` mutations of a model (all of them if None), and see which of them the capture tells.
+    """Make `count` mutations of a model (all of them if None), and see which of them any of the captures tells.
 
-    The model must be in a dtype that the capture can judge, and pass; it is left as it was. CaptureError otherwise.
+    The model must be in a dtype that the captures can judge, and pass; it is left as it was. CaptureError otherwise.
+    `coverage` gives what the captures see; it is asked once, if a mutation of tensors went unnoticed.
     """
     with torch.inference_mode(False), torch.no_grad(), deterministic():
-        try:
-            suite = _Suite(subject, capture, gate)
-        except _Told as told:
-            raise CaptureError(
-                f"capture {capture.name!r}: {told.result.name} is off before anything was changed "
-                f"(relative error {told.result.relative:.1e}). Mutations say nothing about a comparison that fails."
-            ) from None
-        every = mutations(subject, capture.table)
+        suites = [_Suite(subject, capture, gate) for capture in captures]
+        every = mutations(subject, captures[0].table)
         chosen = every if count is None else choose(every, count)
         outcomes = []
         for mutation in chosen:
             with mutation.make(subject.model):
-                caught, relative = suite.judge(mutation)
-            outcomes.append(Outcome(mutation, caught, relative, None if caught else _reason(mutation, relative)))
+                outcomes.append(_outcome(mutation, suites))
             on_done()
+    del suites  # with the inputs of all blocks, before memory is needed for coverage
+    outcomes = list(_explained(subject, outcomes, coverage))
     same_shape = {name for m in every if m.kind == "swap" for name in m.targets}
     covered = {name for m in chosen if m.kind == "swap" for name in m.targets}
     return Score(tuple(outcomes), len(every), tuple(sorted(same_shape - covered)))
 
 
-def _reason(mutation: Mutation, relative: float) -> str:
-    if mutation.invisible:
-        return f"no input can show it: {mutation.invisible}"
-    if mutation.detections:
-        return "with these inputs the same objects are detected"
-    return f"with these inputs no activation is off by more than {relative:.1e}"
+def _outcome(mutation: Mutation, suites: Sequence[_Suite]) -> Outcome:
+    largest = 0.0
+    for suite in suites:
+        caught, relative = suite.judge(mutation)
+        if caught is not None:
+            return Outcome(mutation, caught, relative)
+        largest = max(largest, relative)
+    return Outcome(mutation, None, largest)
+
+
+def _explained(
+    subject: Subject, outcomes: Sequence[Outcome], coverage: Callable[[], Coverage] | None
+) -> Iterable[Outcome]:
+    """The same outcomes, each survivor with its reason."""
+    found: Coverage | None = None
+    for outcome in outcomes:
+        mutation = outcome.mutation
+        if outcome.caught is not None:
+            yield outcome
+            continue
+        changed = _changed(subject, mutation)
+        seen = f"with these inputs no activation is off by more than {outcome.relative:.1e}"
+        if mutation.invisible:
+            yield _survivor(outcome, f"no input can show it: {mutation.invisible}", equivalent=True)
+        elif mutation.detections:
+            yield _survivor(outcome, "with these inputs the same objects are detected", explained=False)
+        elif not changed:
+            yield _survivor(outcome, seen, explained=False)
+        elif not any(bool(elements.any()) for elements in changed.values()):
+            yield _survivor(outcome, "it changes nothing: the numbers are the same", equivalent=True)
+        elif coverage is None:
+            yield _survivor(outcome, seen, explained=False)
+        else:
+            found = found or coverage()
+            reasons = found.explanation(changed)
+            if reasons is None:
+                yield _survivor(outcome, f"{seen}, though some of what it changes is seen", explained=False)
+            else:
+                yield _survivor(outcome, f"not seen: {reasons}", equivalent=reasons == Reason.NO_INPUT.value)
+
+
+def _survivor(outcome: Outcome, reason: str, *, explained: bool = True, equivalent: bool = False) -> Outcome:
+    return Outcome(outcome.mutation, None, outcome.relative, reason, equivalent, explained)
+
+
+def _changed(subject: Subject, mutation: Mutation) -> dict[str, Tensor]:
+    """Which elements of which parameters a mutation changes; none, if it is one of code."""
+    every = dict(subject.model.named_parameters())
+    parameters = {name: every[name] for name in mutation.targets if name in every}
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    with mutation.make(subject.model):
+        return {name: (parameter.detach() != before[name]).cpu() for name, parameter in parameters.items()}

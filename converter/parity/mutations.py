@@ -70,23 +70,61 @@ def mutations(subject: Subject, table: str | None = None) -> list[Mutation]:
             found.append(Mutation("swap", " <-> ".join(pair), partial(_replaced, pair, _exchange), pair))
     heads = subject.family.heads(model)
     for name, parameter in parameters.items():
-        found += _of_tensor(name, parameter, heads.get(name, 0))
+        joined = parameters.get(name.removesuffix(".bias") + ".weight", parameter)
+        found += _of_tensor(name, parameter, heads.get(name, 0), joined)
     found += _of_sources(subject.config, table or subject.family.table)
     return found
 
 
-def _of_tensor(name: str, parameter: Tensor, heads: int) -> Iterator[Mutation]:
-    def one(kind: str, change: Callable[[Tensor], Tensor]) -> Mutation:
-        return Mutation(kind, name, partial(_replaced, (name,), lambda values: [change(values[0])]), (name,))
+def _of_tensor(name: str, parameter: Tensor, heads: int, weight: Tensor) -> Iterator[Mutation]:
+    """`heads`: blocks of its rows, 0 if they are not divided; `weight`: that of its layer, itself if it has none."""
+
+    def one(kind: str, change: Callable[[Tensor], Tensor], where: str = "") -> Mutation:
+        return Mutation(kind, name + where, partial(_replaced, (name,), lambda values: [change(values[0])]), (name,))
 
     yield one("negate", torch.neg)
     yield one("drop", torch.zeros_like)
-    if len(parameter) > 1:
-        yield one("off by one", lambda x: x.roll(1, 0))
+    place = random.Random(name).randrange(parameter.numel())
+    yield one("element", partial(_one_element, place), f" [{place}]")
     if parameter.dim() == 2 and parameter.shape[0] == parameter.shape[1] > 1:
         yield one("transpose", lambda x: x.T)
-    if heads:
-        yield one("permute heads", lambda x: x.roll(len(x) // heads, 0))
+    for axis, length in enumerate(parameter.shape):
+        where = f", axis {axis}"
+        if length > 1:
+            yield one("roll", partial(torch.roll, shifts=1, dims=axis), where)
+        if length > 3:  # of less, it is a roll
+            yield one("halves", partial(_blocks_exchanged, axis, 2, 0), where)
+        if axis > 1 and parameter.dim() == 4 and length > 1:
+            yield one("flip", partial(torch.flip, dims=(axis,)), where)
+            for index in range(length):
+                yield one("zero slice", partial(_slice_zeroed, axis, index), f"{where}, {index}")
+    if heads > 1:
+        yield one("exchange heads", partial(_blocks_exchanged, 0, heads, random.Random(name).randrange(heads - 1)))
+    if weight.dim() == 2 and weight.shape[0] == 3 * weight.shape[1]:  # query, key and value in one
+        yield one("q/k/v order", partial(_blocks_exchanged, 0, 3, 0), ": query <-> key")
+        yield one("q/k/v order", partial(_blocks_exchanged, 0, 3, 1), ": key <-> value")
+
+
+def _one_element(place: int, x: Tensor) -> Tensor:
+    """One element is larger by the RMS of all."""
+    changed = x.clone()
+    changed.view(-1)[place] += float(x.double().square().mean().sqrt()) or 1.0
+    return changed
+
+
+def _blocks_exchanged(axis: int, blocks: int, first: int, x: Tensor) -> Tensor:
+    """Of so many blocks of an axis, `first` and the next one in each other's place; what is left over stays."""
+    size = x.shape[axis] // blocks
+    index = torch.arange(x.shape[axis])
+    begin = first * size
+    index[begin : begin + 2 * size] = index[begin : begin + 2 * size].roll(size)
+    return x.index_select(axis, index)
+
+
+def _slice_zeroed(axis: int, index: int, x: Tensor) -> Tensor:
+    changed = x.clone()
+    changed.select(axis, index).zero_()
+    return changed
 
 
 def _of_sources(config: Config, table: str) -> Iterator[Mutation]:

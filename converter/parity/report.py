@@ -30,6 +30,12 @@ def verdict(passed: bool | None) -> str:
     return "could not be judged" if passed is None else VERDICTS[passed]
 
 
+def overall(reports: Sequence[Report]) -> bool | None:
+    """What several reports of one model come to: passed if all did, not passed if one did not."""
+    verdicts = {report.passed for report in reports}
+    return False if False in verdicts else None if None in verdicts else True
+
+
 def module_name(module: str) -> str:
     """The outputs of a model belong to no module inside it."""
     return module or "(the whole model)"
@@ -237,11 +243,24 @@ def json_safe(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def to_junit(report: Report) -> bytes:
-    """JUnit XML: a suite for each mode and one for the detections, a case for each activation and image.
+def to_junit(*reports: Report) -> bytes:
+    """JUnit XML: of each report a suite for each mode and one for the detections; a case for each activation and image.
 
     What was not judged, and a mode that cannot be had, count as skipped.
     """
+    names = ", ".join(report.capture for report in reports)
+    word = verdict(overall(reports))
+    root = ElementTree.Element("testsuites", name=printable(f"parity with {names}: {word}"))
+    suites = [suite for report in reports for suite in _suites(report)]
+    for total in ("tests", "failures", "errors", "skipped"):
+        root.set(total, str(sum(int(suite.get(total, "0")) for suite in suites)))
+    root.extend(suites)
+    ElementTree.indent(root)
+    xml: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return xml + b"\n"
+
+
+def _suites(report: Report) -> list[ElementTree.Element]:
     suites: list[ElementTree.Element] = []
     for mode, results in report.modes.items():
         cases = [(r.name, r.passed, r.why(report.dtype), module_name(r.module)) for r in results]
@@ -256,13 +275,7 @@ def to_junit(report: Report) -> bytes:
             for i, d in enumerate(report.detections)
         ]  # fmt: skip
         suites.append(_suite(report, "detections", images))
-    root = ElementTree.Element("testsuites", name=printable(f"parity with {report.capture}: {verdict(report.passed)}"))
-    for total in ("tests", "failures", "errors", "skipped"):
-        root.set(total, str(sum(int(suite.get(total, "0")) for suite in suites)))
-    root.extend(suites)
-    ElementTree.indent(root)
-    xml: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
-    return xml + b"\n"
+    return suites
 
 
 def _suite(report: Report, name: str, cases: Sequence[tuple[str, bool | None, str, str]]) -> ElementTree.Element:

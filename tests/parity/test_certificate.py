@@ -35,7 +35,7 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
             weights,
             capture,
             [parity(subject(model), capture)],
-            mutation_score(subject(model), capture, 20),
+            mutation_score(subject(model), [capture], 20),
             subject(model),
         )
     return weights

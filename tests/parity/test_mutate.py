@@ -16,6 +16,7 @@ from converter.errors import CaptureError
 from converter.glip.mistakes import MISTAKES, Mistake
 from converter.parity import mutate
 from converter.parity.capture import Capture, load_capture, write_capture
+from converter.parity.coverage import coverage
 from converter.parity.mutate import Score, mutation_score
 from converter.parity.mutations import Mutation, choose, mutations
 from converter.parity.run import Run, parity
@@ -37,7 +38,8 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def score(capture: Capture) -> Score:
     """Of all mutations of the small model."""
-    return mutation_score(subject(small_glip()), capture)
+    model = subject(small_glip())
+    return mutation_score(model, [capture], coverage=lambda: coverage(model, [capture]))
 
 
 @pytest.mark.parametrize("mistake", [m for m in VISIBLE if not m.detections], ids=lambda mistake: mistake.name)
@@ -91,7 +93,7 @@ def test_every_tensor_of_a_shape_that_another_has_is_exchanged(score: Score) -> 
 
 
 def test_a_part_says_which_tensors_it_did_not_exchange(capture: Capture) -> None:
-    score = mutation_score(subject(small_glip()), capture, 30)
+    score = mutation_score(subject(small_glip()), [capture], 30)
     assert len(score.outcomes) == 30
     assert score.uncovered
 
@@ -99,7 +101,7 @@ def test_a_part_says_which_tensors_it_did_not_exchange(capture: Capture) -> None
 def test_the_model_is_as_it_was(capture: Capture) -> None:
     model, gelu = small_glip(), F.gelu
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    mutation_score(subject(model), capture, 60)
+    mutation_score(subject(model), [capture], 60)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert F.gelu is gelu
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
@@ -121,8 +123,9 @@ def test_rows_that_a_table_joins_are_exchanged(fusion: bool) -> None:
 
 def test_a_compact_capture_notices_as_much(tmp_path: Path) -> None:
     with small_capture(tmp_path, compact=True) as compact:
-        score = mutation_score(subject(small_glip()), compact, 60)
-    assert {o.mutation.name for o in score.survivors if not o.mutation.invisible} <= {"no threshold of scores"}
+        model = subject(small_glip())
+        score = mutation_score(model, [compact], 60, coverage=lambda: coverage(model, [compact]))
+    assert {o.mutation.name for o in score.failures} <= {"no threshold of scores"}
 
 
 def test_a_capture_that_sees_nothing_of_it_lets_mutations_survive(
@@ -136,7 +139,7 @@ def test_a_capture_that_sees_nothing_of_it_lets_mutations_survive(
         return replace(run, taps=tuple(tap for tap in run.taps if tap.source.startswith("backbone.")))
 
     monkeypatch.setattr(Run, "of", classmethod(image_only))
-    score = mutation_score(subject(small_glip()), capture, 100)
+    score = mutation_score(subject(small_glip()), [capture], 100)
     assert score.value < 0.7
     assert any("no activation is off" in (outcome.reason or "") for outcome in score.survivors)
 
@@ -146,7 +149,7 @@ def test_a_model_that_fails_already_has_no_score(capture: Capture) -> None:
     with torch.no_grad():
         model.head.bias += 1
     with pytest.raises(CaptureError, match="is off before anything was changed"):
-        mutation_score(subject(model), capture, 5)
+        mutation_score(subject(model), [capture], 5)
 
 
 def test_a_capture_of_other_detections_has_no_score(tmp_path: Path) -> None:
@@ -154,11 +157,11 @@ def test_a_capture_of_other_detections_has_no_score(tmp_path: Path) -> None:
     tensors["detections.0.labels"] = 3 - tensors["detections.0.labels"]
     write_capture(tmp_path / "labels.safetensors", tensors, FACTS, compact=False)
     with load_capture(tmp_path / "labels.safetensors") as other, pytest.raises(CaptureError, match="its detections"):
-        mutation_score(subject(small_glip()), other, 5)
+        mutation_score(subject(small_glip()), [other], 5)
 
 
 def test_a_mutation_that_changes_nothing_survives(capture: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = Mutation("negate", "nothing", next(m.make for m in MISTAKES if m.invisible))
     monkeypatch.setattr(mutate, "mutations", lambda model, table: [nothing])
-    score = mutation_score(subject(small_glip()), capture)
+    score = mutation_score(subject(small_glip()), [capture])
     assert (score.value, len(score.survivors), score.equivalent) == (0.0, 1, 0)

@@ -35,7 +35,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
             single,
             capture,
             [parity(subject(model), capture)],
-            mutation_score(subject(model), capture, 5),
+            mutation_score(subject(model), [capture], 5),
             subject(model),
         )
     inside = folder / "glip"
