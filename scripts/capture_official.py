@@ -6,9 +6,11 @@
         --weights glip_tiny_model_o365_goldg_cc_sbu.pth --taps taps.json --dst glip-t-real.safetensors
     converter parity glip-t.safetensors --reference glip-t-real.safetensors  # and back
 
-This file alone is needed there: Python 3.8 or newer, torch, safetensors and the official package
-(Pillow or OpenCV for --image). The model runs in float32 and in float64; every activation that taps.json
-names is written as computed in float64, with the relative error of the float32 run beside it.
+This file alone is needed there: Python 3.8 or newer, torch, numpy, safetensors and the official package
+(Pillow or OpenCV for --image). The model runs in float32 and in float64. Of every activation that taps.json names
+a few hundred numbers are written, as computed in float64 (`probe` below), with the relative error of the float32 run
+beside them: some 6 MB, most of it the images. --full writes the activations whole: hundreds of megabytes, for
+comparing block by block.
 
 Before that it has to show that
   - every parameter came from the checkpoint. The official loader leaves what does not match as it was, with a
@@ -17,11 +19,16 @@ Before that it has to show that
     detections, bit for bit.
 Otherwise nothing is written.
 
+The official model runs on captions as it pads them. Of the padding only that is kept which fills up the longest
+caption to a multiple of 32 tokens: the in-house model computes no more, so errors and probes of more could not be
+compared. Nothing else depends on the padding, which is masked.
+
 Images: --image, read as the official code reads them (BGR, resized, minus PIXEL_MEAN, divided by PIXEL_STD, padded
-with zeros to a multiple of DATALOADER.SIZE_DIVISIBILITY). Without it, two synthetic ones of 64x93 and 49x80 pixels,
-the same everywhere: byte k of image I, in the order row, column, channel (B, G, R), is byte k mod 32 of the SHA-256
-of the ASCII text "glip synthetic image I block K" with K = k div 32. The capture holds the inputs as the model
-got them, so whoever compares needs neither images nor tokenizer.
+with zeros to a multiple of DATALOADER.SIZE_DIVISIBILITY). Without it, the synthetic ones of SYNTHETIC, the same
+everywhere, as they are made of integers alone: over a smooth background lie shapes (`synthetic_image`), flat, shaded,
+striped or noisy. They differ in size, in the number of shapes and in what these show, so that few units of the
+network are dead on all of them. The capture holds the inputs as the model got them, so whoever compares needs neither
+images nor tokenizer.
 """
 
 # ruff: noqa: B905 - zip has no `strict` before Python 3.10
@@ -30,6 +37,7 @@ from __future__ import annotations  # Python 3.8 then takes `list[str]` and `str
 import argparse
 import contextlib
 import hashlib
+import io
 import json
 import os
 import platform
@@ -41,13 +49,31 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 BACKBONE, TEXT, HEAD, SELECTOR = "backbone", "language_backbone", "rpn.head", "rpn.box_selector_test"
-SYNTHETIC_SIZES = ((64, 93), (49, 80))
-CAPTIONS = ("person. bicycle. hair drier. traffic light. ", "a wooden boat. umbrella. cell phone. ")
+TOKEN_LOGITS = HEAD + ".dot_product_logits."  # + level: what has its tokens in the last place
+TEXT_MULTIPLE = 32  # how many tokens are computed is a multiple of this
+SAMPLES, PROJECTIONS = 256, 64  # of a probe
+# height, width and shapes of each: sides of 257 to 288 pixels give 5x5 and 3x3 cells on the two coarsest levels
+SYNTHETIC = ((288, 288, 6), (281, 271, 24), (277, 288, 96), (288, 263, 400), (265, 288, 6))
+CAPTIONS = (
+    "person. traffic light. street sign. red brick wall. wooden boat. umbrella. cell phone. fire truck. old stone "
+    "bridge. yellow school bus. bicycle. dog. black cat. coffee cup. kitchen table. window. green tree. white paper "
+    "bag. leather shoe. clock tower. mountain. ",
+    "horse. tennis ball. glass bottle. blue plastic chair. flower. airplane. baseball bat. big round mirror. car. "
+    "train station. small white bird. book. computer screen. wine glass. sheep. apple tree. orange. guitar. bed. fork. "
+    "lamp. ",
+    "elephant. snow board. garden fence. long wooden bench. bear. tall grass. river bank. camera. suit case. red "
+    "rose. sports car. hat. silver spoon. fish. police officer. large blue door. knife. roof. carpet. ",
+    "child. running shoe. birthday cake. brown leather belt. piano. motor cycle. ice cream. broken window. pizza. hand "
+    "bag. cow. open book. ship. striped shirt. moon. swimming pool. desk. ",
+    "man with hat. two dogs. empty street. wet sand. wheel. flag. blue sky. grey cloud. small town. iron gate. "
+    "chocolate. drum. goat. farm house. dirty plate. ",
+)
 EPILOG = """\
 examples:
   python capture_official.py --config configs/pretrain/glip_Swin_T_O365_GoldG.yaml --weights glip-t.pth \\
       --taps taps.json --dst glip-t-real.safetensors
-  python capture_official.py ... --image street.jpg --caption "person. car. traffic light. "
+  python capture_official.py ... --image street.jpg park.jpg --caption "person. car. traffic light. "
+  python capture_official.py ... --full                                   # to compare block by block
   python capture_official.py ... --set MODEL.LANGUAGE_BACKBONE.MAX_QUERY_LEN 32
   python capture_official.py ... --allow-unloaded rpn.head.cls_logits     # a file without these unused weights
 
@@ -161,28 +187,60 @@ def sha256_of_sources(folder: str) -> str:
     return hashlib.sha256(b"".join(lines)).hexdigest()
 
 
-def synthetic_image(index: int, height: int, width: int) -> Any:
-    """(H, W, 3) uint8, by the rule at the top of this file."""
-    length = height * width * 3
-    blocks = (f"glip synthetic image {index} block {k}".encode("ascii") for k in range(-(-length // 32)))
-    return from_bytes(b"".join(hashlib.sha256(text).digest() for text in blocks)[:length], height, width)
+def synthetic_image(index: int, height: int, width: int, shapes: int) -> Any:
+    """(H, W, 3) uint8 in the order B, G, R, of shapes that are painted one over the other, the first over everything.
+
+    Numbers are drawn from PCG64(index), the upper 24 bits each: 15 for a shape, then one per pixel if it is noisy.
+    Later shapes are smaller, down to an eighth of the image. All of it is integer arithmetic.
+    """
+    import numpy as np
+
+    random = np.random.PCG64(index)
+
+    def draw(count: int) -> Any:
+        return (random.random_raw(count) >> np.uint64(40)).astype(np.int64)
+
+    rows, columns = np.mgrid[0:height, 0:width]
+    image = np.zeros((height, width, 3), np.int64)
+    for shape in range(shapes):
+        tall, broad, row, column, outline, filling, steep, flat, period, *colours = (int(x) for x in draw(15))
+        y, x = rows - row % height, columns - column % width
+        if shape == 0:
+            tall = broad = 2 * max(height, width)
+        else:
+            tall = 2 + tall % (height // min(shape + 1, 8))
+            broad = 2 + broad % (width // min(shape + 1, 8))
+        if outline % 2:
+            inside = (y * broad) ** 2 + (x * tall) ** 2 <= (tall * broad) ** 2
+        else:
+            inside = (abs(y) <= tall) & (abs(x) <= broad)
+        if filling % 4 == 0 or shape == 0:  # shaded from the centre on
+            share = (abs(y) * 255 // tall + abs(x) * 255 // broad) // 2
+        elif filling % 4 == 1:  # stripes
+            share = (y * (1 + steep % 5) + x * (flat % 5)) // (1 + period % 12) % 2 * 255
+        elif filling % 4 == 2:  # noise
+            share = draw(height * width).reshape(height, width) % 256
+        else:
+            share = np.zeros_like(y)
+        first, second = (np.array(of_three) % 256 for of_three in (colours[:3], colours[3:]))
+        colour = first + (second - first) * share[..., None] // 255
+        image = np.where(inside[..., None], colour, image)
+    return as_image(image.astype(np.uint8))
 
 
-def from_bytes(data: bytes, height: int, width: int) -> Any:
-    """(H, W, 3) uint8."""
+def as_image(pixels: Any) -> Any:
+    """A tensor in memory of its own of an array (H, W, 3) uint8."""
     import torch
 
-    if hasattr(torch, "frombuffer"):
-        flat = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    else:  # torch < 1.10
-        flat = torch.ByteTensor(torch.ByteStorage.from_buffer(bytearray(data)))
-    return flat.view(height, width, 3).clone()
+    return torch.from_numpy(pixels).clone()
 
 
 def read_image(path: str, min_size: int, max_size: int) -> Any:
     """(H, W, 3) uint8 in the order B, G, R, resized; Stop if it cannot be read."""
     if not os.path.isfile(path):
         raise Stop(f"--image {path}: no such file")
+    import numpy as np
+
     try:
         from PIL import Image
     except ImportError:
@@ -194,7 +252,7 @@ def read_image(path: str, min_size: int, max_size: int) -> Any:
         raise Stop(f"--image {path}: {error}") from None
     height, width = resized(image.size[1], image.size[0], min_size, max_size)
     image = image.resize((width, height), Image.BILINEAR)
-    return from_bytes(image.tobytes(), height, width).flip(2)
+    return as_image(np.array(image)).flip(2)
 
 
 def read_image_by_opencv(path: str, min_size: int, max_size: int) -> Any:
@@ -207,8 +265,7 @@ def read_image_by_opencv(path: str, min_size: int, max_size: int) -> Any:
     if image is None:
         raise Stop(f"--image {path}: OpenCV cannot read it")
     height, width = resized(image.shape[0], image.shape[1], min_size, max_size)
-    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    return from_bytes(image.tobytes(), height, width)
+    return as_image(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR))
 
 
 def resized(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
@@ -329,7 +386,7 @@ def make_batch(cfg: Any, model: Any, arguments: argparse.Namespace) -> Batch:
         max_size = arguments.max_size or cfg.INPUT.MAX_SIZE_TEST
         images = [read_image(path, int(min_size), int(max_size)) for path in arguments.image]
     else:
-        images = [synthetic_image(index, *size) for index, size in enumerate(SYNTHETIC_SIZES)]
+        images = [synthetic_image(index, *settings) for index, settings in enumerate(SYNTHETIC)]
     captions = list(arguments.caption or CAPTIONS)
     if len(captions) == 1:
         captions *= len(images)
@@ -467,7 +524,25 @@ def run_proved(model: Any, batch: Batch, taps: Sequence[Tap], device: str, dtype
                 "told from what it computes. Try --device cpu, or another torch"
             )
         raise Refused(f"hooks change what the model computes: others are {listed(changed)}")
-    return Run(activations, given, detections)
+    return without_padding(Run(activations, given, detections))
+
+
+def without_padding(run: Run) -> Run:
+    """The same with as many tokens as the in-house model computes: up to the last that any caption attends to, rounded
+    up to a multiple of 32."""
+    attended = run.given["input.attention_mask"].amax(dim=0).tolist()
+    length = max(position + 1 for position, value in enumerate(attended) if value)
+    tokens = min(len(attended), -(-length // TEXT_MULTIPLE) * TEXT_MULTIPLE)
+
+    def cut(name: str, value: Any) -> Any:
+        if name.startswith(TOKEN_LOGITS):
+            return value[:, :, :tokens].contiguous()
+        if name.startswith((TEXT + ".", "input.input_ids", "input.attention_mask")) or name.endswith(".lang"):
+            return value[:, :tokens].contiguous()
+        return value
+
+    activations, given = ({name: cut(name, value) for name, value in part.items()} for part in run[:2])
+    return run._replace(activations=activations, given=given)
 
 
 @contextlib.contextmanager
@@ -576,6 +651,36 @@ def own_errors(exact: dict[str, Any], rounded: dict[str, Any]) -> dict[str, floa
 # ------------------------------------------------------------------------------------------------------ the capture
 
 
+def probe(name: str, values: Any) -> Any:
+    """A few hundred numbers that stand for a tensor, bit for bit those of converter/parity/probes.py: elements at
+    random places, and sums over all elements with random signs; a small tensor, whole."""
+    import numpy as np
+    import torch
+
+    flat = values.detach().cpu().double().flatten()
+    size = flat.numel()
+    if size <= SAMPLES + PROJECTIONS:
+        return flat
+    random = np.random.PCG64(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little"))
+    bounds = np.arange(SAMPLES + 1) * size // SAMPLES
+    places = bounds[:-1] + (random.random_raw(SAMPLES) % np.diff(bounds).astype(np.uint64)).astype(np.int64)
+    places[0], places[-1] = 0, size - 1
+    words = random.random_raw(-(-PROJECTIONS * size // 64)).astype("<u8")
+    bits = np.unpackbits(words.view(np.uint8), count=PROJECTIONS * size).reshape(PROJECTIONS, size)
+    # few at a time: in float64 they take eight times the memory
+    sums = torch.cat([signs.double() @ flat for signs in torch.from_numpy(bits).split(8)])
+    projections = 2 * sums - flat.sum()  # a bit b stands for the sign 2b - 1
+    return torch.cat([flat[torch.from_numpy(places)], projections])
+
+
+def probes_of(activations: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The probes of each, and what the capture has to say of it: shape and Frobenius norm."""
+    said = {
+        name: {"shape": list(value.shape), "norm": float(value.double().norm())} for name, value in activations.items()
+    }
+    return {name: probe(name, value) for name, value in activations.items()}, said
+
+
 def tensors_of(run: Run) -> dict[str, Any]:
     """All tensors of the capture, by name."""
     images = run.given["input.images"].float()
@@ -589,14 +694,15 @@ def tensors_of(run: Run) -> dict[str, Any]:
 
 
 def write(path: str, tensors: dict[str, Any], facts: dict[str, Any]) -> None:
-    """The capture, whole or not at all."""
-    from safetensors.torch import save_file
+    """The capture, whole or not at all, with the permissions of any new file: save_file would leave it to its owner."""
+    from safetensors.torch import save
 
     folder, name = os.path.split(path)
     partial = os.path.join(folder, f".{name}.{os.getpid()}.partial")
     try:
-        save_file(tensors, partial, metadata={"capture": json.dumps(facts, sort_keys=True, allow_nan=False)})
-        with open(partial, "rb") as file:
+        with open(partial, "wb") as file:
+            file.write(save(tensors, metadata={"capture": json.dumps(facts, sort_keys=True, allow_nan=False)}))
+            file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
@@ -609,6 +715,7 @@ def write(path: str, tensors: dict[str, Any], facts: dict[str, Any]) -> None:
 def tool_versions(device: str) -> dict[str, str]:
     """Of what took part."""
     import maskrcnn_benchmark
+    import numpy
     import safetensors
     import torch
 
@@ -616,6 +723,7 @@ def tool_versions(device: str) -> dict[str, str]:
         "capture_official.py": "sha256 " + sha256_of(os.path.abspath(__file__)),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
+        "numpy": str(numpy.__version__),
         "safetensors": str(getattr(safetensors, "__version__", "unknown")),
         "maskrcnn_benchmark": "sources sha256 " + sha256_of_sources(maskrcnn_benchmark.__path__[0]),
         "machine": torch.cuda.get_device_name(torch.device(device))
@@ -663,11 +771,14 @@ def capture(arguments: argparse.Namespace) -> str:
     taps = read_taps(arguments.taps)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     try:
-        import safetensors.torch  # noqa: F401 - else its absence shows only at the end
+        import numpy  # noqa: F401 - else their absence shows only at the end
+        import safetensors.torch  # noqa: F401
         import torch
         from maskrcnn_benchmark.config import cfg
     except ImportError as error:
-        raise Stop(f"{error}; run this where the official package, torch and safetensors are installed") from None
+        raise Stop(
+            f"{error}; run this where the official package, torch, numpy and safetensors are installed"
+        ) from None
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     make_deterministic()
 
@@ -705,8 +816,14 @@ def capture(arguments: argparse.Namespace) -> str:
         "taps_sha256": taps.sha256,
         "audit": {"unloaded": audit.unloaded, "renamed": audit.renamed, "unused": audit.unused},
     }
+    if not arguments.full:
+        probes, facts["compact"] = probes_of(run.activations)
+        run = run._replace(activations=probes)
     write(arguments.dst, tensors_of(run), facts)
-    return f"written: {arguments.dst}, {len(run.activations)} activations in {dtype.split()[0]}, {found} detections"
+    kept = "{} activations in {}{}".format(
+        len(run.activations), dtype.split()[0], "" if arguments.full else ", compact"
+    )
+    return f"written: {arguments.dst}, {kept}, {found} detections, {os.path.getsize(arguments.dst) / 1e6:.1f} MB"
 
 
 # -------------------------------------------------------------------------------------------------- the command line
@@ -716,6 +833,19 @@ def named(error: BaseException) -> str:
     """`TypeError: the message`, on one line and not too long."""
     text = "{}: {}".format(type(error).__name__, " ".join(str(error).split())).rstrip(": ")
     return text if len(text) <= 300 else text[:297] + "..."
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """What the official code prints is shown only if it fails: it prints a tensor on each call."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    except BaseException:
+        if printed.getvalue().strip():
+            say("printed meanwhile, at the end:\n" + printed.getvalue().rstrip()[-2000:])
+        raise
 
 
 def listed(names: Sequence[str], limit: int = 8) -> str:
@@ -745,9 +875,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--force", action="store_true", help="replace --dst")
     parser.add_argument("--name", help="name of the capture; default: that of --dst")
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: cuda where there is one")
-    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="repeatable; default: synthetic")
-    parser.add_argument("--caption", action="append", default=[], metavar="TEXT",
-                        help="one for all images or one for each; phrases end with dots")  # fmt: skip
+    parser.add_argument(
+        "--full", action="store_true", help="write activations whole, not a few hundred numbers of each"
+    )
+    parser.add_argument("--image", nargs="+", action="extend", default=[], metavar="FILE",
+                        help="one or more, repeatable; default: synthetic ones")  # fmt: skip
+    parser.add_argument("--caption", nargs="+", action="extend", default=[], metavar="TEXT",
+                        help="one for all images or one for each, repeatable; phrases end with dots")  # fmt: skip
     parser.add_argument("--positive-map", type=positive_map, metavar="JSON",
                         help='{"label": [token, ...]}, labels from 1; default: those of the first caption')  # fmt: skip
     parser.add_argument("--min-size", type=int, metavar="N", help="shorter side of --image; default: the config's")
@@ -760,7 +894,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if "" in arguments.allow_unloaded:
         parser.error("--allow-unloaded needs a prefix: without one, nothing would be audited")
     arguments.set = [item for pair in arguments.set for item in pair]
-    images = len(arguments.image) or len(SYNTHETIC_SIZES)
+    images = len(arguments.image) or len(SYNTHETIC)
     if not arguments.dst.endswith(".safetensors"):
         parser.error("captures are safetensors; let --dst end in .safetensors")
     if arguments.image and not arguments.caption:
@@ -773,7 +907,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     try:
-        print(capture(arguments))
+        with quiet():
+            done = capture(arguments)
+        print(done)
     except Stop as stop:
         if stop.__cause__ is not None:  # of the official code: whoever has to look into it needs the place
             traceback.print_exception(type(stop.__cause__), stop.__cause__, stop.__cause__.__traceback__)

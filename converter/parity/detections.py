@@ -28,7 +28,7 @@ class DetectionResult:
 
     Args:
         expected, found: how many.
-        same_order: equal labels, rank by rank.
+        same_order: equal labels, rank by rank; what ties may be in any order.
         pixels, scores: largest differences between detections of the same rank, NaN where the numbers differ.
         matched: pairs of the same label that overlap; missed, extra: what is in no pair.
         limit, score_limit: what `pixels` and `scores` may be; `limit` is None in dtypes that cannot be judged.
@@ -71,6 +71,8 @@ def compare_detections(expected: Detections, found: Detections, dtype: str) -> D
     limit = gates()["detections"]["pixels"] if dtype == "float64" else None
     pairs = _match(expected, found)
     same_number = len(expected.labels) == len(found.labels)
+    if same_number:
+        expected, found = (_settled(detections, expected.scores) for detections in (expected, found))
     return DetectionResult(
         expected=len(expected.labels),
         found=len(found.labels),
@@ -83,6 +85,15 @@ def compare_detections(expected: Detections, found: Detections, dtype: str) -> D
         limit=limit,
         score_limit=gates()["detections"]["scores"],
     )
+
+
+def _settled(detections: Detections, scores: Tensor) -> Detections:
+    """What ties in the captured `scores`, as phrases of nothing but padding do, by label and corners: no rule says
+    which comes first."""
+    ranks = torch.unique_consecutive(scores, return_inverse=True)[1].tolist()
+    keys = list(zip(ranks, detections.labels.tolist(), detections.boxes.tolist(), strict=True))
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    return Detections(*(value[order] for value in detections))
 
 
 def _match(first: Detections, second: Detections) -> list[tuple[int, int]]:

@@ -132,21 +132,29 @@ def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor) -> Detections:
     """Greedy non-maximum suppression within each label, then the best `DETECTIONS_PER_IMAGE`, ties kept.
 
+    As the reference does, scores are compared with the hundredth one rounded to float32. In float32 this changes
+    nothing; in float64 the limit is above the hundredth score half of the time, and 99 are left.
+
     Candidates are processed in blocks, highest score first, until enough boxes are kept. So thousands of
     candidates need neither a matrix of all pairs nor a step for each box.
     """
+
+    def enough(kept: Tensor) -> Tensor:
+        return scores[kept[DETECTIONS_PER_IMAGE - 1]].float().to(scores)
+
     order = scores.argsort(descending=True, stable=True)
     boxes, scores, labels = boxes[order], scores[order], labels[order]
     kept = order.new_empty(0)
     for begin in range(0, len(order), NMS_BLOCK):
         block = torch.arange(begin, min(begin + NMS_BLOCK, len(order)), device=order.device)
-        if len(kept) >= DETECTIONS_PER_IMAGE and scores[block[0]] < scores[kept[DETECTIONS_PER_IMAGE - 1]]:
+        # one more than are wanted, since only then the limit applies
+        if len(kept) > DETECTIONS_PER_IMAGE and scores[block[0]] < enough(kept):
             break
         fallen = _overlaps(boxes, labels, kept, block).any(dim=0)
         block = block[~fallen]
         kept = torch.cat([kept, block[_greedy(_overlaps(boxes, labels, block, block).triu(diagonal=1))]])
     if len(kept) > DETECTIONS_PER_IMAGE:
-        kept = kept[scores[kept] >= scores[kept[DETECTIONS_PER_IMAGE - 1]]]
+        kept = kept[scores[kept] >= enough(kept)]
     return Detections(boxes[kept], scores[kept], labels[kept])
 
 

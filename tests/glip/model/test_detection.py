@@ -103,6 +103,26 @@ def test_a_hundred_are_kept_and_what_ties_with_the_last(
     assert len(suppress(boxes, scores, torch.ones(130, dtype=torch.int64)).scores) == kept
 
 
+@pytest.mark.parametrize("block", [1024, 100])  # with 100, the limit is known when a block ends with the hundredth
+@pytest.mark.parametrize(
+    ("hundredth", "others", "kept"),
+    [
+        # float32 has the numbers k * 2**-25 between 1/4 and 1/2: 1/4 + 0.75 of a step is rounded up, + 0.25 down
+        (0.25 + 0.75 * 2**-25, 30, 99),
+        (0.25 + 0.25 * 2**-25, 30, 130),  # the others lie between the rounded limit and the hundredth
+        (0.25 + 0.75 * 2**-25, 0, 100),  # there are no more than a hundred: nothing is cut off
+    ],
+)
+def test_in_float64_the_limit_is_the_hundredth_score_in_float32(
+    hundredth: float, others: int, kept: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("converter.glip.model.detection.NMS_BLOCK", block)
+    x = torch.arange(100.0 + others) * 20
+    boxes = torch.stack([x, x, x + 9, x + 9], dim=1)
+    scores = torch.tensor([0.5] * 99 + [hundredth] + [0.25 + 0.125 * 2**-25] * others, dtype=torch.float64)
+    assert len(suppress(boxes, scores, torch.ones(100 + others, dtype=torch.int64)).scores) == kept
+
+
 def test_a_chain_of_overlaps_falls_link_by_link() -> None:
     x = torch.arange(6.0) * 2
     boxes = torch.stack([x, torch.zeros(6), x + 9, torch.full((6,), 9.0)], dim=1)  # neighbours at 2/3, others below

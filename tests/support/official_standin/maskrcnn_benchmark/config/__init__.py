@@ -61,5 +61,5 @@ cfg = _node(
     ),
     DATALOADER=_node(SIZE_DIVISIBILITY=32),
     # what the stand-in does wrong on purpose
-    FAULTS=_node(NOTICES_HOOKS=False, RANDOM=False, NO_FLOAT64=False, NO_FLOAT64_NMS=False),
+    FAULTS=_node(NOTICES_HOOKS=False, RANDOM=False, NO_FLOAT64=False, NO_FLOAT64_NMS=False, ROUGH_PADDING=False),
 )

@@ -252,6 +252,7 @@ class BoxSelector(nn.Module):
         dot_product: list[Tensor],
         positive_map: Mapping[int, list[int]],
     ) -> list[BoxList]:
+        print(boxes[-1])  # as the official code does, on each call
         if self.faults.NO_FLOAT64_NMS and boxes[0].dtype == torch.float64:
             raise RuntimeError("expected scalar type Float but found Double")
         out = Output(tuple(dot_product), tuple(boxes), tuple(centerness))
@@ -330,6 +331,8 @@ class GeneralizedVLRCNN(nn.Module):
         )
         if self.cfg.FAULTS.NO_FLOAT64 and images.tensors.dtype == torch.float64:
             raise RuntimeError("not implemented for 'Double'")
+        if self.cfg.FAULTS.ROUGH_PADDING and images.tensors.dtype == torch.float32:
+            features["hidden"][:, 32:] += 1
         levels = self.backbone(images.tensors)
         if self.cfg.FAULTS.NOTICES_HOOKS and any(module._forward_hooks for module in self.modules()):
             levels = tuple(level * (1 + 1e-6) for level in levels)
