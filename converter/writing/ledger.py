@@ -36,8 +36,8 @@ def draft_ledger(checkpoint: Checkpoint, plan: Plan, origin: Mapping[str, Any] |
     earlier = custom_tables(ledger_of(checkpoint) or {})
     return {
         "converter": __version__,
-        "table": _table(plan.table, plan.table_sha256),
-        **({"through": _table(plan.written.name, plan.written.sha256)} if plan.written else {}),
+        "table": table_entry(plan.table, plan.table_sha256),
+        **({"through": table_entry(plan.written.name, plan.written.sha256)} if plan.written else {}),
         # what a table of one's own made stays so, by whichever table it is converted again
         **({"earlier": [table.entry for table in earlier]} if earlier else {}),
         "target": {**target, "part": plan.part} if plan.part else target,
@@ -98,7 +98,8 @@ def custom_tables(record: Mapping[str, Any]) -> list[CustomTable]:
     return [CustomTable(name, sha256) for name, sha256 in dict.fromkeys(named) if not is_released(name, sha256)]
 
 
-def _table(name: str, sha256: str) -> dict[str, Any]:
+def table_entry(name: str, sha256: str) -> dict[str, Any]:
+    """A table as a ledger or a certificate names it."""
     return {"name": name, "sha256": sha256} if is_released(name, sha256) else CustomTable(name, sha256).entry
 
 
