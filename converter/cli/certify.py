@@ -182,6 +182,7 @@ def _verification_json(result: Verification) -> dict[str, Any]:
         "certificate": str(result.certificate),
         "verdict": verdict(result.passed),
         "problems": result.problems,
+        "custom_tables": [table.entry for table in result.custom],
         "device": report and report.device,
         "dtype": report and report.dtype,
         "largest_relative_error": report and max(r.relative for r in report.modes["propagated"]),
@@ -193,6 +194,8 @@ def _print_verification(result: Verification) -> None:
 
     problems = result.problems
     click.echo(f"certificate: {result.certificate}")
+    for table in result.custom:
+        click.echo(f"made by {table}, as accepted")
     for problem in problems[:40]:
         click.echo(f"  {problem}")
     if len(problems) > 40:

@@ -33,7 +33,7 @@ from converter.parity.record import record
 from converter.parity.report import json_safe, to_json
 from converter.parity.run import Report, parity
 from converter.parity.setup import Setup, read_setup
-from converter.writing.ledger import digest_of_checkpoint, table_entry
+from converter.writing.ledger import CustomTable, digest_of_checkpoint, table_entry
 from converter.writing.ledger import to_json as json_bytes
 from converter.writing.records import find_record
 from converter.writing.staging import write_whole
@@ -62,7 +62,8 @@ class Verification:
     """A copy of the weights beside its certificate.
 
     `changed`, `missing`, `added`: tensors whose bytes or presence differ; `setup`: a line for each setting or file that
-    differs; `report`: the fingerprint, computed again (None where anything differs already).
+    differs; `custom`: tables that were never released, and were accepted; `report`: the fingerprint, computed again
+    (None where anything differs already).
     """
 
     certificate: Path
@@ -70,6 +71,7 @@ class Verification:
     missing: tuple[str, ...]
     added: tuple[str, ...]
     setup: tuple[str, ...]
+    custom: tuple[CustomTable, ...]
     report: Report | None
 
     @property
@@ -215,7 +217,7 @@ def verify(
         before = _stamps(weights, checkpoint, family)
         if (ledger := find_record(weights, checkpoint, "conversion")) is not None:
             check_same_table(weights, ledger, evidence)
-        check_tables(weights, ledger, evidence, accepted_tables)
+        custom = tuple(check_tables(weights, ledger, evidence, accepted_tables))
         setup = tuple(read_setup(weights, checkpoint, family).differences(evidence.setup))
     tensors = compare_tensors(weights, evidence, on_bytes)
     report = None
@@ -225,7 +227,7 @@ def verify(
     with open_checkpoint(weights) as checkpoint:
         if _stamps(weights, checkpoint, family) != before:
             raise CaptureError(f"{file_name(weights)}: changed meanwhile. Verify it again once nothing writes to it.")
-    return Verification(path, *tensors, setup, report)
+    return Verification(path, *tensors, setup, custom, report)
 
 
 def compare_tensors(

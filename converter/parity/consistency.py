@@ -73,7 +73,7 @@ def _taps(run: Mapping[str, Any]) -> Iterator[str]:
     """Every number is within its limit, and every limit is what the gate makes of the captured error."""
     gate, most = run["gate"], gates()["most"]["relative"]
     for taps in run["modes"].values():
-        errors = {tap["name"]: tap["own"] for tap in taps}
+        errors = [(tap["name"], tap["own"]) for tap in taps]
         for tap in taps:
             name, relative, limit = plain(tap["name"]), tap["relative"], tap["limit"]
             if gate["relative"] is not None:
@@ -81,7 +81,7 @@ def _taps(run: Mapping[str, Any]) -> Iterator[str]:
             elif tap["own"] is None:
                 allowed = None
             else:
-                allowed = gate["times"] * expected_error(tap["name"], tap["shape"], errors)
+                allowed = gate["times"] * expected_error(tap["name"], tap["shape"], tap["own"], errors)
             if allowed is None or not math.isclose(limit, allowed) or (gate["relative"] is None and limit >= most):
                 yield f"{name}: its limit {limit:g} is not what the gate {plain(gate['text'])} makes"
             if relative > limit:

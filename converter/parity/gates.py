@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -82,18 +82,17 @@ def find_gate(device: str, dtype: str, override: str | None = None) -> Gate:
 
 def _expected_error(activation: Activation, capture: Capture, dtype: str, mode: Mode) -> float | None:
     own = activation.own(dtype, mode)
-    errors = {name: other.own(dtype, mode) for name, other in capture.activations.items()}
-    return None if own is None else expected_error(activation.name, activation.shape, errors)
+    errors = ((name, other.own(dtype, mode)) for name, other in capture.activations.items())
+    return None if own is None else expected_error(activation.name, activation.shape, own, errors)
 
 
-def expected_error(name: str, shape: Sequence[int], errors: Mapping[str, float | None]) -> float:
+def expected_error(name: str, shape: Sequence[int], own: float, errors: Iterable[tuple[str, float | None]]) -> float:
     """The captured error, or that of all levels of the same output where the activation is a handful of numbers.
 
-    `errors`: of all activations in one dtype and mode, by name; that of `name` is known.
+    `errors`: of all activations in the same dtype and mode, by name.
     """
-    own = errors[name] or 0.0
     if math.prod(shape) >= gates()["few"]["numbers"]:
         return own
     output = name.rpartition(".")[0]
-    levels = [error for other, error in errors.items() if other.rpartition(".")[0] == output and error is not None]
+    levels = [error for other, error in errors if other.rpartition(".")[0] == output and error is not None]
     return max(own, math.sqrt(sum(error**2 for error in levels) / len(levels)))

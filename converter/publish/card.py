@@ -39,6 +39,11 @@ class Facts:
     parameters: int
     doubts: tuple[str, ...]
 
+    @property
+    def custom(self) -> tuple[CustomTable, ...]:
+        """Tables of the conversion and the comparisons that were never released."""
+        return tuple(dict.fromkeys([*custom_tables(self.ledger), *(self.evidence.custom if self.evidence else ())]))
+
 
 def model_card(facts: Facts) -> str:
     """README.md, with the metadata that the Hub reads at its top."""
@@ -158,11 +163,6 @@ def _captured(capture: Captured) -> str:
     return f"capture {code(capture.name)}{recording}{images}"
 
 
-def _custom(facts: Facts) -> list[CustomTable]:
-    """Tables that were never released, of the conversion and of the comparison."""
-    return list(dict.fromkeys([*custom_tables(facts.ledger), *(facts.evidence.custom if facts.evidence else ())]))
-
-
 def _not_verified(facts: Facts) -> str:
     runs = facts.evidence.runs if facts.evidence else ()
     points = ["No benchmark was run on these weights: figures below, if any, are the authors' own, of their code."]
@@ -184,7 +184,7 @@ def _not_verified(facts: Facts) -> str:
     points += [
         f"**A custom table was used**, {code(table.name)}, SHA-256 {code(table.sha256)}, which no release has. What no "
         " input of the comparison uses, such as rows of words, is as that table says."
-        for table in _custom(facts)
+        for table in facts.custom
     ]
     if not facts.ledger["lossless"]:
         points.append(

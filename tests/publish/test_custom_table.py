@@ -70,7 +70,8 @@ def test_it_verifies_only_if_the_table_is_accepted(exchanged: Path) -> None:
     assert f"was made by custom table 'mine', sha256 {SHA256}, which no release has" in said
     assert said.strip().endswith(f"add --accept-table {SHA256}")
     assert invoke("verify", weights, "--accept-table", "0" * 64)[0] == 8
-    assert invoke("verify", weights, "--accept-table", SHA256)[0] == 0
+    code, said = invoke("verify", weights, "--accept-table", SHA256)
+    assert (code, f"made by custom table 'mine', sha256 {SHA256}, as accepted" in said) == (0, True)
 
 
 def test_it_is_published_only_if_the_table_is_accepted(conversion: Path, hub: HubServer, clock: Clock) -> None:
@@ -81,6 +82,18 @@ def test_it_is_published_only_if_the_table_is_accepted(conversion: Path, hub: Hu
     assert hub.requests == []
     go(package, clock, accepted_tables=[SHA256])
     assert is_published(hub, package)
+
+
+def test_packaging_says_it(conversion: Path) -> None:
+    code, said = invoke(
+        "package",
+        conversion / "small.safetensors",
+        conversion / "out",
+        "--vocab",
+        conversion / "vocab.txt",
+        "--dry-run",
+    )
+    assert (code, f"custom table 'mine', sha256 {SHA256}: the card says so" in said) == (0, True)
 
 
 def test_the_card_says_it(conversion: Path) -> None:
