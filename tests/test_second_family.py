@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -48,6 +49,18 @@ def test_it_goes_the_whole_way(folder: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     old, again = torch.load(folder / "old.pth"), torch.load(folder / "again.pth")
     assert all(torch.equal(old[name], again[name]) for name in old)
+
+
+def test_a_table_of_ones_own_is_said_to_be_custom(folder: Path) -> None:
+    content = json.loads((PACKAGE / "two_layers" / "mappings" / "two-layers-original.json").read_text())
+    (folder / "mine.json").write_text(json.dumps(content | {"name": "mine"}))
+    run(folder, "convert", "--src", "old.pth", "--dst", "new.safetensors", "--table", "mine.json")
+    run(folder, "capture", "new.safetensors", "--dst", "here.safetensors")
+    certified = run(folder, "certify", "new.safetensors", "--reference", "here.safetensors", "--mutate", "0")
+    sha256 = hashlib.sha256((folder / "mine.json").read_bytes()).hexdigest()
+    assert f"custom table 'mine', sha256 {sha256}" in certified.stdout
+    assert run(folder, "verify", "new.safetensors").returncode == 8
+    assert run(folder, "verify", "new.safetensors", "--accept-table", sha256).returncode == 0
 
 
 def test_a_fault_in_it_is_found(folder: Path) -> None:

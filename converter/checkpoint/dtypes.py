@@ -89,3 +89,22 @@ BY_SAFETENSORS_TAG: Mapping[str, DType] = MappingProxyType(
 BY_STORAGE_CLASS: Mapping[str, DType] = MappingProxyType(
     {dtype.storage: dtype for dtype in DTYPES.values() if dtype.storage is not None}
 )
+
+# numpy cannot say of these what is NaN or infinite: the bits to look at, and what they are then
+_NOT_FINITE: Mapping[str, tuple[str, int, int]] = {
+    "bfloat16": ("<u2", 0x7F80, 0x7F80),
+    "complex32": ("<u2", 0x7C00, 0x7C00),
+    "float8_e4m3fn": ("u1", 0x7F, 0x7F),
+    "float8_e5m2": ("u1", 0x7C, 0x7C),
+    "float8_e4m3fnuz": ("u1", 0xFF, 0x80),
+    "float8_e5m2fnuz": ("u1", 0xFF, 0x80),
+    "float8_e8m0fnu": ("u1", 0xFF, 0xFF),
+}
+
+
+def all_finite(data: memoryview | bytes, dtype: DType) -> bool:
+    """Whether no number among whole elements is NaN or infinite; integers and bits never are."""
+    if dtype.name in _NOT_FINITE:
+        carrier, mask, value = _NOT_FINITE[dtype.name]
+        return not (np.frombuffer(data, carrier) & mask == value).any()
+    return dtype.kind not in ("float", "complex") or bool(np.isfinite(np.frombuffer(data, dtype.carrier)).all())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeAlias
 
-from converter.checkpoint.index import Checkpoint
+from converter.checkpoint.index import Checkpoint, TensorInfo
 
 Stamps: TypeAlias = dict[Path, tuple[int, int, int]]
 
@@ -24,13 +24,18 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def tensor_hashes(checkpoint: Checkpoint, on_bytes: Callable[[int], object] = lambda count: None) -> dict[str, str]:
-    """SHA-256 of every tensor's bytes, by name."""
+def tensor_hashes(
+    checkpoint: Checkpoint,
+    on_bytes: Callable[[int], object] = lambda count: None,
+    look: Callable[[TensorInfo, memoryview], object] = lambda tensor, chunk: None,
+) -> dict[str, str]:
+    """SHA-256 of every tensor's bytes, by name. `look` gets them too, in chunks of whole elements."""
     hashes = {}
-    for name in checkpoint.tensors:
+    for name, tensor in checkpoint.tensors.items():
         digest = hashlib.sha256()
         for chunk in checkpoint.chunks(name):
             digest.update(chunk)
+            look(tensor, chunk)
             on_bytes(len(chunk))
         hashes[name] = digest.hexdigest()
     return hashes

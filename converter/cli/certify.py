@@ -3,38 +3,51 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import print_json, progress, reports
-from converter.cli.parity import mutation_score, score_line, weight_files
+from converter.cli.output import accept_table, print_json, progress, reports
+from converter.cli.parity import coverage, mutation_score, score_line, weight_files
 from converter.cli.run_options import run_options
 from converter.display import plain
-from converter.errors import CaptureError, DestinationError, ModelError
+from converter.errors import CaptureError, DestinationError
 
 if TYPE_CHECKING:
+    from converter.parity.capture import Capture
     from converter.parity.certificate import Verification
+    from converter.parity.coverage import Coverage
+    from converter.parity.family import Subject
+    from converter.parity.mutate import Score
+    from converter.parity.run import Report
 
 _CERTIFY = """\b
 Examples:
   converter certify glip-t.safetensors --reference captures/glip-t.safetensors
-  converter certify glip-t/ --reference captures/glip-t.safetensors --mutate 500"""
+  converter certify glip-t/ --reference captures/glip-t.safetensors --mutate 500
+  converter certify glip-t/ --reference captures/one.safetensors --reference captures/two.safetensors"""
 _VERIFY = """\b
 Examples:
   converter verify glip-t.safetensors
   converter verify glip-t/ --dtype float32 --json
   converter verify org/glip-t@main
+  converter verify mine.safetensors --accept-table 5e160251...
 \b
 Exit codes: 0 this copy computes what was certified, 1 it does not, 8 no valid
-certificate, or no tolerance is known for this dtype."""
+certificate, a table that was never released, or no tolerance is known for this dtype."""
 
 
 @click.command(epilog=_CERTIFY)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
-    "--reference", "references", required=True, type=click.Path(path_type=Path), help="Capture to compare with."
+    "--reference",
+    "references",
+    required=True,
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Capture to compare with; may be given several times.",
 )
 @click.option(
     "--mutate", type=click.IntRange(0), default=200, show_default=True, help="Faults to make on purpose for the score."
@@ -42,30 +55,32 @@ certificate, or no tolerance is known for this dtype."""
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads. Default: torch's.")
 @click.option("--force", is_flag=True, help="Replace a certificate that is there.")
 @reports
-def certify(model: Path, references: Path, mutate: int, threads: int | None, force: bool, as_json: bool) -> None:
-    """Compare MODEL with a capture in float64 and float32, and write the certificate beside it.
+def certify(
+    model: Path, references: tuple[Path, ...], mutate: int, threads: int | None, force: bool, as_json: bool
+) -> None:
+    """Compare MODEL with captures in float64 and float32, and write the certificate beside it.
 
-    parity.json in a folder, NAME.parity.json beside a file. Nothing is written unless every comparison passes.
+    parity.json in a folder, NAME.parity.json beside a file. Nothing is written unless every comparison passes and
+    every number is finite. It also records what lies beside the weights and decides results: configuration,
+    preprocessing, vocabulary.
     """
-    from converter.checkpoint.hashes import stamps
-    from converter.cli.families import load_subject
+    from converter.cli.families import family_at, load_subject
 
-    if not model.exists():
-        raise ModelError(f"{model}: no such file or folder; give what `convert` wrote")
-    before = stamps(weight_files(model))
-    subject = load_subject(model, "cpu", "float32", False, threads)
+    family = family_at(model)
     from converter.parity.capture import load_capture
-    from converter.parity.certificate import certificate_path, certify
-    from converter.parity.run import parity
+    from converter.parity.certificate import certificate_path, certify, read_weights
+    from converter.parity.coverage_report import to_json
 
     path = certificate_path(model)
     if path.exists() and not force:
         raise DestinationError(f"{path} exists; --force replaces it")
-    with load_capture(references) as capture:
-        runs = [parity(subject, capture, twice=True)]
-        subject.model.double()
-        runs.insert(0, parity(subject, capture, twice=True))
-        problems = [f"{report.dtype}: {problem}" for report in runs for problem in report.problems]
+    with ExitStack() as opened:
+        captures = [opened.enter_context(load_capture(reference)) for reference in references]
+        with progress(_size(model), "hashing") as advance:
+            weights = read_weights(model, family, advance)  # before it is loaded: what is certified is what was loaded
+        subject = load_subject(model, "cpu", "float32", False, threads)
+        runs = _compared(subject, captures)
+        problems = [f"{report.capture}, {report.dtype}: {problem}" for report in runs for problem in report.problems]
         if problems:
             if as_json:
                 print_json({"certificate": None, "passed": False, "problems": problems})
@@ -73,29 +88,54 @@ def certify(model: Path, references: Path, mutate: int, threads: int | None, for
                 click.echo(problem, err=True)
             click.echo(f"not certified: {len(problems)} comparisons did not pass", err=True)
             sys.exit(1 if any(report.passed is False for report in runs) else CaptureError.exit_code)
-        score = mutation_score(subject, [capture], mutate, None, None) if mutate else None
-        with progress(_size(model), "hashing") as advance:
-            certify(model, capture, runs, score, subject, advance, before)
+        covered = coverage(subject, captures)
+        score = mutation_score(subject, captures, mutate, None, covered) if mutate else None
+        certify(weights, captures, runs, score, subject, to_json(covered))
     if as_json:
         print_json({"certificate": str(path), "passed": True, "mutation_score": score and score.value})
-        return
+    else:
+        _print_certified(path, runs, covered, score)
+
+
+def _compared(subject: Subject, captures: list[Capture]) -> list[Report]:
+    """The model beside each capture in float64, then in float32; it is float64 afterwards."""
+    from converter.parity.run import parity
+
+    single = [parity(subject, capture, twice=True) for capture in captures]
+    subject.model.double()
+    double = [parity(subject, capture, twice=True) for capture in captures]
+    return [report for pair in zip(double, single, strict=True) for report in pair]
+
+
+def _print_certified(path: Path, runs: list[Report], covered: Coverage, score: Score | None) -> None:
+    from converter.parity.coverage_report import headline
+    from converter.parity.evidence import read_evidence
+
     click.echo(f"written: {path}")
     for report in runs:
         taps = [r for results in report.modes.values() for r in results]
         worst = max(taps, key=lambda r: r.share)
-        click.echo(f"{report.dtype}: {len(taps)} comparisons within {report.gate}; nearest to the limit: {worst.name}")
+        click.echo(
+            f"{plain(report.capture)}, {report.dtype}: {len(taps)} comparisons within {report.gate}; nearest to the "
+            f"limit: {plain(worst.name)}"
+        )
+    click.echo(headline(covered))
     if score is not None:
         click.echo(score_line(score))
+    for table in read_evidence(path).custom:
+        click.echo(f"{table}: verify and publish with --accept-table")
 
 
 @click.command(epilog=_VERIFY)
 @click.argument("model_source", metavar="MODEL")
 @click.option("--certificate", type=click.Path(path_type=Path), help="Default: beside the weights.")
+@accept_table
 @run_options("float64")
 @reports
 def verify(
     model_source: str,
     certificate: Path | None,
+    accepted_tables: tuple[str, ...],
     device: str,
     dtype: str,
     tf32: bool,
@@ -104,8 +144,8 @@ def verify(
 ) -> None:
     """Check that this copy of MODEL is what was certified, and computes the same on this machine.
 
-    MODEL is a file, a folder, or org/name[@revision] of the Hub. Every tensor is hashed, then the certificate's
-    fingerprint is computed again. The reference is not needed.
+    MODEL is a file, a folder, or org/name[@revision] of the Hub. Configuration, preprocessing, vocabulary and every
+    tensor are compared with what was certified, then the fingerprint is computed again. The reference is not needed.
     """
     from converter.cli.sources import locate
 
@@ -118,14 +158,17 @@ def verify(
         )
     if not model.exists():
         raise CaptureError(f"{model}: no such file or folder")
-    from converter.cli.families import load_subject
+    from converter.cli.families import family_at, load_subject
     from converter.parity.certificate import verify
 
+    family = family_at(model)
     with progress(_size(model), "hashing") as advance:
         result = verify(
             model,
+            family,
             lambda: load_subject(model, device, dtype, tf32, threads),
             certificate=certificate,
+            accepted_tables=accepted_tables,
             on_bytes=advance,
         )
     if as_json:
@@ -144,6 +187,7 @@ def _verification_json(result: Verification) -> dict[str, Any]:
         "certificate": str(result.certificate),
         "verdict": verdict(result.passed),
         "problems": result.problems,
+        "custom_tables": [table.entry for table in result.custom],
         "device": report and report.device,
         "dtype": report and report.dtype,
         "largest_relative_error": report and max(r.relative for r in report.modes["propagated"]),
@@ -155,6 +199,8 @@ def _print_verification(result: Verification) -> None:
 
     problems = result.problems
     click.echo(f"certificate: {result.certificate}")
+    for table in result.custom:
+        click.echo(f"made by {table}, as accepted")
     for problem in problems[:40]:
         click.echo(f"  {problem}")
     if len(problems) > 40:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
     from converter.planning.plan import Plan
     from converter.writing.convert import Conversion
+    from converter.writing.ledger import CustomTable
 
 _EPILOG = """\b
 Examples:
@@ -207,6 +208,14 @@ def _print_summary(checkpoint: Checkpoint, plan: Plan) -> None:
         click.echo(f"  missing: {entry.names} ({entry.reason})")
     for sentence in (*checkpoint.skipped, *checkpoint.unsupported.values(), *checkpoint.objects.values()):
         click.echo(f"  left aside: {sentence}")
+    for table in _custom_tables(checkpoint, plan):
+        click.echo(f"{table}: verify and publish what it makes with --accept-table")
+
+
+def _custom_tables(checkpoint: Checkpoint, plan: Plan) -> list[CustomTable]:
+    from converter.writing.ledger import custom_tables, draft_ledger
+
+    return custom_tables(draft_ledger(checkpoint, plan, None))
 
 
 def _print_done(checkpoint: Checkpoint, plan: Plan, destination: Path, done: Conversion) -> None:
@@ -241,6 +250,7 @@ def _plan_json(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
         "from": plan.table,
         "to": plan.format,
         "table": plan.table,
+        "custom_tables": [table.entry for table in _custom_tables(checkpoint, plan)],
         "part": plan.part,
         "variant": plan.variant.name,
         "also": plan.variant.also,

@@ -85,6 +85,15 @@ def _fail(error: ConverterError, *, as_json: bool) -> NoReturn:
     sys.exit(error.exit_code)
 
 
+accept_table = click.option(
+    "--accept-table",
+    "accepted_tables",
+    metavar="HASH",
+    multiple=True,
+    help="SHA-256 of a table that was never released and may have made the weights; may be given several times.",
+)
+
+
 def print_json(content: Any) -> None:
     """Machine-readable output on stdout; keys stay in their order."""
     click.echo(json.dumps(content, indent=2, allow_nan=False))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -79,17 +79,20 @@ def package(
     if not dry_run:
         write_package(made, out, force=force)
     if as_json:
-        print_json(
-            {
-                "destination": str(out),
-                "written": not dry_run,
-                "certified": made.evidence is not None,
-                "files": made.sizes,
-                "card": made.documents["README.md"].decode(),
-            }
-        )
+        print_json(_json(made, out, dry_run))
     else:
         _print(made, model_name, out if not dry_run else None)
+
+
+def _json(made: Package, out: Path, dry_run: bool) -> dict[str, Any]:
+    return {
+        "destination": str(out),
+        "written": not dry_run,
+        "certified": made.evidence is not None,
+        "custom_tables": [table.entry for table in made.custom],
+        "files": made.sizes,
+        "card": made.documents["README.md"].decode(),
+    }
 
 
 def _print(made: Package, model_name: str | None, written: Path | None) -> None:
@@ -97,6 +100,8 @@ def _print(made: Package, model_name: str | None, written: Path | None) -> None:
         click.echo(f"  {gigabytes(count):>10}  {name}")
     if made.evidence is None:
         click.echo("UNVERIFIED: there is no certificate; the card says so. `converter certify` writes one.")
+    for table in made.custom:
+        click.echo(f"{table}: the card says so; publish it with --accept-table")
     if model_name is None:
         click.echo("no --model-name: the card gives neither training data nor figures nor a licence")
     click.echo("dry run: nothing was written" if written is None else f"written: {written}")

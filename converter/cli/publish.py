@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import gigabytes, print_json, progress, reports
+from converter.cli.output import accept_table, gigabytes, print_json, progress, reports
 from converter.display import counted, plain
 
 if TYPE_CHECKING:
@@ -21,12 +21,13 @@ Examples:
   converter publish glip-t/ org/glip-t
   converter publish glip-t/ org/glip-t --create-pr --message "Convert again"
   converter publish glip-t/ org/glip-t --revision fp16 --json
+  converter publish mine/ org/mine --accept-table 5e160251...
 \b
 Needs a token that may write: hf auth login, or HF_TOKEN.
 A run that was interrupted is completed by running it again.
 \b
 Exit codes: 0 published, or already so; 7 config.json or conversion.json describes no such model;
-8 the weights are not those that are certified or recorded; 9 not published."""
+8 something is not as it was certified or recorded, or was made by a table that was never released; 9 not published."""
 
 
 @click.command(epilog=_EPILOG)
@@ -42,6 +43,7 @@ Exit codes: 0 published, or already so; 7 config.json or conversion.json describ
     help="Visibility of a repository that this run creates.  [default: private]",
 )
 @click.option("--unverified", is_flag=True, help="Publish without a certificate; the card is marked UNVERIFIED.")
+@accept_table
 @click.option("--dry-run", is_flag=True, help="List what would be uploaded and deleted; change nothing.")
 @reports
 def publish(
@@ -52,6 +54,7 @@ def publish(
     message: str | None,
     public: bool | None,
     unverified: bool,
+    accepted_tables: tuple[str, ...],
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -61,6 +64,7 @@ def publish(
     against one another. Then one commit uploads files that changed and deletes shards and documents that DIR no longer
     has. At the end every file's hash is compared with the Hub's.
     """
+    from converter.cli.families import family_of
     from converter.hub.requests import show_progress
     from converter.publish.commit import publish as publish_folder
     from converter.publish.folder import weights_size
@@ -70,11 +74,13 @@ def publish(
         done = publish_folder(
             folder,
             repo_id,
+            family_of,
             revision=revision,
             create_pr=create_pr,
             message=message,
             private=None if public is None else not public,
             unverified=unverified,
+            accepted_tables=accepted_tables,
             dry_run=dry_run,
             on_bytes=advance,
             say=lambda line: click.echo(line, err=True),

@@ -33,6 +33,7 @@ class GLIPFamily(Family["GLIP"]):
     """All GLIP models."""
 
     table = "glip-official"
+    files = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
     def build(self, config: Config) -> GLIP:
         from converter.glip.model.config import GLIPConfig
@@ -121,21 +122,39 @@ class GLIPFamily(Family["GLIP"]):
         return Prompt.parse(names or "")
 
     def detector(self, model: GLIP, source: Path, vocabulary: Path | None) -> Detector:
-        from converter.glip.detect.detector import Detector, folder_settings
+        from converter.glip.detect.detector import Detector
+        from converter.glip.detect.preprocessing import folder_settings
         from converter.glip.detect.tokenizer import find_tokenizer
 
         return Detector(model, find_tokenizer(source, vocabulary), folder_settings(source))
+
+    def settings(self) -> Mapping[str, Any]:
+        """Preprocessing and detection parameters; anchors are in the configuration."""
+        from converter.glip.detect.preprocessing import glip_preprocessing
+        from converter.glip.model import config
+
+        return {
+            "preprocessing": glip_preprocessing().to_dict(),
+            "detection": {
+                "score_threshold": config.SCORE_THRESHOLD,
+                "candidates_per_level": config.CANDIDATES_PER_LEVEL,
+                "nms_threshold": config.NMS_THRESHOLD,
+                "detections_per_image": config.DETECTIONS_PER_IMAGE,
+                "delta_weights": list(config.DELTA_WEIGHTS),
+                "max_log_growth": config.MAX_LOG_GROWTH,
+            },
+        }
 
     def companions(self, conversion: Path, config: Config, vocabulary: Path | None) -> Companions:
         """The tokenizer's files, and the preprocessing."""
         import hashlib
 
-        from converter.glip.detect.preprocessing import glip_preprocessing
+        from converter.glip.detect.preprocessing import folder_settings
         from converter.glip.detect.tokenizer import find_tokenizer
 
         tokenizer = find_tokenizer(conversion, vocabulary)
         tokenizer.check_size(config.get("vocab_size"))
-        settings = glip_preprocessing()
+        settings = folder_settings(conversion)
         files = tokenizer.files(settings.caption_tokens)
         described = {
             "entries": tokenizer.size,

@@ -10,6 +10,7 @@ In the order in which data passes:
     rebuild.py     buffers that a config implies
     spec.py        a target: variants, and every tensor with its shape
     entries.py     the entries of a table under one config
+    released.py    the hashes of all that were released, by which a custom table is known
     table.py       a table: its entries read and bound
     transfers.py   every application of every rule: which tensors a checkpoint must hold
     load.py        a table with its spec, by name or path

@@ -20,6 +20,7 @@ _LARGEST_DOCUMENT = 4 << 20
 _MOST_VALUES = 200_000  # the schema takes some 20 microseconds for each
 _DEEPEST = 64
 _SHOWN = 100  # problems of one document
+RELEASED = "released.json"  # beside tables and specs: the hashes of those that were released
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,8 @@ def list_documents(kind: str) -> list[Document]:
 def _listing() -> tuple[tuple[Path, str], ...]:
     """Path and kind of every document that has a name; one of this package hides others of its name."""
     folders = [*(family.mappings for family in reversed(installed_families())), mappings_folder()]
-    paths = {path.stem: path for folder in folders for path in folder.glob("*.json") if path.name != "schema.json"}
+    about = {"schema.json", RELEASED}
+    paths = {path.stem: path for folder in folders for path in folder.glob("*.json") if path.name not in about}
     by_name = sorted(paths.values(), key=lambda path: path.name)
     return tuple((path, str(_parse(path)[0].get("kind"))) for path in by_name)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from converter.errors import TableError
-from converter.mapping.documents import find_document, names_of
+from converter.mapping.documents import Document, find_document, names_of
 from converter.mapping.spec import SUFFIXES, Spec, load_spec
 from converter.mapping.table import SavedAs, Table
 
@@ -17,9 +18,11 @@ def load_table(name_or_path: str | Path) -> Table:
     """Read a table by name or path (`my-table.json`), with the spec of its target.
 
     A table at a path may name a spec at a path beside it: `target` is looked up there first.
-    Raises TableError.
+    Raises TableError, also for a table of one's own that has the name of a built-in one.
     """
     document = find_document(name_or_path, "table")
+    if str(name_or_path).endswith(".json"):
+        document = _as_known(document)
     content = document.content
     spec = load_target(content["target"], document.path)
     if document.name == spec.name:
@@ -52,6 +55,22 @@ def load_target(name: str, path: Path) -> Spec:
     """The whole spec that a table at `path` names: beside it, or built in."""
     beside = path.parent / f"{name}.json"
     return load_spec(beside if beside.is_file() else name)
+
+
+def _as_known(document: Document) -> Document:
+    """The document; a copy of the table that is known by its name has the hash of that one, however it is laid out.
+
+    TableError for another table of that name.
+    """
+    name = document.name
+    known = find_document(name, "table") if name in names_of("table") else None
+    if known is not None and document.content == known.content:
+        return replace(document, sha256=known.sha256)
+    if known is not None or name in names_of("spec"):
+        raise TableError(
+            f"{document.path}: /name is {name!r}, and it is not the table that is known by this name. Choose another"
+        )
+    return document
 
 
 class _Merged:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from converter.errors import TableError
-from converter.mapping.documents import find_document, mappings_folder, names_of
+from converter.mapping.documents import Document, find_document, names_of
 from converter.mapping.expression import Value, evaluate, integer
 from converter.mapping.ops import Shape
 from converter.mapping.pattern import compile_pattern
@@ -157,6 +157,8 @@ def each(counters: Mapping[str, str | int], config: Config, budget: Budget) -> I
 def load_spec(name_or_path: str | Path) -> Spec:
     """Read a spec by name or path. Raises TableError for a config that lacks a field or has one too many."""
     document = find_document(name_or_path, "spec")
+    if str(name_or_path).endswith(".json"):
+        document = _as_known(document)
     content = document.content
     options = tuple(
         Option(field, o["tensor"], o["axis"], o["absent"]) for field, o in content.get("options", {}).items()
@@ -182,15 +184,21 @@ def load_spec(name_or_path: str | Path) -> Spec:
             problems.append(f"/parts/{name}/optional: no tensor entry is called {sorted(unknown)[0]!r}")
     if problems:
         raise TableError(f"{document.path} has wrong variants", problems)
-    if document.path.parent != mappings_folder() and document.name in names_of("spec"):
-        built_in = find_document(document.name, "spec")
-        if document.content != built_in.content:
-            raise TableError(
-                f"{document.path}: /name is {document.name!r}, which is another spec, a built-in one. Choose another "
-                "name, here and as 'target' of its tables"
-            )
     family = content.get("family")
     return Spec(document.name, content["title"], document.sha256, variants, options, entries, family, parts=parts)
+
+
+def _as_known(document: Document) -> Document:
+    """The document; for a copy of the spec that is known by its name, that one. TableError for another of that name."""
+    if document.name not in names_of("spec"):
+        return document
+    known = find_document(document.name, "spec")
+    if document.content != known.content:
+        raise TableError(
+            f"{document.path}: /name is {document.name!r}, which is another spec, a built-in one. Choose another "
+            "name, here and as 'target' of its tables"
+        )
+    return known
 
 
 def _variants(

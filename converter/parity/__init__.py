@@ -17,7 +17,9 @@ In the order in which data passes:
     html.py          the report as a page
     mutations.py     faults to be made on purpose
     mutate.py        how many of them a capture notices
-    evidence.py      reading a certificate; it needs no torch
+    setup.py         what decides results beside the weights: configuration, preprocessing, vocabulary; no torch
+    consistency.py   whether a certificate agrees with itself
+    evidence.py      reading a certificate, and the tables that it names; it needs no torch
     certificate.py   writing a certificate, and checking a copy of weights by it
     diff.py          two checkpoints, tensor by tensor, across formats; it needs no torch
 """

@@ -1,68 +1,90 @@
 """The certificate beside converted weights: what was compared with what, and a fingerprint to check copies by.
 
 `parity.json` in a folder, `NAME.parity.json` beside a single file. It holds hashes of all tensors, of the table and of
-the capture; per run the device, dtype, gate and the numbers of every tap; the mutation score; and the fingerprint: a
-compact capture of the verified model itself, on a small built-in input. With it a copy of the weights can be checked
-anywhere, without the reference. It is evidence, not a signature: whoever can change the weights can change it, too.
+the captures; the configuration and all else that decides what a model makes of its inputs; per run the device, dtype,
+gate and the numbers of every tap; the mutation score; and the fingerprint: a compact capture of the verified model
+itself, on a small built-in input. With it a copy of the weights can be checked anywhere, without the reference. It is
+evidence, not a signature: whoever can change the weights can change it, too.
 """
 
 from __future__ import annotations
 
 import base64
+import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from converter import __version__
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from converter.checkpoint.dtypes import all_finite
 from converter.checkpoint.hashes import Stamps, file_sha256, stamps, tensor_hashes
-from converter.display import file_name
+from converter.display import counted, file_name, plain
 from converter.errors import CaptureError, ConverterError
 from converter.mapping.load import load_table
 from converter.parity.capture import Capture, load_capture, write_capture
-from converter.parity.evidence import FORMAT, Evidence, read_evidence
-from converter.parity.family import Subject
+from converter.parity.evidence import FORMAT, Evidence, check_same_table, check_tables, evidence_of, read_evidence
+from converter.parity.family import Family, Subject
 from converter.parity.mutate import Score
 from converter.parity.record import record
-from converter.parity.report import to_json
+from converter.parity.report import json_safe, to_json
 from converter.parity.run import Report, parity
-from converter.writing.ledger import digest_of_checkpoint
+from converter.parity.setup import Setup, read_setup
+from converter.writing.ledger import CustomTable, digest_of_checkpoint, table_entry
 from converter.writing.ledger import to_json as json_bytes
+from converter.writing.records import find_record
 from converter.writing.staging import write_whole
 
 FINGERPRINT_ERRORS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
+class Weights:
+    """A model as it lay on the disk before it was loaded.
+
+    `before`: stamps of its files then; `sha256`, `tensors`: hashes of all tensors and of each; `setup`: what else
+    decides results; `ledger`: of the conversion, None where there is none.
+    """
+
+    path: Path
+    before: Stamps
+    sha256: str
+    tensors: Mapping[str, str]
+    setup: Setup
+    ledger: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Verification:
     """A copy of the weights beside its certificate.
 
-    `changed`, `missing`, `added`: tensors whose bytes or presence differ; `report`: the fingerprint, computed again
-    (None where the tensors differ already).
+    `changed`, `missing`, `added`: tensors whose bytes or presence differ; `setup`: a line for each setting or file that
+    differs; `custom`: tables that were never released, and were accepted; `report`: the fingerprint, computed again
+    (None where anything differs already).
     """
 
     certificate: Path
     changed: tuple[str, ...]
     missing: tuple[str, ...]
     added: tuple[str, ...]
+    setup: tuple[str, ...]
+    custom: tuple[CustomTable, ...]
     report: Report | None
 
     @property
     def passed(self) -> bool | None:
-        """Same tensors, and the same activations here; None if this dtype cannot be judged."""
-        if self.changed or self.missing or self.added or self.report is None:
-            return False
-        return self.report.passed
+        """Same tensors, settings and files, and the same activations here; None if this dtype cannot be judged."""
+        return False if self.report is None else self.report.passed
 
     @property
     def problems(self) -> list[str]:
         """Everything by which this copy is not what was certified."""
         names = {"changed": self.changed, "missing": self.missing, "added": self.added}
-        different = [f"{word}: {name}" for word, those in names.items() for name in those]
-        return different + (self.report.problems if self.report else [])
+        different = [f"{word}: {plain(name)}" for word, those in names.items() for name in those]
+        return [*self.setup, *different, *(self.report.problems if self.report else [])]
 
 
 def certificate_path(weights: Path) -> Path:
@@ -70,49 +92,94 @@ def certificate_path(weights: Path) -> Path:
     return weights / "parity.json" if weights.is_dir() else weights.with_suffix(".parity.json")
 
 
+def read_weights(path: Path, family: Family[Any], on_bytes: Callable[[int], object] = lambda count: None) -> Weights:
+    """What `convert` wrote to a file or folder, to be certified; to be called before the model is loaded.
+
+    Raises CaptureError, naming the tensors, where any number is NaN or infinite: no capture notices those that it does
+    not use. CheckpointError or ModelError if it cannot be read.
+    """
+    spoiled: dict[str, None] = {}
+
+    def look(tensor: TensorInfo, chunk: memoryview) -> None:
+        if tensor.name not in spoiled and not all_finite(chunk, tensor.dtype):
+            spoiled[tensor.name] = None
+
+    with open_checkpoint(path) as checkpoint:
+        before = _stamps(path, checkpoint, family)
+        setup, ledger = read_setup(path, checkpoint, family), find_record(path, checkpoint, "conversion")
+        hashes = tensor_hashes(checkpoint, on_bytes, look)
+        digest = digest_of_checkpoint(checkpoint, hashes)
+    if ledger is not None and ledger["sha256"] != digest:
+        raise CaptureError(f"{file_name(path)}: its ledger is of other weights. Convert again.")
+    if spoiled:
+        named = ", ".join(map(plain, list(spoiled)[:10])) + (", ..." if len(spoiled) > 10 else "")
+        raise CaptureError(
+            f"{file_name(path)}: holds numbers that are NaN or infinite in {counted(len(spoiled), 'tensor')}: {named}. "
+            "Convert a sound checkpoint."
+        )
+    return Weights(path, before, digest, hashes, setup, ledger)
+
+
+def _stamps(path: Path, checkpoint: Checkpoint, family: Family[Any]) -> Stamps:
+    """Of all files that decide what is loaded from a file or folder."""
+    names = ("config.json", "conversion.json", *family.files)
+    return stamps([*checkpoint.files, *(file for name in names if (file := path / name).is_file())])
+
+
 def certify(
-    weights: Path,
-    capture: Capture,
+    weights: Weights,
+    captures: Sequence[Capture],
     reports: Sequence[Report],
     score: Score | None,
     subject: Subject,
-    on_bytes: Callable[[int], object] = lambda count: None,
-    before: Stamps | None = None,
+    coverage: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the certificate of `weights`, which `subject`, in float64, holds.
+    """Write the certificate of `weights`, from which `subject`, in float64, was loaded afterwards.
 
-    `before` are the stamps of its files from before the model was loaded. CaptureError if a report did not pass, or if
-    the files changed since.
+    `reports`: of each capture in float64, and in other dtypes as there are. `coverage`: which weights the captures
+    depend on, JSON. CaptureError if a report did not pass, if the files changed since `read_weights`, or if the
+    certificate would not be one.
     """
+    where, family = file_name(weights.path), subject.family
     if not reports or not all(report.passed for report in reports):
-        raise CaptureError(f"{file_name(weights)}: not certified, since not every comparison passed.")
-    with open_checkpoint(weights) as checkpoint:
-        hashes = tensor_hashes(checkpoint, on_bytes)
-        digest = digest_of_checkpoint(checkpoint, hashes)
-        if before is not None and stamps(checkpoint.files) != before:
-            raise CaptureError(
-                f"{file_name(weights)}: changed since it was loaded: what was compared is no longer in the file. "
-                "Certify it again once nothing writes to it."
-            )
-    table = load_table(capture.table or subject.family.table)
+        raise CaptureError(f"{where}: not certified, since not every comparison passed.")
+    loaded = json_safe(family.config(subject.model))
+    with open_checkpoint(weights.path) as checkpoint:
+        is_same = _stamps(weights.path, checkpoint, family) == weights.before
+    if not is_same or loaded != weights.setup.settings["config"]:
+        raise CaptureError(
+            f"{where}: changed since it was loaded: what was compared is no longer in the file. "
+            "Certify it again once nothing writes to it."
+        )
+    ledger = weights.ledger or {"table": None}
     content = {
         "format": FORMAT,
         "converter": __version__,
-        "weights": {"sha256": digest, "tensors": hashes},
-        "table": {"name": table.name, "sha256": table.sha256},
-        "capture": {
-            "name": capture.name,
-            "sha256": file_sha256(capture.path),
-            "compact": capture.compact,
-            "facts": {key: value for key, value in capture.facts.items() if key not in ("errors", "compact")},
-        },
+        "weights": {"sha256": weights.sha256, "tensors": weights.tensors},
+        **{key: ledger[key] for key in ("table", "earlier") if key in ledger},
+        "package": {"settings": weights.setup.settings, "files": weights.setup.files},
+        "captures": [_described(capture, family) for capture in captures],
         "runs": [to_json(report) for report in reports],
         "mutations": None if score is None else score_json(score),
+        **({} if coverage is None else {"coverage": coverage}),
         "fingerprint": _fingerprint(subject),
     }
-    path = certificate_path(weights)
-    write_whole(path, lambda partial: partial.write_bytes(json_bytes(content)))
+    path = certificate_path(weights.path)
+    data = json_bytes(content)
+    evidence_of(json.loads(data), path)  # as whoever gets it reads it
+    write_whole(path, lambda partial: partial.write_bytes(data))
     return path
+
+
+def _described(capture: Capture, family: Family[Any]) -> dict[str, Any]:
+    table = load_table(capture.table or family.table)
+    return {
+        "name": capture.name,
+        "sha256": file_sha256(capture.path),
+        "compact": capture.compact,
+        "table": table_entry(table.name, table.sha256),
+        "facts": {key: value for key, value in capture.facts.items() if key not in ("errors", "compact")},
+    }
 
 
 def score_json(score: Score) -> dict[str, Any]:
@@ -134,33 +201,46 @@ def score_json(score: Score) -> dict[str, Any]:
 
 def verify(
     weights: Path,
+    family: Family[Any],
     load: Callable[[], Subject],
     *,
     certificate: Path | None = None,
+    accepted_tables: Collection[str] = (),
     on_bytes: Callable[[int], object] = lambda count: None,
 ) -> Verification:
-    """Check a copy of certified weights: every tensor's hash, then the fingerprint on this machine.
+    """Check a copy of certified weights: settings, files and every tensor's hash, then the fingerprint on this machine.
 
     `load` gives the model where and in the dtype in which it is to be checked. `certificate`: by default beside it.
-    Raises CaptureError if there is no sound certificate, CheckpointError or ModelError if the weights cannot be read.
+    `accepted_tables`: hashes of tables that were never released, and may have made it.
+    Raises CaptureError if there is no sound certificate or such a table is not accepted, CheckpointError or ModelError
+    if the weights cannot be read.
     """
     path = certificate or certificate_path(weights)
-    evidence, changed, missing, added = compare_tensors(weights, path, on_bytes)
+    evidence = read_evidence(path)
+    with open_checkpoint(weights) as checkpoint:
+        before = _stamps(weights, checkpoint, family)
+        if (ledger := find_record(weights, checkpoint, "conversion")) is not None:
+            check_same_table(weights, ledger, evidence)
+        custom = tuple(check_tables(weights, ledger, evidence, accepted_tables))
+        setup = tuple(read_setup(weights, checkpoint, family).differences(evidence.setup))
+    tensors = compare_tensors(weights, evidence, on_bytes)
     report = None
-    if not (changed or missing or added):
+    if not (setup or any(tensors)):
         with open_fingerprint(evidence) as capture:
             report = parity(load(), capture, modes=["propagated"])
-    return Verification(path, changed, missing, added, report)
+    with open_checkpoint(weights) as checkpoint:
+        if _stamps(weights, checkpoint, family) != before:
+            raise CaptureError(f"{file_name(weights)}: changed meanwhile. Verify it again once nothing writes to it.")
+    return Verification(path, *tensors, setup, custom, report)
 
 
 def compare_tensors(
-    weights: Path, certificate: Path, on_bytes: Callable[[int], object] = lambda count: None
-) -> tuple[Evidence, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Hash every tensor again: the certificate, and the names of tensors changed, missing and added.
+    weights: Path, evidence: Evidence, on_bytes: Callable[[int], object] = lambda count: None
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Hash every tensor again: the names of those changed, missing and added.
 
-    Raises CaptureError if there is no sound certificate, CheckpointError if the weights cannot be read.
+    Raises CaptureError if the certificate contradicts itself, CheckpointError if the weights cannot be read.
     """
-    evidence = read_evidence(certificate)
     expected = evidence.tensors
     with open_checkpoint(weights) as checkpoint:
         found = tensor_hashes(checkpoint, on_bytes)
@@ -168,9 +248,9 @@ def compare_tensors(
         missing, added = tuple(sorted(set(expected) - set(found))), tuple(sorted(set(found) - set(expected)))
         if not (changed or missing or added) and digest_of_checkpoint(checkpoint, found) != evidence.sha256:
             raise CaptureError(
-                f"{file_name(certificate)}: its hash of all tensors is not that of its list. Get it again."
+                f"{file_name(evidence.path)}: its hash of all tensors is not that of its list. Get it again."
             )
-    return evidence, changed, missing, added
+    return changed, missing, added
 
 
 @contextmanager

@@ -6,97 +6,86 @@ The only reader of certificates, for verifying, packaging and publishing; it nee
 from __future__ import annotations
 
 import base64
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.strict_json import read_json
-from converter.display import file_name
+from converter.display import file_name, plain
 from converter.errors import CaptureError
+from converter.parity.consistency import contradictions
 from converter.parity.schemas import problem_of
+from converter.parity.setup import Setup
+from converter.writing.ledger import CustomTable, custom_tables
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One comparison: where, in which numbers, how many activations, the worst of them, and what was allowed."""
+    """One comparison: with which capture, where, in which numbers, how many activations, the worst of them, and what
+    was allowed; whether that is looser than the default."""
 
+    capture: str
     device: str
     dtype: str
     activations: int
     worst: float
     worst_name: str
     gate: str
+    looser: bool
     images: int
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A capture that was compared with.
+
+    official  the configuration of the official code that was captured, None if the capture does not say so
+    compact   whether it holds only some numbers of each activation
+    sizes     (height, width) of its images, if it says so
+    """
+
+    name: str
+    sha256: str
+    official: str | None
+    compact: bool
+    sizes: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """A certificate.
 
+    content           whole, as JSON
     tensors           SHA-256 of each tensor that it is of
+    setup             what lay beside them
+    table             (name, sha256) of the table by which they were converted, None if nothing said so
+    custom            tables that were never released, of the conversion or of the comparisons
     fingerprint       a capture of the certified model, as the bytes of its file
-    official          the configuration of the official code that was captured, None if the capture does not say so
-    compact           whether the capture holds only some numbers of each activation
-    sizes             (height, width) of its images, if it says so
     made, caught      of the mutations, and `equivalent`: those that no input can show
+    coverage          which weights the comparisons depend on, if it was measured
     """
 
     path: Path
-    tensors: dict[str, str]
+    content: Mapping[str, Any] = field(repr=False)
+    tensors: dict[str, str] = field(repr=False)
     sha256: str
+    setup: Setup
+    table: tuple[str, str] | None
+    custom: tuple[CustomTable, ...]
     fingerprint: bytes = field(repr=False)
-    capture: str
-    capture_sha256: str
-    official: str | None
-    compact: bool
-    sizes: tuple[tuple[int, int], ...]
+    captures: tuple[Captured, ...]
     runs: tuple[Run, ...]
     made: int
     caught: int
     equivalent: int
+    coverage: Mapping[str, Any] | None
 
 
 def read_evidence(path: Path) -> Evidence:
     """The certificate at `path`. CaptureError unless it is one, of comparisons that all passed."""
-    content = _content(path)
-    try:
-        fingerprint = base64.b64decode(content["fingerprint"], validate=True)
-    except ValueError:
-        raise CaptureError(f"{file_name(path)}: its fingerprint is damaged. Get the certificate again.") from None
-    capture = content["capture"]
-    mutations = content["mutations"] or {"made": 0, "caught": 0, "equivalent": 0}
-    return Evidence(
-        path=path,
-        tensors=content["weights"]["tensors"],
-        sha256=content["weights"]["sha256"],
-        fingerprint=fingerprint,
-        capture=capture["name"],
-        capture_sha256=capture["sha256"],
-        official=capture["facts"].get("official_config"),
-        compact=capture["compact"],
-        sizes=tuple((int(height), int(width)) for height, width in capture["facts"].get("image_sizes_hw", ())),
-        runs=tuple(map(_run, content["runs"])),
-        **{key: int(mutations[key]) for key in ("made", "caught", "equivalent")},
-    )
-
-
-def _run(run: dict[str, Any]) -> Run:
-    taps = [tap for results in run["modes"].values() for tap in results]
-    worst = max(taps, key=lambda tap: float(tap["relative"]))
-    return Run(
-        run["device"],
-        run["dtype"],
-        len(taps),
-        float(worst["relative"]),
-        worst["name"],
-        run["gate"]["text"],
-        len(run["detections"]),
-    )
-
-
-def _content(path: Path) -> dict[str, Any]:
     try:
         content = read_json(path)
     except OSError as error:
@@ -105,6 +94,99 @@ def _content(path: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise CaptureError(f"{file_name(path)}: is not the JSON of a certificate: {error}. Get it again.") from None
+    return evidence_of(content, path)
+
+
+def evidence_of(content: Any, path: Path) -> Evidence:
+    """The certificate that is, or will be, at `path`. CaptureError unless it is one and agrees with itself.
+
+    That its hash of all tensors is that of its list is seen only with the tensors at hand.
+    """
+    if isinstance(content, dict) and content.get("format") == 1:
+        raise CaptureError(
+            f"{file_name(path)}: is a certificate of format 1, which says nothing of what lies beside the weights. "
+            "Certify again."
+        )
     if problem := problem_of(content, "certificate"):
         raise CaptureError(f"{file_name(path)}: is not a certificate, {problem}. Get it again, or certify again.")
-    return dict(content)
+    try:
+        fingerprint = base64.b64decode(content["fingerprint"], validate=True)
+    except ValueError:
+        raise CaptureError(f"{file_name(path)}: its fingerprint is damaged. Get the certificate again.") from None
+    if problems := list(contradictions(content)):
+        raise CaptureError(
+            f"{file_name(path)}: contradicts itself: {problems[0]}. Get it again, or certify again.", problems[1:]
+        )
+    table = content["table"]
+    mutations = content["mutations"] or {"made": 0, "caught": 0, "equivalent": 0}
+    compared = [capture["table"] for capture in content["captures"]]
+    return Evidence(
+        path=path,
+        content=content,
+        tensors=content["weights"]["tensors"],
+        sha256=content["weights"]["sha256"],
+        setup=Setup(content["package"]["settings"], content["package"]["files"]),
+        table=table and (table["name"], table["sha256"]),
+        custom=tuple(custom_tables({**content, "earlier": [*content.get("earlier", ()), *compared]})),
+        fingerprint=fingerprint,
+        captures=tuple(map(_captured, content["captures"])),
+        runs=tuple(map(_run, content["runs"])),
+        coverage=content.get("coverage"),
+        **{key: int(mutations[key]) for key in ("made", "caught", "equivalent")},
+    )
+
+
+def check_same_table(where: Path, ledger: Mapping[str, Any], evidence: Evidence) -> None:
+    """CaptureError if ledger and certificate of `where` do not name the same table."""
+    made = (str(ledger["table"].get("name")), str(ledger["table"].get("sha256")))
+    if made != evidence.table:
+        there = "names none" if evidence.table is None else "says by {}, sha256 {}".format(*evidence.table)
+        raise CaptureError(
+            f"{file_name(where)}: its ledger says that it was converted by {plain(made[0])}, sha256 {plain(made[1])}; "
+            f"its certificate {plain(there, 300)}. Convert or certify again."
+        )
+
+
+def check_tables(
+    where: Path, ledger: Mapping[str, Any] | None, evidence: Evidence | None, accepted: Collection[str]
+) -> list[CustomTable]:
+    """The tables that made `where`, by its ledger and certificate, and were never released.
+
+    CaptureError unless the hash of each is among those `accepted`.
+    """
+    custom = [*(custom_tables(ledger) if ledger else ()), *(evidence.custom if evidence else ())]
+    custom = list(dict.fromkeys(custom))
+    if refused := [table for table in custom if table.sha256 not in accepted]:
+        options = " ".join(f"--accept-table {plain(table.sha256)}" for table in refused)
+        raise CaptureError(
+            f"{file_name(where)}: was made by {', '.join(map(str, refused))}, which no release has. A comparison does "
+            f"not see all that a table does: read it and, if it is right, add {options}"
+        )
+    return custom
+
+
+def _captured(capture: Mapping[str, Any]) -> Captured:
+    facts = capture["facts"]
+    return Captured(
+        capture["name"],
+        capture["sha256"],
+        facts.get("official_config"),
+        capture["compact"],
+        tuple((int(height), int(width)) for height, width in facts.get("image_sizes_hw", ())),
+    )
+
+
+def _run(run: Mapping[str, Any]) -> Run:
+    taps = [tap for results in run["modes"].values() for tap in results]
+    worst = max(taps, key=lambda tap: float(tap["relative"]))
+    return Run(
+        run["capture"],
+        run["device"],
+        run["dtype"],
+        len(taps),
+        float(worst["relative"]),
+        worst["name"],
+        run["gate"]["text"],
+        run["gate"]["looser"],
+        len(run["detections"]),
+    )

@@ -90,6 +90,7 @@ class Family(ABC, Generic[M]):
     """A family of models. `table` and four methods are required; the others have defaults."""
 
     table: str  # the mapping table whose taps name the activations that are captured of these models
+    files: Sequence[str] = ()  # in a folder of weights, those that decide what a model makes of its inputs
 
     @abstractmethod
     def build(self, config: Config) -> M:
@@ -138,6 +139,10 @@ class Family(ABC, Generic[M]):
     def detector(self, model: M, source: Path, vocabulary: Path | None) -> Detector:
         """`model`, loaded from `source`, with all that turns pictures and prompts into boxes. ModelError, HubError."""
         raise ModelError(f"{type(self).__name__}: models of this family do not detect what a prompt names.")
+
+    def settings(self) -> Mapping[str, Any]:
+        """What else decides that, where a configuration does not say otherwise: preprocessing, thresholds; JSON."""
+        return {}
 
     def companions(self, conversion: Path, config: Config, vocabulary: Path | None) -> Companions:
         """What is published beside a conversion. ModelError where it is not of this model, HubError."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from converter.errors import CaptureError
-from converter.parity.capture import Activation, Capture, Mode
+
+if TYPE_CHECKING:
+    from converter.parity.capture import Activation, Capture, Mode
 
 
 @cache
@@ -79,14 +81,18 @@ def find_gate(device: str, dtype: str, override: str | None = None) -> Gate:
 
 
 def _expected_error(activation: Activation, capture: Capture, dtype: str, mode: Mode) -> float | None:
-    """The captured error, or that of all levels of the same output where the activation is a handful of numbers."""
     own = activation.own(dtype, mode)
-    if own is None or math.prod(activation.shape) >= gates()["few"]["numbers"]:
+    errors = ((name, other.own(dtype, mode)) for name, other in capture.activations.items())
+    return None if own is None else expected_error(activation.name, activation.shape, own, errors)
+
+
+def expected_error(name: str, shape: Sequence[int], own: float, errors: Iterable[tuple[str, float | None]]) -> float:
+    """The captured error, or that of all levels of the same output where the activation is a handful of numbers.
+
+    `errors`: of all activations in the same dtype and mode, by name.
+    """
+    if math.prod(shape) >= gates()["few"]["numbers"]:
         return own
-    output = activation.name.rpartition(".")[0]
-    levels = [
-        error
-        for other in capture.activations.values()
-        if other.name.rpartition(".")[0] == output and (error := other.own(dtype, mode)) is not None
-    ]
+    output = name.rpartition(".")[0]
+    levels = [error for other, error in errors if other.rpartition(".")[0] == output and error is not None]
     return max(own, math.sqrt(sum(error**2 for error in levels) / len(levels)))

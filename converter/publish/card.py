@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter.display import counted
-from converter.parity.evidence import Evidence
+from converter.parity.evidence import Captured, Evidence
+from converter.writing.ledger import CustomTable, custom_tables
 
 UNVERIFIED = "> **UNVERIFIED.**"  # how a card says that there is no certificate
 _UNVERIFIED = (
@@ -37,6 +38,11 @@ class Facts:
     dtypes: tuple[str, ...]
     parameters: int
     doubts: tuple[str, ...]
+
+    @property
+    def custom(self) -> tuple[CustomTable, ...]:
+        """Tables of the conversion and the comparisons that were never released."""
+        return tuple(dict.fromkeys([*custom_tables(self.ledger), *(self.evidence.custom if self.evidence else ())]))
 
 
 def model_card(facts: Facts) -> str:
@@ -108,24 +114,21 @@ def _verification(facts: Facts) -> str:
     evidence = facts.evidence
     if evidence is None:
         return ""
+    several = len(evidence.captures) > 1
     rows = [
-        [code(run.device), code(run.dtype), str(run.activations), f"{run.worst:.1e} ({code(run.worst_name)})",
-         text(run.gate), str(run.images)]
+        [*([code(run.capture)] if several else []), code(run.device), code(run.dtype), str(run.activations),
+         f"{run.worst:.1e} ({code(run.worst_name)})", text(run.gate) + (" **(looser than usual)**" * run.looser),
+         str(run.images)]
         for run in evidence.runs
     ]  # fmt: skip
-    recording = f", a recording of the official code ({code(evidence.official)})" if evidence.official else ""
-    recording += ", of which some hundred numbers of each activation are kept" if evidence.compact else ""
-    sizes = " and ".join(f"{width}x{height}" for height, width in evidence.sizes[:8])
-    images = f", on {counted(len(evidence.sizes), 'image')} of {sizes} pixels" if sizes else ""
+    header = ["device", "dtype", "comparisons", "largest relative error", "allowed", "images with detections"]
     lines = [
         "## What was verified",
         "",
-        f"The model was compared with capture {code(evidence.capture)}{recording}{images}: activation by activation as "
-        "it runs and, where the capture allows, block by block. Every comparison passed:",
+        f"The model was compared with {'; and with '.join(map(_captured, evidence.captures))}: activation by "
+        "activation as it runs and, where the capture allows, block by block. Every comparison passed:",
         "",
-        *_table(
-            ["device", "dtype", "comparisons", "largest relative error", "allowed", "images with detections"], rows
-        ),
+        *_table([*(["capture"] if several else []), *header], rows),
         "",
     ]
     if evidence.made:
@@ -139,8 +142,9 @@ def _verification(facts: Facts) -> str:
     lines += [
         "",
         "`parity.json` holds the numbers of every activation, the hashes of weights, table and capture "
-        f"({code(evidence.capture_sha256[:16])}...), and a fingerprint by which a copy is checked anywhere, without "
-        "the official code:",
+        f"({', '.join(code(capture.sha256[:16]) + '...' for capture in evidence.captures)}), configuration, "
+        "preprocessing and vocabulary, and a fingerprint by which a copy is checked anywhere, without the official "
+        "code:",
         "",
         "```console",
         f"converter verify {facts.repo_id or '.'}",
@@ -151,13 +155,21 @@ def _verification(facts: Facts) -> str:
     return "\n".join(lines)
 
 
+def _captured(capture: Captured) -> str:
+    recording = f", a recording of the official code ({code(capture.official)})" if capture.official else ""
+    recording += ", of which some hundred numbers of each activation are kept" if capture.compact else ""
+    sizes = " and ".join(f"{width}x{height}" for height, width in capture.sizes[:8])
+    images = f", on {counted(len(capture.sizes), 'image')} of {sizes} pixels" if sizes else ""
+    return f"capture {code(capture.name)}{recording}{images}"
+
+
 def _not_verified(facts: Facts) -> str:
     runs = facts.evidence.runs if facts.evidence else ()
     points = ["No benchmark was run on these weights: figures below, if any, are the authors' own, of their code."]
     if not runs:
         points.append("Nothing was compared with the official code, on no device and in no dtype.")
     else:
-        if facts.evidence and not facts.evidence.official:
+        if facts.evidence and not any(capture.official for capture in facts.evidence.captures):
             points.append(
                 "**The capture does not say that it is of the official code.** If it was made with this model "
                 "itself, the comparison shows only that the weights are read unchanged."
@@ -169,6 +181,11 @@ def _not_verified(facts: Facts) -> str:
             points.append(f"Nothing was compared in {', '.join(missing)}.")
         points += facts.about.get("card", {}).get("doubts", ())
     points += facts.doubts
+    points += [
+        f"**A custom table was used**, {code(table.name)}, SHA-256 {code(table.sha256)}, which no release has. What no "
+        " input of the comparison uses, such as rows of words, is as that table says."
+        for table in facts.custom
+    ]
     if not facts.ledger["lossless"]:
         points.append(
             "Converting rounded the weights to another dtype: they are not bit for bit those of the checkpoint."
@@ -189,7 +206,10 @@ def _origin(facts: Facts, released: Mapping[str, Any]) -> str:
         reason = str(entry.get("reason", "?")) if isinstance(entry, dict) else "?"
         left_out[reason] = left_out.get(reason, 0) + 1
     rows = [
-        ["table", f"{code(str(ledger['table'].get('name')))} ({code(str(ledger['table'].get('sha256'))[:16])}...)"],
+        [
+            "custom table" if custom_tables({"table": ledger["table"]}) else "table",
+            f"{code(str(ledger['table'].get('name')))} ({code(str(ledger['table'].get('sha256')))})",
+        ],
         ["tensors read, SHA-256 of all", code(str(ledger["source"].get("sha256")))],
         ["tensors written, SHA-256 of all", code(ledger["sha256"])],
         ["state dict taken", code(str(ledger["source"].get("root") or "(the file itself)"))],

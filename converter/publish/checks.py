@@ -12,7 +12,8 @@ from converter.checkpoint.strict_json import read_limited
 from converter.display import counted, file_name, plain, quoted
 from converter.errors import CaptureError, ModelError, TableError
 from converter.mapping.spec import load_spec
-from converter.parity.evidence import Evidence
+from converter.parity.evidence import Evidence, check_same_table
+from converter.parity.setup import Setup
 from converter.writing.ledger import digest_of_checkpoint
 from converter.writing.records import known_model, read_record
 
@@ -60,6 +61,15 @@ def _is_like(value: object, known: object) -> bool:
     return type(value) is type(known)
 
 
+def check_setup(conversion: Path, here: Setup, certified: Setup) -> None:
+    """CaptureError, naming each, for settings and files that are not what was certified."""
+    if differing := here.differences(certified):
+        raise CaptureError(
+            f"{file_name(conversion)}: is not what was certified: {differing[0]}. Restore it, or certify again.",
+            differing[1:],
+        )
+
+
 def check_weights(
     conversion: Path,
     checkpoint: Checkpoint,
@@ -67,7 +77,10 @@ def check_weights(
     evidence: Evidence | None,
     on_bytes: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Hash every tensor. CaptureError unless all are what the ledger, and the certificate if there is one, say."""
+    """Hash every tensor. CaptureError unless all are what the ledger, and the certificate if there is one, say, and
+    both name the same table."""
+    if evidence is not None:
+        check_same_table(conversion, ledger, evidence)
     hashes = tensor_hashes(checkpoint, on_bytes)
     digest = digest_of_checkpoint(checkpoint, hashes)
     records = [(conversion, "conversion.json", ledger["tensors"], ledger["sha256"])]

@@ -8,19 +8,19 @@ meanwhile. Where the answer to a commit is lost, the history of the repository s
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from converter import __version__
 from converter.display import file_name, plain, quoted
 from converter.errors import HubError
 from converter.hub.requests import Failure, Retry, attempt, pause, quiet
-from converter.hub.resolve import parse_reference
+from converter.parity.family import Family
 from converter.publish.folder import GIT_ATTRIBUTES, LocalFile, is_written, read_folder
-from converter.publish.repository import MAIN, Repository
+from converter.publish.repository import MAIN, Repository, check_repository_name
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete
@@ -57,12 +57,14 @@ class Publication:
 def publish(
     folder: Path,
     repo_id: str,
+    family_of: Callable[[str], Family[Any]],
     *,
     revision: str | None = None,
     create_pr: bool = False,
     message: str | None = None,
     private: bool | None = None,
     unverified: bool = False,
+    accepted_tables: Collection[str] = (),
     dry_run: bool = False,
     retry: Retry | None = None,
     on_bytes: Callable[[int], object] = lambda count: None,
@@ -70,12 +72,14 @@ def publish(
 ) -> Publication:
     """Make the repository hold what `folder` holds, by one commit on `revision` or as a pull request.
 
-    private: of a repository that is created now (default: yes). unverified: publish without a certificate; the card is
-    marked so. dry_run: only compare. `on_bytes` gets the bytes hashed before anything is sent, `say` lines for people.
+    family_of: the family of a model by its name. private: of a repository that is created now (default: yes).
+    unverified: publish without a certificate; the card is marked so. accepted_tables: hashes of tables that were never
+    released, and may have made the weights. dry_run: only compare. `on_bytes` gets the bytes hashed before anything is
+    sent, `say` lines for people.
     Raises HubError; CaptureError for a certificate that is invalid or of other weights; ModelError for documents of
     other weights; CheckpointError for weights that cannot be read. An interruption says what is known to be published.
     """
-    _check_repository_name(repo_id)
+    check_repository_name(repo_id)
     if revision is not None and not revision.strip():
         raise HubError(f"--revision: {quoted(revision)} is not the name of a branch. Leave it out for {MAIN}.")
     for option, value in (("--revision", revision), ("--message", message)):
@@ -83,14 +87,14 @@ def publish(
             raise HubError(f"{option}: {quoted(value or '')} is not UTF-8. Write it anew.")
     if create_pr and revision not in (None, MAIN):
         raise HubError(f"--create-pr proposes a change to {MAIN}; leave out --revision {plain(str(revision))}.")
-    files = read_folder(folder, unverified=unverified, on_bytes=on_bytes)
+    files = read_folder(folder, family_of, unverified=unverified, accepted_tables=accepted_tables, on_bytes=on_bytes)
     with quiet():
         repository = Repository(
             repo_id=repo_id,
             revision=revision or MAIN,
             private=private,
             create_pr=create_pr,
-            again=_command(folder, repo_id, revision or MAIN, create_pr, message, private, unverified),
+            again=_command(folder, repo_id, revision or MAIN, create_pr, message, private, unverified, accepted_tables),
             retry=retry or Retry(),
             say=say,
         )
@@ -109,6 +113,7 @@ def _command(
     message: str | None,
     private: bool | None,
     unverified: bool,
+    accepted_tables: Collection[str],
 ) -> str:
     """The command line that does the same again."""
     options = [] if revision == MAIN else ["--revision", revision]
@@ -116,21 +121,8 @@ def _command(
     options += ["--message", message.strip()] if message and message.strip() else []
     options += [] if private is None else ["--private" if private else "--public"]
     options += ["--unverified"] if unverified else []
+    options += [word for sha256 in accepted_tables for word in ("--accept-table", sha256)]
     return shlex.join(["converter", "publish", str(folder), repo_id, *options])
-
-
-def _check_repository_name(repo_id: str) -> None:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-    parsed = parse_reference(repo_id)
-    problem = ""
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        problem = f" ({plain(str(error), 400).rstrip('.')})"
-    if problem or parsed is None or parsed.file or parsed.revision or parsed.repo_id != repo_id:
-        raise HubError(f"{quoted(repo_id)}: is not the name of a repository{problem}. Expected org/name.")
 
 
 def _is_text(value: str) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.hashes import stamps
@@ -16,10 +17,13 @@ from converter.errors import HubError
 from converter.hub.hashes import Hashes, hash_bytes, hash_file
 from converter.hub.requests import holds_token
 from converter.hub.resolve import MODEL_FILES
-from converter.parity.evidence import read_evidence
+from converter.parity.evidence import check_tables, read_evidence
+from converter.parity.family import Family
+from converter.parity.setup import read_setup
 from converter.publish.card import UNVERIFIED, mark_unverified
-from converter.publish.checks import check_architecture, check_weights, read_records
+from converter.publish.checks import check_architecture, check_setup, check_weights, read_records
 from converter.publish.package import CARD, CERTIFICATE, REPORT
+from converter.writing.ledger import CustomTable
 
 REQUIRED = ("config.json", "conversion.json", CARD)
 WRITTEN = (*MODEL_FILES, REPORT)  # what this package writes; a commit deletes those that the folder does not have
@@ -39,13 +43,19 @@ class LocalFile:
 
 
 def read_folder(
-    folder: Path, *, unverified: bool = False, on_bytes: Callable[[int], object] = lambda count: None
+    folder: Path,
+    family_of: Callable[[str], Family[Any]],
+    *,
+    unverified: bool = False,
+    accepted_tables: Collection[str] = (),
+    on_bytes: Callable[[int], object] = lambda count: None,
 ) -> list[LocalFile]:
     """Every file of a folder that may be published, hashed. Raises HubError listing what may not, or what is missing.
 
-    The weights' tensors are hashed, too, and held against `conversion.json` and the certificate. If `unverified` there
-    is none, and the card, as it is published, says so. Raises ModelError or CaptureError where the parts do not belong
-    together.
+    The weights' tensors are hashed, too, and held against `conversion.json` and the certificate, as is all else that
+    decides results; `family_of` gives the family of a model by its name. If `unverified` there is no certificate, and
+    the card, as it is published, says so. Raises ModelError or CaptureError where the parts do not belong together, and
+    for a table that was never released and is not among those accepted.
     """
     try:
         paths = sorted(path for path in folder.iterdir() if path.name != GIT_ATTRIBUTES)
@@ -56,7 +66,7 @@ def read_folder(
     _check_names(folder, paths, unverified)
     with _reading(folder):
         before = stamps(paths)
-    sha256 = _check_contents(folder, unverified, on_bytes)
+    sha256, custom = _check_contents(folder, family_of, unverified, accepted_tables, on_bytes)
     files = [_read_file(path, on_bytes) for path in paths]
     with _reading(folder):
         after = stamps(paths)
@@ -70,7 +80,9 @@ def read_folder(
             f"{file_name(folder)}: {', '.join(map(plain, told))} holds the token that is in use. Take it out, and make "
             "another token: this one is not secret any more."
         )
-    return [_card(folder, file, None if unverified else sha256) if file.name == CARD else file for file in files]
+    return [
+        _card(folder, file, None if unverified else sha256, custom) if file.name == CARD else file for file in files
+    ]
 
 
 def _check_names(folder: Path, paths: Iterable[Path], unverified: bool) -> None:
@@ -110,8 +122,15 @@ def _is_inside(target: Path, folder: Path) -> bool:
     return in_cache or folder in target.parents
 
 
-def _check_contents(folder: Path, unverified: bool, on_bytes: Callable[[int], object]) -> str:
-    """Hold weights, configuration, ledger and certificate against one another: the hash of all tensors."""
+def _check_contents(
+    folder: Path,
+    family_of: Callable[[str], Family[Any]],
+    unverified: bool,
+    accepted_tables: Collection[str],
+    on_bytes: Callable[[int], object],
+) -> tuple[str, list[CustomTable]]:
+    """Hold weights, configuration, ledger and certificate against one another: the hash of all tensors, and the tables
+    that made them and were never released."""
     with open_checkpoint(folder) as checkpoint:
         used = {path.name for path in checkpoint.files}
         unused = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in used)
@@ -129,17 +148,22 @@ def _check_contents(folder: Path, unverified: bool, on_bytes: Callable[[int], ob
             evidence = read_evidence(folder / CERTIFICATE)
             with open_fingerprint(evidence):
                 pass  # a stranger will compare with it
+            check_setup(folder, read_setup(folder, checkpoint, family_of(config["model"])), evidence.setup)
+        custom = check_tables(folder, ledger, evidence, accepted_tables)
         check_weights(folder, checkpoint, ledger, evidence, on_bytes)
-        return str(ledger["sha256"])
+        return str(ledger["sha256"]), custom
 
 
-def _card(folder: Path, file: LocalFile, sha256: str | None) -> LocalFile:
-    """The card as it is published: of the certified weights of that hash, or marked as UNVERIFIED."""
+def _card(folder: Path, file: LocalFile, sha256: str | None, custom: Collection[CustomTable]) -> LocalFile:
+    """The card as it is published: of the certified weights of that hash, or marked as UNVERIFIED; naming each table
+    that was never released."""
     again = f"Make it again: converter package {shlex.quote(str(folder))} OUT"
     try:
         text = (file.content or b"").decode()
     except UnicodeDecodeError:
         raise HubError(f"{file_name(file.path)}: is not UTF-8 text. {again}") from None
+    if unnamed := [table for table in custom if table.sha256 not in text]:
+        raise HubError(f"{file_name(file.path)}: does not name {unnamed[0]}. {again}")
     if sha256 is None:
         content = mark_unverified(text).encode()
         return replace(file, hashes=hash_bytes(content), content=content)

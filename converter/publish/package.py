@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,10 @@ from converter.display import file_name, plain
 from converter.errors import DestinationError, ModelError
 from converter.parity.evidence import Evidence, read_evidence
 from converter.parity.family import Companions, Family
+from converter.parity.setup import Setup, read_setup
 from converter.publish.card import Facts, model_card
-from converter.publish.checks import check_architecture, check_weights, content_of, read_records
-from converter.writing.ledger import to_json
+from converter.publish.checks import check_architecture, check_setup, check_weights, content_of, read_records
+from converter.writing.ledger import CustomTable, to_json
 from converter.writing.shards import INDEX_NAME
 from converter.writing.staging import Staging, check_destination, is_file_name, writing
 from converter.writing.transfer import write_at
@@ -30,12 +32,13 @@ DOCUMENTS = (
 class Package:
     """What the folder will hold: `documents` by their content, `weights` by the files that they are now.
 
-    `evidence` is None where the conversion was never certified.
+    `evidence` is None where the conversion was never certified; `custom` are tables that were never released.
     """
 
     documents: Mapping[str, bytes]
     weights: Mapping[str, Path]
     evidence: Evidence | None
+    custom: tuple[CustomTable, ...]
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -65,19 +68,19 @@ def make_package(
         companions = family.companions(conversion, config["config"], vocabulary)
         about = family.about()
         _check_name(model_name, ledger, about)
-        path = _beside(conversion, ".parity.json", CERTIFICATE)
-        evidence = read_evidence(path) if path.exists() else None
         check_architecture(conversion, checkpoint, config)
+        evidence = _evidence(conversion, checkpoint, family)
         check_weights(conversion, checkpoint, ledger, evidence, on_bytes)
         checkpoint.verify_unchanged()
         weights, documents = _weights(checkpoint)
         dtypes = sorted({tensor.dtype.name for tensor in checkpoint.tensors.values()})
         parameters = sum(tensor.numel for tensor in checkpoint.tensors.values())
     documents |= companions.files
-    documents["config.json"] = to_json(_config(config, ledger, companions, model_name))
+    described = _config(config, ledger, companions, model_name)
+    documents["config.json"] = to_json(described)
     documents["conversion.json"] = to_json(ledger)
     if evidence is not None:
-        documents[CERTIFICATE] = content_of(path)
+        documents[CERTIFICATE] = _certificate(conversion, evidence, companions, described)
     report = report or _beside(conversion, ".report.html", REPORT)
     if report.exists():
         documents[REPORT] = content_of(report)
@@ -92,7 +95,17 @@ def make_package(
         parameters=parameters,
         doubts=tuple(companions.doubts),
     )
-    return Package({**documents, CARD: model_card(facts).encode()}, weights, evidence)
+    return Package({**documents, CARD: model_card(facts).encode()}, weights, evidence, facts.custom)
+
+
+def _evidence(conversion: Path, checkpoint: Checkpoint, family: Family[Any]) -> Evidence | None:
+    """The certificate, if there is one, of what lies beside the weights now."""
+    path = _beside(conversion, ".parity.json", CERTIFICATE)
+    if not path.exists():
+        return None
+    evidence = read_evidence(path)
+    check_setup(conversion, read_setup(conversion, checkpoint, family), evidence.setup)
+    return evidence
 
 
 def _weights(checkpoint: Checkpoint) -> tuple[dict[str, Path], dict[str, bytes]]:
@@ -101,6 +114,20 @@ def _weights(checkpoint: Checkpoint) -> tuple[dict[str, Path], dict[str, bytes]]
         (source,) = checkpoint.files
         return {"model.safetensors": source}, {}
     return {source.name: source for source in checkpoint.files}, {INDEX_NAME: content_of(checkpoint.path)}
+
+
+def _certificate(conversion: Path, evidence: Evidence, companions: Companions, described: Mapping[str, Any]) -> bytes:
+    """The certificate of the package: also of what is added to the conversion, which cannot replace what it is of."""
+    certified = evidence.setup
+    files = {name: hashlib.sha256(content).hexdigest() for name, content in companions.files.items()}
+    both = companions.config.keys() & certified.settings.keys(), files.keys() & certified.files.keys()
+    added, known = (
+        Setup({name: settings[name] for name in both[0]}, {name: hashes[name] for name in both[1]})
+        for settings, hashes in ((companions.config, files), (certified.settings, certified.files))
+    )
+    check_setup(conversion, added, known)
+    settings = {**certified.settings, **described}
+    return to_json({**evidence.content, "package": {"settings": settings, "files": files}})
 
 
 def _config(

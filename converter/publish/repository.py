@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from converter import __version__
-from converter.display import plain
+from converter.display import plain, quoted
 from converter.errors import HubError
 from converter.hub.requests import Failure, Retry, has_token, insist
+from converter.hub.resolve import parse_reference
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -159,3 +160,18 @@ class Repository:
             hints["access"] = "Sign in again (hf auth login) or set HF_TOKEN, and run"
         hint = hints.get(failure.kind, "Change what it names, then run")
         raise HubError(f"{self.repo_id}: {doing}: {failure.text}. {hint}: {self.again}")
+
+
+def check_repository_name(repo_id: str) -> None:
+    """HubError unless it is `org/name`, of a repository that can be."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    parsed = parse_reference(repo_id)
+    problem = ""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        problem = f" ({plain(str(error), 400).rstrip('.')})"
+    if problem or parsed is None or parsed.file or parsed.revision or parsed.repo_id != repo_id:
+        raise HubError(f"{quoted(repo_id)}: is not the name of a repository{problem}. Expected org/name.")

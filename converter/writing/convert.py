@@ -15,7 +15,7 @@ from converter.display import quoted
 from converter.errors import DestinationError, PlanError
 from converter.planning.plan import Plan
 from converter.writing.buffers import implied_value
-from converter.writing.ledger import NO_HASH, config_document, digest_of_sources, make_ledger, to_json
+from converter.writing.ledger import config_document, digest_of_sources, draft_ledger, fill_ledger, to_json
 from converter.writing.residue import check_residue_destination, residue_metadata, residue_path, steps_to_keep
 from converter.writing.shards import INDEX_NAME, Shard, lay_out, nbytes, shard_index
 from converter.writing.staging import ARCHIVES, Staging, check_destination, is_file_name, writing
@@ -73,7 +73,7 @@ def convert(
     sources = [checkpoint, *([residue] if residue else [])]
     _check_destinations(sources, destination, force=force, keep_residue=keep_residue)
     # hashes are not known yet, but their length is, and so is the length of every header
-    draft = make_ledger(checkpoint, plan, {t.name: NO_HASH for t in plan.targets}, NO_HASH, origin)
+    draft = draft_ledger(checkpoint, plan, origin)
     outputs, shards = _outputs(plan, destination, draft, max_shard_size)
     kept = [_residue_output(plan, destination, draft)] if keep_residue else []
     with Staging(destination, force=force) as staging:
@@ -87,7 +87,7 @@ def convert(
         for source in sources:
             source.verify_unchanged()
         made = {t.name: hashes[t.name] for t in plan.targets}
-        ledger = make_ledger(checkpoint, plan, made, digest_of_sources(plan, hashes), origin)
+        ledger = fill_ledger(draft, plan, made, digest_of_sources(plan, hashes))
         with writing(destination):
             for output, descriptor in opened:
                 for position, piece in output.frame(ledger, crcs):

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from converter import __version__
 from converter.checkpoint import Checkpoint
+from converter.checkpoint.strict_json import parse_json, read_json
+from converter.display import quoted
+from converter.mapping.released import is_released
 from converter.planning.plan import Plan
 
 NO_HASH = "0" * 64  # placeholder of the same length for a hash that is not known yet
@@ -26,21 +30,16 @@ def config_document(plan: Plan) -> dict[str, Any]:
     return {"model": plan.target, **part, "variant": plan.variant.name, "config": dict(plan.config)}
 
 
-def make_ledger(
-    checkpoint: Checkpoint,
-    plan: Plan,
-    hashes: dict[str, str],
-    source_sha256: str,
-    origin: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """The content of `conversion.json`. `hashes`: SHA-256 of every target, or NO_HASH for each; `origin`: where the
-    checkpoint came from."""
+def draft_ledger(checkpoint: Checkpoint, plan: Plan, origin: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The content of `conversion.json` with NO_HASH for each hash. `origin`: where the checkpoint came from."""
     target = {"name": plan.target, "variant": plan.variant.name, "also": list(plan.variant.also)}
-    through = {"through": {"name": plan.written.name, "sha256": plan.written.sha256}} if plan.written else {}
+    earlier = custom_tables(ledger_of(checkpoint) or {})
     return {
         "converter": __version__,
-        "table": {"name": plan.table, "sha256": plan.table_sha256},
-        **through,
+        "table": table_entry(plan.table, plan.table_sha256),
+        **({"through": table_entry(plan.written.name, plan.written.sha256)} if plan.written else {}),
+        # what a table of one's own made stays so, by whichever table it is converted again
+        **({"earlier": [table.entry for table in earlier]} if earlier else {}),
         "target": {**target, "part": plan.part} if plan.part else target,
         "lossless": all(step.is_lossless for step in (*plan.steps, *plan.carried)),
         "missing": [{"names": entry.names, "reason": entry.reason} for entry in plan.missing],
@@ -49,19 +48,69 @@ def make_ledger(
         "source": {
             "layout": checkpoint.layout,
             "root": checkpoint.root,
-            "sha256": source_sha256,
+            "sha256": NO_HASH,
             **({"origin": dict(origin)} if origin else {}),
         },
         "left_out": [
             {"name": out.tensor.name, "shape": list(out.tensor.shape), "reason": out.reason} for out in plan.left_out
         ],
         "left_aside": [*checkpoint.skipped, *checkpoint.unsupported.values(), *checkpoint.objects.values()],
+        "tensors": {tensor.name: NO_HASH for tensor in plan.targets},
+        "sha256": NO_HASH,
+    }
+
+
+def fill_ledger(draft: Mapping[str, Any], plan: Plan, hashes: dict[str, str], source_sha256: str) -> dict[str, Any]:
+    """A ledger as long as its draft. `hashes`: SHA-256 of every target."""
+    return {
+        **draft,
+        "source": {**draft["source"], "sha256": source_sha256},
         "tensors": hashes,
         # covers names, shapes, dtypes and content of everything written, without another pass over it
-        "sha256": NO_HASH
-        if NO_HASH in hashes.values()
-        else digest_of_tensors((t.name, t.dtype.name, t.shape, hashes[t.name]) for t in plan.targets),
+        "sha256": digest_of_tensors((t.name, t.dtype.name, t.shape, hashes[t.name]) for t in plan.targets),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class CustomTable:
+    """A table that was never released. Its name says nothing: it is known by its hash."""
+
+    name: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"custom table {quoted(self.name)}, sha256 {self.sha256}"
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """As a ledger names it."""
+        return {"name": self.name, "sha256": self.sha256, "custom": True}
+
+
+def custom_tables(record: Mapping[str, Any]) -> list[CustomTable]:
+    """Those of a ledger or a certificate that made the weights or a checkpoint that they come from, by their hashes.
+
+    What the record itself says of being custom counts for nothing.
+    """
+    earlier = record.get("earlier")
+    entries = [record.get("table"), record.get("through"), *(earlier if isinstance(earlier, list) else ())]
+    named = [(str(entry.get("name")), str(entry.get("sha256"))) for entry in entries if isinstance(entry, dict)]
+    return [CustomTable(name, sha256) for name, sha256 in dict.fromkeys(named) if not is_released(name, sha256)]
+
+
+def table_entry(name: str, sha256: str) -> dict[str, Any]:
+    """A table as a ledger or a certificate names it."""
+    return {"name": name, "sha256": sha256} if is_released(name, sha256) else CustomTable(name, sha256).entry
+
+
+def ledger_of(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The ledger in or beside the file that a checkpoint was opened from; None where there is none that can be read."""
+    text = checkpoint.metadata.get("conversion")
+    try:
+        ledger = read_json(checkpoint.path.with_name("conversion.json")) if text is None else parse_json(text)
+    except (OSError, ValueError):
+        return None
+    return ledger if isinstance(ledger, dict) else None
 
 
 def digest_of_tensors(tensors: Iterable[tuple[str, str, Sequence[int], str]]) -> str:

@@ -46,6 +46,14 @@ def read_record(conversion: Path, checkpoint: Checkpoint, key: Literal["config",
     return content
 
 
+def find_record(
+    conversion: Path, checkpoint: Checkpoint, key: Literal["config", "conversion"]
+) -> dict[str, Any] | None:
+    """As `read_record`, but None if there is none."""
+    has_one = (conversion / f"{key}.json").exists() if conversion.is_dir() else key in checkpoint.metadata
+    return read_record(conversion, checkpoint, key) if has_one else None
+
+
 def known_model(conversion: Path, config: Mapping[str, Any]) -> str:
     """The name of the spec that a record `config` is of. ModelError if no such spec is known."""
     model, known = str(config["model"]), names_of("spec")

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converter.checkpoint import DTYPES, Checkpoint, DType, open_checkpoint
-from converter.checkpoint.strict_json import parse_json, read_json
+from converter.checkpoint.strict_json import parse_json
 from converter.display import file_name, quoted
 from converter.errors import CheckpointError, CorruptCheckpointError, DestinationError
 from converter.mapping.table import Table
 from converter.planning.plan import Naming, Plan, Residue, Step, Tensor
-from converter.writing.ledger import to_json
+from converter.writing.ledger import ledger_of, to_json
 from converter.writing.shards import INDEX_NAME
 from converter.writing.staging import check_destination, is_file_name
 
@@ -138,10 +138,5 @@ def read_residue(checkpoint: Checkpoint) -> Kept:
 
 def ledger_sha256(checkpoint: Checkpoint) -> str | None:
     """The sha256 in the ledger of the conversion that wrote a checkpoint, if one of ours did."""
-    text = checkpoint.metadata.get("conversion")
-    try:
-        ledger = read_json(checkpoint.path.with_name("conversion.json")) if text is None else parse_json(text)
-        found = ledger["sha256"]
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+    found = (ledger_of(checkpoint) or {}).get("sha256")
     return found if isinstance(found, str) else None

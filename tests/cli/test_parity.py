@@ -200,6 +200,22 @@ def test_certify_and_verify(reference: Path, tmp_path: Path) -> None:
     assert (result.exit_code, "changed: " in result.stdout) == (1, True)
 
 
+def test_several_captures_make_one_certificate(reference: Path, tmp_path: Path) -> None:
+    weights = saved_glip(tmp_path)
+    run("capture", weights, "--dst", tmp_path / "here.safetensors", "--errors", "float32")
+    more = ("--reference", tmp_path / "here.safetensors", "--mutate", 0)
+    result = run("certify", weights, "--reference", reference, *more)
+    assert result.exit_code == 0, result.output
+    content = json.loads(weights.with_suffix(".parity.json").read_text())
+    names = [capture["name"] for capture in content["captures"]]
+    assert names == ["small", "here"]
+    dtypes = ("float64", "float32")
+    assert [(r["capture"], r["dtype"]) for r in content["runs"]] == [(n, d) for n in names for d in dtypes]
+    assert run("verify", weights).exit_code == 0
+    result = run("certify", weights, "--reference", reference, "--reference", reference, "--mutate", 0, "--force")
+    assert (result.exit_code, "two have the same name" in result.stderr) == (8, True)
+
+
 def test_what_no_input_can_show_is_said_beside_the_score(reference: Path, tmp_path: Path) -> None:
     result = run("certify", saved_glip(tmp_path), "--reference", reference, "--mutate", 20)
     assert re.search(r"mutations: \d+ of 20 noticed, \d+ that no input can show; score [01]\.\d{4}", result.stdout)

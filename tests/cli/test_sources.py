@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from converter.cli import main
+from converter.cli.families import family_of
 from converter.errors import HubError
 from converter.glip import GLIP
 from converter.publish.commit import publish
@@ -35,7 +36,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def published(folder: Path, hub: HubServer) -> Path:
-    publish(folder, REPO)
+    publish(folder, REPO, family_of)
     torch.save({"model": tiny_weights()}, folder.parent / "tiny.pth")
     hub.push(REPO, {"tiny.pth": (folder.parent / "tiny.pth").read_bytes()}, "add the checkpoint")
     return folder

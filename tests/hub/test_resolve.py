@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from converter.checkpoint import open_checkpoint
+from converter.cli.families import family_of
 from converter.errors import CheckpointError
 from converter.hub.requests import Retry
 from converter.hub.resolve import Reference, Resolved, is_on_hub, parse_reference, resolve
@@ -54,7 +55,7 @@ def cache(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def published(folder: Path, hub: HubServer) -> Path:
-    publish(folder, REPO)
+    publish(folder, REPO, family_of)
     hub.push(REPO, {"original.pth": bytes(range(256)) * 400}, "add the checkpoint")
     hub.requests.clear()
     return folder
@@ -80,13 +81,14 @@ def test_a_model_is_downloaded_into_an_empty_cache(published: Path, hub: HubServ
 
 def test_it_loads_and_verifies(published: Path, hub: HubServer, cache: Path) -> None:
     from converter.parity.certificate import compare_tensors
+    from converter.parity.evidence import read_evidence
 
     found = get(REPO, cache)
-    assert compare_tensors(found.path, found.path / "parity.json")[1:] == ((), (), ())
+    assert compare_tensors(found.path, read_evidence(found.path / "parity.json")) == ((), (), ())
 
 
 def test_shards_are_downloaded(folder: Path, hub: HubServer, cache: Path) -> None:
-    publish(shard(folder), REPO)
+    publish(shard(folder), REPO, family_of)
     found = get(f"hf://{REPO}", cache)
     assert len(list(found.path.glob("model-*.safetensors"))) == 2
 
@@ -203,7 +205,7 @@ def test_a_repository_without_a_model_says_what_it_has(hub: HubServer, cache: Pa
 
 
 def test_an_index_without_its_shards_is_refused(folder: Path, hub: HubServer, cache: Path) -> None:
-    publish(shard(folder), REPO)
+    publish(shard(folder), REPO, family_of)
     hub.repository(REPO).head.files.pop("model-00002-of-00002.safetensors")
     found = get(REPO, cache)
     with pytest.raises(CheckpointError, match=r"model-00002-of-00002\.safetensors"):
@@ -212,7 +214,7 @@ def test_an_index_without_its_shards_is_refused(folder: Path, hub: HubServer, ca
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "model-00001-of-00002.safetensors"])
 def test_every_file_that_came_damaged_is_got_again(name: str, folder: Path, hub: HubServer, cache: Path) -> None:
-    publish(shard(folder), REPO)
+    publish(shard(folder), REPO, family_of)
     commit = hub.repository(REPO).head
     kept = hub.storage.path_of(commit.files[name])
     content = kept.read_bytes()
@@ -275,4 +277,4 @@ def test_offline_without_a_cache_says_so(reference: str, hub: HubServer, offline
 
 
 def test_offline_nothing_is_published(folder: Path, hub: HubServer, offline: None) -> None:
-    assert "Unset HF_HUB_OFFLINE" in refused(lambda: publish(folder, REPO))
+    assert "Unset HF_HUB_OFFLINE" in refused(lambda: publish(folder, REPO, family_of))

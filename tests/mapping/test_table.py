@@ -23,7 +23,8 @@ def content_of(name: str) -> Content:
 
 
 def problems_of(content: Content, folder: Path) -> list[str]:
-    """Problems of a table, whoever finds them."""
+    """Problems of a table of one's own, whoever finds them."""
+    content["name"] = "mine"
     path = folder / "table.json"
     path.write_text(json.dumps(content))
     try:

@@ -11,7 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from converter.glip import GLIP
-from converter.parity.certificate import certify
+from converter.glip.family import FAMILY
+from converter.parity.certificate import certify, read_weights
 from converter.parity.mutate import mutation_score
 from converter.parity.run import parity
 from tests.support.bert_vocabulary import small_vocabulary
@@ -30,10 +31,11 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     single = folder / "glip.safetensors"
     save_file(load_file(weights), single, metadata | {"conversion": json.dumps(ledger(weights))})
     with small_capture(tmp_path_factory.mktemp("capture")) as capture:
+        found = read_weights(single, FAMILY)
         model = GLIP.from_pretrained(single).double()
         certify(
-            single,
-            capture,
+            found,
+            [capture],
             [parity(subject(model), capture)],
             mutation_score(subject(model), [capture], 5),
             subject(model),

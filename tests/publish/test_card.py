@@ -47,7 +47,7 @@ def test_the_card_has_the_numbers_of_the_certificate(conversions: Path) -> None:
 def test_a_capture_that_is_not_of_the_official_code_is_not_said_to_be(conversions: Path) -> None:
     assert "**The capture does not say that it is of the official code.**" in card_of(packaged(conversions))
     official = "configs/pretrain/glip_Swin_T_O365_GoldG.yaml"
-    edit(conversions / "glip" / "parity.json", lambda c: c["capture"]["facts"].update(official_config=official))
+    edit(conversions / "glip" / "parity.json", lambda c: c["captures"][0]["facts"].update(official_config=official))
     assert run(conversions, "glip", conversions / "again").exit_code == 0
     card = card_of(conversions / "again")
     assert f"capture `small`, a recording of the official code (`{official}`)" in card

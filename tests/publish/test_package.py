@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from converter.glip import GLIP
+from converter.glip.family import FAMILY
 from converter.parity.certificate import verify
 from converter.parity.evidence import read_evidence
 from tests.support.packaging import edit, packaged, run
@@ -47,7 +48,7 @@ def test_the_model_loads_and_is_the_same(conversions: Path) -> None:
 
 def test_the_copy_verifies(conversions: Path) -> None:
     out = packaged(conversions)
-    assert verify(out, loading(out)).passed
+    assert verify(out, FAMILY, loading(out)).passed
 
 
 def test_config_says_architecture_preprocessing_and_origin(conversions: Path) -> None:
@@ -73,7 +74,7 @@ def test_shards_come_with_their_index(conversions: Path) -> None:
     out = packaged(conversions, "glip")
     assert {"model-00001-of-00002.safetensors", "model.safetensors.index.json"} <= {p.name for p in out.iterdir()}
     assert GLIP.from_pretrained(out).config.vocab_size == 50
-    assert verify(out, loading(out)).passed
+    assert verify(out, FAMILY, loading(out)).passed
 
 
 def test_twice_gives_the_same_bytes(conversions: Path) -> None:
@@ -135,7 +136,7 @@ DAMAGE: dict[str, tuple[str, Callable[[dict[str, Any]], object], int, str]] = {
     "an error that is not a number": (
         "parity.json", lambda c: c["runs"][0]["modes"]["propagated"][0].update(relative=float("nan")), 8, "NaN is not"
     ),
-    "a certificate of another format": ("parity.json", lambda c: c.update(format=2), 8, "at 'format'"),
+    "a certificate of another format": ("parity.json", lambda c: c.update(format=3), 8, "at 'format'"),
     "a certificate without a fingerprint": ("parity.json", lambda c: c.pop("fingerprint"), 8, "'fingerprint' is a"),
     "a fingerprint that is invalid": (
         "parity.json", lambda c: c.update(fingerprint="!!!!"), 8, "its fingerprint is damaged"
@@ -231,4 +232,5 @@ def test_the_certificate_is_read_as_it_is(originals: Path) -> None:
     evidence = read_evidence(originals / "glip.parity.json")
     assert [run.dtype for run in evidence.runs] == ["float64"]
     assert evidence.made == 5
-    assert evidence.capture == "small"
+    assert [capture.name for capture in evidence.captures] == ["small"]
+    assert evidence.custom == ()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from converter.cli.families import family_of
 from converter.errors import CaptureError, ConverterError
 from converter.publish.card import mark_unverified
 from converter.publish.commit import publish
@@ -160,7 +161,7 @@ def test_without_a_certificate_the_card_is_marked(says: str, folder: Path, hub: 
 )
 def test_a_name_that_is_none_is_refused(name: str, folder: Path, hub: HubServer) -> None:
     (folder / "config.json").unlink()  # it is the first thing looked at
-    assert "Expected org/name" in refused(lambda: publish(folder, name))
+    assert "Expected org/name" in refused(lambda: publish(folder, name, family_of))
 
 
 def test_a_public_repository_is_not_taken_for_a_private_one(folder: Path, hub: HubServer, clock: Clock) -> None:

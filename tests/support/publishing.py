@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from converter.cli.families import family_of
 from converter.hub.requests import Retry
 from converter.publish.commit import Publication, publish
 from tests.support.hub.server import HubServer
@@ -59,7 +60,7 @@ class Clock:
 
 
 def go(folder: Path, clock: Clock, **options: Any) -> Publication:
-    return publish(folder, REPO, retry=clock.retry(), say=clock.lines.append, **options)
+    return publish(folder, REPO, family_of, retry=clock.retry(), say=clock.lines.append, **options)
 
 
 def files_at(hub: HubServer, revision: str = "main") -> dict[str, str]:

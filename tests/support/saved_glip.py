@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.hashes import tensor_hashes
 from converter.glip import GLIP
+from converter.mapping.load import load_table
 from converter.writing.ledger import digest_of_checkpoint
 from tests.support.small_glip import small_glip
 
@@ -33,7 +34,7 @@ def ledger(weights: Path, **target: Any) -> dict[str, Any]:
         digest = digest_of_checkpoint(checkpoint, hashes)
     return {
         "converter": "0.1.0",
-        "table": {"name": "glip-official", "sha256": "a" * 64},
+        "table": {"name": "glip-official", "sha256": load_table("glip-official").sha256},
         "target": {"name": "glip", "variant": "glip-t", "also": ["glip-t-b", "glip-t-c"]} | target,
         "lossless": True,
         "source": {"layout": "torch-zip", "root": "model", "sha256": "b" * 64},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -52,6 +53,9 @@ def small_tables(folder: Path, variant: str = "small") -> Iterator[None]:
     for part in spec["parts"].values():
         part["variants"] = {"small": {"title": "small", "config": {n: config[n] for n in part["config"]}}}
     (folder / "glip.json").write_text(json.dumps(spec))
+    hashes = json.loads((folder / documents.RELEASED).read_text())
+    hashes["glip"].append(hashlib.sha256((folder / "glip.json").read_bytes()).hexdigest())
+    (folder / documents.RELEASED).write_text(json.dumps(hashes))
     with patch.object(documents, "mappings_folder", lambda: folder):
         documents._listing.cache_clear()
         yield

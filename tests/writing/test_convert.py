@@ -103,7 +103,8 @@ def test_the_file_describes_itself(source: Path, table: Table, tmp_path: Path) -
     assert json.loads(metadata["config"]) == {"model": "tiny", "variant": "tiny-2", "config": {"layers": 2, "width": 4}}
     ledger = json.loads(metadata["conversion"])
     assert ledger == done.ledger
-    assert ledger["table"] == {"name": "tiny-table", "sha256": hashlib.sha256(table.path.read_bytes()).hexdigest()}
+    sha256 = hashlib.sha256(table.path.read_bytes()).hexdigest()
+    assert ledger["table"] == {"name": "tiny-table", "sha256": sha256, "custom": True}
     assert ledger["lossless"] is True
     assert [out["name"] for out in ledger["left_out"]] == ["module.position_ids", "module.training.weight"]
 

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from converter.checkpoint.strict_json import read_json
-from converter.display import file_name
 from converter.errors import ModelError
 from converter.glip.detect.images import pad, read_image, to_rgb, to_tensor
-from converter.glip.detect.preprocessing import Preprocessing, glip_preprocessing
+from converter.glip.detect.preprocessing import Preprocessing, folder_settings, glip_preprocessing
 from converter.glip.detect.prompt import Caption, Prompt, captions
 from converter.glip.detect.tokenizer import Tokenizer, find_tokenizer
-from converter.glip.model.detection import DETECTIONS_PER_IMAGE
+from converter.glip.model.config import DETECTIONS_PER_IMAGE
 from converter.glip.model.glip import GLIP
 from converter.hub.resolve import local_path
 
@@ -138,15 +136,3 @@ class Detector:
         out = self.model(batch.to(device), ids, torch.ones_like(ids))
         (found,) = self.model.detect(out, [size], caption.positive_map)
         return found.boxes, found.scores, found.labels
-
-
-def folder_settings(model: Path) -> Preprocessing:
-    """The preprocessing in the config.json of a packaged folder, else GLIP's own. ModelError if it is invalid."""
-    config = model / "config.json"
-    try:
-        stated = read_json(config).get("preprocessing") if model.is_dir() else None
-        return glip_preprocessing() if stated is None else Preprocessing.from_dict(stated)
-    except (OSError, ValueError, AttributeError):
-        return glip_preprocessing()  # loading the model reports what is wrong with the file
-    except ModelError as error:
-        raise ModelError(f"{file_name(config)}: {error}") from None

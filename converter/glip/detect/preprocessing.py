@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from converter.checkpoint.strict_json import read_json
+from converter.display import file_name
 from converter.errors import ModelError
 
 _FIXED = {"channel_order": "bgr", "interpolation": "bilinear", "value_range": (0, 255)}
@@ -96,3 +98,15 @@ def glip_preprocessing() -> Preprocessing:
     """The settings of all released GLIP models."""
     path = Path(__file__).with_name("preprocessing.json")
     return Preprocessing.from_dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def folder_settings(model: Path) -> Preprocessing:
+    """The preprocessing in the config.json of a packaged folder, else GLIP's own. ModelError if it is invalid."""
+    config = model / "config.json"
+    try:
+        stated = read_json(config).get("preprocessing") if model.is_dir() else None
+        return glip_preprocessing() if stated is None else Preprocessing.from_dict(stated)
+    except (OSError, ValueError, AttributeError):
+        return glip_preprocessing()  # loading the model reports what is wrong with the file
+    except ModelError as error:
+        raise ModelError(f"{file_name(config)}: {error}") from None

@@ -1,7 +1,8 @@
-"""The sizes that make one GLIP model, as a frozen value and as JSON."""
+"""The sizes that make one GLIP model, as a frozen value and as JSON; and the numbers by which all of them detect."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -12,6 +13,13 @@ STAGES = 4  # Swin
 LEVELS = 5  # P3..P7
 GROUPS = 16  # of every GroupNorm in the head
 DYRELU_REDUCTION = 4
+
+SCORE_THRESHOLD = 0.05  # on the phrase score, before centerness
+CANDIDATES_PER_LEVEL = 1000
+NMS_THRESHOLD = 0.6  # IoU above which the lower-scoring of two boxes with one label is dropped
+DETECTIONS_PER_IMAGE = 100
+DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+MAX_LOG_GROWTH = math.log(1000 / 16)  # of a side against its anchor
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from converter.glip.model.config import GLIPConfig
+from converter.glip.model.config import (
+    CANDIDATES_PER_LEVEL,
+    DELTA_WEIGHTS,
+    DETECTIONS_PER_IMAGE,
+    MAX_LOG_GROWTH,
+    NMS_THRESHOLD,
+    SCORE_THRESHOLD,
+    GLIPConfig,
+)
 from converter.glip.model.head import Output
 from converter.glip.model.precision import accumulation_dtype
 
-SCORE_THRESHOLD = 0.05  # on the phrase score, before centerness
-CANDIDATES_PER_LEVEL = 1000
-NMS_THRESHOLD = 0.6  # IoU above which the lower-scoring of two boxes with one label is dropped
-DETECTIONS_PER_IMAGE = 100
-DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-MAX_LOG_GROWTH = math.log(1000 / 16)  # of a side against its anchor
 NMS_BLOCK = 1024  # candidates that are compared with one another at a time
 
 

@@ -1,0 +1,79 @@
+"""A table is known by its hash, not by what it calls itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from converter.errors import TableError
+from converter.mapping import documents
+from converter.mapping.documents import mappings_folder, names_of
+from converter.mapping.load import load_table
+from converter.mapping.released import is_released, released
+from converter.mapping.spec import load_spec
+
+DO = (
+    "mappings/released.json does not list {1}, the hash that {0} has now. If it was changed on purpose, put this one "
+    "there; keep those of versions that were released, since what they made is published."
+)
+
+
+@pytest.mark.parametrize("name", sorted([*names_of("table"), *names_of("spec")]))
+def test_every_built_in_table_is_released(name: str) -> None:
+    sha256 = load_spec(name).sha256 if name in names_of("spec") else load_table(name).sha256
+    assert is_released(name, sha256), DO.format(name, sha256)
+
+
+def test_no_other_name_is_released() -> None:
+    assert set(released()) == {*names_of("table"), *names_of("spec")}
+
+
+def test_a_hash_is_of_one_name_alone() -> None:
+    assert not is_released("mmdet-glip", load_table("glip-official").sha256)
+
+
+def exchanged(name: str, folder: Path) -> Path:
+    """The built-in table of official checkpoints, but that two rows of the word embedding are exchanged."""
+    table = json.loads((mappings_folder() / "glip-official.json").read_text())
+    (rule,) = (rule for rule in table["rules"] if rule["target"] == "text_encoder.embeddings.word.weight")
+    rule["ops"] = [{"op": "permute_blocks", "axis": 0, "blocks": [2, "vocab_size // 2"], "order": [0, 1]}]
+    path = folder / "my-table.json"
+    path.write_text(json.dumps(table | {"name": name}))
+    return path
+
+
+@pytest.mark.parametrize("name", ["glip-official", "mmdet-glip", "glip"])
+def test_a_table_of_ones_own_cannot_have_a_built_in_name(name: str, tmp_path: Path) -> None:
+    with pytest.raises(TableError, match=rf"my-table\.json: /name is '{name}'.*Choose another"):
+        load_table(exchanged(name, tmp_path))
+
+
+def test_by_another_name_it_is_custom(tmp_path: Path) -> None:
+    table = load_table(exchanged("glip-offlcial", tmp_path))
+    assert not is_released(table.name, table.sha256)
+
+
+def test_a_copy_laid_out_otherwise_is_the_table_itself(tmp_path: Path) -> None:
+    for name in ("glip-official", "glip"):
+        content = json.loads((mappings_folder() / f"{name}.json").read_text())
+        (tmp_path / f"{name}.json").write_text(json.dumps(content, indent=8))
+    assert load_table(tmp_path / "glip-official.json").sha256 == load_table("glip-official").sha256
+    assert load_spec(tmp_path / "glip.json").sha256 == load_spec("glip").sha256
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"t": "x"}', '{"t": ["x"]}', '{"t": [1]}', '{"t": 1}'])
+def test_a_list_that_is_none_is_named(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / documents.RELEASED).write_text(content)
+    monkeypatch.setattr("converter.mapping.documents.mappings_folder", lambda: tmp_path)
+    with pytest.raises(TableError, match=r"released\.json: does not list the hashes"):
+        released()
+
+
+def test_a_family_vouches_for_its_own_tables_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / documents.RELEASED).write_text(json.dumps({"its-own": ["a" * 64], "glip-official": ["b" * 64]}))
+    family = documents.InstalledFamily("other", "other", tmp_path)
+    monkeypatch.setattr("converter.mapping.documents.installed_families", lambda: (family,))
+    assert is_released("its-own", "a" * 64)
+    assert not is_released("glip-official", "b" * 64)

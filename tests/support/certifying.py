@@ -1,0 +1,50 @@
+"""The small model certified, as `converter certify` does it."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from converter.glip import GLIP
+from converter.glip.family import FAMILY
+from converter.parity.capture import Capture, load_capture
+from converter.parity.certificate import certificate_path, certify, read_weights
+from converter.parity.mutate import mutation_score
+from converter.parity.run import parity
+from tests.support.saved_glip import saved_glip
+from tests.support.small_capture import write
+from tests.support.small_glip import subject
+
+
+def certified_small(folder: Path, captures: int = 1) -> Path:
+    """The certificate beside `small.safetensors` in the folder, of so many captures."""
+    weights = saved_glip(folder)
+    (folder / "captures").mkdir()
+    with ExitStack() as opened:
+        found = [opened.enter_context(named(folder / "captures", name)) for name in ("small", "second")[:captures]]
+        certify_beside(weights, found)
+    return certificate_path(weights)
+
+
+def named(folder: Path, name: str) -> Capture:
+    """A capture of the small model by a name of its own."""
+    path = write(folder / f"{name}.safetensors")
+    with safe_open(path, "pt") as file:
+        facts = json.loads(file.metadata()["capture"])
+    save_file(load_file(path), path, {"capture": json.dumps(facts | {"name": name})})
+    return load_capture(path)
+
+
+def certify_beside(weights: Path, captures: list[Capture], mutations: int = 5) -> None:
+    """Every capture in float64 and float32."""
+    before = read_weights(weights, FAMILY)
+    model = GLIP.from_pretrained(weights)
+    single = [parity(subject(model), capture) for capture in captures]
+    double = [parity(subject(model.double()), capture) for capture in captures]
+    reports = [report for pair in zip(double, single, strict=True) for report in pair]
+    score = mutation_score(subject(model), captures[0], mutations) if mutations else None
+    certify(before, captures, reports, score, subject(model))
