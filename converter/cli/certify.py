@@ -69,7 +69,7 @@ def certify(
     family = family_at(model)
     from converter.parity.capture import load_capture
     from converter.parity.certificate import certificate_path, certify, read_weights
-    from converter.parity.coverage_report import to_json
+    from converter.parity.coverage_report import proof_of_rows, to_json
 
     path = certificate_path(model)
     if path.exists() and not force:
@@ -90,7 +90,7 @@ def certify(
             sys.exit(1 if any(report.passed is False for report in runs) else CaptureError.exit_code)
         covered = coverage(subject, captures)
         score = mutation_score(subject, captures, mutate, None, covered) if mutate else None
-        certify(weights, captures, runs, score, subject, to_json(covered))
+        certify(weights, captures, runs, score, subject, to_json(covered, proof_of_rows(weights.ledger)))
     if as_json:
         print_json({"certificate": str(path), "passed": True, "mutation_score": score and score.value})
     else:

@@ -114,11 +114,12 @@ def parity(
             found, *_of_weights(subject, captures, gate, cover, mutate) if _passed(found) else (None, None)
         )
     hashes = {str(path): file_sha256(path) for path in (*weight_files(model), *references)}
-    _write_reports(result, hashes, html, junit)
+    proof = _proof_of_rows(model) if cover else ""
+    _write_reports(result, hashes, proof, html, junit)
     if as_json:
-        print_json(_json(result, hashes))
+        print_json(_json(result, hashes, proof))
     else:
-        _print(result, rows, asked=cover or mutate is not None)
+        _print(result, proof, rows, asked=cover or mutate is not None)
     if not _passed(found):
         sys.exit(1 if any(report.passed is False for report in found) else CaptureError.exit_code)
 
@@ -145,12 +146,22 @@ def _of_weights(
     return found, mutation_score(subject, captures, mutate or None, gate, found)
 
 
+def _proof_of_rows(model: Path) -> str:
+    from converter.checkpoint import open_checkpoint
+    from converter.parity.coverage_report import proof_of_rows
+    from converter.writing.records import find_record
+
+    with open_checkpoint(model) as checkpoint:
+        return proof_of_rows(find_record(model, checkpoint, "conversion"))
+
+
 def _is_input(output: Path, model: Path, references: Sequence[Path]) -> bool:
     return any(path.exists() and output.samefile(path) for path in (*weight_files(model), *references))
 
 
-def _write_reports(result: _Result, hashes: dict[str, str], html: Path | None, junit: Path | None) -> None:
+def _write_reports(result: _Result, hashes: dict[str, str], proof: str, html: Path | None, junit: Path | None) -> None:
     """As a page and as JUnit XML, where they are asked for."""
+    from converter.parity import coverage_report
     from converter.parity.html import to_html
     from converter.parity.report import to_junit
     from converter.writing.staging import write_whole
@@ -159,13 +170,14 @@ def _write_reports(result: _Result, hashes: dict[str, str], html: Path | None, j
         # one that fails, if any does, else one that could not be judged
         first = min(result.reports, key=lambda report: (report.passed is not False, report.passed is True))
         others = [report for report in result.reports if report is not first]
-        page = to_html(first, hashes=hashes, others=others, coverage=result.coverage)
+        weights = None if result.coverage is None else coverage_report.to_html(result.coverage, proof)
+        page = to_html(first, hashes=hashes, others=others, weights=weights)
         write_whole(html, lambda partial: partial.write_text(page, encoding="utf-8"))
     if junit is not None:
         write_whole(junit, lambda partial: partial.write_bytes(to_junit(*result.reports)))
 
 
-def _json(result: _Result, hashes: dict[str, str]) -> dict[str, Any]:
+def _json(result: _Result, hashes: dict[str, str], proof: str) -> dict[str, Any]:
     """Of one capture its report; of several a list of them, and what they come to."""
     from converter.parity import report as text
     from converter.parity.certificate import score_json
@@ -181,13 +193,13 @@ def _json(result: _Result, hashes: dict[str, str]) -> dict[str, Any]:
     }
     content: dict[str, Any] = (each[0] if len(each) == 1 else summary) | {"sha256": hashes}
     if result.coverage is not None:
-        content["coverage"] = to_json(result.coverage)
+        content["coverage"] = to_json(result.coverage, proof)
     if result.score is not None:
         content["mutations"] = score_json(result.score)
     return content
 
 
-def _print(result: _Result, rows: int, asked: bool) -> None:
+def _print(result: _Result, proof: str, rows: int, asked: bool) -> None:
     from converter.parity import report as text
     from converter.parity.coverage_report import to_text
 
@@ -196,7 +208,7 @@ def _print(result: _Result, rows: int, asked: bool) -> None:
     if len(result.reports) > 1:
         click.echo(f"all {len(result.reports)} captures: {text.verdict(text.overall(result.reports))}\n")
     if result.coverage is not None:
-        click.echo(to_text(result.coverage, rows))
+        click.echo(to_text(result.coverage, proof, rows))
     if result.score is not None:
         _print_score(result.score)
     elif asked and not _passed(result.reports):

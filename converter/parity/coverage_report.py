@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -10,24 +10,39 @@ from converter.display import figure, plain
 from converter.parity.coverage import Coverage, Reason, TensorCoverage
 from converter.parity.report import printable
 from converter.parity.sensitivity import STEP
+from converter.writing.ledger import custom_tables
 
 _CLASSES = {
     Reason.NO_INPUT: "never", Reason.ROW: "row", Reason.UNREACHED: "gap", Reason.WITHIN: "gap within",
 }  # fmt: skip
 _HELP = {
     Reason.NO_INPUT: "a softmax cancels it, or the model does not use it",
-    Reason.ROW: "of an embedding: that it is the captured model's own is shown by the conversion, bit for bit",
+    Reason.ROW: "of an embedding",
     Reason.UNREACHED: "padding, a dead unit, a kernel wider than the map: captures of other inputs can show it",
     Reason.WITHIN: f"a change of {STEP:g} of its tensor's RMS is too small to be told",
 }
 
 
-def to_text(found: Coverage, rows: int = 20) -> str:
+def proof_of_rows(ledger: Mapping[str, Any] | None) -> str:
+    """What shows that rows of embeddings that no input uses are the checkpoint's own; `ledger`: of the conversion."""
+    if ledger is None or not ledger.get("table"):
+        return "no record of a conversion is there, so nothing shows that rows that are not used are in their places"
+    if custom := custom_tables(ledger):
+        return f"nothing shows that rows that are not used are in their places, but {', '.join(map(str, custom))}"
+    table = ledger["table"]
+    return (
+        f"rows that are not used are the checkpoint's, bit for bit, in their places: {plain(str(table['name']))} says "
+        f"so, a released table (sha256 {str(table['sha256'])[:12]}...)"
+    )
+
+
+def to_text(found: Coverage, proof: str, rows: int = 20) -> str:
     """For a terminal: totals, and of the tensors that are not seen as a whole the `rows` with most gaps."""
     lines = [headline(found)]
     for reason in Reason:
         if count := found.unseen(reason):
             lines.append(f"  {count:>12,}  {share(count, found.elements):>9}  {reason.value} ({_HELP[reason]})")
+    lines += [f"  {proof}"] if found.unseen(Reason.ROW) else []
     partly = _by_gaps(found)
     if partly:
         lines += ["", f"  {'seen':>8}  {'not seen':>12}  tensor, and where"]
@@ -62,7 +77,7 @@ def _by_gaps(found: Coverage) -> list[TensorCoverage]:
     return sorted((tensor for tensor in found.tensors if tensor.unseen), key=lambda t: (-t.gaps, t.seen - t.elements))
 
 
-def to_json(found: Coverage) -> dict[str, Any]:
+def to_json(found: Coverage, proof: str) -> dict[str, Any]:
     """Totals, and every tensor, with its shape, what is seen of it, and why and where the others are not seen."""
     return {
         "captures": list(found.captures),
@@ -72,6 +87,7 @@ def to_json(found: Coverage) -> dict[str, Any]:
         "seen": found.seen,
         "gaps": found.gaps,
         "unseen": {reason.value: found.unseen(reason) for reason in Reason},
+        "rows": proof,
         "tensors": [
             {
                 "name": tensor.name,
@@ -93,7 +109,7 @@ def to_json(found: Coverage) -> dict[str, Any]:
     }
 
 
-def to_html(found: Coverage) -> str:
+def to_html(found: Coverage, proof: str) -> str:
     """A picture of all tensors in their order, and a table of those that are not seen as a whole."""
     keys = "".join(f"<span class='key {_CLASSES[r].split()[0]}'>{r.value}</span> " for r in Reason if not r.gap)
     return "\n".join(
@@ -102,11 +118,12 @@ def to_html(found: Coverage) -> str:
             "<ul>",
             *(f"<li>{_total(found, reason)}: {_text(_HELP[reason])}</li>" for reason in Reason if found.unseen(reason)),
             "</ul>",
+            f"<p>{_text(proof[0].upper() + proof[1:])}.</p>" if found.unseen(Reason.ROW) else "",
             _picture(found.tensors),
             f"<p><span class='key seen'>seen</span> {keys}<span class='key gap'>gap</span></p>",
             "<div class='scroll' tabindex='0' role='region' aria-label='Tensors that are not seen as a whole'><table>",
-            "<thead><tr><th scope='col'>tensor</th><th scope='col'>seen</th><th scope='col'></th>"
-            "<th scope='col'>effect</th><th scope='col'>not seen</th></tr></thead><tbody>",
+            "<thead><tr><th scope='col' class='why'>tensor</th><th scope='col'>seen</th><th scope='col'></th>"
+            "<th scope='col'>effect</th><th scope='col' class='why'>not seen</th></tr></thead><tbody>",
             *map(_row, _by_gaps(found)),
             "</tbody></table></div>",
             f"<p class='hint'>Effect: what a change of {STEP:g} of the RMS of the tensor does to the activations, in "

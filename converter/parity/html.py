@@ -18,8 +18,6 @@ from typing import Any
 
 from converter.display import figure
 from converter.parity.compare import BINS, DECADES, TapResult
-from converter.parity.coverage import Coverage
-from converter.parity.coverage_report import to_html as coverage_html
 from converter.parity.detections import Box, DetectionResult
 from converter.parity.report import (
     PER_ACTIVATION,
@@ -50,10 +48,11 @@ def to_html(
     *,
     hashes: Mapping[str, str] | None = None,
     others: Sequence[Report] = (),
-    coverage: Coverage | None = None,
+    weights: str | None = None,
 ) -> str:
     """The page of `report`. `hashes`: SHA-256 by name of the files that took part, which a report does not know;
-    `others`: of the same model beside other captures, whose verdicts are listed; `coverage`: by all of them."""
+    `others`: of the same model beside other captures, whose verdicts are listed; `weights`: what all of these see of
+    the weights, as HTML."""
     template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     # the page may run this script and use this style sheet, and nothing else
     policy = "; ".join(
@@ -68,9 +67,7 @@ def to_html(
         "rows": "\n".join(_rows(report)),
         "detections": "\n".join(_image(report, i, d) for i, d in enumerate(report.detections))
         or "<p>No detections were compared.</p>",
-        "weights": coverage_html(coverage)
-        if coverage is not None
-        else "<p>Not computed. <code>converter parity --coverage</code> does.</p>",
+        "weights": weights or "<p>Not computed. <code>converter parity --coverage</code> does.</p>",
         "settings": _settings(report, hashes or {}),
         "data": _data(report),
     }

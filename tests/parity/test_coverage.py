@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from converter.errors import CaptureError
 from converter.glip.family import FAMILY
 from converter.mapping.entries import Tap
+from converter.mapping.load import load_table
 from converter.parity.capture import Capture, load_capture, write_capture
 from converter.parity.compare import Comparison
 from converter.parity.coverage import Coverage, Reason, coverage, work
-from converter.parity.coverage_report import headline, share, to_html, to_json, to_text
+from converter.parity.coverage_report import headline, proof_of_rows, share, to_html, to_json, to_text
 from converter.parity.family import Subject
 from converter.parity.gates import find_gate
 from converter.parity.record import record
@@ -242,8 +243,10 @@ def test_shares_are_never_rounded_to_all_or_nothing() -> None:
 
 
 def test_text_json_and_page_say_the_same(found: Coverage) -> None:
-    text, content, page = to_text(found, rows=1000), to_json(found), to_html(found)
+    text, content, page = to_text(found, "so", rows=1000), to_json(found, "so"), to_html(found, "so")
     assert headline(found) in text
+    assert "\n  so\n" in text
+    assert (content["rows"], "<p>So.</p>" in page) == ("so", True)
     assert f"{found.gaps:,} are gaps" in page
     assert (
         content["seen"] + sum(content["unseen"].values())
@@ -258,4 +261,12 @@ def test_text_json_and_page_say_the_same(found: Coverage) -> None:
         assert (f"  {tensor['name']} " in text) is partly
         assert (f"<code>{tensor['name']}</code>" in page) is partly
         assert f"<title>{tensor['name']}: " in page  # in the picture
-    assert "tensors more, none with more gaps" in to_text(found, rows=3)
+    assert "tensors more, none with more gaps" in to_text(found, "so", rows=3)
+
+
+def test_rows_are_proved_by_a_released_table_only() -> None:
+    released = {"table": {"name": "glip-official", "sha256": load_table("glip-official").sha256}}
+    assert "bit for bit" in proof_of_rows(released)
+    other = {"table": {"name": "glip-official", "sha256": "0" * 64}}
+    assert "but custom table" in proof_of_rows(other)
+    assert "no record" in proof_of_rows(None)
