@@ -114,6 +114,80 @@ def test_the_same_are_chosen_every_time_and_of_every_kind() -> None:
     assert {m.kind for m in chosen} == {m.kind for m in every}
 
 
+def of_tensor(model: Any, name: str) -> dict[str, torch.Tensor]:
+    """By kind and place, what each mutation of one tensor makes of it."""
+    made = {}
+    for mutation in mutations(subject(model)):
+        if mutation.targets == (name,) and mutation.kind != "swap sources":
+            with mutation.make(model):
+                made[mutation.kind + mutation.name.removeprefix(name)] = model.get_parameter(name).detach().clone()
+    return made
+
+
+def test_a_kernel_is_changed_in_every_way() -> None:
+    model = small_glip()
+    x = model.fpn.p7.weight.detach().clone()
+    made = of_tensor(model, "fpn.p7.weight")
+    expected = {"negate": -x, "drop": x * 0}
+    for axis in range(4):
+        half = x.shape[axis] // 2
+        expected[f"roll, axis {axis}"] = torch.cat(
+            [x.narrow(axis, x.shape[axis] - 1, 1), x.narrow(axis, 0, x.shape[axis] - 1)], axis
+        )
+        if x.shape[axis] > 3:
+            expected[f"halves, axis {axis}"] = torch.cat([x.narrow(axis, half, half), x.narrow(axis, 0, half)], axis)
+    for axis in (2, 3):
+        expected[f"flip, axis {axis}"] = torch.stack([x.select(axis, 2), x.select(axis, 1), x.select(axis, 0)], axis)
+        for index in range(3):
+            kept = torch.ones(3).double()
+            kept[index] = 0
+            expected[f"zero slice, axis {axis}, {index}"] = x * kept.view(3, *[1] * (3 - axis))
+    (element,) = (key for key in made if key.startswith("element"))
+    changed = made.pop(element) - x
+    assert changed.count_nonzero() == 1
+    assert float(changed.sum()) == pytest.approx(float(x.square().mean().sqrt()))
+    assert made.keys() == expected.keys()
+    assert all(torch.equal(made[key], expected[key]) for key in made)
+
+
+def test_heads_and_query_key_value_are_exchanged() -> None:
+    model = small_glip()
+    name = "backbone.stages.1.blocks.0.attention.qkv"
+    for field in ("weight", "bias"):
+        q, k, v = model.get_parameter(f"{name}.{field}").detach().clone().chunk(3)
+        made = of_tensor(model, f"{name}.{field}")
+        assert torch.equal(made["q/k/v order: query <-> key"], torch.cat([k, q, v]))
+        assert torch.equal(made["q/k/v order: key <-> value"], torch.cat([q, v, k]))
+        if field == "weight":
+            blocks = torch.cat([q, k, v]).chunk(6)  # two heads of each
+            exchanged = made["exchange heads"].chunk(6)
+            moved = [i for i in range(6) if not torch.equal(blocks[i], exchanged[i])]
+            assert len(moved) == 2
+            assert torch.equal(blocks[moved[0]], exchanged[moved[1]])
+            assert torch.equal(blocks[moved[1]], exchanged[moved[0]])
+
+
+def test_every_survivor_is_explained_but_for_mistakes_that_change_no_detection(score: Score) -> None:
+    """An independent look at the captures finds why: nothing that they see was changed."""
+    assert {outcome.mutation.name for outcome in score.failures} <= {"no threshold of scores"}
+    reasons = {o.reason for o in score.survivors if o.mutation.kind not in ("mistake",)}
+    assert any("no position reached it" in str(reason) for reason in reasons)
+
+
+def test_a_survivor_that_coverage_sees_is_a_failure_of_the_capture(
+    capture: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if no activation were beyond its limit, whatever is changed."""
+    model = subject(small_glip())
+    seen = coverage(model, [capture])
+    monkeypatch.setattr(mutate._Suite, "judge", lambda suite, mutation: (None, 0.0))
+    score = mutation_score(model, [capture], 60, coverage=lambda: seen)
+    assert len(score.failures) > 40
+    assert all(
+        "though some of what it changes is seen" in str(o.reason) for o in score.failures if o.mutation.kind == "drop"
+    )
+
+
 @pytest.mark.parametrize("fusion", [True, False])
 def test_rows_that_a_table_joins_are_exchanged(fusion: bool) -> None:
     joined = [m for m in mutations(subject(small_glip(fusion=fusion))) if m.kind == "swap sources"]
