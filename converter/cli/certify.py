@@ -200,7 +200,7 @@ def _print_verification(result: Verification) -> None:
     problems = result.problems
     click.echo(f"certificate: {result.certificate}")
     for table in result.custom:
-        click.echo(f"made by {table}, as accepted")
+        click.echo(f"rests on {table}, as accepted")
     for problem in problems[:40]:
         click.echo(f"  {problem}")
     if len(problems) > 40:

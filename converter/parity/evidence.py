@@ -159,7 +159,7 @@ def check_tables(
     if refused := [table for table in custom if table.sha256 not in accepted]:
         options = " ".join(f"--accept-table {plain(table.sha256)}" for table in refused)
         raise CaptureError(
-            f"{file_name(where)}: was made by {', '.join(map(str, refused))}, which no release has. A comparison does "
+            f"{file_name(where)}: rests on {', '.join(map(str, refused))}, which no release has. A comparison does "
             f"not see all that a table does: read it and, if it is right, add {options}"
         )
     return custom

@@ -31,9 +31,9 @@ class Setup:
         """A line for each setting and file that is not what was certified."""
         here, there = dict(_flat(self.settings)), dict(_flat(certified.settings))
         lines = [
-            f"{plain(name)}: {_shown(here.get(name))} here, {_shown(there.get(name))} certified"
-            for name in sorted(here.keys() | there.keys())
-            if here.get(name) != there.get(name)
+            f"{plain('.'.join(path))}: {_shown(here.get(path))} here, {_shown(there.get(path))} certified"
+            for path in sorted(here.keys() | there.keys())
+            if here.get(path) != there.get(path)
         ]
         for name in sorted(self.files.keys() | certified.files.keys()):
             if name not in self.files:
@@ -55,13 +55,13 @@ def read_setup(weights: Path, checkpoint: Checkpoint, family: Family[Any]) -> Se
     return Setup(settings, files)
 
 
-def _flat(settings: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, str]]:
-    """Every setting by its whole name, as JSON: `preprocessing.mean`, `[103.53, 116.28, 123.675]`."""
+def _flat(settings: Mapping[str, Any], at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every setting by the names that lead to it, as JSON: `("preprocessing", "mean")`, `[103.53, 116.28, 123.675]`."""
     for key, value in settings.items():
-        if isinstance(value, dict) and value and at.count(".") < _DEEPEST:
-            yield from _flat(value, f"{at}{key}.")
+        if isinstance(value, dict) and value and len(at) < _DEEPEST:
+            yield from _flat(value, (*at, key))
         else:
-            yield f"{at}{key}", json.dumps(value, sort_keys=True)
+            yield (*at, key), json.dumps(value, sort_keys=True)
 
 
 def _shown(value: str | None) -> str:

@@ -67,11 +67,11 @@ def test_it_verifies_only_if_the_table_is_accepted(exchanged: Path) -> None:
     weights = exchanged / "small.safetensors"
     code, said = invoke("verify", weights)
     assert code == 8
-    assert f"was made by custom table 'mine', sha256 {SHA256}, which no release has" in said
+    assert f"rests on custom table 'mine', sha256 {SHA256}, which no release has" in said
     assert said.strip().endswith(f"add --accept-table {SHA256}")
     assert invoke("verify", weights, "--accept-table", "0" * 64)[0] == 8
     code, said = invoke("verify", weights, "--accept-table", SHA256)
-    assert (code, f"made by custom table 'mine', sha256 {SHA256}, as accepted" in said) == (0, True)
+    assert (code, f"rests on custom table 'mine', sha256 {SHA256}, as accepted" in said) == (0, True)
 
 
 def test_it_is_published_only_if_the_table_is_accepted(conversion: Path, hub: HubServer, clock: Clock) -> None:
