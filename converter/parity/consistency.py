@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,6 +25,8 @@ def contradictions(content: Mapping[str, Any]) -> Iterator[str]:
             yield f"runs/{index}: {problem}"
     if content["mutations"] is not None:
         yield from _mutations(content["mutations"])
+    if "coverage" in content:
+        yield from _coverage(content, content["coverage"])
 
 
 def _captures(content: Mapping[str, Any]) -> Iterator[str]:
@@ -119,3 +122,22 @@ def _mutations(score: Mapping[str, Any]) -> Iterator[str]:
         yield f"mutations: {len(score['survivors'])} are listed as not noticed, of {made} were {made - caught}"
     elif not math.isclose(score["score"], caught / ((made - equivalent) or 1)):
         yield f"mutations: the score is not {score['score']:g}"
+
+
+def _coverage(content: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
+    """It is by all captures, of tensors that are certified, and its totals are those of its tensors."""
+    if found["captures"] != [capture["name"] for capture in content["captures"]]:
+        yield "coverage: is not that of the captures"
+    totals = Counter({"elements": 0, "seen": 0, "gaps": 0})
+    unseen: Counter[str] = Counter(dict.fromkeys(found["unseen"], 0))
+    for tensor in found["tensors"]:
+        parts = tensor["unseen"]
+        elements = tensor["seen"] + sum(part["elements"] for part in parts)
+        if tensor["name"] not in content["weights"]["tensors"] or elements != math.prod(tensor["shape"]):
+            yield f"coverage: {plain(tensor['name'])}: is not among the weights, or has another number of elements"
+        gaps = sum(part["elements"] for part in parts if part["gap"])
+        totals.update({"elements": elements, "seen": tensor["seen"], "gaps": gaps})
+        for part in parts:
+            unseen[part["reason"]] += part["elements"]
+    if dict(totals) != {key: found[key] for key in totals} or dict(unseen) != found["unseen"]:
+        yield "coverage: its totals are not those of its tensors"

@@ -139,6 +139,7 @@ def _verification(facts: Facts) -> str:
         )
     else:
         lines.append("How much the comparison would notice was not measured: no faults were made on purpose.")
+    lines += ["", _seen(evidence.coverage)]
     lines += [
         "",
         "`parity.json` holds the numbers of every activation, the hashes of weights, table and capture "
@@ -153,6 +154,19 @@ def _verification(facts: Facts) -> str:
         "It is evidence, not a signature: whoever can change the weights can change it, too.",
     ]
     return "\n".join(lines)
+
+
+def _seen(coverage: Mapping[str, Any] | None) -> str:
+    """What of the weights the comparison depends on."""
+    if coverage is None:
+        return "Which weights the comparison depends on was not measured."
+    reasons = "; ".join(f"{count:,}: {text(reason)}" for reason, count in coverage["unseen"].items() if count)
+    return (
+        f"Which weights it depends on: a change of a thousandth of its tensor's RMS would show in "
+        f"{coverage['seen']:,} of {coverage['elements']:,} numbers. It would not in the others ({reasons or 'there are none'}); "
+        f"{coverage['gaps']:,} of these could be seen by captures of other inputs. Of embeddings, "
+        f"{text(coverage['rows'])}."
+    )
 
 
 def _captured(capture: Captured) -> str:

@@ -57,6 +57,12 @@ def looser_gate(run: Content, looser: bool) -> None:
     loosen(run, relative=1e-9, text="1e-09", looser=looser, default=default)
 
 
+def gap(c: Content) -> Content:
+    """The first part of a tensor that no position reached."""
+    found: Content = next(p for t in c["coverage"]["tensors"] for p in t["unseen"] if p["gap"])
+    return found
+
+
 EDITS: dict[str, tuple[Callable[[Content], object], str]] = {
     "an error beyond its limit": (lambda c: taps(double(c))[0].update(relative=2e-10, share=2.0), "and yet passed"),
     "a smaller error": (lambda c: taps(single(c))[3].update(relative=1e-30), "is not the stated share"),
@@ -98,6 +104,13 @@ EDITS: dict[str, tuple[Callable[[Content], object], str]] = {
     "another version than the runs'": (lambda c: c.update(converter="0.0.9"), "the certificate by another version"),
     "a torch that is none": (lambda c: double(c)["settings"].update(torch="?"), "settings/torch: '?' is not a version"),
     "a table without a hash": (lambda c: c.update(table={"name": "x", "sha256": "y"}), "at 'table'"),
+    "more seen": (lambda c: c["coverage"].update(seen=c["coverage"]["seen"] + 1), "its totals are not those"),
+    "fewer gaps": (lambda c: c["coverage"].update(gaps=0), "its totals are not those"),
+    "another reason": (lambda c: c["coverage"]["unseen"].update({"none": 1}), "its totals are not those"),
+    "a gap that is none": (lambda c: gap(c).update(gap=False), "its totals are not those"),
+    "fewer elements": (lambda c: gap(c).update(elements=1), "has another number of elements"),
+    "coverage of another tensor": (lambda c: c["coverage"]["tensors"][0].update(name="x"), "is not among the weights"),
+    "coverage by other captures": (lambda c: c["coverage"].update(captures=["small"]), "not that of the captures"),
     "no settings": (lambda c: c["package"].update(settings={}), "at 'package/settings'"),
     "a file without a hash": (lambda c: c["package"]["files"].update({"v.txt": ""}), "at 'package/files/v.txt'"),
 }  # fmt: skip
@@ -110,7 +123,8 @@ def test_as_it_was_written_it_is_one(certificate: Content) -> None:
     ]  # fmt: skip
     assert [capture.name for capture in evidence.captures] == ["small", "second"]
     assert not any(run.looser for run in evidence.runs)
-    assert evidence.coverage is None
+    assert evidence.coverage is not None
+    assert evidence.coverage["captures"] == ["small", "second"]
 
 
 @pytest.mark.parametrize("edit", EDITS)
@@ -138,9 +152,9 @@ def test_another_version_of_the_converter_may_have_made_it(certificate: Content)
     evidence_of(content, Path("parity.json"))
 
 
-def test_coverage_is_kept(certificate: Content) -> None:
-    content = copy.deepcopy(certificate) | {"coverage": {"share": 0.9}}
-    assert evidence_of(content, Path("parity.json")).coverage == {"share": 0.9}
+def test_coverage_may_be_absent(certificate: Content) -> None:
+    content = {key: value for key, value in certificate.items() if key != "coverage"}
+    assert evidence_of(content, Path("parity.json")).coverage is None
 
 
 def test_the_first_format_is_refused_in_a_sentence(tmp_path: Path) -> None:

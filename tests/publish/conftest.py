@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from converter.glip import GLIP
 from converter.glip.family import FAMILY
 from converter.parity.certificate import certify, read_weights
+from converter.parity.coverage import coverage
+from converter.parity.coverage_report import proof_of_rows, to_json
 from converter.parity.mutate import mutation_score
 from converter.parity.run import parity
 from tests.support.bert_vocabulary import small_vocabulary
@@ -39,6 +41,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
             [parity(subject(model), capture)],
             mutation_score(subject(model), [capture], 5),
             subject(model),
+            to_json(coverage(subject(model), [capture]), proof_of_rows(found.ledger)),
         )
     inside = folder / "glip"
     inside.mkdir()

@@ -38,6 +38,7 @@ def test_the_card_has_the_numbers_of_the_certificate(conversions: Path) -> None:
     assert f"| `cpu` | `float64` | {len(taps)} | {worst:.1e} (" in card
     assert f"of {certificate['mutations']['made']} faults made on purpose" in card
     assert f"it noticed {certificate['mutations']['caught']};" in card
+    assert f"would show in {certificate['coverage']['seen']:,} of {certificate['coverage']['elements']:,} num" in card
     assert "UNVERIFIED" not in card
     assert "Nothing was compared on a GPU." in card
     assert "Nothing was compared in float32, bfloat16, float16." in card

@@ -13,6 +13,8 @@ from converter.glip import GLIP
 from converter.glip.family import FAMILY
 from converter.parity.capture import Capture, load_capture
 from converter.parity.certificate import certificate_path, certify, read_weights
+from converter.parity.coverage import coverage
+from converter.parity.coverage_report import proof_of_rows, to_json
 from converter.parity.mutate import mutation_score
 from converter.parity.run import parity
 from tests.support.saved_glip import saved_glip
@@ -46,5 +48,6 @@ def certify_beside(weights: Path, captures: list[Capture], mutations: int = 5) -
     single = [parity(subject(model), capture) for capture in captures]
     double = [parity(subject(model.double()), capture) for capture in captures]
     reports = [report for pair in zip(double, single, strict=True) for report in pair]
-    score = mutation_score(subject(model), captures[0], mutations) if mutations else None
-    certify(before, captures, reports, score, subject(model))
+    score = mutation_score(subject(model), captures, mutations) if mutations else None
+    covered = to_json(coverage(subject(model), captures), proof_of_rows(before.ledger))
+    certify(before, captures, reports, score, subject(model), covered)
