@@ -162,8 +162,9 @@ def _seen(coverage: Mapping[str, Any] | None) -> str:
         return "Which weights the comparison depends on was not measured."
     reasons = "; ".join(f"{count:,}: {text(reason)}" for reason, count in coverage["unseen"].items() if count)
     return (
-        f"Which weights it depends on: a change of a thousandth of its tensor's RMS would show in "
-        f"{coverage['seen']:,} of {coverage['elements']:,} numbers. It would not in the others ({reasons or 'there are none'}); "
+        "Which weights it depends on: a change of a thousandth of its tensor's RMS would show in "
+        f"{coverage['seen']:,} of {coverage['elements']:,} numbers. It would not in the others "
+        f"({reasons or 'there are none'}); "
         f"{coverage['gaps']:,} of these could be seen by captures of other inputs. Of embeddings, "
         f"{text(coverage['rows'])}."
     )
