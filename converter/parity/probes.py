@@ -31,7 +31,7 @@ def probe(name: str, values: Tensor) -> Tensor:
     words = random.random_raw(-(-PROJECTIONS * size // 64)).astype("<u8")
     bits = np.unpackbits(words.view(np.uint8), count=PROJECTIONS * size).reshape(PROJECTIONS, size)
     # few at a time: in float64 they take eight times the memory
-    sums = torch.cat([signs.double() @ flat for signs in torch.from_numpy(bits).split(8)])
+    sums = torch.cat([signs.double() @ flat for signs in torch.from_numpy(bits).chunk(8)])
     projections = 2 * sums - flat.sum()  # a bit b stands for the sign 2b - 1
     return torch.cat([flat[torch.from_numpy(places)], projections])
 
