@@ -668,7 +668,7 @@ def probe(name: str, values: Any) -> Any:
     words = random.random_raw(-(-PROJECTIONS * size // 64)).astype("<u8")
     bits = np.unpackbits(words.view(np.uint8), count=PROJECTIONS * size).reshape(PROJECTIONS, size)
     # few at a time: in float64 they take eight times the memory
-    sums = torch.cat([signs.double() @ flat for signs in torch.from_numpy(bits).split(8)])
+    sums = torch.cat([signs.double() @ flat for signs in torch.from_numpy(bits).chunk(8)])
     projections = 2 * sums - flat.sum()  # a bit b stands for the sign 2b - 1
     return torch.cat([flat[torch.from_numpy(places)], projections])
 
@@ -765,6 +765,25 @@ def check_paths(arguments: argparse.Namespace) -> None:
             raise Stop(f"{option} {path}: no such file")
 
 
+def facts_of(arguments: argparse.Namespace, taps: Taps, batch: Batch, device: str) -> dict[str, Any]:
+    """What the capture says of its making, the results of runs aside."""
+    return {
+        "name": arguments.name or os.path.splitext(os.path.basename(arguments.dst))[0],
+        "model": taps.model,
+        "table": taps.table,
+        "device": device,
+        "weights": f"{os.path.basename(arguments.weights)}, sha256 {sha256_of(arguments.weights)}",
+        "tools": tool_versions(device),
+        "captions": batch.captions,
+        "image_sizes_hw": [[int(size[0]), int(size[1])] for size in batch.images.image_sizes],
+        "positive_map_label_to_token": {str(label): tokens for label, tokens in batch.positive_map.items()},
+        "official_config": arguments.config,
+        "official_overrides": list(arguments.set),
+        "images": [os.path.basename(path) for path in arguments.image] or "synthetic",
+        "taps_sha256": taps.sha256,
+    }
+
+
 def capture(arguments: argparse.Namespace) -> str:
     """Make and write the capture; a sentence about it."""
     check_paths(arguments)
@@ -799,21 +818,9 @@ def capture(arguments: argparse.Namespace) -> str:
         say("note: nothing was detected, so this capture says nothing of decoding and suppression; try --image")
 
     facts = {
-        "name": arguments.name or os.path.splitext(os.path.basename(arguments.dst))[0],
-        "model": taps.model,
-        "table": taps.table,
+        **facts_of(arguments, taps, batch, device),
         "dtype": dtype[:400],
-        "device": device,
-        "weights": f"{os.path.basename(arguments.weights)}, sha256 {sha256_of(arguments.weights)}",
-        "tools": tool_versions(device),
-        "captions": batch.captions,
-        "image_sizes_hw": [[int(size[0]), int(size[1])] for size in batch.images.image_sizes],
-        "positive_map_label_to_token": {str(label): tokens for label, tokens in batch.positive_map.items()},
         "errors": {} if double is None else {"float32": own_errors(double.activations, single.activations)},
-        "official_config": arguments.config,
-        "official_overrides": list(arguments.set),
-        "images": [os.path.basename(path) for path in arguments.image] or "synthetic",
-        "taps_sha256": taps.sha256,
         "audit": {"unloaded": audit.unloaded, "renamed": audit.renamed, "unused": audit.unused},
     }
     if not arguments.full:

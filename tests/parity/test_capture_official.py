@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -17,16 +16,11 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 from safetensors import safe_open
 
-from converter.cli import main
 from converter.cli.tables import source_taps
 from converter.glip.family import ANCHORS
-from converter.glip.model.inputs import TEXT_MULTIPLE
-from converter.mapping.documents import mappings_folder
-from converter.mapping.lint import lint
 from converter.mapping.load import load_table
 from converter.parity.capture import load_capture
 from converter.parity.probes import probe
@@ -169,7 +163,7 @@ def test_by_default_it_is_small_and_passes_parity_too(workplace: Workplace) -> N
 @pytest.mark.parametrize("form", [[], ["--full"]])
 def test_padding_that_is_not_compared_is_not_captured(form: list[str], workplace: Workplace) -> None:
     """Here the official float32 run is far off, but only in padding that the in-house model does not compute."""
-    caption = "dog. " * 9  # 20 tokens, padded to 64
+    caption = "dog. " * 5  # 12 tokens, padded to 64; the model computes 32
     options = ["--caption", caption, "--set", "MODEL.LANGUAGE_BACKBONE.MAX_QUERY_LEN", "64"]
     done = workplace.run(*options, *form, faults={"ROUGH_PADDING": True})
     assert done.returncode == 0, done.stderr
@@ -189,10 +183,6 @@ def test_padding_that_is_not_compared_is_not_captured(form: list[str], workplace
 def test_its_probes_are_those_of_the_library(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     values = torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
     assert torch.equal(script().probe(name, values), probe(name, values))
-
-
-def test_it_keeps_as_many_tokens_as_the_model_computes() -> None:
-    assert script().TEXT_MULTIPLE == TEXT_MULTIPLE
 
 
 def test_synthetic_images_show_what_images_show() -> None:
@@ -358,58 +348,3 @@ def test_help_needs_nothing_installed() -> None:
     done = subprocess.run([sys.executable, "-S", SCRIPT, "--help"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     assert "examples:" in done.stdout
-
-
-@pytest.mark.parametrize(("variant", "count"), [("glip-t", 132), ("glip-t-a", 90), ("glip-l", 168)])
-def test_the_command_line_exports_the_taps_of_a_variant(variant: str, count: int) -> None:
-    result = CliRunner().invoke(main, ["tables", "--taps", "glip-official", "--variant", variant])
-    assert result.exit_code == 0
-    content = json.loads(result.stdout)
-    assert (content["table"], content["model"], len(content["taps"])) == ("glip-official", variant, count)
-    by_name = {tap["name"]: (tap["module"], tap["output"]) for tap in content["taps"]}
-    assert len(by_name) == count
-    assert by_name["backbone.body.patch_embed"] == ("backbone.body.patch_embed", [])
-    assert by_name["rpn.head.bbox_pred.3"] == ("rpn.head", [1, 3])
-    assert by_name["rpn.anchor_generator.4"] == ("rpn.anchor_generator", [0, 4, "bbox"])
-
-
-@pytest.mark.parametrize("options", [["--taps", "glip-official"], ["--variant", "glip-t"]])
-def test_taps_and_variant_need_each_other(options: list[str]) -> None:
-    result = CliRunner().invoke(main, ["tables", *options])
-    assert result.exit_code == 2
-    assert "together" in result.output
-
-
-def share_a_place(taps: list[dict[str, Any]]) -> None:
-    next(tap for tap in taps if tap["source"] == "rpn.head.centerness.{level}")["from"]["output"][0] = 1
-
-
-def share_a_name(taps: list[dict[str, Any]]) -> None:
-    taps.append({"source": "backbone.body.patch_embed", "target": "fpn", "output": [0]})
-
-
-def count_nothing(taps: list[dict[str, Any]]) -> None:
-    del next(tap for tap in taps if tap["source"] == "backbone.{level}")["each"]
-
-
-def never_hold(taps: list[dict[str, Any]]) -> None:
-    taps[0]["when"] = 0
-
-
-@pytest.mark.parametrize(
-    ("break_taps", "message"),
-    [
-        (share_a_place, "is at rpn.head 1 0, where 'rpn.head.bbox_pred.0' is"),
-        (share_a_name, "/taps/0 taps 'backbone.body.patch_embed' as well"),
-        (count_nothing, "captures 'level', which 'each' does not count"),
-        (never_hold, "/taps/0: its 'when' holds for no variant"),
-    ],
-)
-def test_taps_that_are_wrong_are_found_by_the_linter(
-    break_taps: Callable[[list[dict[str, Any]]], None], message: str, tmp_path: Path
-) -> None:
-    content = json.loads((mappings_folder() / "glip-official.json").read_text())
-    break_taps(content["taps"])
-    path = tmp_path / "table.json"
-    path.write_text(json.dumps(content))
-    assert any(message in problem for problem in lint(load_table(path)))

@@ -109,7 +109,8 @@ def _detect_image(
     dtype = accumulation_dtype(output.box_deltas[0].dtype)
     boxes, scores, labels = [], [], []
     for level, level_boxes in enumerate(anchors):
-        phrase = phrases.scores(output.token_logits[level][image].to(dtype))  # (N, L)
+        # float32 in the reference whatever the dtype: in float64 the last digits decide which is the hundredth
+        phrase = phrases.scores(output.token_logits[level][image].to(dtype)).float().to(dtype)  # (N, L)
         centerness = output.centerness[level][image].flatten().to(dtype).sigmoid()  # (N,)
         cell, label = torch.nonzero(phrase > SCORE_THRESHOLD, as_tuple=True)
         score = phrase[cell, label] * centerness[cell]
