@@ -666,9 +666,10 @@ def probe(name: str, values: Any) -> Any:
     places = bounds[:-1] + (random.random_raw(SAMPLES) % np.diff(bounds).astype(np.uint64)).astype(np.int64)
     places[0], places[-1] = 0, size - 1
     words = random.random_raw(-(-PROJECTIONS * size // 64)).astype("<u8")
-    bits = np.unpackbits(words.view(np.uint8), count=PROJECTIONS * size).reshape(PROJECTIONS, size)
-    # few at a time: in float64 they take eight times the memory
-    sums = torch.cat([signs.double() @ flat for signs in torch.from_numpy(bits).chunk(8)])
+    bits = torch.from_numpy(np.unpackbits(words.view(np.uint8), count=PROJECTIONS * size).reshape(PROJECTIONS, size))
+    sums = torch.zeros(PROJECTIONS, dtype=torch.float64)
+    for begin in range(0, size, 8192):  # in float64 they take eight times the memory, and so many fit the cache
+        sums += bits[:, begin : begin + 8192].double() @ flat[begin : begin + 8192]
     projections = 2 * sums - flat.sum()  # a bit b stands for the sign 2b - 1
     return torch.cat([flat[torch.from_numpy(places)], projections])
 
