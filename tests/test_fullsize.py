@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage.data
+import torch
 from click.testing import CliRunner
 from PIL import Image
 from safetensors import safe_open
@@ -28,6 +29,7 @@ from converter.glip.detect import tokenizer
 from converter.mapping.load import load_table
 from converter.mapping.ops import apply_ops
 from converter.parity.capture import Capture, load_capture, write_capture
+from converter.parity.coverage import Reason, coverage
 from converter.parity.mutate import mutation_score
 from converter.parity.record import inputs_of, record
 from converter.parity.run import parity
@@ -166,11 +168,14 @@ def test_a_stranger_loads_and_checks_what_was_published(
     shutil.rmtree(cache)
 
 
+LARGE = ("-large", "-five")  # how the names end of captures of larger pictures: they see most and take longest
+
+
 def captures(model: str, *, large: bool = True) -> list[Capture]:
-    """Those of the official code on this model; the large ones take longest."""
+    """Those of the official code on this model."""
     found = [capture for capture in CAPTURES if capture.model == model]
     assert f"{model}-large" in {capture.name for capture in found}
-    return [capture for capture in found if large or not capture.name.endswith("-large")]
+    return [capture for capture in found if large or not capture.name.endswith(LARGE)]
 
 
 def test_every_kept_value_is_in_the_output(converted: Converted) -> None:
@@ -222,10 +227,30 @@ def test_faults_in_a_full_size_model_are_noticed(converted: Converted, tmp_path:
     write_capture(tmp_path / "whole.safetensors", tensors, facts, compact=False)
     with load_capture(tmp_path / "whole.safetensors") as whole:
         assert parity(subject(model), whole, modes=["injected"]).passed
-        score = mutation_score(subject(model), [whole], 60)
+        larger = [capture for capture in captures("glip-t") if capture.name == "glip-t-five"]
+        score = mutation_score(subject(model), [whole, *larger], 60)
     assert {outcome.mutation.name for outcome in score.survivors} == {
         "Swin's mask minus infinity, not -100",
         "BERT's mask -10000, not the lowest number",
         "no threshold of scores",  # what lies below it overlaps with something better, in these images
     }
     assert score.equivalent == 2
+
+
+@pytest.mark.parametrize("converted", ["glip-t-a"], indirect=True)
+def test_what_the_captures_do_not_see_is_biases_of_keys_unused_rows_and_a_few_dead_units(converted: Converted) -> None:
+    model = GLIP.from_pretrained(converted.path).double()
+    found = coverage(subject(model), captures("glip-t-a"))
+    assert found.gaps < 1e-3 * found.elements
+    never = 1 + list(Reason).index(Reason.NO_INPUT)
+    keys = 0
+    for name, parameter in model.named_parameters():
+        codes = found.reasons.get(name, torch.zeros(parameter.shape, dtype=torch.uint8))
+        if name.endswith("qkv.bias"):
+            keys += len(parameter) // 3
+            assert (codes.view(3, -1) == never).all(dim=1).tolist() == [False, True, False], name
+        if name.endswith(".weight") and parameter.dim() == 4 and parameter.shape[-1] > 1:
+            for axis in (2, 3):  # no row or column of a kernel is unseen
+                others = [other for other in range(4) if other != axis]
+                assert (codes == 0).any(dim=others).all(), name
+    assert found.unseen(Reason.NO_INPUT) == keys
