@@ -26,9 +26,9 @@ from converter.parity.sensitivity import CANCELS, NOTHING, PASSES, SEEN, WITHIN,
 class Reason(Enum):
     """Why an element is not seen. Of a gap another input may show it; a row of an embedding is proved by the plan."""
 
-    NO_INPUT = "no input can show it"  # what it does cancels, or the forward does not use its tensor
+    NO_INPUT = "no input can show it"  # what it does cancels, or no output depends on its tensor
     ROW = "row not used by these inputs"  # of an embedding
-    UNREACHED = "no position reached it"  # its gradient is zero: padding, a dead unit, a kernel wider than the map
+    UNREACHED = "no position reached it"  # zero gradient: padding, a dead unit, an output that is not compared
     WITHIN = "its effect stays within the limit"
 
     @property

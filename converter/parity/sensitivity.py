@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from converter.mapping.entries import Tap
 from converter.parity.device import deterministic
-from converter.parity.run import Run
+from converter.parity.run import Run, tensors_of
 from converter.parity.taps import observe
 
 STEP = 1e-3  # the change of an element, in units of the RMS of its tensor
@@ -55,7 +55,7 @@ class Sensitivity:
 def sensitivity(
     run: Run, names: Collection[str], on_done: Callable[[int], object] = lambda count: None
 ) -> dict[str, Sensitivity]:
-    """Of the parameters of these names of a float64 model; one that the forward does not use is not among them.
+    """Of the parameters of these names of a float64 model; one on which no output depends is not among them.
 
     `on_done` is told how many parameters were passed, `PASSES` times their number in all. Memory: the activations of
     one block more than those that are tapped, and a byte for each element.
@@ -73,12 +73,14 @@ def sensitivity(
 @dataclass(frozen=True, slots=True, eq=False)
 class _Graph:
     """roots: what was computed for each tap that has a limit; scales: what an error of it is multiplied by to be in
-    units of that; later: how many of these taps each parameter can change, as they were computed after it was used.
+    units of that; later: how many of these taps each parameter can change, as they were computed after it was used;
+    outputs: of the model, compared or not.
     """
 
     roots: list[Tensor]
     scales: list[float]
     later: Mapping[str, int]
+    outputs: list[Tensor]
 
 
 def _graph(run: Run, parameters: Collection[str]) -> _Graph:
@@ -111,11 +113,11 @@ def _graph(run: Run, parameters: Collection[str]) -> _Graph:
     blocks = _innermost({tap.target for tap in run.taps})
     try:
         with _recomputed([modules[path] for path in blocks]), observe(model, run.taps, keep):
-            run.again()
+            outputs = [value for value in tensors_of(run.again()) if value.requires_grad]
     finally:
         for handle in handles:
             handle.remove()
-    return _Graph(roots, scales, {name: len(roots) - began[owner(name)] for name in parameters})
+    return _Graph(roots, scales, {name: len(roots) - began[owner(name)] for name in parameters}, outputs)
 
 
 def _innermost(paths: Collection[str]) -> list[str]:
@@ -206,6 +208,13 @@ class _Passes:
             self._backward(graph, number, wanted, self._first if number == 0 else self._further)
         for name, small in self.small.items():
             self._settle(self.found[name].states.view(-1), small)
+        others = {name: value for name, value in self.parameters.items() if name not in self.found}
+        if others and graph.outputs:
+            sums = [value.sum() for value in graph.outputs]
+            grads = torch.autograd.grad(sums, [*others.values()], allow_unused=True)
+            for (name, value), grad in zip(others.items(), grads, strict=True):
+                if grad is not None:  # an output that is not compared depends on it
+                    self.found[name] = Sensitivity(torch.full(value.shape, NOTHING, dtype=torch.uint8), 0.0)
 
     def _unsettled(self) -> list[str]:
         return [

@@ -168,7 +168,7 @@ def test_progress_comes_to_what_was_announced(model: Subject, capture: Capture) 
 
 
 class Odd(nn.Module):
-    """x (B, 3) -> (B, 2): with a dead unit, a tensor of zeros, an unused one, and one that cancels."""
+    """x (B, 3) -> (B, 2) and another output: with a dead unit, a tensor of zeros, an unused one, and one that cancels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,6 +176,7 @@ class Odd(nn.Module):
         self.first = nn.Linear(3, 4)
         self.second = nn.Linear(4, 2)
         self.unused = nn.Linear(2, 2)
+        self.aside = nn.Linear(3, 1)
         self.cancels = nn.Parameter(torch.randn(1, generator=generator))
         with torch.no_grad():
             self.first.weight.copy_(torch.randn(4, 3, generator=generator))
@@ -183,11 +184,11 @@ class Odd(nn.Module):
             self.second.weight.copy_(torch.randn(2, 4, generator=generator))
             self.second.bias.zero_()
 
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = torch.relu(self.first(x.to(self.first.weight.dtype)))
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.to(self.first.weight.dtype)
+        hidden = torch.relu(self.first(x))
         share = ((hidden + self.cancels) / 3).softmax(dim=-1)
-        out: Tensor = self.second(share)
-        return out
+        return self.second(share), self.aside(x)
 
 
 def test_each_reason_by_a_model_that_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,9 +196,9 @@ def test_each_reason_by_a_model_that_has_it(tmp_path: Path, monkeypatch: pytest.
     x = torch.linspace(-1, 1, 15).view(5, 3)
     path = tmp_path / "odd.safetensors"
     facts = {"name": "odd", "model": "odd", "dtype": "float64"}
-    write_capture(path, {"input.x": x, "out": model(x).detach()}, facts, compact=False)
+    write_capture(path, {"input.x": x, "out": model(x)[0].detach()}, facts, compact=False)
     with load_capture(path) as capture:
-        taps = (Tap("out", "", ()),)
+        taps = (Tap("out", "", (0,)),)
         comparison = Comparison(capture, find_gate("cpu", "float64"), "float64")
         run = Run(Subject(FAMILY, model), capture.inputs, taps, {}, comparison)
         monkeypatch.setattr(Run, "of", classmethod(lambda cls, *arguments: run))
@@ -205,6 +206,7 @@ def test_each_reason_by_a_model_that_has_it(tmp_path: Path, monkeypatch: pytest.
         states = sensitivity(run, ["cancels", "second.bias"])
     by_name = {tensor.name: {part.reason: part.elements for part in tensor.unseen} for tensor in found.tensors}
     assert by_name["unused.weight"] == {Reason.NO_INPUT: 4}
+    assert by_name["aside.weight"] == {Reason.UNREACHED: 3}  # its output is not compared
     assert by_name["cancels"] == {Reason.NO_INPUT: 1}
     assert by_name["first.weight"] == {Reason.UNREACHED: 3}
     assert by_name["first.bias"] == {Reason.UNREACHED: 1}
