@@ -168,7 +168,7 @@ def test_progress_comes_to_what_was_announced(model: Subject, capture: Capture) 
 
 
 class Odd(nn.Module):
-    """x (B, 3) -> (B, 2) and another output: with a dead unit, a tensor of zeros, an unused one, and one that cancels."""
+    """x (B, 3) -> (B, 2), (B, 1): with a dead unit, a tensor of zeros, an unused one, and one that cancels."""
 
     def __init__(self) -> None:
         super().__init__()
