@@ -90,7 +90,9 @@ def certify(
             sys.exit(1 if any(report.passed is False for report in runs) else CaptureError.exit_code)
         covered = coverage(subject, captures)
         score = mutation_score(subject, captures, mutate, None, covered) if mutate else None
-        certify(weights, captures, runs, score, subject, to_json(covered, proof_of_rows(weights.ledger)))
+        certify(
+            weights, captures, runs, score, subject, to_json(covered, proof_of_rows(weights.ledger, weights.sha256))
+        )
     if as_json:
         print_json({"certificate": str(path), "passed": True, "mutation_score": score and score.value})
     else:

@@ -147,12 +147,16 @@ def _of_weights(
 
 
 def _proof_of_rows(model: Path) -> str:
+    """What shows that rows of embeddings that no capture uses are right: the record of the conversion of this file."""
     from converter.checkpoint import open_checkpoint
+    from converter.checkpoint.hashes import tensor_hashes
     from converter.parity.coverage_report import proof_of_rows
+    from converter.writing.ledger import digest_of_checkpoint
     from converter.writing.records import find_record
 
     with open_checkpoint(model) as checkpoint:
-        return proof_of_rows(find_record(model, checkpoint, "conversion"))
+        ledger = find_record(model, checkpoint, "conversion")
+        return proof_of_rows(ledger, digest_of_checkpoint(checkpoint, tensor_hashes(checkpoint)) if ledger else "")
 
 
 def _is_input(output: Path, model: Path, references: Sequence[Path]) -> bool:
@@ -259,7 +263,7 @@ def _print_score(score: Score) -> None:
         never = f", {numbers.equivalent} that no input can show" if numbers.equivalent else ""
         click.echo(f"  {kind:<{width}}  {numbers.caught} of {numbers.made}{never}")
     for outcome in score.survivors:
-        loud = "not noticed" if outcome.explained else "NOT NOTICED, and it should be"
+        loud = "not noticed" if outcome.explained else "NOT NOTICED"
         click.echo(f"  {loud}: {outcome.mutation.kind}: {outcome.mutation.name}: {outcome.reason}")
     if score.uncovered:
         click.echo(

@@ -29,7 +29,7 @@ class Reason(Enum):
     NO_INPUT = "no input can show it"  # what it does cancels, or no output depends on its tensor
     ROW = "row not used by these inputs"  # of an embedding
     UNREACHED = "no position reached it"  # zero gradient: padding, a dead unit, an output that is not compared
-    WITHIN = "its effect stays within the limit"
+    WITHIN = "not shown to pass the limit"  # it has an effect, of less than some ten limits
 
     @property
     def gap(self) -> bool:
@@ -102,13 +102,15 @@ class Coverage:
         return sum(part.elements for tensor in self.tensors for part in tensor.unseen if part.reason is reason)
 
     def explanation(self, changed: Mapping[str, Tensor]) -> str | None:
-        """Why a change of these elements (by parameter, bool in its shape) is not noticed; None if one is seen."""
+        """Why no change of these elements (by parameter, bool in its shape) is noticed; None if one should be."""
         found: set[int] = set()
         for name, elements in changed.items():
             if name not in self.reasons:
                 return None
             found |= set(torch.bincount(self.reasons[name][elements]).nonzero().flatten().tolist())
-        return None if 0 in found else "; ".join(_REASONS[code - 1].value for code in sorted(found))
+        # what is not shown to pass a limit in small steps may well do so in large ones
+        unexplained = {0, 1 + _REASONS.index(Reason.WITHIN)}
+        return None if found & unexplained else "; ".join(_REASONS[code - 1].value for code in sorted(found))
 
 
 _REASONS = tuple(Reason)
@@ -133,10 +135,10 @@ def coverage(
     states: dict[str, Tensor] = {}
     effects: dict[str, float] = {}
     for capture in captures:
-        open_ = [name for name in parameters if name not in states or _open(states[name])]
+        run = Run.of(subject, capture, found_gate)
+        open_ = [name for name in parameters if name not in states or bool((states[name] != SEEN).any())]
         on_done(PASSES * (len(parameters) - len(open_)))
-        for name, found in sensitivity(Run.of(subject, capture, found_gate), open_, on_done).items():
-            # in this order: who sees it anywhere has seen it; a rounding error is no effect, wherever it comes about
+        for name, found in sensitivity(run, open_, on_done).items() if open_ else ():
             states[name] = torch.maximum(states[name], found.states) if name in states else found.states
             effects[name] = max(effects.get(name, 0.0), found.effect)
     reasons = {name: _reasons(name, value, states.pop(name, None), subject) for name, value in parameters.items()}
@@ -153,10 +155,6 @@ def work(subject: Subject, captures: Sequence[Capture]) -> int:
     return PASSES * len(captures) * sum(value.is_floating_point() for value in subject.model.parameters())
 
 
-def _open(states: Tensor) -> bool:
-    return bool((states < CANCELS).any())
-
-
 def _reasons(name: str, parameter: Tensor, states: Tensor | None, subject: Subject) -> Tensor:
     """The codes of `Coverage.reasons`."""
     if states is None:  # not in the graph of any run
@@ -168,7 +166,6 @@ def _reasons(name: str, parameter: Tensor, states: Tensor | None, subject: Subje
     if isinstance(module, nn.Embedding):
         unread = (states == NOTHING).all(dim=1)  # a row that is read has some effect: it is added, not multiplied
         codes[unread] = 1 + _REASONS.index(Reason.ROW)
-    assert not (codes[states == SEEN]).any()
     return codes
 
 

@@ -263,12 +263,12 @@ def _explained(
         elif not any(bool(elements.any()) for elements in changed.values()):
             yield _survivor(outcome, "it changes nothing: the numbers are the same", equivalent=True)
         elif coverage is None:
-            yield _survivor(outcome, seen, explained=False)
+            yield _survivor(outcome, f"{seen}; what they see of it was not looked at", explained=False)
         else:
             found = found or coverage()
             reasons = found.explanation(changed)
             if reasons is None:
-                yield _survivor(outcome, f"{seen}, though some of what it changes is seen", explained=False)
+                yield _survivor(outcome, f"{seen}, though they see some of what it changes", explained=False)
             else:
                 yield _survivor(outcome, f"not seen: {reasons}", equivalent=reasons == Reason.NO_INPUT.value)
 

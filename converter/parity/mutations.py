@@ -79,6 +79,9 @@ def mutations(subject: Subject, table: str | None = None) -> list[Mutation]:
 def _of_tensor(name: str, parameter: Tensor, heads: int, weight: Tensor) -> Iterator[Mutation]:
     """`heads`: blocks of its rows, 0 if they are not divided; `weight`: that of its layer, itself if it has none."""
 
+    if not parameter.numel():
+        return
+
     def one(kind: str, change: Callable[[Tensor], Tensor], where: str = "") -> Mutation:
         return Mutation(kind, name + where, partial(_replaced, (name,), lambda values: [change(values[0])]), (name,))
 
@@ -107,9 +110,9 @@ def _of_tensor(name: str, parameter: Tensor, heads: int, weight: Tensor) -> Iter
 
 def _one_element(place: int, x: Tensor) -> Tensor:
     """One element is larger by the RMS of all."""
-    changed = x.clone()
-    changed.view(-1)[place] += float(x.double().square().mean().sqrt()) or 1.0
-    return changed
+    flat = x.flatten().clone()
+    flat[place] += float(x.double().square().mean().sqrt()) or 1.0
+    return flat.view(x.shape)
 
 
 def _blocks_exchanged(axis: int, blocks: int, first: int, x: Tensor) -> Tensor:
@@ -175,8 +178,9 @@ def _exchange(values: Sequence[Tensor]) -> list[Tensor]:
 
 
 def choose(all_of_them: Sequence[Mutation], count: int, seed: int = 0) -> list[Mutation]:
-    """`count` mutations, the same every time: all mistakes, and of the other kinds equally many."""
-    chosen = [m for m in all_of_them if m.kind == "mistake"][:count]
+    """`count` mutations, the same every time: all mistakes, if these are not more than half, and of the other kinds
+    equally many."""
+    chosen = [m for m in all_of_them if m.kind == "mistake"][: -(-count // 2)]
     others: dict[str, list[Mutation]] = {}
     for mutation in all_of_them:
         if mutation.kind != "mistake":

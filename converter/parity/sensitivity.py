@@ -27,23 +27,24 @@ from converter.parity.device import deterministic
 from converter.parity.run import Run, tensors_of
 from converter.parity.taps import observe
 
-STEP = 1e-3  # the change of an element, in units of the RMS of its tensor
+STEP = 1e-3  # the change of an element, in units of the RMS of its tensor, or absolute if that is all zeros
 PASSES = 10  # backward passes for each capture at most
 _WHOLE = 4  # of these, the first go through the whole model; the others only where effects are still to be found
-_SIGMAS = 5.0  # a normal number beyond this is not met
+_SIGMAS = 5.0  # a normal number beyond this is not met: 6 in ten million are
 _HOPELESS = 1e-3  # an effect that came to this much of its limit at most will not pass it in another pass
 _NUDGE, _SMALL = 1e-13, 1 << 16  # relative; of parameters of so many elements at most
-_SAME = 1e-4  # after a nudge, an effect differs by less than this part of the largest that was found of it
+_SAME = 1e-7  # after a nudge, an effect differs by less than this part of the largest that was found of it
 _ALIKE = 10.0  # rounding errors of one tensor are not larger than so many times the largest that is known for one
 
-NOTHING, WITHIN, CANCELS, SEEN = range(4)  # states of an element
+NOTHING, CANCELS, WITHIN, SEEN = range(4)  # states of an element; of several captures the last one counts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sensitivity:
     """Of one parameter, beside one capture.
 
-    states: uint8 in its shape: NOTHING depends on the element; WITHIN the limits; CANCELS: only rounding errors; SEEN.
+    states: uint8 in its shape: NOTHING depends on the element; what it does CANCELS but for rounding errors; it is
+        not shown to pass a limit, and so counts as WITHIN them; SEEN.
     effect: the median over its elements of what a step does: the root of the mean square over the taps that it can
         change, in units of their limits, times a normal number.
     """
@@ -58,7 +59,7 @@ def sensitivity(
     """Of the parameters of these names of a float64 model; one on which no output depends is not among them.
 
     `on_done` is told how many parameters were passed, `PASSES` times their number in all. Memory: the activations of
-    one block more than those that are tapped, and a byte for each element.
+    one block more than those that are tapped, a byte for each element, and 24 for each that is neither seen nor zero.
     """
     every = dict(run.subject.model.named_parameters())
     parameters = {name: every[name] for name in names}
@@ -83,7 +84,7 @@ class _Graph:
     outputs: list[Tensor]
 
 
-def _graph(run: Run, parameters: Collection[str]) -> _Graph:
+def _graph(run: Run, parameters: Mapping[str, nn.Parameter]) -> _Graph:
     """A forward run, of which only what passes between blocks is kept; these are run again where gradients need it."""
     model = run.subject.model
     modules = dict(model.named_modules())
@@ -103,12 +104,13 @@ def _graph(run: Run, parameters: Collection[str]) -> _Graph:
 
         return hook
 
-    def owner(name: str) -> str:
-        path = name.rpartition(".")[0]
-        while path not in began:  # its parent used the parameter
-            path = path.rpartition(".")[0]
-        return path
+    def later(parameter: nn.Parameter) -> int:
+        return len(roots) - min(_began(began, path) for path in owners[parameter])
 
+    owners: dict[nn.Parameter, list[str]] = {}  # several of one that is tied
+    for path, module in model.named_modules(remove_duplicate=False):
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(parameter, []).append(path)
     handles = [module.register_forward_pre_hook(begin(path)) for path, module in modules.items()]
     blocks = _innermost({tap.target for tap in run.taps})
     try:
@@ -117,7 +119,14 @@ def _graph(run: Run, parameters: Collection[str]) -> _Graph:
     finally:
         for handle in handles:
             handle.remove()
-    return _Graph(roots, scales, {name: len(roots) - began[owner(name)] for name in parameters}, outputs)
+    return _Graph(roots, scales, {name: later(value) for name, value in parameters.items()}, outputs)
+
+
+def _began(began: Mapping[str, int], path: str) -> int:
+    """When the module at `path` first ran, or the one around it, which uses its parameters where it does not run."""
+    while path not in began:
+        path = path.rpartition(".")[0]
+    return began[path]
 
 
 def _innermost(paths: Collection[str]) -> list[str]:
@@ -163,12 +172,13 @@ def _recomputed(modules: Collection[nn.Module]) -> Iterator[None]:
             compute, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
         )
 
+    once = {id(module): module for module in modules}.values()  # one may be at several paths
     try:
-        for module in modules:
+        for module in once:
             module.forward = forward(module.forward)
         yield
     finally:
-        for module in modules:
+        for module in once:
             del module.forward
 
 
@@ -287,6 +297,7 @@ class _Passes:
         # what was beyond the limit in the nudged model counts as zero there: it is too large to be a rounding error
         errors = within & (small.change > _SAME * small.largest) & (small.largest < _HOPELESS)
         if bool(errors.any()):
-            # a nudge may leave one of them as it was, by chance
-            errors |= within & (small.largest <= _ALIKE * small.largest[errors].max())
+            # by chance, a nudge may leave one of them as it was, but for what it does to the units
+            same = small.change <= _NUDGE * small.largest
+            errors |= within & same & (small.largest <= _ALIKE * small.largest[errors].max())
         states[small.places[errors]] = CANCELS

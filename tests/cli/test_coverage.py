@@ -63,7 +63,7 @@ def test_the_table_names_tensor_share_and_places(folder: Path) -> None:
     assert "fpn.p7.weight (32, 32, 3, 3)" in result.stdout
     assert "no position reached it: kernel row 0; kernel column 0" in result.stdout
     assert "rows 13-255" in result.stdout  # positions beyond 13 tokens
-    assert "no record of a conversion is there" in result.stdout
+    assert "there is no record of a conversion" in result.stdout
 
 
 def test_a_model_that_fails_beside_one_capture_fails(folder: Path, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def excess(model: Subject, capture: Capture, name: str, place: int, change: floa
     return max(r.relative / r.limit for r in results if r.limit)
 
 
-def test_an_element_is_seen_exactly_if_a_small_change_of_it_moves_a_tap_beyond_its_limit(
+def test_a_small_change_of_what_is_seen_moves_a_tap_beyond_its_limit_and_of_the_rest_hardly(
     model: Subject, capture: Capture, found: Coverage
 ) -> None:
     generator = random.Random(0)
@@ -266,9 +266,50 @@ def test_text_json_and_page_say_the_same(found: Coverage) -> None:
     assert "tensors more, none with more gaps" in to_text(found, "so", rows=3)
 
 
-def test_rows_are_proved_by_a_released_table_only() -> None:
-    released = {"table": {"name": "glip-official", "sha256": load_table("glip-official").sha256}}
-    assert "bit for bit" in proof_of_rows(released)
-    other = {"table": {"name": "glip-official", "sha256": "0" * 64}}
-    assert "but custom table" in proof_of_rows(other)
-    assert "no record" in proof_of_rows(None)
+def test_rows_are_proved_by_a_released_table_and_a_ledger_of_these_weights_only() -> None:
+    table = {"name": "glip-official", "sha256": load_table("glip-official").sha256}
+    ledger = {"table": table, "sha256": "a" * 64, "lossless": True}
+    assert "bit for bit" in proof_of_rows(ledger, "a" * 64)
+    assert "rounded to another dtype" in proof_of_rows(ledger | {"lossless": False}, "a" * 64)
+    assert "is of other weights" in proof_of_rows(ledger, "b" * 64)
+    assert "but custom table" in proof_of_rows(ledger | {"table": table | {"sha256": "0" * 64}}, "a" * 64)
+    assert "no record" in proof_of_rows(None, "a" * 64)
+
+
+class Attention(nn.Module):
+    """x (B, N, 3) -> (B, N, 2), of one head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.query.weight.dtype)
+        out: Tensor = (self.query(x) @ self.key(x).transpose(1, 2)).softmax(dim=-1) @ self.value(x)
+        return out
+
+
+def test_what_one_capture_cannot_see_another_can_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all positions are alike, softmax makes rounding errors of all that queries and keys do."""
+    torch.manual_seed(0)
+    model = Attention().double().eval()
+    inputs = {"flat": torch.ones(1, 5, 3), "rich": torch.randn(1, 5, 3)}
+    runs, captures = {}, {}
+    for name, x in inputs.items():
+        facts = {"name": name, "model": "attention", "dtype": "float64"}
+        path = tmp_path / f"{name}.safetensors"
+        write_capture(path, {"input.x": x, "out": model(x).detach()}, facts, compact=False)
+        captures[name] = load_capture(path)
+        comparison = Comparison(captures[name], find_gate("cpu", "float64"), "float64")
+        runs[name] = Run(Subject(FAMILY, model), captures[name].inputs, (Tap("out", "", ()),), {}, comparison)
+    monkeypatch.setattr(Run, "of", classmethod(lambda cls, subject, capture, gate: runs[capture.name]))
+    subject_ = runs["flat"].subject
+    alone = coverage(subject_, [captures["flat"]])
+    assert not next(tensor for tensor in alone.tensors if tensor.name == "query.weight").seen
+    for order in (("flat", "rich"), ("rich", "flat")):
+        found = coverage(subject_, [captures[name] for name in order])
+        unseen = {tensor.name: tensor.unseen for tensor in found.tensors if tensor.unseen}
+        assert [*unseen] == ["key.bias"]
+        assert unseen["key.bias"][0].reason is Reason.NO_INPUT
+    for capture in captures.values():
+        capture.close()

@@ -184,7 +184,7 @@ def test_a_survivor_that_coverage_sees_is_a_failure_of_the_capture(
     score = mutation_score(model, [capture], 60, coverage=lambda: seen)
     assert len(score.failures) > 40
     assert all(
-        "though some of what it changes is seen" in str(o.reason) for o in score.failures if o.mutation.kind == "drop"
+        "though they see some of what it changes" in str(o.reason) for o in score.failures if o.mutation.kind == "drop"
     )
 
 

@@ -41,7 +41,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
             [parity(subject(model), capture)],
             mutation_score(subject(model), [capture], 5),
             subject(model),
-            to_json(coverage(subject(model), [capture]), proof_of_rows(found.ledger)),
+            to_json(coverage(subject(model), [capture]), proof_of_rows(found.ledger, found.sha256)),
         )
     inside = folder / "glip"
     inside.mkdir()

@@ -49,5 +49,5 @@ def certify_beside(weights: Path, captures: list[Capture], mutations: int = 5) -
     double = [parity(subject(model.double()), capture) for capture in captures]
     reports = [report for pair in zip(double, single, strict=True) for report in pair]
     score = mutation_score(subject(model), captures, mutations) if mutations else None
-    covered = to_json(coverage(subject(model), captures), proof_of_rows(before.ledger))
+    covered = to_json(coverage(subject(model), captures), proof_of_rows(before.ledger, before.sha256))
     certify(before, captures, reports, score, subject(model), covered)
