@@ -13,7 +13,11 @@ In the order in which data passes:
     compare.py       one activation beside the captured one
     detections.py    detections beside captured ones
     run.py           a whole model beside a capture: the report
+    sensitivity.py   what a change of each element of the weights does to the activations of a capture
+    places.py        where in a tensor some elements are, in words
+    coverage.py      which elements some captures see, and why not the others
     report.py        the report as text, JSON and JUnit XML
+    coverage_report.py  the same of coverage
     html.py          the report as a page
     mutations.py     faults to be made on purpose
     mutate.py        how many of them a capture notices
