@@ -70,6 +70,7 @@ def certify(
     from converter.parity.capture import load_capture
     from converter.parity.certificate import certificate_path, certify, read_weights
     from converter.parity.coverage_report import proof_of_rows, to_json
+    from converter.writing.ledger import is_by_unknown_table
 
     path = certificate_path(model)
     if path.exists() and not force:
@@ -90,9 +91,11 @@ def certify(
             sys.exit(1 if any(report.passed is False for report in runs) else CaptureError.exit_code)
         covered = coverage(subject, captures)
         score = mutation_score(subject, captures, mutate, None, covered) if mutate else None
-        certify(weights, captures, runs, score, subject, to_json(covered, proof_of_rows(weights.ledger)))
+        proof = proof_of_rows(None if is_by_unknown_table(weights.ledger) else weights.ledger)
+        certify(weights, captures, runs, score, subject, to_json(covered, proof))
     if as_json:
-        print_json({"certificate": str(path), "passed": True, "mutation_score": score and score.value})
+        result = {"certificate": str(path), "passed": True, "mutation_score": score and score.value}
+        print_json(result | {"unknown_table": is_by_unknown_table(weights.ledger)})
     else:
         _print_certified(path, runs, covered, score)
 
@@ -109,7 +112,8 @@ def _compared(subject: Subject, captures: list[Capture]) -> list[Report]:
 
 def _print_certified(path: Path, runs: list[Report], covered: Coverage, score: Score | None) -> None:
     from converter.parity.coverage_report import headline
-    from converter.parity.evidence import read_evidence
+    from converter.parity.evidence import made_by_unknown_table, read_evidence
+    from converter.writing.ledger import UNKNOWN_TABLE
 
     click.echo(f"written: {path}")
     for report in runs:
@@ -122,8 +126,11 @@ def _print_certified(path: Path, runs: list[Report], covered: Coverage, score: S
     click.echo(headline(covered))
     if score is not None:
         click.echo(score_line(score))
-    for table in read_evidence(path).custom:
+    evidence = read_evidence(path)
+    for table in evidence.custom:
         click.echo(f"{table}: verify and publish with --accept-table")
+    if made_by_unknown_table(None, evidence):
+        click.echo(UNKNOWN_TABLE)
 
 
 @click.command(epilog=_VERIFY)
@@ -188,6 +195,7 @@ def _verification_json(result: Verification) -> dict[str, Any]:
         "verdict": verdict(result.passed),
         "problems": result.problems,
         "custom_tables": [table.entry for table in result.custom],
+        "unknown_table": result.by_unknown_table,
         "device": report and report.device,
         "dtype": report and report.dtype,
         "largest_relative_error": report and max(r.relative for r in report.modes["propagated"]),
@@ -196,11 +204,14 @@ def _verification_json(result: Verification) -> dict[str, Any]:
 
 def _print_verification(result: Verification) -> None:
     from converter.parity.report import verdict
+    from converter.writing.ledger import UNKNOWN_TABLE
 
     problems = result.problems
     click.echo(f"certificate: {result.certificate}")
     for table in result.custom:
         click.echo(f"rests on {table}, as accepted")
+    if result.by_unknown_table:
+        click.echo(UNKNOWN_TABLE)
     for problem in problems[:40]:
         click.echo(f"  {problem}")
     if len(problems) > 40:
