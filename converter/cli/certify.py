@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import click
 from converter.cli.output import accept_table, print_json, progress, reports
 from converter.cli.parity import coverage, mutation_score, score_line, weight_files
 from converter.cli.run_options import run_options
-from converter.display import plain
+from converter.display import plain, quoted
 from converter.errors import CaptureError, DestinationError
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def certify(
         raise DestinationError(f"{path} exists; --force replaces it")
     with ExitStack() as opened:
         captures = [opened.enter_context(load_capture(reference)) for reference in references]
+        _check_names(captures)
         with progress(_size(model), "hashing") as advance:
             weights = read_weights(model, family, advance)  # before it is loaded: what is certified is what was loaded
         subject = load_subject(model, "cpu", "float32", False, threads)
@@ -98,6 +100,17 @@ def certify(
         print_json(result | {"unknown_table": is_by_unknown_table(weights.ledger)})
     else:
         _print_certified(path, runs, covered, score)
+
+
+def _check_names(captures: Sequence[Capture]) -> None:
+    """A certificate tells captures apart by their names."""
+    known: dict[str, Path] = {}
+    for capture in captures:
+        if (other := known.setdefault(capture.name, capture.path)) is not capture.path:
+            raise CaptureError(
+                f"{other} and {capture.path} are both captures of the name {quoted(capture.name)}, and a certificate "
+                "tells them apart by it. Capture one of them again with another --name."
+            )
 
 
 def _compared(subject: Subject, captures: list[Capture]) -> list[Report]:

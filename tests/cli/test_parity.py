@@ -218,6 +218,15 @@ def test_several_captures_make_one_certificate(reference: Path, tmp_path: Path) 
     assert run("verify", weights).exit_code == 0
 
 
+def test_captures_of_one_name_are_refused_before_anything_is_compared(
+    wrong: Path, reference: Path, tmp_path: Path
+) -> None:
+    other = write(tmp_path / "other.safetensors")
+    result = run("certify", wrong, "--reference", reference, "--reference", other)
+    assert (result.exit_code, f"{reference} and {other} are both captures" in result.stderr) == (8, True), result.output
+    assert "another --name" in result.stderr
+
+
 def test_what_no_input_can_show_is_said_beside_the_score(reference: Path, tmp_path: Path) -> None:
     result = run("certify", saved_glip(tmp_path), "--reference", reference, "--mutate", 20)
     assert re.search(r"mutations: \d+ of 20 noticed, \d+ that no input can show; score [01]\.\d{4}", result.stdout)
