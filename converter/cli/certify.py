@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import click
 from converter.cli.output import accept_table, print_json, progress, reports
 from converter.cli.parity import coverage, mutation_score, score_line, weight_files
 from converter.cli.run_options import run_options
-from converter.display import plain
+from converter.display import plain, quoted
 from converter.errors import CaptureError, DestinationError
 
 if TYPE_CHECKING:
@@ -70,12 +71,14 @@ def certify(
     from converter.parity.capture import load_capture
     from converter.parity.certificate import certificate_path, certify, read_weights
     from converter.parity.coverage_report import proof_of_rows, to_json
+    from converter.writing.ledger import is_by_unknown_table
 
     path = certificate_path(model)
     if path.exists() and not force:
         raise DestinationError(f"{path} exists; --force replaces it")
     with ExitStack() as opened:
         captures = [opened.enter_context(load_capture(reference)) for reference in references]
+        _check_names(captures)
         with progress(_size(model), "hashing") as advance:
             weights = read_weights(model, family, advance)  # before it is loaded: what is certified is what was loaded
         subject = load_subject(model, "cpu", "float32", False, threads)
@@ -90,13 +93,24 @@ def certify(
             sys.exit(1 if any(report.passed is False for report in runs) else CaptureError.exit_code)
         covered = coverage(subject, captures)
         score = mutation_score(subject, captures, mutate, None, covered) if mutate else None
-        certify(
-            weights, captures, runs, score, subject, to_json(covered, proof_of_rows(weights.ledger, weights.sha256))
-        )
+        proof = proof_of_rows(weights.ledger, weights.sha256)
+        certify(weights, captures, runs, score, subject, to_json(covered, proof))
     if as_json:
-        print_json({"certificate": str(path), "passed": True, "mutation_score": score and score.value})
+        result = {"certificate": str(path), "passed": True, "mutation_score": score and score.value}
+        print_json(result | {"unknown_table": is_by_unknown_table(weights.ledger)})
     else:
         _print_certified(path, runs, covered, score)
+
+
+def _check_names(captures: Sequence[Capture]) -> None:
+    """A certificate tells captures apart by their names."""
+    known: dict[str, Path] = {}
+    for capture in captures:
+        if (other := known.setdefault(capture.name, capture.path)) is not capture.path:
+            raise CaptureError(
+                f"{other} and {capture.path} are both captures of the name {quoted(capture.name)}, and a certificate "
+                "tells them apart by it. Capture one of them again with another --name."
+            )
 
 
 def _compared(subject: Subject, captures: list[Capture]) -> list[Report]:
@@ -111,7 +125,8 @@ def _compared(subject: Subject, captures: list[Capture]) -> list[Report]:
 
 def _print_certified(path: Path, runs: list[Report], covered: Coverage, score: Score | None) -> None:
     from converter.parity.coverage_report import headline
-    from converter.parity.evidence import read_evidence
+    from converter.parity.evidence import made_by_unknown_table, read_evidence
+    from converter.writing.ledger import UNKNOWN_TABLE
 
     click.echo(f"written: {path}")
     for report in runs:
@@ -124,8 +139,11 @@ def _print_certified(path: Path, runs: list[Report], covered: Coverage, score: S
     click.echo(headline(covered))
     if score is not None:
         click.echo(score_line(score))
-    for table in read_evidence(path).custom:
+    evidence = read_evidence(path)
+    for table in evidence.custom:
         click.echo(f"{table}: verify and publish with --accept-table")
+    if made_by_unknown_table(None, evidence):
+        click.echo(UNKNOWN_TABLE)
 
 
 @click.command(epilog=_VERIFY)
@@ -190,6 +208,7 @@ def _verification_json(result: Verification) -> dict[str, Any]:
         "verdict": verdict(result.passed),
         "problems": result.problems,
         "custom_tables": [table.entry for table in result.custom],
+        "unknown_table": result.by_unknown_table,
         "device": report and report.device,
         "dtype": report and report.dtype,
         "largest_relative_error": report and max(r.relative for r in report.modes["propagated"]),
@@ -198,11 +217,14 @@ def _verification_json(result: Verification) -> dict[str, Any]:
 
 def _print_verification(result: Verification) -> None:
     from converter.parity.report import verdict
+    from converter.writing.ledger import UNKNOWN_TABLE
 
     problems = result.problems
     click.echo(f"certificate: {result.certificate}")
     for table in result.custom:
         click.echo(f"rests on {table}, as accepted")
+    if result.by_unknown_table:
+        click.echo(UNKNOWN_TABLE)
     for problem in problems[:40]:
         click.echo(f"  {problem}")
     if len(problems) > 40:

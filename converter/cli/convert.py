@@ -184,6 +184,8 @@ def _size(plan: Plan) -> int:
 
 
 def _print_summary(checkpoint: Checkpoint, plan: Plan) -> None:
+    from converter.writing.ledger import UNKNOWN_TABLE
+
     also = f" (same architecture: {', '.join(plan.variant.also)})" if plan.variant.also else ""
     click.echo(f"from {plan.table} to {plan.format}" + (f", {plan.part} alone" if plan.part else ""))
     click.echo(f"variant: {plan.variant.name}{also}")
@@ -208,14 +210,19 @@ def _print_summary(checkpoint: Checkpoint, plan: Plan) -> None:
         click.echo(f"  missing: {entry.names} ({entry.reason})")
     for sentence in (*checkpoint.skipped, *checkpoint.unsupported.values(), *checkpoint.objects.values()):
         click.echo(f"  left aside: {sentence}")
-    for table in _custom_tables(checkpoint, plan):
+    custom, is_unknown = _tables(checkpoint, plan)
+    for table in custom:
         click.echo(f"{table}: verify and publish what it makes with --accept-table")
+    if is_unknown:
+        click.echo(f"the source was {UNKNOWN_TABLE}")
 
 
-def _custom_tables(checkpoint: Checkpoint, plan: Plan) -> list[CustomTable]:
-    from converter.writing.ledger import custom_tables, draft_ledger
+def _tables(checkpoint: Checkpoint, plan: Plan) -> tuple[list[CustomTable], bool]:
+    """Those that were never released, of this conversion and of earlier ones; whether one is not known."""
+    from converter.writing.ledger import custom_tables, draft_ledger, is_by_unknown_table
 
-    return custom_tables(draft_ledger(checkpoint, plan, None))
+    ledger = draft_ledger(checkpoint, plan, None)
+    return custom_tables(ledger), is_by_unknown_table(ledger)
 
 
 def _print_done(checkpoint: Checkpoint, plan: Plan, destination: Path, done: Conversion) -> None:
@@ -243,6 +250,8 @@ def _print_plan(checkpoint: Checkpoint, plan: Plan) -> None:
 
 
 def _plan_json(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
+    custom, is_unknown = _tables(checkpoint, plan)
+
     def tensors(items: Any) -> list[dict[str, Any]]:
         return [{"name": t.name, "shape": t.shape, "dtype": t.dtype.name} for t in items]
 
@@ -250,7 +259,8 @@ def _plan_json(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
         "from": plan.table,
         "to": plan.format,
         "table": plan.table,
-        "custom_tables": [table.entry for table in _custom_tables(checkpoint, plan)],
+        "custom_tables": [table.entry for table in custom],
+        "unknown_table": is_unknown,
         "part": plan.part,
         "variant": plan.variant.name,
         "also": plan.variant.also,

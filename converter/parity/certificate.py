@@ -26,14 +26,22 @@ from converter.display import counted, file_name, plain
 from converter.errors import CaptureError, ConverterError
 from converter.mapping.load import load_table
 from converter.parity.capture import Capture, load_capture, write_capture
-from converter.parity.evidence import FORMAT, Evidence, check_same_table, check_tables, evidence_of, read_evidence
+from converter.parity.evidence import (
+    FORMAT,
+    Evidence,
+    check_same_table,
+    check_tables,
+    evidence_of,
+    made_by_unknown_table,
+    read_evidence,
+)
 from converter.parity.family import Family, Subject
 from converter.parity.mutate import Score
 from converter.parity.record import record
 from converter.parity.report import json_safe, to_json
 from converter.parity.run import Report, parity
 from converter.parity.setup import Setup, read_setup
-from converter.writing.ledger import CustomTable, digest_of_checkpoint, table_entry
+from converter.writing.ledger import CustomTable, digest_of_checkpoint, is_by_unknown_table, table_entry
 from converter.writing.ledger import to_json as json_bytes
 from converter.writing.records import find_record
 from converter.writing.staging import write_whole
@@ -62,8 +70,8 @@ class Verification:
     """A copy of the weights beside its certificate.
 
     `changed`, `missing`, `added`: tensors whose bytes or presence differ; `setup`: a line for each setting or file that
-    differs; `custom`: tables that were never released, and were accepted; `report`: the fingerprint, computed again
-    (None where anything differs already).
+    differs; `custom`: tables that were never released, and were accepted; `by_unknown_table`: nothing says which table
+    made them; `report`: the fingerprint, computed again (None where anything differs already).
     """
 
     certificate: Path
@@ -72,6 +80,7 @@ class Verification:
     added: tuple[str, ...]
     setup: tuple[str, ...]
     custom: tuple[CustomTable, ...]
+    by_unknown_table: bool
     report: Report | None
 
     @property
@@ -157,6 +166,7 @@ def certify(
         "converter": __version__,
         "weights": {"sha256": weights.sha256, "tensors": weights.tensors},
         **{key: ledger[key] for key in ("table", "earlier") if key in ledger},
+        **({"unknown_table": True} if is_by_unknown_table(weights.ledger) else {}),
         "package": {"settings": weights.setup.settings, "files": weights.setup.files},
         "captures": [_described(capture, family) for capture in captures],
         "runs": [to_json(report) for report in reports],
@@ -222,6 +232,7 @@ def verify(
         if (ledger := find_record(weights, checkpoint, "conversion")) is not None:
             check_same_table(weights, ledger, evidence)
         custom = tuple(check_tables(weights, ledger, evidence, accepted_tables))
+        is_unknown = made_by_unknown_table(ledger, evidence)
         setup = tuple(read_setup(weights, checkpoint, family).differences(evidence.setup))
     tensors = compare_tensors(weights, evidence, on_bytes)
     report = None
@@ -231,7 +242,7 @@ def verify(
     with open_checkpoint(weights) as checkpoint:
         if _stamps(weights, checkpoint, family) != before:
             raise CaptureError(f"{file_name(weights)}: changed meanwhile. Verify it again once nothing writes to it.")
-    return Verification(path, *tensors, setup, custom, report)
+    return Verification(path, *tensors, setup, custom, is_unknown, report)
 
 
 def compare_tensors(

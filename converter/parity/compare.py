@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -108,7 +108,7 @@ class Comparison:
             name=name,
             module=module,
             own=activation.own(self.dtype, mode),
-            limit=self.limit(name, mode),
+            limit=self.limit(name, mode, found.shape),
         )
         if activation.compact:
             if tuple(found.shape) != activation.shape:
@@ -133,9 +133,13 @@ class Comparison:
             heat=_heat(difference, self.capture) if self.pictures else None,
         )
 
-    def limit(self, name: str, mode: Mode) -> float | None:
-        """What the relative error of the activation `name` may be; None if nothing says."""
-        return self.gate.limit(self.capture.activations[name], self.capture, self.dtype, mode)
+    def limit(self, name: str, mode: Mode, shape: Sequence[int] | None = None) -> float | None:
+        """What the relative error of the activation `name` may be; None if nothing says.
+
+        `shape`: what of it is compared, where it is cut.
+        """
+        activation = self.capture.activations[name]
+        return self.gate.limit(activation, shape or activation.shape, self.capture, self.dtype, mode)
 
     def expected(self, name: str, like: Tensor) -> Tensor:
         """The captured values in float64 on the CPU, cut to what `like` has where they differ in nothing else."""

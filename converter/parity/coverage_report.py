@@ -10,7 +10,7 @@ from converter.display import figure, plain
 from converter.parity.coverage import Coverage, Reason, TensorCoverage
 from converter.parity.report import printable
 from converter.parity.sensitivity import STEP
-from converter.writing.ledger import custom_tables
+from converter.writing.ledger import custom_tables, is_by_unknown_table
 
 _CLASSES = {
     Reason.NO_INPUT: "never", Reason.ROW: "row", Reason.UNREACHED: "gap", Reason.WITHIN: "gap within",
@@ -29,7 +29,7 @@ def proof_of_rows(ledger: Mapping[str, Any] | None, sha256: str) -> str:
     `ledger`: of the conversion; `sha256`: the hash of all tensors as they are.
     """
     nothing = "nothing shows that rows that are not used are in their places"
-    if ledger is None or not ledger.get("table"):
+    if ledger is None or is_by_unknown_table(ledger):
         return f"{nothing}: there is no record of a conversion"
     if ledger["sha256"] != sha256:
         return f"{nothing}: the record of the conversion is of other weights"

@@ -12,6 +12,8 @@ from converter.display import beside, counted
 from converter.parity.capture import Detections
 from converter.parity.gates import gates
 
+_FAR = 1e30  # pixels: more than any two boxes are apart
+
 
 @dataclass(frozen=True, slots=True)
 class Box:
@@ -71,14 +73,13 @@ def compare_detections(expected: Detections, found: Detections, dtype: str) -> D
     limit = gates()["detections"]["pixels"] if dtype == "float64" else None
     pairs = _match(expected, found)
     same_number = len(expected.labels) == len(found.labels)
-    if same_number:
-        expected, found = (_settled(detections, expected.scores) for detections in (expected, found))
+    ranked = _ranked(found, expected) if same_number else found
     return DetectionResult(
         expected=len(expected.labels),
         found=len(found.labels),
-        same_order=same_number and torch.equal(expected.labels, found.labels),
-        pixels=_largest(expected.boxes - found.boxes) if same_number else math.nan,
-        scores=_largest(expected.scores - found.scores) if same_number else math.nan,
+        same_order=same_number and torch.equal(expected.labels, ranked.labels),
+        pixels=_largest(expected.boxes - ranked.boxes) if same_number else math.nan,
+        scores=_largest(expected.scores - ranked.scores) if same_number else math.nan,
         matched=len(pairs),
         missed=_boxes(expected, {first for first, _ in pairs}),
         extra=_boxes(found, {second for _, second in pairs}),
@@ -87,23 +88,32 @@ def compare_detections(expected: Detections, found: Detections, dtype: str) -> D
     )
 
 
-def _settled(detections: Detections, scores: Tensor) -> Detections:
-    """What ties in the captured `scores`, as phrases of nothing but padding do, by label and corners: no rule says
-    which comes first."""
-    ranks = torch.unique_consecutive(scores, return_inverse=True)[1].tolist()
-    keys = list(zip(ranks, detections.labels.tolist(), detections.boxes.tolist(), strict=True))
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    return Detections(*(value[order] for value in detections))
+def _ranked(found: Detections, expected: Detections) -> Detections:
+    """What ties in the captured scores, as phrases of nothing but padding do, beside the nearest of the same label:
+    no rule says which comes first."""
+    order: list[int] = []
+    for size in torch.unique_consecutive(expected.scores, return_counts=True)[1].tolist():
+        tie = slice(len(order), len(order) + size)
+        near = (expected.boxes[tie, None].double() - found.boxes[None, tie]).abs().amax(dim=-1)
+        other = expected.labels[tie, None] != found.labels[None, tie]
+        likeness = -near.nan_to_num(nan=_FAR, posinf=_FAR).clamp(max=_FAR) - 2 * _FAR * other
+        order += [tie.start + column for _, column in sorted(_pairs(likeness, -4 * _FAR))]
+    return Detections(*(value[order] for value in found))
 
 
 def _match(first: Detections, second: Detections) -> list[tuple[int, int]]:
     """Pairs of equal label, best overlap first, each detection in one pair at most."""
     iou = _overlap(first.boxes, second.boxes) * (first.labels[:, None] == second.labels[None])
+    return _pairs(iou, gates()["detections"]["iou"])
+
+
+def _pairs(likeness: Tensor, least: float) -> list[tuple[int, int]]:
+    """Of a matrix, which is used up: the largest number first, each row and column in one pair at most."""
     pairs: list[tuple[int, int]] = []
-    while iou.numel() and iou.max() >= gates()["detections"]["iou"]:
-        row, column = divmod(int(iou.argmax()), iou.shape[1])
+    while likeness.numel() and likeness.max() >= least:
+        row, column = divmod(int(likeness.argmax()), likeness.shape[1])
         pairs.append((row, column))
-        iou[row], iou[:, column] = 0, 0
+        likeness[row], likeness[:, column] = -math.inf, -math.inf
     return pairs
 
 

@@ -17,7 +17,7 @@ from converter.errors import CaptureError
 from converter.parity.consistency import contradictions
 from converter.parity.schemas import problem_of
 from converter.parity.setup import Setup
-from converter.writing.ledger import CustomTable, custom_tables
+from converter.writing.ledger import CustomTable, custom_tables, is_by_unknown_table
 
 FORMAT = 2
 
@@ -163,6 +163,12 @@ def check_tables(
             f"not see all that a table does: read it and, if it is right, add {options}"
         )
     return custom
+
+
+def made_by_unknown_table(ledger: Mapping[str, Any] | None, evidence: Evidence | None) -> bool:
+    """Whether ledger or certificate leaves open which table made the weights, or there is neither."""
+    records = [*([ledger] if ledger else ()), *([evidence.content] if evidence else ())]
+    return not records or any(map(is_by_unknown_table, records))
 
 
 def _captured(capture: Mapping[str, Any]) -> Captured:

@@ -49,15 +49,17 @@ class Gate:
             return self.times > self.default.times
         return True
 
-    def limit(self, activation: Activation, capture: Capture, dtype: str, mode: Mode) -> float | None:
-        """What the error of `activation` may be.
+    def limit(
+        self, activation: Activation, shape: Sequence[int], capture: Capture, dtype: str, mode: Mode
+    ) -> float | None:
+        """What the error of `activation` may be, of which `shape` is compared.
 
         None if the captured model's own error is needed and not recorded, or if the multiple of it is so large that
         anything would pass (`most` in gates.json).
         """
         if self.relative is not None:
             return self.relative
-        own = _expected_error(activation, capture, dtype, mode)
+        own = _expected_error(activation, shape, capture, dtype, mode)
         if own is None or self.times is None or self.times * own >= gates()["most"]["relative"]:
             return None
         return self.times * own
@@ -80,10 +82,12 @@ def find_gate(device: str, dtype: str, override: str | None = None) -> Gate:
     return Gate(number, None, "given on the command line", default)
 
 
-def _expected_error(activation: Activation, capture: Capture, dtype: str, mode: Mode) -> float | None:
+def _expected_error(
+    activation: Activation, shape: Sequence[int], capture: Capture, dtype: str, mode: Mode
+) -> float | None:
     own = activation.own(dtype, mode)
     errors = ((name, other.own(dtype, mode)) for name, other in capture.activations.items())
-    return None if own is None else expected_error(activation.name, activation.shape, own, errors)
+    return None if own is None else expected_error(activation.name, shape, own, errors)
 
 
 def expected_error(name: str, shape: Sequence[int], own: float, errors: Iterable[tuple[str, float | None]]) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter.display import counted
-from converter.parity.evidence import Captured, Evidence
+from converter.parity.evidence import Captured, Evidence, made_by_unknown_table
 from converter.writing.ledger import CustomTable, custom_tables
 
 UNVERIFIED = "> **UNVERIFIED.**"  # how a card says that there is no certificate
@@ -43,6 +43,11 @@ class Facts:
     def custom(self) -> tuple[CustomTable, ...]:
         """Tables of the conversion and the comparisons that were never released."""
         return tuple(dict.fromkeys([*custom_tables(self.ledger), *(self.evidence.custom if self.evidence else ())]))
+
+    @property
+    def by_unknown_table(self) -> bool:
+        """Nothing says which table made the weights."""
+        return made_by_unknown_table(self.ledger, self.evidence)
 
 
 def model_card(facts: Facts) -> str:
@@ -201,6 +206,11 @@ def _not_verified(facts: Facts) -> str:
         " input of the comparison uses, such as rows of words, is as that table says."
         for table in facts.custom
     ]
+    if facts.by_unknown_table:
+        points.append(
+            "**The weights were made by an unknown table**: there is no record of a conversion. What no input of the "
+            "comparison uses, such as rows of words, can be anything."
+        )
     if not facts.ledger["lossless"]:
         points.append(
             "Converting rounded the weights to another dtype: they are not bit for bit those of the checkpoint."

@@ -32,13 +32,15 @@ DOCUMENTS = (
 class Package:
     """What the folder will hold: `documents` by their content, `weights` by the files that they are now.
 
-    `evidence` is None where the conversion was never certified; `custom` are tables that were never released.
+    `evidence` is None where the conversion was never certified; `custom` are tables that were never released;
+    `by_unknown_table`: nothing says which table made the weights.
     """
 
     documents: Mapping[str, bytes]
     weights: Mapping[str, Path]
     evidence: Evidence | None
     custom: tuple[CustomTable, ...]
+    by_unknown_table: bool
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -95,7 +97,8 @@ def make_package(
         parameters=parameters,
         doubts=tuple(companions.doubts),
     )
-    return Package({**documents, CARD: model_card(facts).encode()}, weights, evidence, facts.custom)
+    documents[CARD] = model_card(facts).encode()
+    return Package(documents, weights, evidence, facts.custom, facts.by_unknown_table)
 
 
 def _evidence(conversion: Path, checkpoint: Checkpoint, family: Family[Any]) -> Evidence | None:

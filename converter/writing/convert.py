@@ -15,7 +15,15 @@ from converter.display import quoted
 from converter.errors import DestinationError, PlanError
 from converter.planning.plan import Plan
 from converter.writing.buffers import implied_value
-from converter.writing.ledger import config_document, digest_of_sources, draft_ledger, fill_ledger, to_json
+from converter.writing.ledger import (
+    TABLES,
+    config_document,
+    digest_of_sources,
+    draft_ledger,
+    fill_ledger,
+    tables_of,
+    to_json,
+)
 from converter.writing.residue import check_residue_destination, residue_metadata, residue_path, steps_to_keep
 from converter.writing.shards import INDEX_NAME, Shard, lay_out, nbytes, shard_index
 from converter.writing.staging import ARCHIVES, Staging, check_destination, is_file_name, writing
@@ -176,12 +184,10 @@ def _safetensors(shard: Shard, metadata: Callable[[dict[str, Any]], dict[str, st
 
 
 def _metadata(plan: Plan, ledger: dict[str, Any], single: bool) -> dict[str, str]:
-    metadata = {"format": "pt"}
-    if single:
-        if plan.written is None:
-            metadata["config"] = to_json(config_document(plan), indent=None).decode()
-        metadata["conversion"] = to_json(ledger, indent=None).decode()
-    return metadata
+    if not single:  # by itself each file still says which tables made it
+        return {"format": "pt", TABLES: to_json(tables_of(ledger), indent=None).decode()}
+    config = {} if plan.written else {"config": to_json(config_document(plan), indent=None).decode()}
+    return {"format": "pt", **config, "conversion": to_json(ledger, indent=None).decode()}
 
 
 def _add_documents(staging: Staging, plan: Plan, shards: list[Shard], ledger: dict[str, Any]) -> None:

@@ -16,6 +16,8 @@ from converter.mapping.released import is_released
 from converter.planning.plan import Plan
 
 NO_HASH = "0" * 64  # placeholder of the same length for a hash that is not known yet
+UNKNOWN_TABLE = "made by an unknown table: there is no record of a conversion"
+TABLES = "tables"  # the metadata entry in which every file of a folder keeps `tables_of` its ledger
 
 
 def to_json(content: Any, indent: int | None = 2) -> bytes:
@@ -33,13 +35,17 @@ def config_document(plan: Plan) -> dict[str, Any]:
 def draft_ledger(checkpoint: Checkpoint, plan: Plan, origin: Mapping[str, Any] | None) -> dict[str, Any]:
     """The content of `conversion.json` with NO_HASH for each hash. `origin`: where the checkpoint came from."""
     target = {"name": plan.target, "variant": plan.variant.name, "also": list(plan.variant.also)}
-    earlier = custom_tables(ledger_of(checkpoint) or {})
+    records = _records(checkpoint)
+    earlier = list(dict.fromkeys(table for record in records for table in custom_tables(record)))
+    # only a conversion makes the target's own format, so a source in it has been converted already
+    is_unknown = any(map(is_by_unknown_table, records)) or (not records and plan.table == plan.target)
     return {
         "converter": __version__,
         "table": table_entry(plan.table, plan.table_sha256),
         **({"through": table_entry(plan.written.name, plan.written.sha256)} if plan.written else {}),
         # what a table of one's own made stays so, by whichever table it is converted again
         **({"earlier": [table.entry for table in earlier]} if earlier else {}),
+        **({"unknown_table": True} if is_unknown else {}),
         "target": {**target, "part": plan.part} if plan.part else target,
         "lossless": all(step.is_lossless for step in (*plan.steps, *plan.carried)),
         "missing": [{"names": entry.names, "reason": entry.reason} for entry in plan.missing],
@@ -103,14 +109,46 @@ def table_entry(name: str, sha256: str) -> dict[str, Any]:
     return {"name": name, "sha256": sha256} if is_released(name, sha256) else CustomTable(name, sha256).entry
 
 
+def is_by_unknown_table(record: Mapping[str, Any] | None) -> bool:
+    """Whether a ledger or a certificate, None if there is none, leaves open which table made the weights."""
+    return record is None or not isinstance(record.get("table"), dict) or record.get("unknown_table") is True
+
+
+def tables_of(ledger: Mapping[str, Any]) -> dict[str, Any]:
+    """What a ledger says of tables."""
+    return {key: ledger[key] for key in ("table", "through", "earlier", "unknown_table") if key in ledger}
+
+
 def ledger_of(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """The ledger in or beside the file that a checkpoint was opened from; None where there is none that can be read."""
-    text = checkpoint.metadata.get("conversion")
+    """The ledger in or beside the file that a checkpoint was opened from, or what the file keeps of it; None if there
+    is none of these tensors that can be read."""
+    return next(iter(_records(checkpoint)), None)
+
+
+def _records(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """All that `ledger_of` chooses from, the whole ledger first."""
+    found = [_parsed(checkpoint.metadata[key]) for key in ("conversion", TABLES) if key in checkpoint.metadata]
+    if "conversion" not in checkpoint.metadata:
+        found.insert(0, _beside(checkpoint))
+    return [record for record in found if record is not None]
+
+
+def _beside(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The ledger of the folder. That of another conversion, which lies there by chance, names other tensors."""
     try:
-        ledger = read_json(checkpoint.path.with_name("conversion.json")) if text is None else parse_json(text)
+        ledger = read_json(checkpoint.path.with_name("conversion.json"))
     except (OSError, ValueError):
         return None
-    return ledger if isinstance(ledger, dict) else None
+    tensors = ledger.get("tensors") if isinstance(ledger, dict) else None
+    return ledger if isinstance(tensors, dict) and tensors.keys() == checkpoint.tensors.keys() else None
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    try:
+        record = parse_json(text)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def digest_of_tensors(tensors: Iterable[tuple[str, str, Sequence[int], str]]) -> str:

@@ -14,6 +14,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from converter.cli import main
+from converter.writing.ledger import UNKNOWN_TABLE
 from tests.support.saved_glip import save, saved_glip
 from tests.support.small_capture import write
 from tests.support.small_folder import small_folder
@@ -190,9 +191,12 @@ def test_certify_and_verify(reference: Path, tmp_path: Path) -> None:
     result = run("certify", weights, "--reference", reference, "--mutate", 15)
     assert result.exit_code == 0, result.output
     assert "small.parity.json" in result.stdout
+    assert f"\n{UNKNOWN_TABLE}\n" in result.stdout  # they were made by hand
     assert run("certify", weights, "--reference", reference).exit_code == 6  # there is one
     result = run("verify", weights, "--json")
     assert (result.exit_code, json.loads(result.stdout)["verdict"]) == (0, "pass")
+    assert json.loads(result.stdout)["unknown_table"] is True
+    assert f"\n{UNKNOWN_TABLE}\n" in run("verify", weights).stdout
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
@@ -212,8 +216,15 @@ def test_several_captures_make_one_certificate(reference: Path, tmp_path: Path) 
     dtypes = ("float64", "float32")
     assert [(r["capture"], r["dtype"]) for r in content["runs"]] == [(n, d) for n in names for d in dtypes]
     assert run("verify", weights).exit_code == 0
-    result = run("certify", weights, "--reference", reference, "--reference", reference, "--mutate", 0, "--force")
-    assert (result.exit_code, "two have the same name" in result.stderr) == (8, True)
+
+
+def test_captures_of_one_name_are_refused_before_anything_is_compared(
+    wrong: Path, reference: Path, tmp_path: Path
+) -> None:
+    other = write(tmp_path / "other.safetensors")
+    result = run("certify", wrong, "--reference", reference, "--reference", other)
+    assert (result.exit_code, f"{reference} and {other} are both captures" in result.stderr) == (8, True), result.output
+    assert "another --name" in result.stderr
 
 
 def test_what_no_input_can_show_is_said_beside_the_score(reference: Path, tmp_path: Path) -> None:

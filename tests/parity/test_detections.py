@@ -37,3 +37,23 @@ def test_what_ties_has_to_be_the_same() -> None:
     )
     other = Detections(BOXES, scores, torch.tensor([1, 2, 4]))
     assert compare_detections(captured, other, "float64").why("float64") == "other labels than captured"
+
+
+def test_noise_does_not_pair_what_ties_with_another_box() -> None:
+    """Of one label and one score, and with one corner: which is first by their numbers, noise decides."""
+    boxes = torch.tensor([[10.0, 0.0, 19.0, 9.0], [10.0, 20.0, 19.0, 29.0]]).double()
+    captured = Detections(boxes, torch.tensor([0.5, 0.5]).double(), torch.tensor([1, 1]))
+    noise = torch.tensor([[1e-12], [-1e-12]]).double()
+    for order in ([0, 1], [1, 0]):
+        result = compare_detections(captured, captured._replace(boxes=(boxes + noise)[order]), "float64")
+        assert result.passed, result.why("float64")
+
+
+def test_a_box_that_ties_and_is_nowhere_is_told() -> None:
+    captured = Detections(BOXES, torch.tensor([0.9, 0.5, 0.5]).double(), torch.tensor([1, 2, 2]))
+    found = captured._replace(boxes=BOXES[[0, 2, 1]] + torch.tensor([[0.0], [0.0], [100.0]]))
+    result = compare_detections(captured, found, "float64")
+    assert (result.passed, [box.corners[0] for box in result.missed]) == (False, [20.0])
+    assert [box.corners[0] for box in result.extra] == [120.0]
+    spoiled = captured._replace(boxes=torch.full_like(BOXES, torch.nan))
+    assert compare_detections(captured, spoiled, "float64").passed is False

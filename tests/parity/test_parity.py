@@ -13,6 +13,8 @@ from torch import Tensor
 from converter.errors import CaptureError
 from converter.glip.family import ANCHORS, FAMILY
 from converter.parity.capture import Capture, load_capture, write_capture
+from converter.parity.compare import Comparison
+from converter.parity.gates import expected_error, find_gate
 from converter.parity.record import inputs_of, record
 from converter.parity.run import Report, parity
 from tests.support.small_capture import FACTS, activations, small_capture
@@ -61,6 +63,21 @@ def test_a_few_numbers_are_held_to_the_error_of_all_levels(capture: Capture) -> 
     mean = math.sqrt(sum(r.own**2 for r in levels) / 5)
     assert levels[4].limit == pytest.approx(4 * max(mean, levels[4].own))
     assert levels[0].limit == pytest.approx(4 * levels[0].own)
+
+
+def test_it_is_few_numbers_that_are_compared_not_that_were_captured(tmp_path: Path) -> None:
+    """Logits of 64 tokens, of which the model computes 32: the certificate holds them to the limit of 64 numbers."""
+    levels = {f"rpn.head.dot_product_logits.{i}": torch.ones(2, size, 64) for i, size in enumerate((1, 8))}
+    errors = dict(zip(levels, (1e-7, 3e-7), strict=True))
+    path = tmp_path / "long.safetensors"
+    write_capture(path, levels, {**FACTS, "errors": {"float32": errors}}, compact=False)
+    with load_capture(path) as capture:
+        comparison = Comparison(capture, find_gate("cpu", "float32"), "float32", {64: 32})
+        name = next(iter(levels))
+        result = comparison.measure(name, "head", torch.ones(2, 1, 32), "propagated")
+    assert result.shape == (2, 1, 32)
+    assert result.limit == 4 * expected_error(name, result.shape, 1e-7, errors.items())
+    assert result.limit > 4e-7
 
 
 def test_a_format_that_was_not_captured_is_not_judged(capture: Capture) -> None:

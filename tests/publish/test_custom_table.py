@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from converter.cli import main
 from converter.errors import CaptureError, HubError
+from converter.writing.ledger import UNKNOWN_TABLE
 from tests.support.certifying import certify_beside, named
 from tests.support.hub.server import HubServer
-from tests.support.packaging import card_of, edit, packaged
+from tests.support.packaging import card_of, edit, packaged, run
 from tests.support.publishing import Clock, go, is_published
 from tests.support.saved_glip import ledger, saved_glip
 from tests.support.small_glip import random_inputs
@@ -144,3 +145,18 @@ def test_a_ledger_with_another_table_than_the_certificates_is_refused(
     (package / "parity.json").unlink()
     with pytest.raises(CaptureError, match=f"custom table '{name}', sha256 {SHA256}"):
         go(package, clock, unverified=True)
+
+
+@pytest.mark.parametrize("record", ["conversion.json", "parity.json"])
+def test_an_unknown_table_is_said_and_not_refused(record: str, conversions: Path, hub: HubServer, clock: Clock) -> None:
+    """Whichever of the two says that there is no record of how the weights were made."""
+    folder = conversions / "glip"
+    assert UNKNOWN_TABLE not in run(conversions, "glip", conversions / "known").output
+    edit(folder / record, lambda c: c.update(unknown_table=True))
+    assert f"{UNKNOWN_TABLE}; the card says so" in run(conversions, "glip", conversions / "out").output
+    assert "- **The weights were made by an unknown table**" in card_of(conversions / "out")
+    assert "unknown table" not in card_of(conversions / "known")
+    code, said = invoke("verify", conversions / "out")
+    assert (code, f"\n{UNKNOWN_TABLE}\n" in said) == (0, True)
+    go(conversions / "out", clock)
+    assert is_published(hub, conversions / "out")
