@@ -808,6 +808,7 @@ def capture(arguments: argparse.Namespace) -> str:
     audit = load_audited(cfg, model, arguments.weights, arguments.allow_unloaded)
     model.to(device)
     batch = make_batch(cfg, model, arguments)
+    described = facts_of(arguments, taps, batch, device)  # files as they are now, before minutes of running
 
     say(f"running in float32 on {device}, with hooks and without")
     single = run_float32(model, batch, taps.taps, device)
@@ -819,7 +820,7 @@ def capture(arguments: argparse.Namespace) -> str:
         say("note: nothing was detected, so this capture says nothing of decoding and suppression; try --image")
 
     facts = {
-        **facts_of(arguments, taps, batch, device),
+        **described,
         "dtype": dtype[:400],
         "errors": {} if double is None else {"float32": own_errors(double.activations, single.activations)},
         "audit": {"unloaded": audit.unloaded, "renamed": audit.renamed, "unused": audit.unused},

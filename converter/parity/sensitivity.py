@@ -28,11 +28,12 @@ from converter.parity.run import Run, tensors_of
 from converter.parity.taps import observe
 
 STEP = 1e-3  # the change of an element, in units of the RMS of its tensor, or absolute if that is all zeros
-PASSES = 10  # backward passes for each capture at most
+PASSES = 7  # backward passes for each capture at most
 _WHOLE = 4  # of these, the first go through the whole model; the others only where effects are still to be found
 _SIGMAS = 5.0  # a normal number beyond this is not met: 6 in ten million are
-_HOPELESS = 1e-3  # an effect that came to this much of its limit at most will not pass it in another pass
+_HOPELESS = 0.02  # an effect that came to this part of its limit at most will hardly pass it in another pass
 _NUDGE, _SMALL = 1e-13, 1 << 16  # relative; of parameters of so many elements at most
+_TINY = 1e-3  # of a limit; rounding errors are far below it
 _SAME = 1e-7  # after a nudge, an effect differs by less than this part of the largest that was found of it
 _ALIKE = 10.0  # rounding errors of one tensor are not larger than so many times the largest that is known for one
 
@@ -295,7 +296,7 @@ class _Passes:
         """Tell rounding errors from effects that are within the limits."""
         within = states[small.places] == WITHIN
         # what was beyond the limit in the nudged model counts as zero there: it is too large to be a rounding error
-        errors = within & (small.change > _SAME * small.largest) & (small.largest < _HOPELESS)
+        errors = within & (small.change > _SAME * small.largest) & (small.largest < _TINY)
         if bool(errors.any()):
             # by chance, a nudge may leave one of them as it was, but for what it does to the units
             same = small.change <= _NUDGE * small.largest
