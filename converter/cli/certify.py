@@ -34,7 +34,7 @@ Examples:
   converter verify glip-t.safetensors
   converter verify glip-t/ --dtype float32 --json
   converter verify org/glip-t@main
-  converter verify mine.safetensors --accept-table 5e160251...
+  converter verify mine.safetensors --accept-table HASH
 \b
 Exit codes: 0 this copy computes what was certified, 1 it does not, 8 no valid
 certificate, a table that was never released, or no tolerance is known for this dtype."""

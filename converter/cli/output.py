@@ -85,11 +85,23 @@ def _fail(error: ConverterError, *, as_json: bool) -> NoReturn:
     sys.exit(error.exit_code)
 
 
+def _hashes(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Option callback: each a whole SHA-256."""
+    for value in values:
+        if not re.fullmatch("[0-9a-f]{64}", value):
+            raise click.BadParameter(
+                f"{value!r} is not the SHA-256 of a table: 64 characters of 0-9 and a-f, all of them, as the refusal "
+                "prints it"
+            )
+    return values
+
+
 accept_table = click.option(
     "--accept-table",
     "accepted_tables",
     metavar="HASH",
     multiple=True,
+    callback=_hashes,
     help="SHA-256 of a table that was never released and may have made the weights; may be given several times.",
 )
 

@@ -21,7 +21,7 @@ Examples:
   converter publish glip-t/ org/glip-t
   converter publish glip-t/ org/glip-t --create-pr --message "Convert again"
   converter publish glip-t/ org/glip-t --revision fp16 --json
-  converter publish mine/ org/mine --accept-table 5e160251...
+  converter publish mine/ org/mine --accept-table HASH
 \b
 Needs a token that may write: hf auth login, or HF_TOKEN.
 A run that was interrupted is completed by running it again.

@@ -34,6 +34,7 @@ class GLIPFamily(Family["GLIP"]):
 
     table = "glip-official"
     files = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    configurable = ("preprocessing",)
 
     def build(self, config: Config) -> GLIP:
         from converter.glip.model.config import GLIPConfig

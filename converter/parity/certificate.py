@@ -70,8 +70,9 @@ class Verification:
     """A copy of the weights beside its certificate.
 
     `changed`, `missing`, `added`: tensors whose bytes or presence differ; `setup`: a line for each setting or file that
-    differs; `custom`: tables that were never released, and were accepted; `by_unknown_table`: nothing says which table
-    made them; `report`: the fingerprint, computed again (None where anything differs already).
+    differs, and for a ledger of other weights; `custom`: tables that were never released, and were accepted;
+    `by_unknown_table`: nothing says which table made them; `report`: the fingerprint, computed again (None where
+    anything differs already).
     """
 
     certificate: Path
@@ -118,6 +119,8 @@ def read_weights(path: Path, family: Family[Any], on_bytes: Callable[[int], obje
         setup, ledger = read_setup(path, checkpoint, family), find_record(path, checkpoint, "conversion")
         hashes = tensor_hashes(checkpoint, on_bytes, look)
         digest = digest_of_checkpoint(checkpoint, hashes)
+    if setup.unread:
+        raise CaptureError(f"{file_name(path)}: {setup.unread[0]}. Take it out.", setup.unread[1:])
     if ledger is not None and ledger["sha256"] != digest:
         raise CaptureError(f"{file_name(path)}: its ledger is of other weights. Convert again.")
     if spoiled:
@@ -233,7 +236,7 @@ def verify(
             check_same_table(weights, ledger, evidence)
         custom = tuple(check_tables(weights, ledger, evidence, accepted_tables))
         is_unknown = made_by_unknown_table(ledger, evidence)
-        setup = tuple(read_setup(weights, checkpoint, family).differences(evidence.setup))
+        setup = (*_other_ledger(ledger, evidence), *read_setup(weights, checkpoint, family).differences(evidence.setup))
     tensors = compare_tensors(weights, evidence, on_bytes)
     report = None
     if not (setup or any(tensors)):
@@ -243,6 +246,15 @@ def verify(
         if _stamps(weights, checkpoint, family) != before:
             raise CaptureError(f"{file_name(weights)}: changed meanwhile. Verify it again once nothing writes to it.")
     return Verification(path, *tensors, setup, custom, is_unknown, report)
+
+
+def _other_ledger(ledger: Mapping[str, Any] | None, evidence: Evidence) -> Iterator[str]:
+    """A line if the ledger is of other weights than the certificate."""
+    if ledger is not None and ledger["sha256"] != evidence.sha256:
+        yield (
+            f"the ledger of the conversion: of weights with sha256 {plain(ledger['sha256'])} here, "
+            f"{evidence.sha256} certified"
+        )
 
 
 def compare_tensors(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from converter.checkpoint.strict_json import parse_json
 from converter.display import beside, plain
 from converter.parity.gates import Gate, expected_error, find_gate, gates
 
+# reasons of coverage for which no other input could do more; `coverage.py`, which needs torch, says them
+NO_GAPS = ("no input can show it", "row not used by these inputs")
 # as PEP 440 has them, and builds of Python and torch
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+)+((a|b|rc|\.post|\.dev)[0-9]+)*(\+[A-Za-z0-9._-]*)?")
 
@@ -19,7 +23,7 @@ def contradictions(content: Mapping[str, Any]) -> Iterator[str]:
     """A line for each place where a certificate, which its schema accepts, contradicts itself."""
     if not _VERSION.fullmatch(content["converter"]):
         yield f"converter: {plain(content['converter'])!r} is not a version"
-    yield from _captures(content)
+    yield from (*_captures(content), *_activations(content))
     for index, run in enumerate(content["runs"]):
         for problem in (*_versions(content, run), *_gate(run), *_taps(run), *_detections(run)):
             yield f"runs/{index}: {problem}"
@@ -46,6 +50,29 @@ def _captures(content: Mapping[str, Any]) -> Iterator[str]:
             yield f"runs: those of {plain(name)!r} do not compare the same activations"
         if any(len(_names(run)) > len(set(_names(run))) for run in runs):
             yield f"runs: one of {plain(name)!r} has an activation twice"
+
+
+def _activations(content: Mapping[str, Any]) -> Iterator[str]:
+    """Every run compares all activations that the certified model has, as its fingerprint names them."""
+    try:
+        table, known = _fingerprint(base64.b64decode(content["fingerprint"]))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        yield "its fingerprint is damaged"
+        return
+    tables = {capture["name"]: capture["table"]["name"] for capture in content["captures"]}
+    for index, run in enumerate(content["runs"]):
+        if tables.get(run["capture"]) != table:  # its names are of another model
+            continue
+        for mode, taps in run["modes"].items():
+            if lost := sorted(known - {tap["name"] for tap in taps}):
+                yield f"runs/{index}: {mode} does not compare {plain(lost[0])}, which the fingerprint has"
+
+
+def _fingerprint(file: bytes) -> tuple[str, set[str]]:
+    """Of a capture, the table that names its activations, and these names. It is seen elsewhere whether it is sound."""
+    header = parse_json(file[8 : 8 + int.from_bytes(file[:8], "little")].decode())
+    facts = parse_json(header.pop("__metadata__")["capture"])
+    return facts["table"], {name for name in header if not name.startswith(("input.", "detections."))}
 
 
 def _names(run: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -122,6 +149,10 @@ def _mutations(score: Mapping[str, Any]) -> Iterator[str]:
         yield f"mutations: {len(score['survivors'])} are listed as not noticed, of {made} were {made - caught}"
     elif not math.isclose(score["score"], caught / ((made - equivalent) or 1)):
         yield f"mutations: the score is not {score['score']:g}"
+    elif "kinds" in score:
+        for total in ("made", "caught", "equivalent"):
+            if (summed := sum(kind[total] for kind in score["kinds"].values())) != score[total]:
+                yield f"mutations: {summed} {total} of all kinds are not the {score[total]} of all"
 
 
 def _coverage(content: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
@@ -138,6 +169,8 @@ def _coverage(content: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[
         gaps = sum(part["elements"] for part in parts if part["gap"])
         totals.update({"elements": elements, "seen": tensor["seen"], "gaps": gaps})
         for part in parts:
+            if part["gap"] is (part["reason"] in NO_GAPS):
+                yield f"coverage: {plain(tensor['name'])}: {plain(part['reason'])!r} is not such a gap as it says"
             unseen[part["reason"]] += part["elements"]
     if dict(totals) != {key: found[key] for key in totals} or dict(unseen) != found["unseen"]:
         yield "coverage: its totals are not those of its tensors"

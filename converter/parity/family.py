@@ -91,6 +91,7 @@ class Family(ABC, Generic[M]):
 
     table: str  # the mapping table whose taps name the activations that are captured of these models
     files: Sequence[str] = ()  # in a folder of weights, those that decide what a model makes of its inputs
+    configurable: Sequence[str] = ()  # of `settings`, those that are read from a folder's config.json if it has them
 
     @abstractmethod
     def build(self, config: Config) -> M:
@@ -141,7 +142,7 @@ class Family(ABC, Generic[M]):
         raise ModelError(f"{type(self).__name__}: models of this family do not detect what a prompt names.")
 
     def settings(self) -> Mapping[str, Any]:
-        """What else decides that, where a configuration does not say otherwise: preprocessing, thresholds; JSON."""
+        """What else decides that: preprocessing, thresholds; JSON."""
         return {}
 
     def companions(self, conversion: Path, config: Config, vocabulary: Path | None) -> Companions:

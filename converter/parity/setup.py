@@ -22,15 +22,18 @@ _DEEPEST = 8  # settings inside of settings that are named one by one
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """`settings`: JSON, by name; `files`: the SHA-256 of each, by name."""
+    """`settings`: JSON, by name; `files`: the SHA-256 of each, by name; `unread`: a line for each setting that the
+    configuration states, that is not so, and that nothing reads from there."""
 
     settings: Mapping[str, Any]
     files: Mapping[str, str]
+    unread: tuple[str, ...] = ()
 
     def differences(self, certified: Setup) -> list[str]:
         """A line for each setting and file that is not what was certified."""
         here, there = dict(_flat(self.settings)), dict(_flat(certified.settings))
-        lines = [
+        lines = [*self.unread]
+        lines += [
             f"{plain('.'.join(path))}: {_shown(here.get(path))} here, {_shown(there.get(path))} certified"
             for path in sorted(here.keys() | there.keys())
             if here.get(path) != there.get(path)
@@ -48,11 +51,20 @@ class Setup:
 def read_setup(weights: Path, checkpoint: Checkpoint, family: Family[Any]) -> Setup:
     """That of the file or folder `weights`, which `checkpoint` was opened from, as it lies on the disk now.
 
-    A setting that its configuration does not state is the family's own. ModelError if it has no configuration.
+    A setting that is not read from its configuration is the family's own. ModelError if it has no configuration.
     """
-    settings = {**family.settings(), **read_record(weights, checkpoint, "config")}
+    own, stated = family.settings(), read_record(weights, checkpoint, "config")
+    read = {name: stated[name] for name in family.configurable if name in stated and weights.is_dir()}
+    settings = {**stated, **own, **read}
+    used = dict(_flat({name: settings[name] for name in own}))
+    unread = tuple(
+        f"{plain('.'.join(path))}: the configuration states {_shown(value)}, which nothing reads; "
+        f"{_shown(used.get(path))} is used"
+        for path, value in _flat({name: stated[name] for name in own if name in stated})
+        if value != used.get(path)
+    )
     files = {name: file_sha256(path) for name in family.files if (path := weights / name).is_file()}
-    return Setup(settings, files)
+    return Setup(settings, files, unread)
 
 
 def _flat(settings: Mapping[str, Any], at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -177,6 +177,19 @@ def test_a_ledger_of_other_weights_is_not_certified(copy: Path, tmp_path: Path) 
         read_weights(folder, FAMILY)
 
 
+def test_a_setting_that_nothing_reads_is_not_certified(copy: Path, tmp_path: Path) -> None:
+    """Detection parameters, and of a single file the preprocessing: only a folder's is used."""
+    folder = small_folder(tmp_path / "folder")
+    config = json.loads((folder / "config.json").read_text())
+    assert read_weights(folder, FAMILY).setup.settings["preprocessing"]["shorter_side"] == 96
+    (folder / "config.json").write_text(json.dumps(config | {"detection": {"nms_threshold": 0.9}}))
+    with pytest.raises(CaptureError, match=r"detection\.nms_threshold: the configuration states 0\.9, which nothing"):
+        read_weights(folder, FAMILY)
+    save_file(load_file(copy), copy, {"config": json.dumps(config)})
+    with pytest.raises(CaptureError, match=r"longer_side: .* states 160, which nothing reads; 1333 is used\. Take"):
+        read_weights(copy, FAMILY)
+
+
 def test_a_certificate_that_would_not_be_one_is_not_written(copy: Path, tmp_path: Path) -> None:
     certificate_path(copy).unlink()
     (tmp_path / "capture").mkdir()

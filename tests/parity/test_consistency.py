@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from converter.errors import CaptureError
+from converter.parity.consistency import NO_GAPS
+from converter.parity.coverage import Reason
 from converter.parity.evidence import evidence_of, read_evidence
 from tests.support.certifying import certified_small
 
@@ -92,6 +94,11 @@ EDITS: dict[str, tuple[Callable[[Content], object], str]] = {
     "no limit of detections": (lambda c: double(c)["detections"][0].update(limit=None), "its limits are not those"),
     "an activation left out": (lambda c: taps(double(c)).pop(), "do not compare the same activations"),
     "an activation twice": (lambda c: [taps(r).append(taps(r)[0]) for r in c["runs"][:2]], "has an activation twice"),
+    "an activation left out everywhere": (
+        lambda c: [results.pop(3) for r in c["runs"] for results in r["modes"].values()],
+        "which the fingerprint has",
+    ),
+    "a fingerprint of something else": (lambda c: c.update(fingerprint="AAAA"), "its fingerprint is damaged"),
     "no float64": (lambda c: c["runs"].pop(0), "was not compared in float64"),
     "a capture without runs": (lambda c: c.update(runs=c["runs"][:2]), "was not compared in float64"),
     "runs of another capture": (lambda c: double(c).update(capture="else"), "which is not among the captures"),
@@ -100,6 +107,12 @@ EDITS: dict[str, tuple[Callable[[Content], object], str]] = {
     "more made than possible": (lambda c: c["mutations"].update(possible=1), "are not among"),
     "a survivor left out": (lambda c: c["mutations"]["survivors"].append({}), "are listed as not noticed"),
     "a better score": (lambda c: c["mutations"].update(score=2.0), "the score is not 2"),
+    "more of a kind": (
+        lambda c: next(iter(c["mutations"]["kinds"].values())).update(made=10**6), "made of all kinds are not the"
+    ),
+    "fewer noticed of a kind": (
+        lambda c: [kind.update(caught=0) for kind in c["mutations"]["kinds"].values()], "0 caught of all kinds"
+    ),
     "a version that is none": (lambda c: c.update(converter="latest"), "'latest' is not a version"),
     "another version than the runs'": (lambda c: c.update(converter="0.0.9"), "the certificate by another version"),
     "a torch that is none": (lambda c: double(c)["settings"].update(torch="?"), "settings/torch: '?' is not a version"),
@@ -107,7 +120,8 @@ EDITS: dict[str, tuple[Callable[[Content], object], str]] = {
     "more seen": (lambda c: c["coverage"].update(seen=c["coverage"]["seen"] + 1), "its totals are not those"),
     "fewer gaps": (lambda c: c["coverage"].update(gaps=0), "its totals are not those"),
     "another reason": (lambda c: c["coverage"]["unseen"].update({"none": 1}), "its totals are not those"),
-    "a gap that is none": (lambda c: gap(c).update(gap=False), "its totals are not those"),
+    "a gap that is none": (lambda c: gap(c).update(gap=False), "is not such a gap as it says"),
+    "a gap with another reason": (lambda c: gap(c).update(reason=NO_GAPS[0]), "is not such a gap as it says"),
     "fewer elements": (lambda c: gap(c).update(elements=1), "has another number of elements"),
     "coverage of another tensor": (lambda c: c["coverage"]["tensors"][0].update(name="x"), "is not among the weights"),
     "coverage by other captures": (lambda c: c["coverage"].update(captures=["small"]), "not that of the captures"),
@@ -150,6 +164,10 @@ def test_another_version_of_the_converter_may_have_made_it(certificate: Content)
         place["converter"] = "0.2.0rc1"
     content["runs"][0]["settings"] |= {"torch": "2.9.0a0+145a3a7bda.nv25.10", "python": "3.14.0rc2+"}
     evidence_of(content, Path("parity.json"))
+
+
+def test_what_is_a_gap_is_as_coverage_says() -> None:
+    assert {reason.value for reason in Reason if not reason.gap} == set(NO_GAPS)
 
 
 def test_coverage_may_be_absent(certificate: Content) -> None:

@@ -63,6 +63,10 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no preprocessing": (
         lambda f: edit(config(f), lambda c: c.update(preprocessing=None)), "preprocessing: null here, nothing certified"
     ),
+    "detection parameters": (
+        lambda f: edit(config(f), lambda c: c.update(detection={"nms_threshold": 0.9})),
+        "detection.nms_threshold: the configuration states 0.9, which nothing reads; 0.6 is used",
+    ),
     "what is said of the vocabulary": (
         lambda f: edit(config(f), lambda c: c["vocabulary"].update(bert_base_uncased=True)),
         "vocabulary.bert_base_uncased: true here, false certified",
@@ -98,6 +102,16 @@ def test_other_detection_parameters_are_named(package: Path, monkeypatch: pytest
     monkeypatch.setattr("converter.glip.model.config.NMS_THRESHOLD", 0.5)
     result = verify(package, FAMILY, loading(package))
     assert (result.passed, result.problems) == (False, ["detection.nms_threshold: 0.5 here, 0.6 certified"])
+
+
+def test_a_ledger_of_other_weights_is_named(package: Path) -> None:
+    edit(package / "conversion.json", lambda c: c.update(sha256="0" * 64))
+    result = verify(package, FAMILY, loading(package))
+    assert result.passed is False
+    assert (
+        f"of weights with sha256 {'0' * 64} here, {read_evidence(package / 'parity.json').sha256} certified"
+        in (result.problems[0])
+    )
 
 
 def test_a_package_has_what_was_certified_and_what_was_added(conversions: Path, package: Path) -> None:

@@ -75,6 +75,14 @@ def test_it_verifies_only_if_the_table_is_accepted(exchanged: Path) -> None:
     assert (code, f"rests on custom table 'mine', sha256 {SHA256}, as accepted" in said) == (0, True)
 
 
+@pytest.mark.parametrize("command", [("verify",), ("publish", "somebody/small")])
+@pytest.mark.parametrize("value", [SHA256[:8], f"{SHA256[:8]}...", SHA256.upper(), SHA256 + "0"])
+def test_what_is_no_hash_is_not_taken_for_a_table(value: str, command: tuple[str, ...], tmp_path: Path) -> None:
+    name, *more = command
+    code, said = invoke(name, tmp_path, *more, "--accept-table", value)
+    assert (code, f"'{value}' is not the SHA-256 of a table: 64 characters" in said) == (2, True), said
+
+
 def test_it_is_published_only_if_the_table_is_accepted(conversion: Path, hub: HubServer, clock: Clock) -> None:
     package = packaged(conversion, "small.safetensors")
     assert SHA256 in card_of(package)

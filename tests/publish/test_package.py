@@ -123,7 +123,7 @@ DAMAGE: dict[str, tuple[str, Callable[[dict[str, Any]], object], int, str]] = {
         "differ from what the certificate says in 1 tensor, head.bias first",
     ),
     "a certificate of fewer tensors": (
-        "parity.json", lambda c: c["weights"]["tensors"].pop("head.bias"), 8, "head.bias first"
+        "parity.json", lambda c: (c.pop("coverage"), c["weights"]["tensors"].pop("head.bias")), 8, "head.bias first"
     ),
     "a certificate that did not pass": (
         "parity.json", lambda c: c["runs"][0].update(passed=False), 8, "at 'runs/0/passed'"
