@@ -166,12 +166,13 @@ def certify(
             f"{where}: changed since it was loaded: what was compared is no longer in the file. "
             "Certify it again once nothing writes to it."
         )
-    tables: dict[str, Any] = {"table": None, **(weights.tables or {})}
+    tables = weights.tables or {}
     content = {
         "format": FORMAT,
         "converter": __version__,
         "weights": {"sha256": weights.sha256, "tensors": weights.tensors},
-        **{key: tables[key] for key in ("table", "earlier") if key in tables},
+        "table": tables.get("table"),
+        **({"earlier": tables["earlier"]} if "earlier" in tables else {}),
         **({"unknown_table": True} if is_by_unknown_table(tables) else {}),
         "package": {"settings": weights.setup.settings, "files": weights.setup.files},
         "captures": [_described(capture, family) for capture in captures],
