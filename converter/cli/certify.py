@@ -97,7 +97,7 @@ def certify(
         certify(weights, captures, runs, score, subject, to_json(covered, proof))
     if as_json:
         result = {"certificate": str(path), "passed": True, "mutation_score": score and score.value}
-        print_json(result | {"unknown_table": is_by_unknown_table(weights.ledger)})
+        print_json(result | {"unknown_table": is_by_unknown_table(weights.tables)})
     else:
         _print_certified(path, runs, covered, score)
 

@@ -41,7 +41,7 @@ from converter.parity.record import record
 from converter.parity.report import json_safe, to_json
 from converter.parity.run import Report, parity
 from converter.parity.setup import Setup, read_setup
-from converter.writing.ledger import CustomTable, digest_of_checkpoint, is_by_unknown_table, table_entry
+from converter.writing.ledger import CustomTable, digest_of_checkpoint, is_by_unknown_table, table_entry, tables_in
 from converter.writing.ledger import to_json as json_bytes
 from converter.writing.records import find_record
 from converter.writing.staging import write_whole
@@ -54,7 +54,8 @@ class Weights:
     """A model as it lay on the disk before it was loaded.
 
     `before`: stamps of its files then; `sha256`, `tensors`: hashes of all tensors and of each; `setup`: what else
-    decides results; `ledger`: of the conversion, None where there is none.
+    decides results; `ledger`: of the conversion, None where there is none; `tables`: what it, or else the weights
+    themselves, say of tables.
     """
 
     path: Path
@@ -63,6 +64,7 @@ class Weights:
     tensors: Mapping[str, str]
     setup: Setup
     ledger: Mapping[str, Any] | None
+    tables: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,7 @@ def read_weights(path: Path, family: Family[Any], on_bytes: Callable[[int], obje
     with open_checkpoint(path) as checkpoint:
         before = _stamps(path, checkpoint, family)
         setup, ledger = read_setup(path, checkpoint, family), find_record(path, checkpoint, "conversion")
+        tables = ledger or tables_in(checkpoint)
         hashes = tensor_hashes(checkpoint, on_bytes, look)
         digest = digest_of_checkpoint(checkpoint, hashes)
     if setup.unread:
@@ -129,7 +132,7 @@ def read_weights(path: Path, family: Family[Any], on_bytes: Callable[[int], obje
             f"{file_name(path)}: holds numbers that are NaN or infinite in {counted(len(spoiled), 'tensor')}: {named}. "
             "Convert a sound checkpoint."
         )
-    return Weights(path, before, digest, hashes, setup, ledger)
+    return Weights(path, before, digest, hashes, setup, ledger, tables)
 
 
 def _stamps(path: Path, checkpoint: Checkpoint, family: Family[Any]) -> Stamps:
@@ -163,13 +166,14 @@ def certify(
             f"{where}: changed since it was loaded: what was compared is no longer in the file. "
             "Certify it again once nothing writes to it."
         )
-    ledger = weights.ledger or {"table": None}
+    tables = weights.tables or {}
     content = {
         "format": FORMAT,
         "converter": __version__,
         "weights": {"sha256": weights.sha256, "tensors": weights.tensors},
-        **{key: ledger[key] for key in ("table", "earlier") if key in ledger},
-        **({"unknown_table": True} if is_by_unknown_table(weights.ledger) else {}),
+        "table": tables.get("table"),
+        **({"earlier": tables["earlier"]} if "earlier" in tables else {}),
+        **({"unknown_table": True} if is_by_unknown_table(tables) else {}),
         "package": {"settings": weights.setup.settings, "files": weights.setup.files},
         "captures": [_described(capture, family) for capture in captures],
         "runs": [to_json(report) for report in reports],
@@ -234,8 +238,9 @@ def verify(
         before = _stamps(weights, checkpoint, family)
         if (ledger := find_record(weights, checkpoint, "conversion")) is not None:
             check_same_table(weights, ledger, evidence)
-        custom = tuple(check_tables(weights, ledger, evidence, accepted_tables))
-        is_unknown = made_by_unknown_table(ledger, evidence)
+        tables = ledger or tables_in(checkpoint)
+        custom = tuple(check_tables(weights, tables, evidence, accepted_tables))
+        is_unknown = made_by_unknown_table(tables, evidence)
         setup = (*_other_ledger(ledger, evidence), *read_setup(weights, checkpoint, family).differences(evidence.setup))
     tensors = compare_tensors(weights, evidence, on_bytes)
     report = None

@@ -119,6 +119,11 @@ def tables_of(ledger: Mapping[str, Any]) -> dict[str, Any]:
     return {key: ledger[key] for key in ("table", "through", "earlier", "unknown_table") if key in ledger}
 
 
+def tables_in(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """`tables_of` the ledger as the files of a folder keep it; None if they do not."""
+    return _parsed(checkpoint.metadata[TABLES]) if TABLES in checkpoint.metadata else None
+
+
 def ledger_of(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """The ledger in or beside the file that a checkpoint was opened from, or what the file keeps of it; None if there
     is none of these tensors that can be read."""
@@ -127,10 +132,9 @@ def ledger_of(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 def _records(checkpoint: Checkpoint) -> list[dict[str, Any]]:
     """All that `ledger_of` chooses from, the whole ledger first."""
-    found = [_parsed(checkpoint.metadata[key]) for key in ("conversion", TABLES) if key in checkpoint.metadata]
-    if "conversion" not in checkpoint.metadata:
-        found.insert(0, _beside(checkpoint))
-    return [record for record in found if record is not None]
+    text = checkpoint.metadata.get("conversion")
+    whole = _beside(checkpoint) if text is None else _parsed(text)
+    return [record for record in (whole, tables_in(checkpoint)) if record is not None]
 
 
 def _beside(checkpoint: Checkpoint) -> dict[str, Any] | None:

@@ -210,6 +210,26 @@ def test_what_was_compared_with_what_is_written_down(certified: Path) -> None:
     assert set(content["weights"]["tensors"]) == set(load_file(certified))
 
 
+def test_without_a_ledger_the_weights_name_their_table(tmp_path: Path) -> None:
+    """A custom one, which a folder's files keep although its conversion.json is gone."""
+    folder = small_folder(tmp_path / "folder")
+    tables = {"table": {"name": "mine", "sha256": "5e" * 32}}
+    weights = folder / "model.safetensors"
+    save_file(load_file(weights), weights, {"format": "pt", "tables": json.dumps(tables)})
+    (tmp_path / "capture").mkdir()
+    with small_capture(tmp_path / "capture") as capture:
+        model = subject(GLIP.from_pretrained(folder).double())
+        path = certify(read_weights(folder, FAMILY), [capture], [parity(model, capture)], None, model)
+    content = json.loads(path.read_text())
+    assert (content["table"], "unknown_table" in content) == (tables["table"], False)
+    with pytest.raises(CaptureError, match="rests on custom table 'mine'"):
+        verify(folder, FAMILY, loading(folder))
+    content["table"] = None
+    path.write_text(json.dumps(content))
+    with pytest.raises(CaptureError, match="rests on custom table 'mine'"):
+        verify(folder, FAMILY, loading(folder))
+
+
 def test_a_folder_has_its_certificate_inside(certified: Path, tmp_path: Path) -> None:
     assert certificate_path(tmp_path) == tmp_path / "parity.json"
     assert certificate_path(certified) == certified.parent / "small.parity.json"
