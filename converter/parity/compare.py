@@ -133,13 +133,10 @@ class Comparison:
             heat=_heat(difference, self.capture) if self.pictures else None,
         )
 
-    def limit(self, name: str, mode: Mode, shape: Sequence[int] | None = None) -> float | None:
-        """What the relative error of the activation `name` may be; None if nothing says.
-
-        `shape`: what of it is compared, where it is cut.
-        """
-        activation = self.capture.activations[name]
-        return self.gate.limit(activation, shape or activation.shape, self.capture, self.dtype, mode)
+    def limit(self, name: str, mode: Mode, shape: Sequence[int]) -> float | None:
+        """What the relative error of the activation `name`, of which `shape` is compared, may be; None if nothing
+        says."""
+        return self.gate.limit(self.capture.activations[name], shape, self.capture, self.dtype, mode)
 
     def expected(self, name: str, like: Tensor) -> Tensor:
         """The captured values in float64 on the CPU, cut to what `like` has where they differ in nothing else."""

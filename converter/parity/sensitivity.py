@@ -94,7 +94,7 @@ def _graph(run: Run, parameters: Mapping[str, nn.Parameter]) -> _Graph:
     began: dict[str, int] = {}  # how many taps were computed when a module first ran
 
     def keep(tap: Tap, value: Tensor) -> None:
-        limit = run.comparison.limit(tap.source, "propagated")
+        limit = run.comparison.limit(tap.source, "propagated", value.shape)
         if limit is not None and value.requires_grad:
             roots.append(value)
             scales.append(1 / (limit * (float(value.detach().norm()) or 1.0)))
