@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage.data
-import torch
 from click.testing import CliRunner
 from PIL import Image
 from safetensors import safe_open
@@ -238,19 +237,16 @@ def test_faults_in_a_full_size_model_are_noticed(converted: Converted, tmp_path:
 
 
 @pytest.mark.parametrize("converted", ["glip-t-a"], indirect=True)
-def test_what_the_captures_do_not_see_is_biases_of_keys_unused_rows_and_a_few_dead_units(converted: Converted) -> None:
+def test_what_a_small_capture_does_not_see_is_said(converted: Converted) -> None:
+    """Of pictures so small that P7 is one cell: all but the middle of its kernel."""
     model = GLIP.from_pretrained(converted.path).double()
-    found = coverage(subject(model), captures("glip-t-a"))
-    assert found.gaps < 1e-3 * found.elements
+    found = coverage(subject(model), captures("glip-t-a", large=False))
+    unseen = {tensor.name: {part.reason: part.places for part in tensor.unseen} for tensor in found.tensors}
+    assert {"kernel rows 0, 2", "kernel columns 0, 2"} <= set(unseen["fpn.p7.weight"][Reason.UNREACHED])
     never = 1 + list(Reason).index(Reason.NO_INPUT)
     keys = 0
     for name, parameter in model.named_parameters():
-        codes = found.reasons.get(name, torch.zeros(parameter.shape, dtype=torch.uint8))
         if name.endswith("qkv.bias"):
             keys += len(parameter) // 3
-            assert (codes.view(3, -1) == never).all(dim=1).tolist() == [False, True, False], name
-        if name.endswith(".weight") and parameter.dim() == 4 and parameter.shape[-1] > 1:
-            for axis in (2, 3):  # no row or column of a kernel is unseen
-                others = [other for other in range(4) if other != axis]
-                assert (codes == 0).any(dim=others).all(), name
+            assert (found.reasons[name].view(3, -1) == never).all(dim=1).tolist() == [False, True, False], name
     assert found.unseen(Reason.NO_INPUT) == keys
