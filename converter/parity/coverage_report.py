@@ -66,7 +66,7 @@ def to_text(found: Coverage, proof: str, rows: int = 20) -> str:
 
 
 def headline(found: Coverage) -> str:
-    """`coverage by glip-t (1e-10): 89.72 % of 231,759,662 elements are seen; 65,393 are gaps (0.03 %)`."""
+    """`coverage by one, two (1e-10): 89.72 % of 231,759,662 elements are seen; 65,393 are gaps (0.03 %)`."""
     return (
         f"coverage by {', '.join(map(plain, found.captures))} ({found.gate}): {share(found.seen, found.elements)} of "
         f"{found.elements:,} elements are seen; {found.gaps:,} are gaps ({share(found.gaps, found.elements)})"

@@ -171,6 +171,7 @@ def test_unknown_names_list_the_known_ones() -> None:
 
 def test_a_spec_variant_must_set_every_field(tmp_path: Path) -> None:
     content = content_of("glip")
+    content["name"] = "mine"
     del content["variants"]["glip-l"]["config"]["fusion"]
     path = tmp_path / "spec.json"
     path.write_text(json.dumps(content))

@@ -65,6 +65,7 @@ def test_taps_that_are_wrong_are_found_by_the_linter(
     break_taps: Callable[[list[dict[str, Any]]], None], message: str, tmp_path: Path
 ) -> None:
     content = json.loads((mappings_folder() / "glip-official.json").read_text())
+    content["name"] = "mine"
     break_taps(content["taps"])
     path = tmp_path / "table.json"
     path.write_text(json.dumps(content))

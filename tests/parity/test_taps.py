@@ -22,8 +22,8 @@ COUNTS = {"glip-l": 163, "glip-t": 127, "glip-t-a": 85}  # activations with a mo
 
 
 def test_every_official_capture_is_there() -> None:
-    large = {f"{model}-large" for model in COUNTS}
-    assert {path.stem for path in CAPTURES} == {*COUNTS, *large, "glip-t-odd"}
+    larger = {f"{model}-{kind}" for model in COUNTS for kind in ("large", "five")}
+    assert {path.stem for path in CAPTURES} == {*COUNTS, *larger, "glip-t-odd"}
 
 
 @pytest.mark.parametrize("path", CAPTURES, ids=lambda path: path.stem)
@@ -40,7 +40,7 @@ def test_taps_and_captured_activations_are_the_same_names(path: Path) -> None:
 @pytest.mark.parametrize("path", CAPTURES, ids=lambda path: path.stem)
 def test_captures_are_small_and_hold_their_inputs_whole(path: Path) -> None:
     capture = load_capture(path)
-    large = path.stem.endswith("-large")
+    large = path.stem.endswith(("-large", "-five"))
     assert path.stat().st_size < (6_000_000 if large else 1_500_000)
     images = len(capture.facts["captions"])
     assert capture.inputs["images"].shape[:2] == (images, 3)
