@@ -12,7 +12,7 @@ import click
 
 from converter.cli.output import accept_table, print_json, progress, reports
 from converter.cli.parity import coverage, mutation_score, score_line, weight_files
-from converter.cli.run_options import run_options
+from converter.cli.run_options import references, run_options
 from converter.display import plain, quoted
 from converter.errors import CaptureError, DestinationError
 
@@ -42,14 +42,7 @@ certificate, a table that was never released, or no tolerance is known for this 
 
 @click.command(epilog=_CERTIFY)
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--reference",
-    "references",
-    required=True,
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Capture to compare with; may be given several times.",
-)
+@references
 @click.option(
     "--mutate", type=click.IntRange(0), default=200, show_default=True, help="Faults to make on purpose for the score."
 )

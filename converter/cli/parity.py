@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from converter.cli.output import print_json, progress, reports
-from converter.cli.run_options import run_options
+from converter.cli.run_options import references, run_options
 from converter.errors import CaptureError, DestinationError
 
 if TYPE_CHECKING:
@@ -49,14 +49,7 @@ class _Mutations(click.ParamType[int]):
 
 @click.command(epilog=_EPILOG)
 @click.argument("model_source", metavar="MODEL")
-@click.option(
-    "--reference",
-    "references",
-    required=True,
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Capture to compare with. Repeatable: of several, each is compared with.",
-)
+@references
 @click.option(
     "--mode",
     type=click.Choice(["propagated", "injected", "both"]),

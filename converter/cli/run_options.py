@@ -1,12 +1,21 @@
-"""The options of all commands that run a model: where, and in which numbers."""
+"""The options of all commands that run a model: where, in which numbers, and beside which captures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
+references = click.option(
+    "--reference",
+    "references",
+    required=True,
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Capture to compare with. Repeatable: of several, each is compared with.",
+)
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 

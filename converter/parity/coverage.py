@@ -29,7 +29,7 @@ class Reason(Enum):
     NO_INPUT = "no input can show it"  # what it does cancels, or no output depends on its tensor
     ROW = "row not used by these inputs"  # of an embedding
     UNREACHED = "no position reached it"  # zero gradient: padding, a dead unit, an output that is not compared
-    WITHIN = "not shown to pass the limit"  # it has an effect, of less than some ten limits
+    WITHIN = "not shown to pass the limit"  # it has an effect, too small to be certain that one tap shows it
 
     @property
     def gap(self) -> bool:

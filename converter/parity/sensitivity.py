@@ -66,7 +66,7 @@ def sensitivity(
     parameters = {name: every[name] for name in names}
     passes = _Passes(parameters, on_done)
     with torch.inference_mode(False), torch.enable_grad(), deterministic(), _requiring_grad(parameters.values()):
-        with _nudged(every.values()):
+        with _nudged([value for value in every.values() if value.is_floating_point()]):
             passes.nudged(_graph(run, parameters))
         passes.over(_graph(run, parameters))
     return passes.found

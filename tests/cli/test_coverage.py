@@ -21,10 +21,9 @@ def run(*arguments: object) -> Result:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights, two captures of them, and weights that are not the captured ones."""
     folder = tmp_path_factory.mktemp("coverage")
-    torch.set_num_threads(1)  # the small model's products are too small to share out
     saved_glip(folder)
     write(folder / "one.safetensors")
     run("capture", folder / "small.safetensors", "--dst", folder / "two.safetensors", "--compact")

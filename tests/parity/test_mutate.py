@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,16 +22,8 @@ from converter.parity.run import Run, parity
 from tests.support.small_capture import FACTS, activations, small_capture
 from tests.support.small_glip import small_glip, subject
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 VISIBLE = [mistake for mistake in MISTAKES if not mistake.invisible]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The small model's products are too small to share out: threads would mostly wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,15 @@ from tests.support.small_formats import small_tables
 from tests.support.small_glip import small_glip, subject
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """The small model's products are too small to share out: threads would mostly wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def small_mappings(tmp_path: Path) -> Iterator[None]:
     """The built-in tables with a spec whose only variant is small."""
