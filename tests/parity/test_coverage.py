@@ -18,7 +18,7 @@ from converter.parity.compare import Comparison
 from converter.parity.coverage import Coverage, Reason, coverage, work
 from converter.parity.coverage_report import headline, proof_of_rows, share, to_html, to_json, to_text
 from converter.parity.family import Subject
-from converter.parity.gates import find_gate
+from converter.parity.gates import Gate, find_gate
 from converter.parity.record import record
 from converter.parity.run import Run
 from converter.parity.sensitivity import CANCELS, NOTHING, SEEN, sensitivity
@@ -213,6 +213,10 @@ def test_small_effects_are_told_from_rounding_errors(model: Subject, capture: Ca
     wide = coverage(model, [capture], gate="1e-2")
     assert wide.unseen(Reason.WITHIN) > wide.elements / 2
     assert wide.unseen(Reason.NO_INPUT) == coverage(model, [capture]).unseen(Reason.NO_INPUT)
+    # and it explains no large change that goes unnoticed
+    every = torch.ones_like(model.model.get_parameter("head.text_projection.weight"), dtype=torch.bool)
+    assert bool((wide.reasons["head.text_projection.weight"] != 0).all())
+    assert wide.explanation({"head.text_projection.weight": every}) is None
 
 
 def test_another_dtype_is_refused(capture: Capture) -> None:
@@ -286,16 +290,18 @@ def test_what_one_capture_cannot_see_another_can_in_any_order(tmp_path: Path, mo
     torch.manual_seed(0)
     model = Attention().double().eval()
     inputs = {"flat": torch.ones(1, 5, 3), "rich": torch.randn(1, 5, 3)}
-    runs, captures = {}, {}
+    captures = {}
     for name, x in inputs.items():
         facts = {"name": name, "model": "attention", "dtype": "float64"}
         path = tmp_path / f"{name}.safetensors"
         write_capture(path, {"input.x": x, "out": model(x).detach()}, facts, compact=False)
         captures[name] = load_capture(path)
-        comparison = Comparison(captures[name], find_gate("cpu", "float64"), "float64")
-        runs[name] = Run(Subject(FAMILY, model), captures[name].inputs, (Tap("out", "", ()),), {}, comparison)
-    monkeypatch.setattr(Run, "of", classmethod(lambda cls, subject, capture, gate: runs[capture.name]))
-    subject_ = runs["flat"].subject
+    subject_ = Subject(FAMILY, model)
+
+    def of(cls: type[Run], subject: Subject, capture: Capture, gate: Gate) -> Run:
+        return Run(subject, capture.inputs, (Tap("out", "", ()),), {}, Comparison(capture, gate, "float64"))
+
+    monkeypatch.setattr(Run, "of", classmethod(of))
     alone = coverage(subject_, [captures["flat"]])
     assert not next(tensor for tensor in alone.tensors if tensor.name == "query.weight").seen
     for order in (("flat", "rich"), ("rich", "flat")):
@@ -303,5 +309,9 @@ def test_what_one_capture_cannot_see_another_can_in_any_order(tmp_path: Path, mo
         unseen = {tensor.name: tensor.unseen for tensor in found.tensors if tensor.unseen}
         assert [*unseen] == ["key.bias"]
         assert unseen["key.bias"][0].reason is Reason.NO_INPUT
+        # an effect that is small in one of them is none that no input can show, though it cancels in the other
+        wide = coverage(subject_, [captures[name] for name in order], gate="1e2")
+        reasons = {tensor.name: {part.reason for part in tensor.unseen} for tensor in wide.tensors}
+        assert reasons["query.weight"] == {Reason.WITHIN}
     for capture in captures.values():
         capture.close()
