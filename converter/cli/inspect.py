@@ -22,11 +22,10 @@ Examples:
 @reports
 def inspect(file: str, root: str | None, as_json: bool) -> None:
     """Show the layout, tensors, pickled globals, format and variant of a checkpoint. Nothing in it is executed."""
-    from converter.checkpoint import open_checkpoint
     from converter.cli.sources import locate
-    from converter.planning.formats import fitting
+    from converter.planning.formats import fitting, open_known
 
-    with open_checkpoint(locate(file, quiet=as_json).path, root) as checkpoint:
+    with open_known(locate(file, quiet=as_json).path, root) as checkpoint:
         fits = [
             {"format": table.label, "variant": plan.variant.name, "also": plan.variant.also}
             for table, plan in fitting(checkpoint)

@@ -45,10 +45,10 @@ class Kept:
         Raises CorruptCheckpointError where these contradict each other or the table does not know the prefix.
         """
         label = file_name(self.checkpoint.path)
-        if table.prefix(self.prefix) != self.prefix:
+        if not table.names.is_prefix(self.prefix):
             raise CorruptCheckpointError(
-                f"{label}: says that names began with {quoted(self.prefix)}; {table.label} knows only "
-                f"{', '.join(map(repr, table.prefixes)) or 'names without prefix'}. Leave it out, or get it again."
+                f"{label}: says that names began with {quoted(self.prefix)}, which is no wrapper and no prefix of "
+                f"{table.label}. Leave it out, or get it again."
             )
         full: dict[str, str] = {}
         for name in (*self.checkpoint.tensors, *self.buffers, *self.names):
