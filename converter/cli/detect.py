@@ -162,10 +162,12 @@ def _detect_in(path: Path, detector: Detector, prompt: Any, threshold: float, pl
 
 def _places(out: Path | None, images: tuple[Path, ...], force: bool) -> list[Path | None]:
     """Where each drawing goes; nothing is made yet. DestinationError if something would be lost."""
+    from converter.writing.names import check_folder_name
     from converter.writing.staging import writing
 
     if out is None:
         return [None] * len(images)
+    check_folder_name(out, "drawings and detections.json are written to")
     with writing(out):
         if not out.parent.is_dir():
             raise DestinationError(f"{plain(str(out.parent), 1024)} is not a folder to put another into; make it first")
