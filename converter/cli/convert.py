@@ -110,7 +110,8 @@ def convert(
     from converter.cli.sources import locate
     from converter.planning.formats import load_format, open_known
     from converter.writing.convert import convert as write_conversion
-    from converter.writing.staging import check_destination, is_file_name
+    from converter.writing.names import is_file_name
+    from converter.writing.staging import check_destination
 
     if max_shard_size is not None and is_file_name(destination):
         raise click.UsageError("--max-shard-size needs a folder as --dst, not a file")

@@ -120,6 +120,9 @@ def _identifier(path: Path) -> str:
 
 def _check(folder: Path, files: list[Path], force: bool) -> None:
     """Refuse before the work what could not be written after it."""
+    from converter.writing.names import check_folder_name
+
+    check_folder_name(folder, "tables are written to")
     if folder.exists() and not folder.is_dir():
         raise DestinationError(f"{folder} is not a folder; choose another --out")
     if not folder.exists() and not folder.parent.is_dir():

@@ -18,8 +18,9 @@ from converter.errors import CheckpointError, CorruptCheckpointError, Destinatio
 from converter.mapping.table import Table
 from converter.planning.plan import Naming, Plan, Residue, Step, Tensor
 from converter.writing.ledger import ledger_of, to_json
+from converter.writing.names import is_file_name
 from converter.writing.shards import INDEX_NAME
-from converter.writing.staging import check_destination, is_file_name
+from converter.writing.staging import check_destination
 
 METADATA_KEY = "residue"
 
