@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -227,6 +228,28 @@ def test_a_pickled_module_is_converted(legacy: bool, inside: bool, plain: Mappin
     assert contents(tmp_path / "out.safetensors") == plain
     shown = run("inspect", at).stdout
     assert "not imported" in shown
+
+
+@pytest.mark.parametrize("kind", ["plain", "wrapped", "chosen", "there already", "unknown"])
+def test_the_command_that_inspect_prints_works_as_printed(
+    kind: str, plain: Mapping[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = {f"net.{name}": tensor for name, tensor in bare().items()} if kind == "wrapped" else bare()
+    if kind == "unknown":
+        weights = {"a.b": torch.ones(2)}
+    torch.save({"my ema": weights, "other": moved()} if kind == "chosen" else weights, "my model.v1.pth")
+    if kind == "there already":
+        Path("my model.glip.safetensors").touch()
+    root = ["--root", "my ema"] if kind == "chosen" else []
+    shown = run("inspect", "my model.v1.pth", *root).stdout
+    (line,) = (line for line in shown.splitlines() if line.startswith("next:"))
+    words = shlex.split(line.removeprefix("next:").removesuffix("  (lists what is wrong)"))
+    assert words[0] == "converter"
+    run(*words[1:], code=5 if kind == "unknown" else 0)
+    if kind != "unknown":
+        assert contents(Path(words[-1])) == plain
+        assert "next:" not in run("inspect", words[-1]).stdout
 
 
 # whatever nobody has thought of
