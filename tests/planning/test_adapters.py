@@ -26,7 +26,7 @@ def is_linear(name: str, tensor: torch.Tensor) -> bool:
 
 
 def with_adapters(naming: str = "lora_{}.default.weight") -> tuple[Weights, Weights]:
-    """The small GLIP with an adapter around every linear layer of BERT and Swin; and what it is once they are merged."""
+    """The small GLIP with an adapter around every linear layer of BERT and Swin; and the same once they are merged."""
     torch.manual_seed(1)
     weights, merged = {}, dict(bare())
     for name, tensor in bare().items():
@@ -68,7 +68,9 @@ def test_it_is_merged(said: str, naming: str, tmp_path: Path) -> None:
         torch.testing.assert_close(found[name], tensor, rtol=2e-7, atol=1e-6, msg=name)
     assert not all(torch.equal(found[name], t) for name, t in converted(bare(), tmp_path / "base").items())
     with open_checkpoint(tmp_path / "adapted.safetensors") as checkpoint:
-        aside = json.loads(checkpoint.metadata["conversion"])["left_aside"]
+        ledger = json.loads(checkpoint.metadata["conversion"])
+    aside = ledger["left_aside"]
+    assert not ledger["lossless"]
     assert any("a LoRA adapter of" in s and f"(alpha {ALPHA}, rank {RANK})" in s for s in aside)
 
 
