@@ -2,6 +2,7 @@
 
 In the order in which data passes:
 
+    folders.py       which file of a folder is meant
     source.py        a file, read at stated places only
     zip_archive.py   the entries of a zip file, each checked
     opcodes.py       the opcodes of a pickle, interpreted for a closed set of values
@@ -10,7 +11,8 @@ In the order in which data passes:
     storage.py       where the numbers of a storage lie
     tensors.py       tensors as views of storages
     roots.py         which state dict of a file is meant
-    safetensors.py   safetensors, one file or shards
+    safetensors.py   safetensors
+    shards.py        several files of one checkpoint, with an index
     index.py         what all of these give: a Checkpoint, whose tensors are read one at a time
     dtypes.py        the types of elements
     hashes.py        the SHA-256 of every tensor; whether a file was changed meanwhile
@@ -23,8 +25,10 @@ import os
 from pathlib import Path
 
 from converter.checkpoint.dtypes import DTYPES, DType
+from converter.checkpoint.folders import find_in_folder
 from converter.checkpoint.index import Checkpoint, TensorInfo
-from converter.checkpoint.safetensors import INDEX_SUFFIX, open_safetensors, open_sharded
+from converter.checkpoint.safetensors import open_safetensors
+from converter.checkpoint.shards import INDEX_SUFFIX, alone, open_sharded
 from converter.checkpoint.source import SourceFile
 from converter.checkpoint.torch_legacy import is_torch_legacy, open_torch_legacy
 from converter.checkpoint.torch_zip import open_torch_zip
@@ -33,7 +37,6 @@ from converter.errors import NotACheckpointError
 
 __all__ = ["DTYPES", "Checkpoint", "DType", "TensorInfo", "open_checkpoint"]
 
-_IN_FOLDERS = ("model.safetensors.index.json", "model.safetensors")
 # files that people give by mistake, by their first bytes
 _KNOWN: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself. Run `git lfs pull` in its repository"),
@@ -53,25 +56,26 @@ _KNOWN: tuple[tuple[bytes, str], ...] = (
 def open_checkpoint(path: str | Path, root: str | None = None) -> Checkpoint:
     """Index the checkpoint at `path`; a context manager that closes its files.
 
-    `path` is a file of torch.save (zip or legacy), a safetensors file, a `.index.json` of shards, or a folder with one
-    of the last two under its conventional name. `root` names the state dict to take where there are several.
+    `path` is a file of torch.save (zip or legacy), a safetensors file, a `.index.json` of shards of either kind, or a
+    folder with one of these under the name that transformers gives it. `root` names the state dict to take where there
+    are several.
 
     Raises CheckpointError: NotACheckpointError, CorruptCheckpointError, UnsupportedCheckpointError or RootError.
     """
     path = Path(path)
     if os.path.isdir(path):  # unlike Path.is_dir, says no to a path that is too long
-        path = _in_folder(path)
+        path = find_in_folder(path)
     source = SourceFile(path)
     try:
-        return _open(source, root)
+        if path.name.endswith(INDEX_SUFFIX):
+            return open_sharded(source, root, lambda shard: _open(shard, None))
+        return alone(_open(source, root))
     except BaseException:
         source.close()
         raise
 
 
 def _open(source: SourceFile, root: str | None) -> Checkpoint:
-    if source.path.name.endswith(INDEX_SUFFIX):
-        return open_sharded(source, root)
     head = source.read(0, min(source.size, 512), "beginning of the file")
     if head.startswith(b"PK\3\4"):
         return open_torch_zip(source, root)
@@ -95,11 +99,3 @@ def _open(source: SourceFile, root: str | None) -> Checkpoint:
         f"{file_name(source.path)}: {found}, so neither torch.save nor safetensors wrote it. Give the checkpoint "
         "itself, or get it again."
     )
-
-
-def _in_folder(folder: Path) -> Path:
-    found = [folder / name for name in _IN_FOLDERS if (folder / name).exists()]
-    if len(found) == 1:
-        return found[0]
-    there = f"with both {' and '.join(_IN_FOLDERS)}" if found else f"without {' or '.join(_IN_FOLDERS)}"
-    raise NotACheckpointError(f"{file_name(folder)}: is a folder {there}. Give the checkpoint file itself.")
