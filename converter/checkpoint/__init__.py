@@ -4,6 +4,9 @@ In the order in which data passes:
 
     folders.py       which file of a folder is meant
     source.py        a file, read at stated places only
+    foreign.py       what is no checkpoint, or a part of one: by name or first bytes
+    packed.py        archives around a checkpoint
+    truncated.py     files that end too early
     zip_archive.py   the entries of a zip file, each checked
     opcodes.py       the opcodes of a pickle, interpreted for a closed set of values
     torch_zip.py     files of torch.save, since 1.6: a zip with a pickle
@@ -26,31 +29,18 @@ from pathlib import Path
 
 from converter.checkpoint.dtypes import DTYPES, DType
 from converter.checkpoint.folders import find_in_folder
+from converter.checkpoint.foreign import refuse_foreign, refuse_parts
 from converter.checkpoint.index import Checkpoint, TensorInfo
+from converter.checkpoint.packed import refuse_other_zip
 from converter.checkpoint.safetensors import open_safetensors
 from converter.checkpoint.shards import INDEX_SUFFIX, alone, open_sharded
 from converter.checkpoint.source import SourceFile
 from converter.checkpoint.torch_legacy import is_torch_legacy, open_torch_legacy
 from converter.checkpoint.torch_zip import open_torch_zip
 from converter.display import file_name
-from converter.errors import NotACheckpointError
+from converter.errors import CheckpointError, NotACheckpointError
 
 __all__ = ["DTYPES", "Checkpoint", "DType", "TensorInfo", "open_checkpoint"]
-
-# files that people give by mistake, by their first bytes
-_KNOWN: tuple[tuple[bytes, str], ...] = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself. Run `git lfs pull` in its repository"),
-    (b"<", "a web page or XML. The download went wrong; get the file again from its download link"),
-    (b"\x1f\x8b", "compressed with gzip. Unpack it first"),
-    (b"BZh", "compressed with bzip2. Unpack it first"),
-    (b"\xfd7zXZ", "compressed with xz. Unpack it first"),
-    (b"\x28\xb5\x2f\xfd", "compressed with Zstandard. Unpack it first"),
-    (b"7z\xbc\xaf", "a 7-Zip archive. Unpack it first"),
-    (b"Rar!", "a RAR archive. Unpack it first"),
-    (b"\x89HDF", "an HDF5 file. Give the PyTorch checkpoint"),
-    (b"GGUF", "a GGUF file. Give the PyTorch checkpoint"),
-    (b"PK\5\6", "an empty zip archive. Get the file again"),
-)
 
 
 def open_checkpoint(path: str | Path, root: str | None = None) -> Checkpoint:
@@ -76,26 +66,23 @@ def open_checkpoint(path: str | Path, root: str | None = None) -> Checkpoint:
 
 
 def _open(source: SourceFile, root: str | None) -> Checkpoint:
-    head = source.read(0, min(source.size, 512), "beginning of the file")
+    refuse_parts(source.path)
+    head = source.read(0, min(source.size, 9), "beginning of the file")
     if head.startswith(b"PK\3\4"):
-        return open_torch_zip(source, root)
-    # before the magic bytes, any of which may be the length of a header
+        try:
+            return open_torch_zip(source, root)
+        except CheckpointError:
+            refuse_other_zip(source)
+            raise
+    # before all other kinds, whose first bytes may be the length of a header
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= source.size - 8:
         return open_safetensors(source, root)
-    for magic, what in _KNOWN:
-        if head.lstrip().startswith(magic):
-            raise NotACheckpointError(f"{file_name(source.path)}: is {what}.")
-    if head[257:].startswith(b"ustar"):
-        raise NotACheckpointError(
-            f"{file_name(source.path)}: is a tar archive. If torch older than 0.1.10 wrote it, load it there and save "
-            "it again."
-        )
-    if head[8:9] == b"{" or source.path.suffix == ".safetensors":
-        return open_safetensors(source, root)
-    if is_torch_legacy(source):
+    if head[:1] in (b"\x80", b"L") and is_torch_legacy(source):
         return open_torch_legacy(source, root)
-    found = f"begins with {head[:8]!r}" if head else "is empty"
+    refuse_foreign(source)
+    if head[8:9] == b"{":
+        return open_safetensors(source, root)
     raise NotACheckpointError(
-        f"{file_name(source.path)}: {found}, so neither torch.save nor safetensors wrote it. Give the checkpoint "
-        "itself, or get it again."
+        f"{file_name(source.path)}: begins with {head[:8]!r}, so neither torch.save nor safetensors wrote it. Give the "
+        "checkpoint itself, or get it again."
     )

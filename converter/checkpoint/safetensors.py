@@ -16,6 +16,7 @@ from converter.checkpoint.source import SourceFile
 from converter.checkpoint.storage import Storage
 from converter.checkpoint.strict_json import parse_json
 from converter.checkpoint.tensors import DIMENSION_LIMIT
+from converter.checkpoint.truncated import cut_off
 from converter.display import file_name, quoted
 from converter.errors import CorruptCheckpointError, RootError, UnsupportedCheckpointError
 
@@ -42,6 +43,8 @@ def _read_header(source: SourceFile) -> tuple[dict[str, TensorInfo], dict[str, s
     label = file_name(source.path)
     length = int.from_bytes(source.read(0, 8, "length of the header"), "little")
     start = 8 + length
+    if source.size < start <= 8 + JSON_LIMIT and source.read(8, 1, "header") == b"{":
+        raise cut_off(source, start, "its header", at_least=True)
     if start > source.size:
         fail(label, f"the header should end at byte {start}, but the file ends at byte {source.size}")
     document = read_json_object(source, 8, length, "header")
@@ -75,7 +78,7 @@ def _read_header(source: SourceFile) -> tuple[dict[str, TensorInfo], dict[str, s
             )
         # its bytes must be in the file before anything asks for them
         if start + entry.end > source.size:
-            break
+            raise cut_off(source, start + max(entry.end for entry in entries), f"tensor {quoted(entry.name)}")
         storage = Storage(
             source, f"{source.path.name}:{entry.name}", f"tensor {quoted(entry.name)}", start + entry.begin,
             entry.end - entry.begin,

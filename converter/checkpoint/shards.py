@@ -21,7 +21,7 @@ from converter.errors import CheckpointError, CorruptCheckpointError, NotACheckp
 
 INDEX_SUFFIX = ".index.json"
 SHARD_LIMIT = 1000  # each is a file held open; the largest model published so has some 200
-_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
+SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
 _NAMED = 5
 
 
@@ -66,7 +66,7 @@ def alone(checkpoint: Checkpoint) -> Checkpoint:
     Raises NotACheckpointError for a shard that the index beside it lists together with others.
     """
     path = checkpoint.path
-    match = _SHARD.fullmatch(path.name)
+    match = SHARD.fullmatch(path.name)
     if match is None or int(match[3]) < 2:
         return checkpoint
     index = path.with_name(f"{match[1]}{match[4]}{INDEX_SUFFIX}")

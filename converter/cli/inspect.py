@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from converter.cli.output import gigabytes, print_json, reports
-from converter.display import plain
+from converter.cli.output import print_json, reports
+from converter.display import gigabytes, plain
 
 _EPILOG = """\b
 Examples:
