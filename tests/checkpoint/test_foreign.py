@@ -9,6 +9,7 @@ import io
 import lzma
 import os
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -37,9 +38,9 @@ def saved(**options: object) -> bytes:
 def tarred(*names: str, mode: str = "w", format: int = tarfile.PAX_FORMAT) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode=mode, format=format) as tar:
-        folder = tarfile.TarInfo("folder.pth")  # a folder is never the file to unpack
-        folder.type = tarfile.DIRTYPE
-        tar.addfile(folder)
+        link = tarfile.TarInfo("link.pth")  # never the file to unpack
+        link.type, link.linkname = tarfile.SYMTYPE, "model.pth"
+        tar.addfile(link)
         for name in names:
             info = tarfile.TarInfo(name)
             info.size = len(data := saved())
@@ -132,7 +133,10 @@ TEXTS: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: codecs.BOM_UTF8 + AZURE.encode(),
         "XML, most likely the answer of a server that says 'PublicAccessNotPermitted'. The download went wrong: get",
     ),
-    "long page": (lambda: (PAGE + "é" * 5000).encode(), "a web page that says 'Sign in & wait'."),
+    "long page": (
+        lambda: (PAGE + "-" * (len(PAGE) % 2 + 1) + "é" * 5000).encode(),
+        "a web page that says 'Sign in & wait'.",
+    ),
     "long title": (lambda: f"<title>{'x' * 3000}".encode(), "(3000 characters)"),
     "JSON": (lambda: b'{"message": "Not Found"}', 'is text (\'{"message": "Not Found"}\'), so neither torch.save'),
     "YAML": (lambda: b"MODEL:\n  META_ARCHITECTURE: x\n", "is text ('MODEL:'), so neither"),
@@ -210,7 +214,18 @@ def test_an_exported_program_as_torch_writes_it(tmp_path: Path) -> None:
 
 def test_a_bomb_is_not_unpacked(write: Write) -> None:
     path = write(gzip.compress(bytes(1 << 26)))
-    assert "compressed with gzip" in refusal(path, NotACheckpointError)
+    tracemalloc.start()
+    try:
+        assert "compressed with gzip" in refusal(path, NotACheckpointError)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_file_of_any_few_bytes_is_refused(count: int, write: Write) -> None:
+    for byte in range(256):
+        refusal(write(bytes([byte]) * count), CheckpointError)
 
 
 def test_of_a_tar_with_large_members_the_headers_alone_are_read(write: Write) -> None:

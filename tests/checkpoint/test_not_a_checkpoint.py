@@ -64,7 +64,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "random bytes": (lambda: random.Random(0).randbytes(4096), "torch.save"),
     "text": (lambda: b"[net]\nbatch=64\n", "torch.save"),
     "Python": (lambda: b"import torch\ntorch.load('x')\n", "torch.save"),
-    "tar": (tar_of_torch_before_0_1_10, "tar"),
+    "tar": (tar_of_torch_before_0_1_10, "torch older than 0.1.10"),
     "zip": (plain_zip, "data.pkl"),
     "empty zip": (lambda: zip_file([]), "empty"),
     "TorchScript": (torchscript, "torch.jit.load"),
