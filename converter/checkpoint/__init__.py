@@ -13,6 +13,8 @@ In the order in which data passes:
     torch_legacy.py  files of torch.save before that
     storage.py       where the numbers of a storage lie
     tensors.py       tensors as views of storages
+    adapters.py      what a file says of low-rank adapters
+    modules.py       pickled modules as state dicts
     roots.py         which state dict of a file is meant
     safetensors.py   safetensors
     shards.py        several files of one checkpoint, with an index
@@ -32,6 +34,7 @@ from converter.checkpoint.folders import find_in_folder
 from converter.checkpoint.foreign import refuse_foreign, refuse_parts
 from converter.checkpoint.index import Checkpoint, TensorInfo
 from converter.checkpoint.packed import refuse_other_zip
+from converter.checkpoint.roots import Knows
 from converter.checkpoint.safetensors import open_safetensors
 from converter.checkpoint.shards import INDEX_SUFFIX, alone, open_sharded
 from converter.checkpoint.source import SourceFile
@@ -43,12 +46,13 @@ from converter.errors import CheckpointError, NotACheckpointError
 __all__ = ["DTYPES", "Checkpoint", "DType", "TensorInfo", "open_checkpoint"]
 
 
-def open_checkpoint(path: str | Path, root: str | None = None) -> Checkpoint:
+def open_checkpoint(path: str | Path, root: str | None = None, knows: Knows | None = None) -> Checkpoint:
     """Index the checkpoint at `path`; a context manager that closes its files.
 
     `path` is a file of torch.save (zip or legacy), a safetensors file, a `.index.json` of shards of either kind, or a
     folder with one of these under the name that transformers gives it. `root` names the state dict to take where there
-    are several.
+    are several, with dots for dicts in dicts, or begins the names of the tensors to take; without it, the one of whose
+    names `knows` gives the largest share as known is taken, or the one whose name is preferred.
 
     Raises CheckpointError: NotACheckpointError, CorruptCheckpointError, UnsupportedCheckpointError or RootError.
     """
@@ -58,19 +62,19 @@ def open_checkpoint(path: str | Path, root: str | None = None) -> Checkpoint:
     source = SourceFile(path)
     try:
         if path.name.endswith(INDEX_SUFFIX):
-            return open_sharded(source, root, lambda shard: _open(shard, None))
-        return alone(_open(source, root))
+            return open_sharded(source, root, lambda shard: _open(shard, None, None))
+        return alone(_open(source, root, knows))
     except BaseException:
         source.close()
         raise
 
 
-def _open(source: SourceFile, root: str | None) -> Checkpoint:
+def _open(source: SourceFile, root: str | None, knows: Knows | None) -> Checkpoint:
     refuse_parts(source.path)
     head = source.read(0, min(source.size, 9), "beginning of the file")
     if head.startswith(b"PK\3\4"):
         try:
-            return open_torch_zip(source, root)
+            return open_torch_zip(source, root, knows)
         except CheckpointError:
             refuse_other_zip(source)
             raise
@@ -78,7 +82,7 @@ def _open(source: SourceFile, root: str | None) -> Checkpoint:
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= source.size - 8:
         return open_safetensors(source, root)
     if head[:1] in (b"\x80", b"L") and is_torch_legacy(source):
-        return open_torch_legacy(source, root)
+        return open_torch_legacy(source, root, knows)
     refuse_foreign(source)
     if head[8:9] == b"{":
         return open_safetensors(source, root)

@@ -136,4 +136,5 @@ def _joined(path: Path, shards: list[Checkpoint]) -> Checkpoint:
         metadata={key: value for shard in shards for key, value in shard.metadata.items()},
         unsupported={key: reason for shard in shards for key, reason in shard.unsupported.items()},
         objects={key: reason for shard in shards for key, reason in shard.objects.items()},
+        adapters=tuple(dict.fromkeys(settings for shard in shards for settings in shard.adapters)),
     )
