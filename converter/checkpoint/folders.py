@@ -34,7 +34,7 @@ def find_in_folder(folder: Path) -> Path:
     folder are one checkpoint together.
     """
     for names in _NAMES:
-        found = [folder / name for name in names if (folder / name).exists()]
+        found = [folder / name for name in names if os.path.exists(folder / name)]
         if len(found) > 1:
             raise NotACheckpointError(
                 f"{file_name(folder)}: is a folder with both {' and '.join(names)}. Give the checkpoint file itself."
@@ -47,7 +47,7 @@ def find_in_folder(folder: Path) -> Path:
 
 
 def _entries(folder: Path) -> list[str]:
-    """Names of what is in a folder, sorted; none if it cannot be listed."""
+    """Names of what is in a folder, sorted. Raises NotACheckpointError if it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entry.name for entry in islice(entries, _ENTRIES))

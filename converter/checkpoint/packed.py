@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable
 
 from converter.checkpoint.source import SourceFile
-from converter.checkpoint.zip_archive import END, ENTRY, is_program
+from converter.checkpoint.zip_archive import END, ENTRY, PROGRAM, is_program
 from converter.display import file_name, quoted
 from converter.errors import NotACheckpointError
 
@@ -68,9 +68,11 @@ def describe_gzip(source: SourceFile) -> str:
 def refuse_other_zip(source: SourceFile) -> None:
     """Raise NotACheckpointError if a zip archive holds no pickle of torch.save, saying what it holds instead."""
     names = _zip_names(source)
-    if not names or is_program(names) or any(re.fullmatch(r"[^/]+/data\.pkl", name) for name in names):
+    if not names or any(re.fullmatch(r"[^/]+/data\.pkl", name) for name in names):
         return
-    if all(name.endswith(".npy") for name in names):
+    if is_program(names):
+        what = PROGRAM
+    elif all(name.endswith(".npy") for name in names):
         what = "numpy arrays (.npz), not a checkpoint. Load them with numpy.load and save a state dict with torch.save"
     elif "model.weights.h5" in names or {"config.json", "metadata.json"} <= set(names):
         what = "a Keras model. Give the PyTorch checkpoint"

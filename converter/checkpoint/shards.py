@@ -76,7 +76,7 @@ def alone(checkpoint: Checkpoint) -> Checkpoint:
         with suppress(CheckpointError), SourceFile(index) as source:
             shards = set(_weight_map(source).values())
     if path.name not in shards:
-        others = f"the other shards, of {int(match[3])}, that its name speaks of: no index beside it lists them"
+        others = f"the other shards: this is one of {int(match[3])} by its name, and no index beside it lists them"
         return replace(checkpoint, skipped=(*checkpoint.skipped, others))
     if len(shards) == 1:
         return checkpoint

@@ -28,8 +28,12 @@ LOCAL = struct.Struct("<4s5H3L2H")
 DIRECTORY_LIMIT = 16 * 1024 * 1024  # bytes; some 200,000 members
 _ENCRYPTED, _SIZES_FOLLOW = 0x0001, 0x0008  # general purpose flags
 ZIP64_EXTRA = 1
-# members that only TorchScript and exported programs have
-_PROGRAM_MEMBERS = {"constants.pkl", "archive_format", "models/model.json"}
+# members that only TorchScript and exported programs have; the last one, of torch before 2.8, is in no folder
+_PROGRAM_MEMBERS = {"constants.pkl", "archive_format", "models/model.json", "serialized_exported_program.json"}
+PROGRAM = (
+    "a TorchScript or exported program, not a checkpoint. Load it with torch.jit.load or torch.export.load where you "
+    "trust it, and save its state_dict() with torch.save"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ class Member:
 
 def is_program(names: Iterable[str]) -> bool:
     """Whether an archive with members of these names is a TorchScript or exported program."""
-    inner = (name.partition("/")[2] for name in names)
+    inner = (name.partition("/")[2] or name for name in names)
     return any(name in _PROGRAM_MEMBERS or name.startswith("code/") for name in inner)
 
 
@@ -198,10 +202,7 @@ class ZipArchive:
 
     def _refuse_programs(self, members: list[Member]) -> None:
         if is_program(member.name for member in members):
-            raise NotACheckpointError(
-                f"{self._label}: is a TorchScript or exported program, not a checkpoint. Load it with "
-                "torch.jit.load or torch.export.load where you trust it, and save its state_dict() with torch.save."
-            )
+            raise NotACheckpointError(f"{self._label}: is {PROGRAM}.")
 
     def _check_header(self, entry: Member, directory: int) -> Member:
         """The entry with the offset of its data, after its local header was found to agree."""

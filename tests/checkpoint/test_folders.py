@@ -24,7 +24,7 @@ def dcp_folder(tmp_path: Path) -> Path:
     """A checkpoint of torch.distributed.checkpoint, written by one process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is one process
-        dcp.save({"model": STATE_DICT}, checkpoint_id=tmp_path / "dcp", no_dist=True)
+        dcp.save({"model": STATE_DICT}, checkpoint_id=tmp_path / "dcp")
     assert sorted(os.listdir(tmp_path / "dcp")) == [".metadata", "__0_0.distcp"]
     return tmp_path / "dcp"
 

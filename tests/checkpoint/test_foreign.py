@@ -212,6 +212,11 @@ def test_an_exported_program_as_torch_writes_it(tmp_path: Path) -> None:
     assert "torch.export.load" in refusal(tmp_path / "linear.pt2", NotACheckpointError)
 
 
+def test_an_exported_program_of_torch_before_2_8(write: Write) -> None:
+    path = write(zipped("version", "serialized_exported_program.json", "serialized_state_dict.pt"))
+    assert "torch.export.load" in refusal(path, NotACheckpointError)
+
+
 def test_a_bomb_is_not_unpacked(write: Write) -> None:
     path = write(gzip.compress(bytes(1 << 26)))
     tracemalloc.start()

@@ -145,7 +145,7 @@ def test_a_shard_that_no_index_lists_with_others_is_read(beside: str, index: Pat
         index.write_text(json.dumps({"weight_map": names}))
     assert contents(shard) == loaded(own)
     with open_checkpoint(shard) as checkpoint:
-        noted = [sentence for sentence in checkpoint.skipped if "the other shards, of 3" in sentence]
+        noted = [sentence for sentence in checkpoint.skipped if "the other shards: this is one of 3" in sentence]
     assert len(noted) == (beside != "an index of it alone")
 
 
