@@ -81,7 +81,7 @@ def _open(source: SourceFile, root: str | None, knows: Knows | None) -> Checkpoi
     # before all other kinds, whose first bytes may be the length of a header
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= source.size - 8:
         return open_safetensors(source, root)
-    if head[:1] in (b"\x80", b"L") and is_torch_legacy(source):
+    if head.startswith((b"\x80", b"L11954703")) and is_torch_legacy(source):  # a pickle; in text, torch's number
         return open_torch_legacy(source, root, knows)
     refuse_foreign(source)
     if head[8:9] == b"{":

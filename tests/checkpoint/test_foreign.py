@@ -24,7 +24,7 @@ from safetensors.torch import save
 
 from converter.errors import CheckpointError, CorruptCheckpointError, NotACheckpointError, UnsupportedCheckpointError
 from tests.support.craft_files import Write
-from tests.support.reading import contents, loaded, refusal
+from tests.support.reading import Apart, contents, loaded, refusal
 
 STATE_DICT = {"w": torch.arange(6.0).view(2, 3)}
 
@@ -241,6 +241,18 @@ def test_of_a_tar_with_large_members_the_headers_alone_are_read(write: Write) ->
     with path.open("ab") as file:
         file.write(tarred("model.pth"))
     assert "with 'model.pth' in it" in refusal(path, NotACheckpointError)
+
+
+def test_large_files_take_little(apart: Apart, tmp_path: Path) -> None:
+    heads = [data()[:2000] for data, _ in (*PACKED.values(), *TEXTS.values(), *MODELS.values())]
+    paths = [tmp_path / f"{number}.pth" for number in range(len(heads) + 3)]
+    for path, head in zip(paths, [*heads, b"L", b"(", b"\x80\2"], strict=True):
+        path.write_bytes(head)
+        os.truncate(path, 1 << 32)  # a hole, which takes no room on the disk
+    outcomes = apart(*paths)
+    assert all(outcome.refusal for outcome in outcomes)
+    assert max(outcome.seconds for outcome in outcomes) < 2
+    assert max(outcome.growth for outcome in outcomes) < 100
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
