@@ -29,6 +29,8 @@ def read_record(conversion: Path, checkpoint: Checkpoint, key: Literal["config",
     """
     where = f"{file_name(conversion)}: its record {key!r}"
     try:
+        if conversion.is_dir() and "torch" in checkpoint.layout:  # a conversion to a folder is of safetensors
+            raise KeyError(key)
         content = read_json(conversion / f"{key}.json") if conversion.is_dir() else parse_json(checkpoint.metadata[key])
     except (KeyError, FileNotFoundError):
         raise ModelError(
