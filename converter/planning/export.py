@@ -95,6 +95,9 @@ def _misplaced(fit: Fit) -> Iterator[str]:
         known = made.keys() | fit.kept.keys() | fit.residue.buffers.keys()
         for name in (name for name in fit.residue.naming.others if name not in known):
             yield f"the residue names {quoted(name)}, which {fit.table.name} does not write"
+        for name, shape in fit.residue.naming.shapes.items():
+            if fit.reshaped.get(name) != shape:
+                yield f"the residue has {quoted(name)} {shape}, a shape in which {fit.table.name} does not write it"
 
 
 def _rebuilt(fit: Fit) -> tuple[list[Rebuilt], list[str]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -113,6 +113,9 @@ class Fit:
         self.config = _with_options(table, variant, tensors, self.kept if backwards else None)
         self.there: Bound = table.bind(self.config)
         self.transfers, self.static_problems = transfers(table, self.there, self.config)
+        stored = {**self.naming.shapes, **{name: t.shape for name, t in (self.kept if backwards else tensors).items()}}
+        self.transfers = [transfer.of_stored(stored) for transfer in self.transfers]
+        self.reshaped = {name: shape for t in self.transfers for name, shape in t.sources if shape == t.also}
         self.bound = self.there.reverse() if backwards else self.there
         if backwards:
             self.transfers = [transfer.reverse() for transfer in self.transfers]
@@ -157,7 +160,7 @@ class Fit:
             (*self.table.doubts(), *self.problems, *self.static_problems, *fewer, *more),
             self.table.spec.part,
             tuple(dict.fromkeys(missing)),
-            naming=self.naming,
+            naming=replace(self.naming, shapes=self.reshaped),
         )
 
     def _steps(self, dtype: DType | None) -> tuple[tuple[Step, ...], list[str]]:

@@ -111,10 +111,14 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """Full names, in a checkpoint, of a table's short names: `prefix` plus the short name, except for the `others`."""
+    """Full names, in a checkpoint, of a table's short names: `prefix` plus the short name, except for the `others`.
+
+    `shapes`: those of the tensors, by short name, that have the other shape that their rule allows.
+    """
 
     prefix: str = ""
     others: Mapping[str, str] = field(default_factory=dict)
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
 
     def full(self, short: str) -> str:
         """The name in the checkpoint."""
