@@ -48,8 +48,9 @@ class Rule:
 class Ignore:
     """Source keys that are left out on purpose. `rebuild` gives the value that the config implies, or None.
 
-    `written` are the captures for which it is rebuilt where this format is written; `without` says what the format's
-    own tools do where it is missing. `refused`: leaving it out would change what the model computes.
+    `accepts` says whether it may have certain values, where not only the rebuilt ones are right. `written` are the
+    captures for which it is rebuilt where this format is written; `without` says what the format's own tools do where
+    it is missing. `refused`: leaving it out would change what the model computes.
     """
 
     pointer: str
@@ -60,6 +61,7 @@ class Ignore:
     written: tuple[Mapping[str, int], ...] = ()
     without: str | None = None
     refused: bool = False
+    accepts: Callable[[Mapping[str, Value], Array], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +221,7 @@ class Binder:
     def _ignore(self, pointer: str, entry: Mapping[str, Any]) -> Ignore:
         (source,) = self._patterns(entry["source"])
         written = self._written(source, entry) if "written" in entry else ()
-        rebuild = None
+        rebuild = accepts = None
         if entry["rebuild"] is not None:
             make = REBUILDERS[entry["rebuild"]["as"]]
             arguments = {name: expression for name, expression in entry["rebuild"].items() if name != "as"}
@@ -233,9 +235,16 @@ class Binder:
                 except TableError as error:
                     raise TableError(f"{pointer}/rebuild: {error}") from None
 
+            if (accepted := make.accepts) is not None:
+
+                def accepts(captures: Mapping[str, Value], values: Array) -> bool:
+                    make.checked(**evaluated(captures))
+                    return accepted(values, **evaluated(captures))
+
             for captures in written if source.captures else [{}]:
                 self.buffers.take(make.checked(**evaluated(captures)))
-        return Ignore(pointer, source, entry["reason"], entry.get("optional"), rebuild, written, entry.get("without"))
+        about = (entry["reason"], entry.get("optional"))
+        return Ignore(pointer, source, *about, rebuild, written, entry.get("without"), accepts=accepts)
 
     def _written(self, source: Pattern, entry: Mapping[str, Any]) -> tuple[Mapping[str, int], ...]:
         if entry["rebuild"] is None or source.captures != set(entry["written"]):

@@ -217,8 +217,10 @@ class Fit:
                 problems.append(f"{self.table.name} cannot hold {tensor.name!r} {tensor.shape}: {claims[0].reason}")
             elif claims:
                 (claim,) = claims
-                rebuild = claim.rebuild and partial(claim.rebuild, claim.source.match(name) or {})
-                left_out.append(LeftOut(tensor, claim.pointer, claim.reason, rebuild))
+                captures = claim.source.match(name) or {}
+                accepts = claim.accepts and partial(claim.accepts, captures)
+                rebuild = None if accepts or claim.rebuild is None else partial(claim.rebuild, captures)
+                left_out.append(LeftOut(tensor, claim.pointer, claim.reason, rebuild, accepts))
             elif makers:
                 problems.append(
                     f"{tensor.name!r} {tensor.shape} matches {pointers}, but no tensor of "

@@ -80,12 +80,16 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A source tensor that the table leaves out, and why. `rebuild` makes the value that it must have, if any."""
+    """A source tensor that the table leaves out, and why.
+
+    `rebuild` makes the value that it must have, if any; `accepts` says whether it is one of several that it may have.
+    """
 
     tensor: Tensor
     pointer: str
     reason: str
     rebuild: Callable[[], Array] | None
+    accepts: Callable[[Array], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
