@@ -204,6 +204,7 @@ class Fit:
         """What becomes of the tensors that no transfer needs; every one must be left out by exactly one entry."""
         left_out, problems = [], []
         matched: set[str] = set()
+        foreign: dict[str, list[Tensor]] = {}
         for name, tensor in self.tensors.items():
             claims = claims_on(self.bound, name)
             matched |= {ignore.pointer for ignore in claims}
@@ -226,12 +227,17 @@ class Fit:
                     f"{tensor.name!r} {tensor.shape} matches {pointers}, but no tensor of "
                     f"{self.variant.name} is made of it"
                 )
+            elif reason := self.table.foreign(name):
+                foreign.setdefault(reason, []).append(tensor)
             else:
                 # a search for each of a hundred thousand names would take minutes, and nobody reads so many
                 hint = self._nearest(name, tensor.shape) if len(problems) < _HINTS else ""
                 problems.append(
                     f"no rule matches {tensor.name!r} {tensor.shape}. {hint}Add a rule, or an ignore with a reason."
                 )
+        for reason, tensors in foreign.items():
+            more = f" and {len(tensors) - 1} more tensors" if len(tensors) > 1 else ""
+            problems.append(f"{reason}: {tensors[0].name!r} {tensors[0].shape}{more}")
         for ignore in self.bound.ignores:
             if ignore.pointer not in matched and ignore.optional is None:
                 problems.append(
