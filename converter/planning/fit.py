@@ -31,16 +31,18 @@ def make_plan(
     *,
     variant: str | None = None,
     dtype: str | None = None,
+    only_joins: bool = False,
     refuse: bool = True,
 ) -> Plan:
     """Fit `table` to the index of a checkpoint.
 
-    The variant is inferred from names and shapes unless stated; `dtype` casts every tensor, else each keeps its own.
+    The variant is inferred from names and shapes unless stated; `dtype` casts every tensor, else each keeps its own;
+    with `only_joins` it casts only those of several dtypes that become one.
     A tensor that cannot be read is a problem unless the table leaves it out, an object only where a tensor is needed.
     Raises PlanError with every problem at once, unless `refuse` is False: then they are in the plan.
     """
     laid = fits(table, contents, variant)
-    plan = laid.fit.plan(dtype)
+    plan = laid.fit.plan(dtype, only_joins=only_joins)
     if refuse and plan.problems:
         raise PlanError(headline(laid, len(contents.tensors), len(plan.problems)), plan.problems)
     return plan
@@ -139,9 +141,9 @@ class Fit:
         """Whether the plan would have no problem."""
         return not self.plan(None).problems
 
-    def plan(self, dtype: str | None) -> Plan:
+    def plan(self, dtype: str | None, *, only_joins: bool = False) -> Plan:
         """Everything that this fit decides, and what is wrong with it."""
-        steps, found = self._steps(DTYPES[dtype] if dtype else None)
+        steps, found = self._steps(DTYPES[dtype] if dtype else None, only_joins)
         left_out, unmatched = self._account()
         unmatched += self._unread()
         # the shorter list first: for a checkpoint of another model, the longer one would bury it
@@ -163,7 +165,7 @@ class Fit:
             naming=replace(self.naming, shapes=self.reshaped),
         )
 
-    def _steps(self, dtype: DType | None) -> tuple[tuple[Step, ...], list[str]]:
+    def _steps(self, dtype: DType | None, only_joins: bool) -> tuple[tuple[Step, ...], list[str]]:
         steps, problems = [], []
         proved: dict[tuple[tuple[Op, ...], tuple[Shape, ...]], str | None] = {}
         dropped = set(map(id, (*self.restored, *self.dropped)))
@@ -174,6 +176,12 @@ class Fit:
             sources = [self.tensors[name] for name, _ in transfer.sources if name in self.tensors]
             if not wrong:
                 wrong += wrong_dtypes(transfer, sources)
+            is_mixed = len({tensor.dtype for tensor in sources}) > 1
+            if not wrong and is_mixed and dtype is None:
+                wrong.append(
+                    f"{transfer.rule.pointer} joins tensors of different dtypes: {', '.join(map(str, sources))}. "
+                    "State with --dtype in which one to write them"
+                )
             if not wrong and transfer.ops:
                 proof = (transfer.ops, tuple(shape for _, shape in transfer.sources))
                 if proof not in proved:
@@ -183,7 +191,7 @@ class Fit:
             problems += wrong
             if not wrong:
                 kept = DTYPES[transfer.rule.cast[1]] if transfer.rule.cast else sources[0].dtype
-                made = dtype if dtype and is_float(kept) else kept
+                made = dtype if dtype and is_float(kept) and (is_mixed or not only_joins) else kept
                 targets = tuple(Tensor(name, shape, made) for name, shape in transfer.targets)
                 steps.append(Step(transfer.rule.pointer, tuple(sources), targets, transfer.ops))
         return tuple(steps), problems
@@ -268,8 +276,6 @@ def wrong_dtypes(transfer: Transfer, sources: Sequence[Tensor]) -> Iterator[str]
             yield f"{tensor.name!r} is {tensor.dtype.name}; {transfer.rule.pointer} takes floating-point weights"
         elif transfer.rule.cast and tensor.dtype.name != transfer.rule.cast[0]:
             yield f"{tensor.name!r} is {tensor.dtype.name}; {transfer.rule.pointer} casts from {transfer.rule.cast[0]}"
-    if len({tensor.dtype for tensor in sources}) > 1:
-        yield f"{transfer.rule.pointer} joins tensors of different dtypes: {', '.join(map(str, sources))}"
 
 
 def claims_on(bound: Bound, name: str) -> list[Ignore]:

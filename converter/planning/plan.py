@@ -49,7 +49,10 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`sources`, through `ops`, then cast to the targets' dtype, become `targets`. `pointer` names the rule."""
+    """`sources`, through `ops`, then cast to the targets' dtype, become `targets`. `pointer` names the rule.
+
+    Sources of several dtypes are cast first.
+    """
 
     pointer: str
     sources: tuple[Tensor, ...]
@@ -59,22 +62,28 @@ class Step:
     @property
     def casts(self) -> bool:
         """Whether the dtype changes."""
-        return self.sources[0].dtype != self.targets[0].dtype
+        return any(source.dtype != target.dtype for source in self.sources for target in self.targets)
+
+    @property
+    def joined_as(self) -> DType:
+        """The dtype in which the ops run: that of the sources, or the targets' where the sources have several."""
+        return self.sources[0].dtype if len({s.dtype for s in self.sources}) == 1 else self.targets[0].dtype
 
     @property
     def is_lossless(self) -> bool:
         """Whether the reverse step gives back every bit."""
-        return is_lossless(self.sources[0].dtype, self.targets[0].dtype)
+        return all(is_lossless(source.dtype, target.dtype) for source in self.sources for target in self.targets)
 
     def reverse(self) -> Step:
         """The step from the targets back to the sources."""
         return Step(self.pointer, self.targets, self.sources, invert_ops(self.ops))
 
     def describe(self) -> list[str]:
-        """The ops in words, the cast last; ['rename'] if there is neither."""
+        """The ops in words, and the cast; ['rename'] if there is neither."""
         words = [describe(op) for op in self.ops]
         if self.casts:
-            words.append(f"cast({self.sources[0].dtype.name} -> {self.targets[0].dtype.name})")
+            found = ", ".join(dict.fromkeys(source.dtype.name for source in self.sources))
+            words.append(f"cast({found} -> {self.targets[0].dtype.name})")
         return words or ["rename"]
 
 
