@@ -128,6 +128,7 @@ def _loaded(name: str, checkpoint: Checkpoint, source: str | None, pad_small_map
         load_format(source) if source else recognise(checkpoint, spec),
         hub_table(spec.parts["backbone"] if name in BACKBONES else spec),
         checkpoint,
+        dtype="float32",
     )
     wanted = asdict(_config(name))
     there = {**dict(plan.config), "prompt_length": wanted["prompt_length"]}
@@ -153,7 +154,6 @@ def _loaded(name: str, checkpoint: Checkpoint, source: str | None, pad_small_map
 def _tensors(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[str, Tensor]]:
     """The plan carried out, one step at a time."""
     for step in plan.steps:
-        arrays = apply_ops(step.ops, [checkpoint.read(source.name) for source in step.sources])
-        for target, array in zip(step.targets, arrays, strict=True):
-            values = cast(array, step.sources[0].dtype, DTYPES["float32"], target.name)
-            yield target.name, torch.from_numpy(values.copy())
+        read = (cast(checkpoint.read(s.name), s.dtype, DTYPES["float32"], s.name) for s in step.sources)
+        for target, array in zip(step.targets, apply_ops(step.ops, list(read)), strict=True):
+            yield target.name, torch.from_numpy(array.copy())

@@ -109,7 +109,7 @@ class Transfer:
             part = hashlib.sha256()
             for chunk in self._chunks(source.name):
                 part.update(chunk)
-                if step.casts:
+                if source.dtype != target.dtype:
                     array = np.frombuffer(chunk, dtype=source.dtype.carrier)
                     chunk = raw_bytes(cast(array, source.dtype, target.dtype, source.name))
                 if not same_bytes:
@@ -126,9 +126,9 @@ class Transfer:
         for source in step.sources:
             array = self.checkpoint.read(source.name)
             self._hashes[f"source {source.name}"] = hashlib.sha256(raw_bytes(array)).hexdigest()
-            arrays.append(array)
+            arrays.append(cast(array, source.dtype, step.joined_as, source.name))
         for target, array in zip(step.targets, apply_ops(step.ops, arrays), strict=True):
-            data = raw_bytes(cast(array, step.sources[0].dtype, target.dtype, target.name))
+            data = raw_bytes(cast(array, step.joined_as, target.dtype, target.name))
             self._hashes[target.name] = hashlib.sha256(data).hexdigest()
             self.crcs[target.name] = zlib.crc32(data)
             self.put(target.name, data)
