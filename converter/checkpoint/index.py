@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from converter.checkpoint.dtypes import DType
 from converter.checkpoint.source import Closing, SourceFile
-from converter.checkpoint.storage import CHUNK, Storage
+from converter.checkpoint.storage import CHUNK, Readable
 from converter.display import file_name, quoted
 from converter.errors import CorruptCheckpointError, UnsupportedCheckpointError
 
 PIECES_LIMIT = 10_000  # reads for one strided tensor
 
-Layout = Literal["torch-zip", "torch-legacy", "safetensors", "safetensors-sharded"]
+Layout = Literal["torch-zip", "torch-legacy", "safetensors", "safetensors-sharded", "in-memory"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class TensorInfo:
     dtype: DType
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-    storage: Storage = field(repr=False, compare=False)
+    storage: Readable = field(repr=False, compare=False)
     offset: int = 0
     conjugated: bool = False
     negated: bool = False
@@ -79,7 +79,7 @@ class Checkpoint(Closing):
 
     Args:
         path: as given.
-        layout: how the file is laid out.
+        layout: how the file is laid out; in-memory: its tensors are made of those of the file when they are read.
         root: name of the state dict that was taken; "" if the file itself is one.
         roots: every state dict found, with its number of tensors.
         tensors: of the root taken, in file order.

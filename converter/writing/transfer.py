@@ -126,8 +126,8 @@ class Transfer:
             array = self.checkpoint.read(source.name)
             self._hashes[f"source {source.name}"] = hashlib.sha256(raw_bytes(array)).hexdigest()
             arrays.append(array)
-        for target, array in zip(step.targets, apply_ops(step.ops, arrays), strict=True):
-            data = raw_bytes(cast(array, step.sources[0].dtype, target.dtype, target.name))
+        for target, array in zip(step.targets, made_by(step, arrays), strict=True):
+            data = raw_bytes(array)
             self._hashes[target.name] = hashlib.sha256(data).hexdigest()
             self.crcs[target.name] = zlib.crc32(data)
             self.put(target.name, data)
@@ -147,6 +147,12 @@ class Transfer:
         with writing(self.destination):
             write_at(descriptor, data, position)
         self.on_bytes(len(data))
+
+
+def made_by(step: Step, arrays: Sequence[Array]) -> list[Array]:
+    """The targets of a step, of the values of its sources. PlanError for a value that a cast cannot hold."""
+    results = zip(step.targets, apply_ops(step.ops, arrays), strict=True)
+    return [cast(array, step.sources[0].dtype, target.dtype, target.name) for target, array in results]
 
 
 def raw_bytes(array: Array) -> memoryview:
