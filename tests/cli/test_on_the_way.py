@@ -15,7 +15,8 @@ from PIL import Image
 
 from converter.cli import main
 from converter.errors import HubError, ModelError, PlanError
-from converter.glip import GLIP, zoo
+from converter.glip import GLIP, Detector, zoo
+from converter.glip.detect.preprocessing import glip_preprocessing
 from tests.support.bert_vocabulary import small_vocabulary
 from tests.support.hub.server import HubServer
 from tests.support.small_folder import SETTINGS
@@ -86,6 +87,9 @@ def test_the_model_is_float32_whatever_the_file_is(dtype: torch.dtype, there: Pa
 
 def test_of_several_state_dicts_one_is_chosen(there: Path) -> None:
     with pytest.raises(ModelError, match="several state dicts"):
+        Detector.from_pretrained(there / "two.pth", there / "vocab.txt")
+    assert Detector.from_pretrained(there / "two.pth", there / "vocab.txt", root="ema")
+    with pytest.raises(ModelError, match="several state dicts"):
         GLIP.from_pretrained(there / "two.pth")
     own = GLIP.from_pretrained(there / "own.safetensors").head.box.weight
     assert torch.equal(GLIP.from_pretrained(there / "two.pth", root="weights").head.box.weight, own)
@@ -104,7 +108,7 @@ def test_parity_says_the_same(file: str, there: Path) -> None:
 def test_coverage_and_its_proof_are_the_same(there: Path) -> None:
     rest = ("--reference", there / "here.safetensors", "--json", "--coverage", "--mode", "propagated")
     expected = run("parity", there / "own.safetensors", *rest)
-    found = run("parity", there / "glip-official.pth", *rest)
+    found = run("parity", there / "two.pth", *rest, "--root", "weights")
     assert fields(found, "sha256") == fields(expected, "sha256")
     assert "bit for bit, in their places: glip-official says so" in fields(found)["coverage"]["rows"]
 
@@ -213,6 +217,16 @@ def test_a_part_of_the_model_is_not_the_model(there: Path, tmp_path: Path) -> No
         GLIP.from_pretrained(tmp_path / "swin.pth")
     rest = ("--reference", there / "here.safetensors")
     assert "holds the backbone" in refused("parity", tmp_path / "swin.pth", *rest, code=7)["message"]
+
+
+def test_the_config_of_another_tool_says_nothing_of_pictures(there: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mmdet"
+    run("convert", "--src", there / "bare.pth", "--dst", folder, "--to", "mmdet-glip")
+    (folder / "config.json").write_text(json.dumps({"architectures": ["X"], "preprocessing": SETTINGS.to_dict()}))
+    detector = Detector.from_pretrained(folder, there / "vocab.txt")
+    assert detector.settings == glip_preprocessing() != SETTINGS
+    own = GLIP.from_pretrained(there / "own.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(detector.model.parameters(), own.parameters(), strict=True))
 
 
 def test_an_output_does_not_replace_the_checkpoint(there: Path) -> None:
