@@ -9,6 +9,7 @@ In the order in which data passes:
     torch_legacy.py  files of torch.save before that
     storage.py       where the numbers of a storage lie
     tensors.py       tensors as views of storages
+    modules.py       pickled modules as state dicts
     roots.py         which state dict of a file is meant
     safetensors.py   safetensors, one file or shards
     index.py         what all of these give: a Checkpoint, whose tensors are read one at a time
@@ -24,6 +25,7 @@ from pathlib import Path
 
 from converter.checkpoint.dtypes import DTYPES, DType
 from converter.checkpoint.index import Checkpoint, TensorInfo
+from converter.checkpoint.roots import Knows
 from converter.checkpoint.safetensors import INDEX_SUFFIX, open_safetensors, open_sharded
 from converter.checkpoint.source import SourceFile
 from converter.checkpoint.torch_legacy import is_torch_legacy, open_torch_legacy
@@ -50,11 +52,13 @@ _KNOWN: tuple[tuple[bytes, str], ...] = (
 )
 
 
-def open_checkpoint(path: str | Path, root: str | None = None) -> Checkpoint:
+def open_checkpoint(path: str | Path, root: str | None = None, knows: Knows | None = None) -> Checkpoint:
     """Index the checkpoint at `path`; a context manager that closes its files.
 
     `path` is a file of torch.save (zip or legacy), a safetensors file, a `.index.json` of shards, or a folder with one
-    of the last two under its conventional name. `root` names the state dict to take where there are several.
+    of the last two under its conventional name. `root` names the state dict to take where there are several, with dots
+    for dicts in dicts, or begins the names of the tensors to take; without it, the one of whose names `knows` gives the
+    largest share as known is taken, or the one whose name is preferred.
 
     Raises CheckpointError: NotACheckpointError, CorruptCheckpointError, UnsupportedCheckpointError or RootError.
     """
@@ -63,18 +67,18 @@ def open_checkpoint(path: str | Path, root: str | None = None) -> Checkpoint:
         path = _in_folder(path)
     source = SourceFile(path)
     try:
-        return _open(source, root)
+        return _open(source, root, knows)
     except BaseException:
         source.close()
         raise
 
 
-def _open(source: SourceFile, root: str | None) -> Checkpoint:
+def _open(source: SourceFile, root: str | None, knows: Knows | None) -> Checkpoint:
     if source.path.name.endswith(INDEX_SUFFIX):
         return open_sharded(source, root)
     head = source.read(0, min(source.size, 512), "beginning of the file")
     if head.startswith(b"PK\3\4"):
-        return open_torch_zip(source, root)
+        return open_torch_zip(source, root, knows)
     # before the magic bytes, any of which may be the length of a header
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= source.size - 8:
         return open_safetensors(source, root)
@@ -89,7 +93,7 @@ def _open(source: SourceFile, root: str | None) -> Checkpoint:
     if head[8:9] == b"{" or source.path.suffix == ".safetensors":
         return open_safetensors(source, root)
     if is_torch_legacy(source):
-        return open_torch_legacy(source, root)
+        return open_torch_legacy(source, root, knows)
     found = f"begins with {head[:8]!r}" if head else "is empty"
     raise NotACheckpointError(
         f"{file_name(source.path)}: {found}, so neither torch.save nor safetensors wrote it. Give the checkpoint "

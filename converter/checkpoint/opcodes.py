@@ -43,13 +43,13 @@ class Dict:
 
 @dataclass(slots=True, eq=False)
 class Instance:
-    """What pickle would have made by a call, and everything done to it afterwards."""
+    """What pickle would have made by a call, and everything done to it afterwards: `states` are what it was to set."""
 
     function: object
     arguments: object
     pairs: list[tuple[object, object]] = field(default_factory=list)
     items: list[object] = field(default_factory=list)
-    has_state: bool = False
+    states: list[object] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -235,10 +235,10 @@ class _Machine:
         target.pairs.extend(pairs)
 
     def build(self, name: str, argument: Any) -> None:
-        self.pop(name)
+        state = self.pop(name)
         self.need(name)
         if isinstance(target := self.stack[-1], Instance):  # on anything else, a function say, it means nothing here
-            target.has_state = True
+            target.states.append(state)
 
     def name_in_text(self, name: str, argument: Any) -> None:
         self.stack.append(self.push_global(*argument.partition(" ")[::2]))

@@ -24,6 +24,13 @@ _WRAPPERS = {  # function: where among its arguments the tensor is
     Global("torch._utils", "_rebuild_parameter"): 0,
     Global("torch._utils", "_rebuild_parameter_with_state"): 0,
 }
+_KINDS = (  # words in the names of torch's other functions
+    ("sparse", "sparse"),
+    ("qtensor", "quantised"),
+    ("nested", "a nested tensor"),
+    ("meta", "on the meta device, without values"),
+    ("wrapper_subclass", "of a class that holds its values in parts"),
+)
 _SUBCLASS = Global("torch._tensor", "_rebuild_from_type_v2")
 _UNTYPED = {
     Global(module, name)
@@ -93,11 +100,11 @@ def _unwrap(value: object) -> tuple[Global, tuple[object, ...]]:
     for _ in range(8):  # a parameter of a subclass of ...; a value that contains itself ends here too
         if not (isinstance(value, Instance) and isinstance(value.function, Global)):
             raise Malformed("its wrapper does not contain a tensor")
-        if value.has_state or value.pairs or value.items:
+        if value.states or value.pairs or value.items:
             raise Unreadable("it is changed by code after it was built; save it as an ordinary tensor")
         function, arguments = value.function, value.arguments
         if not isinstance(arguments, tuple):
-            raise Malformed(f"the arguments of {function} are not a tuple")
+            raise Malformed("it is not built of a tuple of arguments")
         if function in _ORDINARY:
             return function, arguments
         if function in _WRAPPERS and arguments:
@@ -106,9 +113,9 @@ def _unwrap(value: object) -> tuple[Global, tuple[object, ...]]:
             value = Instance(arguments[0], arguments[2])
         else:
             break
-    raise Unreadable(
-        f"it is built by {function}: sparse, quantised or otherwise special. Save it as an ordinary tensor"
-    )
+    is_private = function.module.startswith("torch") and function.name.startswith("_")
+    kind = next((kind for word, kind in _KINDS if word in function.name), "of a kind that is not read")
+    raise Unreadable(f"it is {kind if is_private else f'built by {function}'}. Save it as an ordinary tensor")
 
 
 def _view(
@@ -116,7 +123,7 @@ def _view(
 ) -> TensorInfo:
     fewest, most = _ORDINARY[function]
     if not fewest <= len(arguments) <= most:
-        raise Malformed(f"{function} has {len(arguments)} arguments, expected {fewest} to {most}")
+        raise Malformed(f"it is built of {len(arguments)} arguments, expected {fewest} to {most}")
     offset = _count(arguments[1], "the offset")
     shape = _counts(arguments[2], "the shape")
     strides = _counts(arguments[3], "the strides")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from converter.checkpoint.index import Checkpoint
 from converter.checkpoint.opcodes import BYTE_LIMIT, Unpickled, interpret
-from converter.checkpoint.roots import take_root
+from converter.checkpoint.roots import Knows, take_root
 from converter.checkpoint.source import SourceFile
 from converter.checkpoint.storage import Storage
 from converter.checkpoint.tensors import Malformed, StorageReference, Unreadable, storage_reference
@@ -36,7 +36,7 @@ def is_torch_legacy(source: SourceFile) -> bool:
         return False
 
 
-def open_torch_legacy(source: SourceFile, root: str | None) -> Checkpoint:
+def open_torch_legacy(source: SourceFile, root: str | None, knows: Knows | None) -> Checkpoint:
     """Index the pickles of `source`. Raises CheckpointError."""
     label = file_name(source.path)
     window = _Window(source)
@@ -53,7 +53,7 @@ def open_torch_legacy(source: SourceFile, root: str | None) -> Checkpoint:
     keys = interpret(window, f"{label}: storage keys")
     storages = _Storages(source, found, keys)
     names = found.globals | keys.globals | facts.globals
-    return take_root(source, "torch-legacy", found.value, root, storages.find, names)
+    return take_root(source, "torch-legacy", found.value, root, storages.find, names, knows=knows)
 
 
 class _File(io.RawIOBase):

@@ -9,7 +9,7 @@ import io
 
 from converter.checkpoint.index import Checkpoint
 from converter.checkpoint.opcodes import BYTE_LIMIT, interpret
-from converter.checkpoint.roots import take_root
+from converter.checkpoint.roots import Knows, take_root
 from converter.checkpoint.source import SourceFile
 from converter.checkpoint.storage import Storage
 from converter.checkpoint.tensors import Malformed, StorageReference
@@ -23,7 +23,7 @@ _PICKLE = "data.pkl"
 _BYTE_ORDER = "byteorder"
 
 
-def open_torch_zip(source: SourceFile, root: str | None) -> Checkpoint:
+def open_torch_zip(source: SourceFile, root: str | None, knows: Knows | None) -> Checkpoint:
     """Index the zip archive `source`. Raises CheckpointError."""
     label = file_name(source.path)
     archive = ZipArchive(source)
@@ -39,7 +39,7 @@ def open_torch_zip(source: SourceFile, root: str | None) -> Checkpoint:
             "The file is damaged or crafted; get it again."
         )
     storages = _Storages(archive, _is_big_endian(archive))
-    return take_root(source, "torch-zip", found.value, root, storages.find, found.globals, _notes(archive))
+    return take_root(source, "torch-zip", found.value, root, storages.find, found.globals, _notes(archive), knows)
 
 
 def _notes(archive: ZipArchive) -> dict[str, str]:

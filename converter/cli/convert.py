@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from converter.writing.convert import Conversion
     from converter.writing.ledger import CustomTable
 
+_ROOTS = 5  # state dicts named beside the one that is taken
 _EPILOG = """\b
 Examples:
   convert --src official.pth --dst glip-t.safetensors
@@ -106,15 +107,17 @@ def convert(
 
     Format and variant are recognised; every tensor is accounted for, or nothing is written.
     """
-    from converter.checkpoint import open_checkpoint
     from converter.cli.sources import locate
+    from converter.planning.formats import load_format, open_known
     from converter.writing.convert import convert as write_conversion
-    from converter.writing.staging import check_destination, is_file_name
+    from converter.writing.names import is_file_name
+    from converter.writing.staging import check_destination
 
     if max_shard_size is not None and is_file_name(destination):
         raise click.UsageError("--max-shard-size needs a folder as --dst, not a file")
     located = locate(source, quiet=as_json)
-    with open_checkpoint(located.path, root) as checkpoint, ExitStack() as opened:
+    formats = [load_format(source_format)] if source_format else []
+    with open_known(located.path, root, formats) as checkpoint, ExitStack() as opened:
         check_destination(destination, force=force, inputs=checkpoint.files)
         plan, residue = _plan(checkpoint, source_format, target_format, residue_file, opened, variant, dtype)
         if dry_run:
@@ -189,11 +192,15 @@ def _print_summary(checkpoint: Checkpoint, plan: Plan) -> None:
     also = f" (same architecture: {', '.join(plan.variant.also)})" if plan.variant.also else ""
     click.echo(f"from {plan.table} to {plan.format}" + (f", {plan.part} alone" if plan.part else ""))
     click.echo(f"variant: {plan.variant.name}{also}")
-    others = [name for name in checkpoint.roots if name != checkpoint.root]
+    others = [name or "the file itself" for name in checkpoint.roots if name != checkpoint.root]
     if checkpoint.root:
-        hint = f"; also there: {', '.join(map(plain, others))} (--root chooses)" if others else ""
+        more = f" and {len(others) - _ROOTS} more" if len(others) > _ROOTS else ""
+        hint = f"; also there: {', '.join(map(plain, others[:_ROOTS]))}{more} (--root chooses)" if others else ""
         click.echo(f"taken from the file: {plain(checkpoint.root)}{hint}")
     sources = sum(len(step.sources) for step in (*plan.steps, *plan.carried))
+    if plan.wrappers:
+        shown = ", ".join(f"{plain(name)} ({count})" for name, count in plan.wrappers.items())
+        click.echo(f"wrappers taken off names: {shown}")
     click.echo(
         f"{sources} tensors -> {sum(1 for _ in plan.targets)} tensors, {gigabytes(_size(plan))}, " + _exactness(plan)
     )
@@ -266,6 +273,7 @@ def _plan_json(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
         "also": plan.variant.also,
         "config": plan.config,
         "root": checkpoint.root,
+        "wrappers": plan.wrappers,
         "steps": [
             {
                 "rule": step.pointer,

@@ -26,6 +26,7 @@ Examples:
   converter detect org/glip-t street.jpg --prompt "person."
   converter detect official.pth street.jpg --prompt "person."
   converter detect glip-t.safetensors *.jpg --prompt "dog. cat." --vocab vocab.txt --out found/
+  converter detect glip-t/ street.jpg --name "U.S. flag" --name "traffic light"
   converter detect glip-t/ park.jpg --caption "a person next to the umbrella" --span 2:8 --span 21:29 --json
 \b
 Boxes are x1 y1 x2 y2 in pixels of the upright picture; labels count the phrases
@@ -45,7 +46,8 @@ class _Score(click.FloatRange):
 @click.command(epilog=_EPILOG)
 @click.argument("model_source", metavar="MODEL")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
-@click.option("--prompt", "names", metavar="NAMES", help="Class names, a full stop after each: 'person. dog.'")
+@click.option("--prompt", metavar="NAMES", help="Class names, a full stop after each: 'person. dog.'")
+@click.option("--name", "names", multiple=True, help="A class name, which may hold full stops. Repeatable.")
 @click.option("--caption", help="A sentence; its phrases are named by --span.")
 @click.option("--span", "spans", multiple=True, metavar="FROM:TO", help="A phrase of --caption, in characters.")
 @click.option(
@@ -62,7 +64,8 @@ class _Score(click.FloatRange):
 def detect(
     model_source: str,
     images: tuple[Path, ...],
-    names: str | None,
+    prompt: str | None,
+    names: tuple[str, ...],
     caption: str | None,
     spans: tuple[str, ...],
     vocab: Path | None,
@@ -77,21 +80,21 @@ def detect(
     as_json: bool,
 ) -> None:
     """Find in each IMAGE what a prompt names, with MODEL, here or on the Hub (org/name, hf://org/name/file.pth)."""
-    _check_prompt(names, caption, spans)
+    _check_prompt(prompt, names, caption, spans)
     places = _places(out, images, force)
     from converter.cli.families import family_at, load_subject
     from converter.cli.sources import locate
 
     located = locate(model_source, quiet=as_json)
     model = located.path
-    prompt = family_at(model, root).prompt(names, caption, spans)
+    wanted = family_at(model, root).prompt(names or prompt, caption, spans)
     subject = load_subject(model, device, dtype, tf32, threads, root)
     detector = subject.family.detector(subject.model, model, vocab)
     with progress(len(images), "detecting", " pictures") as advance:
-        entries = list(_entries(images, places, detector, prompt, threshold, advance))
+        entries = list(_entries(images, places, detector, wanted, threshold, advance))
     content = {
         "model": located.origin["reference"] if located.origin else str(model),
-        "captions": [part.text for part in detector.captions(prompt)],
+        "captions": [part.text for part in detector.captions(wanted)],
         "threshold": threshold,
         "images": entries,
     }
@@ -117,9 +120,9 @@ def _write(out: Path, content: dict[str, Any]) -> None:
     write_whole(out / "detections.json", lambda partial: partial.write_bytes(to_json(content)))
 
 
-def _check_prompt(names: str | None, caption: str | None, spans: tuple[str, ...]) -> None:
-    if (names is None) == (caption is None):
-        raise click.UsageError("give either --prompt or --caption")
+def _check_prompt(prompt: str | None, names: tuple[str, ...], caption: str | None, spans: tuple[str, ...]) -> None:
+    if [prompt is not None, bool(names), caption is not None].count(True) != 1:
+        raise click.UsageError("give one of --prompt, --name and --caption")
     if caption is None and spans:
         raise click.UsageError("--span names phrases of a --caption")
     if caption is not None and not spans:
@@ -164,10 +167,12 @@ def _detect_in(path: Path, detector: Detector, prompt: Any, threshold: float, pl
 
 def _places(out: Path | None, images: tuple[Path, ...], force: bool) -> list[Path | None]:
     """Where each drawing goes; nothing is made yet. DestinationError if something would be lost."""
+    from converter.writing.names import check_folder_name
     from converter.writing.staging import writing
 
     if out is None:
         return [None] * len(images)
+    check_folder_name(out, "drawings and detections.json are written to")
     with writing(out):
         if not out.parent.is_dir():
             raise DestinationError(f"{plain(str(out.parent), 1024)} is not a folder to put another into; make it first")

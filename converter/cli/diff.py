@@ -65,14 +65,14 @@ def diff(
         raise click.UsageError("--table and --no-table contradict each other")
     if tolerance is not None and not math.isfinite(tolerance):
         raise click.UsageError("--tolerance needs a finite number")
-    from converter.checkpoint import open_checkpoint
     from converter.cli.sources import locate
     from converter.mapping.load import load_table
     from converter.parity import diff as engine
+    from converter.planning.formats import open_known
 
     tables: list[Table | None] | None = [None] if no_table else [load_table(table_name)] if table_name else None
     paths = [locate(text, quiet=as_json).path for text in (a, b)]
-    with open_checkpoint(paths[0], root_a) as first, open_checkpoint(paths[1], root_b) as second:
+    with open_known(paths[0], root_a) as first, open_known(paths[1], root_b) as second:
         total = sum(tensor.nbytes for tensor in first.tensors.values())
         with progress(total, "comparing") as advance:
             if tables is None:

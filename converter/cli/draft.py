@@ -93,11 +93,11 @@ def draft(
 
 def _tensors(path: Path, root: str | None) -> tuple[list[Named], list[str]]:
     """The tensors of a checkpoint, and sentences on what else is in it."""
-    from converter.checkpoint import open_checkpoint
     from converter.mapping.cast import is_float
     from converter.mapping.draft import Named
+    from converter.planning.formats import open_known
 
-    with open_checkpoint(path, root) as checkpoint:
+    with open_known(path, root) as checkpoint:
         found = [
             Named(t.name, tuple(t.shape), "" if is_float(t.dtype) else t.dtype.name)
             for t in checkpoint.tensors.values()
@@ -120,6 +120,9 @@ def _identifier(path: Path) -> str:
 
 def _check(folder: Path, files: list[Path], force: bool) -> None:
     """Refuse before the work what could not be written after it."""
+    from converter.writing.names import check_folder_name
+
+    check_folder_name(folder, "tables are written to")
     if folder.exists() and not folder.is_dir():
         raise DestinationError(f"{folder} is not a folder; choose another --out")
     if not folder.exists() and not folder.parent.is_dir():

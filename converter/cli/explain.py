@@ -9,6 +9,7 @@ import click
 from converter.cli.output import print_json, reports
 
 if TYPE_CHECKING:
+    from converter.mapping.table import Table
     from converter.planning.plan import Plan
 
 _EPILOG = """\b
@@ -38,17 +39,17 @@ def explain(
     Names the rule by its JSON pointer in the table, the ops and both shapes; for an unknown key, the nearest ones.
     Also works on a checkpoint that does not fit. Exit code 5 if KEY is unknown.
     """
-    from converter.checkpoint import open_checkpoint
     from converter.cli.sources import locate
     from converter.errors import PlanError
     from converter.planning.fit import make_plan
-    from converter.planning.formats import choose_formats
+    from converter.planning.formats import choose_formats, load_format, open_known
     from converter.planning.nearest import nearest
 
-    with open_checkpoint(locate(source, quiet=as_json).path, root) as checkpoint:
+    formats = [load_format(table_name)] if table_name else []
+    with open_known(locate(source, quiet=as_json).path, root, formats) as checkpoint:
         table, _ = choose_formats(checkpoint, table_name, None)
         plan = make_plan(table, checkpoint, variant=variant, refuse=False)
-    keys = {key, *(prefix + key for prefix in table.prefixes)}
+    keys = {key, *(name for name in checkpoint.tensors if _is(table, name, key))}
     found = _find(plan, keys)
     if found is None:
         shapes = {t.name: t.shape for step in plan.steps for t in (*step.sources, *step.targets)}
@@ -62,6 +63,12 @@ def explain(
     for label, value in found.items():
         for item in value if isinstance(value, list) else [value]:
             click.echo(f"{label + ':':<10}{item}")
+
+
+def _is(table: Table, name: str, key: str) -> bool:
+    """Whether `key` is `name`, perhaps without wrappers."""
+    is_end = name.endswith(key) and table.names.is_prefix(name.removesuffix(key))
+    return is_end or table.short(name) == table.short(key)
 
 
 def _find(plan: Plan, keys: set[str]) -> dict[str, Any] | None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import shlex
+from itertools import chain, count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from converter.cli.output import gigabytes, print_json, reports
 from converter.display import plain
+
+if TYPE_CHECKING:
+    from converter.checkpoint import Checkpoint
+    from converter.mapping.table import Table
 
 _EPILOG = """\b
 Examples:
@@ -21,15 +28,24 @@ Examples:
 @click.option("--root", help="State dict to show where the file holds several.")
 @reports
 def inspect(file: str, root: str | None, as_json: bool) -> None:
-    """Show the layout, tensors, pickled globals, format and variant of a checkpoint. Nothing in it is executed."""
-    from converter.checkpoint import open_checkpoint
-    from converter.cli.sources import locate
-    from converter.planning.formats import fitting
+    """Show the layout, tensors, pickled globals, format and variant of a checkpoint, and the command that converts it.
 
-    with open_checkpoint(locate(file, quiet=as_json).path, root) as checkpoint:
+    Nothing in it is executed.
+    """
+    from converter.cli.sources import locate
+    from converter.planning.formats import fitting, open_known
+
+    with open_known(locate(file, quiet=as_json).path, root) as checkpoint:
+        found = list(fitting(checkpoint))
         fits = [
-            {"format": table.label, "variant": plan.variant.name, "also": plan.variant.also}
-            for table, plan in fitting(checkpoint)
+            {
+                "format": table.label,
+                "variant": plan.variant.name,
+                "also": plan.variant.also,
+                "wrappers": plan.wrappers,
+                "left_out": len(plan.left_out),
+            }
+            for table, plan in found
         ]
         content: dict[str, Any] = {
             "file": str(checkpoint.path),
@@ -38,6 +54,7 @@ def inspect(file: str, root: str | None, as_json: bool) -> None:
             "roots": dict(checkpoint.roots),
             "root": checkpoint.root,
             "fits": fits,
+            "next": _next(file, root, checkpoint, [table for table, _ in found]),
             "globals": checkpoint.globals,
             "skipped": checkpoint.skipped,
             "unsupported": dict(checkpoint.unsupported),
@@ -60,6 +77,20 @@ def inspect(file: str, root: str | None, as_json: bool) -> None:
         _print(content)
 
 
+def _next(file: str, root: str | None, checkpoint: Checkpoint, formats: list[Table]) -> str | None:
+    """The command that converts the file, as it is to be typed, or that lists what is wrong; None where it is done."""
+    if any(table.is_hub for table in formats):
+        return None
+    stem = Path(file.partition("@")[0]).name.partition(".")[0] or "converted"
+    name = f"{stem}.{formats[0].spec.name}" if formats else stem
+    free = (f"{name}{number}.safetensors" for number in chain([""], (f"-{n}" for n in count(2))))
+    words = ["converter", "convert", "--src", file]
+    words += ["--root", root] if root else []
+    words += ["--from", formats[0].name] if len(formats) > 1 else []
+    words += ["--dst", next(target for target in free if not Path(target).exists())]
+    return shlex.join([*words, *([] if formats else ["--dry-run"])])
+
+
 def _print(content: dict[str, Any]) -> None:
     tensors = content["tensors"]
     names = [plain(tensor["name"]) for tensor in tensors]
@@ -76,8 +107,14 @@ def _print(content: dict[str, Any]) -> None:
     for fit in content["fits"]:
         variants = ", ".join([fit["variant"], *fit["also"]])
         click.echo(f"format:  {fit['format']}, variant {variants}")
+        if fit["wrappers"]:
+            click.echo(f"         wrappers in its names: {', '.join(map(plain, fit['wrappers']))}")
+        if fit["left_out"]:
+            click.echo(f"         tensors that the conversion leaves out: {fit['left_out']}")
     if not content["fits"]:
-        click.echo("format:  fits no known format. 'converter convert --dry-run' lists what is wrong")
+        click.echo("format:  fits no known format")
+    if content["next"]:
+        click.echo(f"next:    {content['next']}" + ("" if content["fits"] else "  (lists what is wrong)"))
     for name in content["globals"]:
         click.echo(f"names (not imported): {name}")
     for sentence in (*content["skipped"], *content["unsupported"].values(), *content["objects"].values()):

@@ -94,13 +94,15 @@ def source_taps(table: Table, model: str, config: Config) -> dict[str, Any]:
 @click.argument("names", metavar="[TABLE]...", nargs=-1)
 @reports
 def lint(names: tuple[str, ...], as_json: bool) -> None:
-    """Check tables, built-in ones by default: schema, coverage of every variant, ambiguity, reversibility."""
+    """Check tables, built-in ones and the list of wrappers by default: schema, coverage of every variant, ambiguity,
+    reversibility."""
     from converter.errors import TableError
     from converter.mapping.documents import list_documents
     from converter.mapping.lint import lint as problems_of
+    from converter.mapping.lint import lint_wrappers
     from converter.mapping.load import load_table
 
-    problems = []
+    problems = [] if names else lint_wrappers()
     for name in names or [document.name for document in list_documents("table")]:
         table = load_table(name)
         problems += [f"{table.name}: {problem}" for problem in problems_of(table)]

@@ -117,12 +117,12 @@ class GLIPFamily(Family["GLIP"]):
                 heads[name] = 3 * int(getattr(model.get_submodule(owner), "heads", 0))
         return heads
 
-    def prompt(self, names: str | None, caption: str | None, spans: Sequence[str]) -> Prompt:
+    def prompt(self, names: str | Sequence[str] | None, caption: str | None, spans: Sequence[str]) -> Prompt:
         from converter.glip.detect.prompt import Prompt, parse_span
 
         if caption is not None:
             return Prompt.of_caption(caption, [parse_span(span) for span in spans])
-        return Prompt.parse(names or "")
+        return Prompt.parse(names) if isinstance(names, str) else Prompt.of_names(names or ())
 
     def detector(self, model: GLIP, source: Path, vocabulary: Path | None) -> Detector:
         from converter.glip.detect.detector import Detector

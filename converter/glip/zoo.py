@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.checkpoint import Checkpoint
 from converter.errors import ModelError
 from converter.glip.model.config import GLIPConfig
 from converter.glip.model.glip import GLIP
@@ -28,7 +28,7 @@ from converter.glip.weights import fill, tensors
 from converter.hub.resolve import local_path
 from converter.mapping.load import hub_table
 from converter.mapping.spec import load_spec
-from converter.planning.formats import load_format, make_route, recognise
+from converter.planning.formats import load_format, make_route, open_known, recognise
 from converter.writing.in_memory import in_memory
 
 # MMPretrain's name (configs/glip of its release 1.2) -> the GLIP variant whose image encoder it is
@@ -105,7 +105,8 @@ def get_model(
         raise ModelError(f"{name}: pretrained=True does not say which weights; give a path or org/name on the Hub.")
     if pretrained is False or pretrained is None:
         return _build(name, _config(name), pad_small_map).eval()
-    with open_checkpoint(local_path(pretrained), root) as checkpoint:
+    formats = [load_format(source)] if source else []
+    with open_known(local_path(pretrained), root, formats) as checkpoint:
         return _loaded(name, checkpoint, source, pad_small_map).eval()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -51,7 +52,9 @@ class Retry:
 class Failure:
     """Why a request gave no answer. `wait`: seconds that the Hub asks to wait; `text`: one line, without secrets."""
 
-    kind: Literal["repository", "revision", "file", "access", "token", "stale", "busy", "lost", "offline", "other"]
+    kind: Literal[
+        "repository", "revision", "file", "access", "token", "stale", "busy", "lost", "unreachable", "offline", "other"
+    ]
     text: str
     status: int | None = None
     wait: float | None = None
@@ -65,13 +68,14 @@ class Failure:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence huggingface_hub's own log: it names addresses with signatures in them."""
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(max(level, logging.ERROR))
+    from huggingface_hub.utils import logging as library  # its import sets the level, so it comes first
+
+    level = library.get_verbosity()
+    library.set_verbosity(max(level, logging.ERROR))
     try:
         yield
     finally:
-        logger.setLevel(level)
+        library.set_verbosity(level)
 
 
 def show_progress(shown: bool) -> None:
@@ -141,6 +145,8 @@ def _failure(error: Exception) -> Failure:
         return Failure("stale", text, status)
     if status in _TRANSIENT_STATUS:
         return Failure("busy", text, status, _wait(response.headers) if response is not None else None)
+    if isinstance(error, transport.ConnectError) and _is_look_up(error):
+        return Failure("unreachable", f"{error.request.url.host} cannot be reached: a name look-up failed ({text})")
     if isinstance(error, transport.TimeoutException | transport.NetworkError | transport.RemoteProtocolError):
         return Failure("lost", f"the connection was lost ({text})")
     if isinstance(error, UnicodeEncodeError) and error.encoding == "ascii":  # as headers are
@@ -150,6 +156,13 @@ def _failure(error: Exception) -> Failure:
     if isinstance(error, OSError) and "Consistency check failed" in str(error):
         return Failure("lost", "the download ended too early")
     return Failure("other", text, status)
+
+
+def _is_look_up(error: BaseException | None) -> bool:
+    """Whether it comes of a name that has no address: of the Hub, or of a proxy."""
+    while error is not None and not isinstance(error, socket.gaierror):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _wait(headers: Any) -> float | None:

@@ -137,7 +137,7 @@ def _downloaded(
     *,
     is_path: bool,
 ) -> Resolved:
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
     from huggingface_hub.hf_api import RepoFile
 
     api = HfApi(library_name="converter")
@@ -149,6 +149,8 @@ def _downloaded(
             raise HubError(f"{plain(at)}: {_not_downloaded(answer, wanted, is_path=is_path)}")
         return answer
 
+    # what follows is repeated by the client, too, for up to 23 seconds each time: first, whether the Hub answers at all
+    ask(lambda: api.model_info(wanted.repo_id, revision=wanted.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT))
     local = ask(lambda: _fetch(api, wanted, cache_dir))
     folder = _snapshot(local, wanted)
     commit = folder.name
@@ -266,6 +268,8 @@ def _not_downloaded(failure: Failure, wanted: Reference, *, is_path: bool) -> st
         "file": f"no file {quoted(str(wanted.file))} there. Check its name",
         "access": "this token may not read it. Ask for access on its page, or sign in: hf auth login",
         "busy": f"{failure.text}. Try again later, or set HF_HUB_OFFLINE=1 to use what is in the cache",
+        "unreachable": f"{'no such file or folder here, and ' if is_path else ''}{failure.text}. Check the connection, "
+        "or set HF_HUB_OFFLINE=1 to use what is in the cache",
         "lost": f"{failure.text}. Check the connection, or set HF_HUB_OFFLINE=1 to use what is in the cache",
     }
     return hints.get(failure.kind, failure.text) + "."

@@ -3,6 +3,8 @@
 In the order in which data passes:
 
     documents.py   finding, parsing and checking the JSON
+    wrappers.py    what trainers put around a model's own names
+    names.py       how a table's keys read in a file, with wrappers and aliases
     pattern.py     names with captures, matched and formatted
     expression.py  arithmetic over a config
     ops.py         the closed set of operations on tensors, each with its inverse

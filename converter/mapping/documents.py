@@ -21,6 +21,7 @@ _MOST_VALUES = 200_000  # the schema takes some 20 microseconds for each
 _DEEPEST = 64
 _SHOWN = 100  # problems of one document
 RELEASED = "released.json"  # beside tables and specs: the hashes of those that were released
+WRAPPERS = "wrappers.json"  # and what trainers put around a model's own names
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,11 @@ def names_of(kind: str) -> list[str]:
     return [path.stem for path, found in _listing() if found == kind]
 
 
+def known_paths() -> tuple[Path, ...]:
+    """The documents that have names."""
+    return tuple(path for path, _ in _listing())
+
+
 def kind_of(path: str | Path) -> str | None:
     """The kind that the document at a path says it is; None for a name."""
     return str(_parse(Path(path))[0].get("kind")) if str(path).endswith(".json") else None
@@ -102,11 +108,17 @@ def list_documents(kind: str) -> list[Document]:
     return [_checked(path, kind) for path, found in _listing() if found == kind]
 
 
+def read_wrappers(*, check: bool = False) -> dict[str, Any]:
+    """The content of `wrappers.json`. It is checked by the schema where that is asked for, to save time."""
+    path = mappings_folder() / WRAPPERS
+    return _checked(path, "wrappers").content if check else _parse(path)[0]
+
+
 @cache
 def _listing() -> tuple[tuple[Path, str], ...]:
     """Path and kind of every document that has a name; one of this package hides others of its name."""
     folders = [*(family.mappings for family in reversed(installed_families())), mappings_folder()]
-    about = {"schema.json", RELEASED}
+    about = {"schema.json", RELEASED, WRAPPERS}
     paths = {path.stem: path for folder in folders for path in folder.glob("*.json") if path.name not in about}
     by_name = sorted(paths.values(), key=lambda path: path.name)
     return tuple((path, str(_parse(path)[0].get("kind"))) for path in by_name)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from converter.errors import TableError
+from converter.mapping.documents import WRAPPERS, read_wrappers
 from converter.mapping.entries import Bound, Ignore, Rule, Transfer
 from converter.mapping.expression import Value
 from converter.mapping.ops import prove_bijective
@@ -46,6 +47,13 @@ def lint(table: Table) -> list[str]:
     return problems + [f"{pointer}: no pattern or op uses it" for pointer in table.unused_names()]
 
 
+def lint_wrappers() -> list[str]:
+    """Every problem of `wrappers.json`. Raises TableError where it breaks the schema."""
+    content = read_wrappers(check=True)
+    names = [entry["name"] for section in ("wrappers", "counters") for entry in content[section]]
+    return [f"{WRAPPERS}: {name!r} is there twice" for name in sorted(set(names)) if names.count(name) > 1]
+
+
 def _configs(spec: Spec) -> Iterator[tuple[str, Config]]:
     for variant in spec.variants:
         yield variant.name, variant.config
@@ -70,7 +78,7 @@ def _ambiguities(table: Table, bound: Bound, transfers: list[Transfer]) -> Itera
 
 
 def _unreadable(table: Table, bound: Bound, transfers: list[Transfer]) -> Iterator[str]:
-    """Keys that the table would write but not read back, since prefixes or aliases change them."""
+    """Keys that the table would write but not read back, since wrappers, prefixes or aliases change them."""
     for transfer in transfers:
         for pattern, (name, _) in zip(transfer.rule.sources, transfer.sources, strict=True):
             if pattern.match(name) is None:

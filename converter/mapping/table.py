@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from converter.errors import TableError
 from converter.mapping.documents import pointer_to
 from converter.mapping.entries import Binder, Bound
 from converter.mapping.expression import Value, evaluate
+from converter.mapping.names import Names, form_of
 from converter.mapping.spec import MOST_NAMES, Budget, Config, Spec
+from converter.mapping.wrappers import load_wrappers
 
 _MOST_REBUILT = 1 << 28  # elements of buffers, under all variants together; the largest of `mappings/` needs a tenth
-_LONGEST_KEY = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class SavedAs:
 Entries = tuple[tuple[str, Mapping[str, Any]], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Table:
     """A checked table and the spec of its target, or of the part of it that the format holds.
 
@@ -76,15 +78,28 @@ class Table:
             if name not in used
         ]
 
-    def source_forms(self) -> set[str]:
-        """All source patterns with `*` for numbers: what a key looks like, whatever the variant."""
-        forms = set()
+    @cached_property
+    def names(self) -> Names:
+        """How the keys of a file are read."""
+        try:
+            return Names(self._source_forms(), self.prefixes, self.aliases, load_wrappers().segments)
+        except TableError as error:
+            raise TableError(f"{self.path}: {error}") from None
+
+    def _source_forms(self) -> set[str]:
+        """The form of every source pattern, with each word where it has one of several."""
+        forms: set[str] = set()
         for section in ("rules", "ignore"):
-            for _, entry in self.entries.get(section, ()):
+            for pointer, entry in self.entries.get(section, ()):
                 texts = [entry["source"]] if isinstance(entry["source"], str) else entry["source"]
                 for name, words in self.words.items():
-                    texts = [t.replace(f"{{{name}}}", word) for t in texts for word in words]
-                forms |= {re.sub(r"\{[^{}]*\}|[0-9]+", "*", text) for text in texts}
+                    hole = f"{{{name}}}"
+                    texts = [
+                        made for t in texts for made in ([t.replace(hole, w) for w in words] if hole in t else [t])
+                    ]
+                    if len(texts) > MOST_NAMES:
+                        raise TableError(f"{pointer}: /words make more than {MOST_NAMES} keys of it")
+                forms |= {form_of(re.sub(r"\{[^{}]*\}", "*", text)) for text in texts}
         return forms
 
     def doubts(self) -> list[str]:
@@ -96,22 +111,12 @@ class Table:
             if "doubt" in entry
         ]
 
-    def prefix(self, name: str) -> str:
-        """The prefixes of wrappers that `name` begins with."""
-        end = 0
-        while prefix := next((p for p in self.prefixes if name.startswith(p, end)), None):
-            end += len(prefix)
-        return name[:end]
-
     def short(self, name: str) -> str:
-        """`name` without the prefixes of wrappers, and with old or other names of parts as the rules call them."""
-        name = name.removeprefix(self.prefix(name))
-        longest = max(_LONGEST_KEY, len(name))
-        for other, ours in self.aliases.items():
-            name = name.replace(other, ours)
-            if len(name) > longest:  # each can make it a hundred times as long
-                raise TableError(f"{self.path}: /aliases make a key of more than {longest} characters")
-        return name
+        """`name` without wrappers, and with old or other names of parts as the rules call them."""
+        try:
+            return self.names.short(name)
+        except TableError as error:
+            raise TableError(f"{self.path}: {error}") from None
 
     def config_document(self, config: Config, dtypes: set[str]) -> dict[str, Any] | None:
         """The config.json that the format's own tools read, if they read one; `dtypes` are those of the weights."""

@@ -137,8 +137,11 @@ class Family(ABC, Generic[M]):
         """Weights whose rows are divided into heads, by name, with the number of blocks."""
         return {}
 
-    def prompt(self, names: str | None, caption: str | None, spans: Sequence[str]) -> Any:
-        """What to look for: class names, or phrases of a caption, each `from:to` in characters. ModelError."""
+    def prompt(self, names: str | Sequence[str] | None, caption: str | None, spans: Sequence[str]) -> Any:
+        """What to look for: class names, or phrases of a caption, each `from:to` in characters. ModelError.
+
+        Names come as one text, which the family divides, or one by one, to be taken as they are.
+        """
         raise ModelError(f"{type(self).__name__}: models of this family do not detect what a prompt names.")
 
     def detector(self, model: M, source: Path, vocabulary: Path | None) -> Detector:

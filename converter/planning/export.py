@@ -14,7 +14,7 @@ from converter.display import quoted
 from converter.errors import PlanError
 from converter.mapping.cast import can_hold, is_float
 from converter.mapping.table import Table
-from converter.planning.fit import Fit, Fits, claims_on, headline, wrong_dtypes
+from converter.planning.fit import Fit, Fits, claims_on, counter_of, headline, wrong_dtypes
 from converter.planning.plan import Format, LeftOut, Missing, Naming, Plan, Rebuilt, Residue, Step, Tensor
 
 
@@ -87,7 +87,7 @@ def _misplaced(fit: Fit) -> Iterator[str]:
         claims = claims_on(fit.there, name)
         if name in made:
             yield f"{found}: {made[name]} makes it of what is there in the source, or needs more than the residue has"
-        elif not claims:
+        elif not claims and not counter_of(tensor):
             yield f"{found}: {fit.table.name} has no rule for it. Give the residue of this very conversion"
         elif computed := next((claim for claim in claims if claim.rebuild), None):
             yield f"{found}: {computed.pointer} computes it, so no residue holds it"

@@ -5,13 +5,13 @@ A table is laid against a checkpoint, or, read backwards, against tensors of its
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from converter.checkpoint import DTYPES, DType
+from converter.display import quoted
 from converter.errors import PlanError, TableError
 from converter.mapping.cast import is_float
 from converter.mapping.entries import Bound, Ignore, Transfer
@@ -19,8 +19,10 @@ from converter.mapping.ops import Op, Shape, prove_bijective
 from converter.mapping.spec import Config, Variant
 from converter.mapping.table import Table
 from converter.mapping.transfers import transfers
+from converter.mapping.wrappers import Counter, load_wrappers
+from converter.planning.keys import by_key, naming, wrappers_of
 from converter.planning.nearest import nearest
-from converter.planning.plan import Contents, Described, LeftOut, Missing, Naming, Plan, Residue, Step, Tensor
+from converter.planning.plan import Contents, LeftOut, Missing, Naming, Plan, Residue, Step, Tensor
 
 _HINTS = 50  # unknown names for which near ones are looked up
 
@@ -42,17 +44,36 @@ def make_plan(
     laid = fits(table, contents, variant)
     plan = laid.fit.plan(dtype)
     if refuse and plan.problems:
+        if said := hidden(table, contents):
+            raise PlanError(said)
         raise PlanError(headline(laid, len(contents.tensors), len(plan.problems)), plan.problems)
     return plan
 
 
+def hidden(table: Table, contents: Contents) -> str:
+    """A sentence, if the names of the format are there, but behind something that is no known wrapper; else ""."""
+    start = table.names.behind(contents.tensors)
+    return start and (
+        f"names of {table.label} are there, but behind {quoted(f'{start}.')}, which is no known wrapper. If it is one "
+        f"here, take it off with --root {start}"
+    )
+
+
 def fits(table: Table, contents: Contents, variant: str | None = None) -> Fits:
     """`table` laid against the index of a checkpoint, under every variant. Arguments as for `make_plan`."""
-    stripped, problems = _stripped(contents.tensors, table)
+    tensors, problems = by_key(contents.tensors, table)
     unreadable = {table.short(name): reason for name, reason in {**contents.objects, **contents.unsupported}.items()}
     extra = [table.short(name) for name in contents.unsupported]
-    naming = _naming(table, contents.tensors)
-    return Fits(table, stripped, variant, unreadable=unreadable, extra=extra, problems=problems, naming=naming)
+    return Fits(
+        table,
+        tensors,
+        variant,
+        unreadable=unreadable,
+        extra=extra,
+        problems=problems,
+        naming=naming(table, contents.tensors),
+        wrappers=wrappers_of(table, contents.tensors),
+    )
 
 
 class Fits:
@@ -106,6 +127,7 @@ class Fit:
     problems: Sequence[str] = ()
     backwards: bool = False
     residue: Residue | None = None
+    wrappers: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         table, variant, tensors, backwards = self.table, self.variant, self.tensors, self.backwards
@@ -126,7 +148,7 @@ class Fit:
         self.found = sum(name in tensors and tensors[name].shape == shape for name, (shape, _) in self.needed.items())
         restored = {name: shape for t in self.restored for name, shape in t.targets}
         fits = self.found + sum(self.kept[name].shape == shape for name, shape in restored.items())
-        ignored = sum(bool(claims_on(self.bound, name)) for name in tensors)
+        ignored = sum(bool(claims_on(self.bound, name) or counter_of(tensor)) for name, tensor in tensors.items())
         ignored += sum(bool(claims_on(self.there, name)) for name in self.kept)
         # intersection over union of the tensors that are needed and those that are present, ignored ones aside
         self.score = fits / max(1, len(self.needed) + len(restored) + len(tensors) + len(self.kept) - ignored - fits)
@@ -158,6 +180,7 @@ class Fit:
             self.table.spec.part,
             tuple(dict.fromkeys(missing)),
             naming=self.naming,
+            wrappers=self.wrappers,
         )
 
     def _steps(self, dtype: DType | None) -> tuple[tuple[Step, ...], list[str]]:
@@ -216,6 +239,8 @@ class Fit:
                 (claim,) = claims
                 rebuild = claim.rebuild and partial(claim.rebuild, claim.source.match(name) or {})
                 left_out.append(LeftOut(tensor, claim.pointer, claim.reason, rebuild))
+            elif not makers and (counter := counter_of(tensor)):
+                left_out.append(LeftOut(tensor, counter.pointer, counter.reason, None))
             elif makers:
                 problems.append(
                     f"{tensor.name!r} {tensor.shape} matches {pointers}, but no tensor of "
@@ -266,28 +291,14 @@ def claims_on(bound: Bound, name: str) -> list[Ignore]:
     return [ignore for ignore in bound.ignores if ignore.source.match(name) is not None]
 
 
+def counter_of(tensor: Tensor) -> Counter | None:
+    """The counter of a trainer that a tensor is, which is left out of every format that does not know it."""
+    return load_wrappers().counter(tensor.name, tensor.shape)
+
+
 def _folded(pattern: str, transfer: Transfer) -> str:
     """What a rule would have made: its pattern, or the name where it makes a single one."""
     return pattern if "{" in pattern else transfer.targets[0][0]
-
-
-def _naming(table: Table, names: Collection[str]) -> Naming:
-    """The most frequent prefix, and all names that are not this prefix plus their short name."""
-    prefixes = Counter(map(table.prefix, names)).most_common(1)
-    prefix = prefixes[0][0] if prefixes else ""
-    return Naming(prefix, {short: n for n in names if n != prefix + (short := table.short(n))})
-
-
-def _stripped(tensors: Mapping[str, Described], table: Table) -> tuple[dict[str, Tensor], list[str]]:
-    stripped: dict[str, Tensor] = {}
-    problems = []
-    for name, info in tensors.items():
-        short = table.short(name)
-        if short in stripped:
-            problems.append(f"{stripped[short].name!r} and {name!r} are the same key once prefixes are taken off")
-        else:
-            stripped[short] = Tensor(name, info.shape, info.dtype)
-    return stripped, problems
 
 
 def _with_options(

@@ -5,18 +5,21 @@ A format is a table: one of `mappings/`, one at a path, or the naming of a spec 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
 
+from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.errors import PlanError, TableError
-from converter.mapping.documents import kind_of, names_of, unknown
+from converter.mapping.documents import kind_of, known_paths, names_of, unknown
 from converter.mapping.load import hub_table, load_table, load_target
+from converter.mapping.names import form_of
 from converter.mapping.spec import Spec, load_spec
 from converter.mapping.table import Table
 from converter.planning.compose import compose
 from converter.planning.export import make_export
-from converter.planning.fit import fits, make_plan
-from converter.planning.plan import Contents, Described, Plan, Residue
+from converter.planning.fit import fits, hidden, make_plan
+from converter.planning.plan import Contents, Plan, Residue
 
 _NEAR = 0.5  # of the names that the best table knows; tables that know fewer are not fitted
 _SURE = 0.8  # of all names; a table that knows more, with no other near it, is taken without fitting
@@ -56,11 +59,14 @@ def recognise(contents: Contents, spec: Spec | None = None) -> Table:
 
     Raises PlanError if none fits, or if several fit equally well: then it lists them.
     """
-    known = [(table, _known(table, contents.tensors)) for table in _candidates(spec)]
+    forms = set(map(form_of, contents.tensors))
+    known = [(table, _known(table, forms)) for table in _candidates(spec)]
     most = max(share for _, share in known)
     near = [table for table, share in known if share and share >= _NEAR * most]
     if len(near) == 1 and most > _SURE:
         return near[0]
+    if most < _NEAR and (said := next(filter(None, (hidden(table, contents) for table, _ in known)), "")):
+        raise PlanError(said)
     found = [(table, fits(table, contents)) for table in near]
     if not found or (best := max(fit.best.score for _, fit in found)) < 0.1:
         closest = [f"{table.label}: {share:.0%} of the names" for table, share in _closest(known)]
@@ -78,29 +84,49 @@ def recognise(contents: Contents, spec: Spec | None = None) -> Table:
     return chosen[0]
 
 
+def open_known(path: str | Path, root: str | None = None, formats: Sequence[Table] = ()) -> Checkpoint:
+    """Open a checkpoint; of several state dicts in it, the one that is in a known format, or in one of `formats`.
+
+    Raises CheckpointError, as `open_checkpoint` does.
+    """
+
+    def share(names: Collection[str]) -> float:
+        forms = set(map(form_of, names))
+        return max(_known(table, forms) for table in formats or _candidates(None))
+
+    return open_checkpoint(path, root, share)
+
+
 def fitting(contents: Contents) -> Iterator[tuple[Table, Plan]]:
     """The known formats that a checkpoint is in without any problem, each with the plan from it."""
+    forms = set(map(form_of, contents.tensors))
     for table in _candidates(None):
-        if _known(table, contents.tensors):
+        if _known(table, forms):
             plan = make_plan(table, contents, refuse=False)
             if not plan.problems:
                 yield table, plan
 
 
-def _candidates(spec: Spec | None) -> Iterator[Table]:
-    built_in = [load_spec(name) for name in names_of("spec")]
-    for whole in built_in if spec is None or any(spec.name == known.name for known in built_in) else [spec]:
-        yield from (hub_table(part) for part in (whole, *whole.parts.values()))
-    for name in names_of("table"):
-        table = load_table(name)
-        if spec is None or table.spec.name == spec.name:
-            yield table
+def _candidates(spec: Spec | None) -> list[Table]:
+    known = _known_formats(known_paths())
+    if spec is None:
+        return list(known)
+    own = [] if any(table.is_hub and table.spec.name == spec.name for table in known) else [spec, *spec.parts.values()]
+    return [*map(hub_table, own), *(table for table in known if table.spec.name == spec.name)]
 
 
-def _known(table: Table, tensors: Mapping[str, Described]) -> float:
+@cache
+def _known_formats(paths: tuple[Path, ...]) -> tuple[Table, ...]:
+    """Every format that has a name: each spec's own naming, whole and in parts, and every table; `paths` are theirs."""
+    specs = [
+        part for name in names_of("spec") for whole in [load_spec(name)] for part in (whole, *whole.parts.values())
+    ]
+    return (*map(hub_table, specs), *map(load_table, names_of("table")))
+
+
+def _known(table: Table, forms: Collection[str]) -> float:
     """The share of the names, numbers aside, that the table has a pattern for."""
-    forms = {re.sub(r"[0-9]+", "*", table.short(name)) for name in tensors}
-    return len(forms & table.source_forms()) / max(1, len(forms))
+    return sum(map(table.names.knows, forms)) / max(1, len(forms))
 
 
 def _closest(known: list[tuple[Table, float]]) -> list[tuple[Table, float]]:

@@ -151,6 +151,7 @@ class Format:
 class Plan:
     """What becomes of every source tensor and where every target tensor comes from.
 
+    `wrappers`: segments that were taken off names, each with the number of names.
     `target` is the spec, `part` the part of it that the plan fills. `written` is the format to write, None for the
     spec's own naming. `carried` are steps that read from the residue of an earlier conversion. `naming` is that of the
     source checkpoint. A plan with `problems` cannot be executed; `make_plan` raises then, unless told not to.
@@ -170,6 +171,7 @@ class Plan:
     carried: tuple[Step, ...] = ()
     naming: Naming = Naming()
     written: Format | None = None
+    wrappers: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def targets(self) -> Iterator[Tensor]:

@@ -10,16 +10,17 @@ from typing import Any
 
 from converter import __version__
 from converter.checkpoint import Checkpoint, open_checkpoint
-from converter.display import file_name, plain
-from converter.errors import DestinationError, ModelError
+from converter.display import plain
+from converter.errors import ModelError
 from converter.parity.evidence import Evidence, read_evidence
 from converter.parity.family import Companions, Family
 from converter.parity.setup import Setup, read_setup
 from converter.publish.card import Facts, model_card
 from converter.publish.checks import check_architecture, check_setup, check_weights, content_of, read_records
 from converter.writing.ledger import CustomTable, to_json
+from converter.writing.names import check_folder_name
 from converter.writing.shards import INDEX_NAME
-from converter.writing.staging import Staging, check_destination, is_file_name, writing
+from converter.writing.staging import Staging, check_destination, writing
 from converter.writing.transfer import write_at
 
 CERTIFICATE, REPORT, CARD = "parity.json", "report.html", "README.md"
@@ -169,10 +170,7 @@ def write_package(package: Package, destination: Path, *, force: bool = False) -
 
 def check_package_destination(destination: Path, *, force: bool, inputs: Collection[Path]) -> None:
     """Refuse, before anything is read, a destination that can't be a folder of ours."""
-    if is_file_name(destination):
-        raise DestinationError(
-            f"{file_name(destination)}: a package is a folder; choose a name without {destination.suffix}"
-        )
+    check_folder_name(destination, "a package is")
     check_destination(destination, force=force, inputs=list(inputs), also_ours=DOCUMENTS)
 
 

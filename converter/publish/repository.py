@@ -155,6 +155,7 @@ class Repository:
             "offline": "Unset HF_HUB_OFFLINE, and run",
             "busy": "What was received is kept; run again",
             "lost": "What was received is kept; run again",
+            "unreachable": "Check the connection, and run",
         }
         if failure.status == 401:
             hints["access"] = "Sign in again (hf auth login) or set HF_TOKEN, and run"

@@ -11,5 +11,6 @@ In the order in which data passes:
     residue.py        what a conversion leaves out, kept beside the result for the way back
     ledger.py         conversion.json: where every tensor came from, and the hash of each
     records.py        conversion.json and config.json, read back
+    names.py          what the name of a destination says: a file, a folder, or by mistake neither
     staging.py        files without a name until all are complete; the commit that renames them
 """

@@ -24,9 +24,10 @@ from converter.writing.ledger import (
     tables_of,
     to_json,
 )
+from converter.writing.names import ARCHIVES, is_file_name
 from converter.writing.residue import check_residue_destination, residue_metadata, residue_path, steps_to_keep
 from converter.writing.shards import INDEX_NAME, Shard, lay_out, nbytes, shard_index
-from converter.writing.staging import ARCHIVES, Staging, check_destination, is_file_name, writing
+from converter.writing.staging import Staging, check_destination, writing
 from converter.writing.torch_archive import lay_out_archive
 from converter.writing.transfer import Transfer, flushing, raw_bytes, write_at
 

@@ -12,11 +12,11 @@ from functools import cache
 from math import prod
 from pathlib import Path
 
-from converter.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from converter.checkpoint import Checkpoint, TensorInfo
 from converter.checkpoint.hashes import tensor_hashes
 from converter.checkpoint.storage import CHUNK
 from converter.mapping.ops import Shape
-from converter.planning.formats import choose_formats, make_route
+from converter.planning.formats import choose_formats, make_route, open_known
 from converter.planning.plan import Plan, Step
 from converter.writing.buffers import verify_left_out
 from converter.writing.ledger import config_document, digest_of_sources, draft_ledger, fill_ledger, to_json
@@ -30,7 +30,7 @@ def open_converted(path: Path, root: str | None = None) -> Checkpoint:
     `root` names the state dict to take where there are several. Raises CheckpointError, PlanError as `convert` does,
     and ModelError where a conversion has a damaged record of what it is.
     """
-    checkpoint = open_checkpoint(path, root)
+    checkpoint = open_known(path, root)
     try:
         if find_record(path, checkpoint, "config") is not None:
             return checkpoint

@@ -54,6 +54,7 @@ def draft_ledger(checkpoint: Checkpoint, plan: Plan, origin: Mapping[str, Any] |
         "source": {
             "layout": checkpoint.layout,
             "root": checkpoint.root,
+            **({"wrappers": dict(sorted(plan.wrappers.items()))} if plan.wrappers else {}),
             "sha256": NO_HASH,
             **({"origin": dict(origin)} if origin else {}),
         },

@@ -18,8 +18,9 @@ from converter.errors import CheckpointError, CorruptCheckpointError, Destinatio
 from converter.mapping.table import Table
 from converter.planning.plan import Naming, Plan, Residue, Step, Tensor
 from converter.writing.ledger import ledger_of, to_json
+from converter.writing.names import is_file_name
 from converter.writing.shards import INDEX_NAME
-from converter.writing.staging import check_destination, is_file_name
+from converter.writing.staging import check_destination
 
 METADATA_KEY = "residue"
 
@@ -45,10 +46,10 @@ class Kept:
         Raises CorruptCheckpointError where these contradict each other or the table does not know the prefix.
         """
         label = file_name(self.checkpoint.path)
-        if table.prefix(self.prefix) != self.prefix:
+        if not table.names.is_prefix(self.prefix):
             raise CorruptCheckpointError(
-                f"{label}: says that names began with {quoted(self.prefix)}; {table.label} knows only "
-                f"{', '.join(map(repr, table.prefixes)) or 'names without prefix'}. Leave it out, or get it again."
+                f"{label}: says that names began with {quoted(self.prefix)}, which is no wrapper and no prefix of "
+                f"{table.label}. Leave it out, or get it again."
             )
         full: dict[str, str] = {}
         for name in (*self.checkpoint.tensors, *self.buffers, *self.names):

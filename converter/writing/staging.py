@@ -18,19 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from converter.display import file_name, plain
+from converter.display import file_name, plain, quoted
 from converter.errors import DestinationError
+from converter.writing.names import WRITTEN, is_file_name, meant_file
 
 _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT}
 _RENAME_EXCHANGE = 2  # linux/fs.h
-
-
-ARCHIVES = (".pth", ".pt", ".bin")  # names of files in torch.save's layout
-
-
-def is_file_name(destination: Path) -> bool:
-    """Whether one file is to be written under that name, rather than a folder."""
-    return destination.suffix in {".safetensors", *ARCHIVES}
 
 
 def check_destination(destination: Path, *, force: bool, inputs: list[Path], also_ours: Collection[str] = ()) -> None:
@@ -43,7 +36,7 @@ def check_destination(destination: Path, *, force: bool, inputs: list[Path], als
 
 
 def _check_destination(destination: Path, force: bool, inputs: list[Path], also_ours: Collection[str]) -> None:
-    if destination.name in ("", "..", ".safetensors") or "\0" in str(destination):
+    if destination.name in ("", "..", *WRITTEN) or "\0" in str(destination):
         raise DestinationError(f"{str(destination)!r} names no file or folder to write; choose another destination")
     parent = destination.parent
     if not parent.is_dir():
@@ -59,10 +52,10 @@ def _check_destination(destination: Path, force: bool, inputs: list[Path], also_
         if destination.is_dir() and destination.resolve() in path.resolve().parents:
             raise DestinationError(f"{destination} holds the source {path.name}; choose another destination")
     is_file = is_file_name(destination)
-    if not is_file and destination.suffix in {".ckpt", ".pkl", ".json", ".tar", ".pdparams", ".onnx"}:
+    if meant := meant_file(destination):
         raise DestinationError(
-            f"{destination.name}: only safetensors and .pth are written. End its name in one of "
-            f"{', '.join(('.safetensors', *ARCHIVES))} for one file, or name a folder"
+            f"{file_name(destination)}: the name reads like a file's, and written are files in {', '.join(WRITTEN)}. "
+            f"Did you mean {quoted(meant)}? For a folder choose a name without {plain(destination.suffix)}"
         )
     if not destination.exists():
         return

@@ -291,10 +291,6 @@ def test_a_file_without_a_state_dict_is_refused(item: object, save: Save) -> Non
     assert "state_dict" in refusal(save(item), RootError)
 
 
-def test_a_whole_pickled_module_is_refused(save: Save) -> None:
-    assert "state_dict" in refusal(save(nn.Linear(2, 2)), RootError)
-
-
 def test_reading_it_needs_only_its_own_bytes(save: Save) -> None:
     path = save({"first": torch.arange(4.0), "last": torch.arange(4.0) + 0.5})
     position = path.read_bytes().index(torch.tensor(0.5).numpy().tobytes())

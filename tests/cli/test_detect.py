@@ -65,6 +65,13 @@ def test_a_caption_with_spans(shared: Path, options: list[object]) -> None:
     assert set(content["images"][0]["phrases"]) <= {"person", "dogs"}
 
 
+def test_names_with_full_stops(shared: Path, options: list[object]) -> None:
+    names = ["--name", "U.S. flag", "--name", "traffic light"]
+    content = json.loads(run(shared / "small", shared / "rocket.png", *names, *options, "--json").stdout)
+    assert content["captions"] == ["U.S. flag. traffic light"]
+    assert set(content["images"][0]["phrases"]) == {"U.S. flag", "traffic light"}
+
+
 def test_drawings_and_json_are_written(shared: Path, options: list[object], tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with Image.open(shared / "astronaut.png") as picture:
@@ -120,6 +127,9 @@ def test_exit_codes(shared: Path, options: list[object], tmp_path: Path) -> None
     for arguments in (
         [],
         ["--prompt", "a.", "--caption", "a"],
+        ["--prompt", "a.", "--name", "a"],
+        ["--name", "a", "--caption", "a", "--span", "0:1"],
+        ["--name", "a", "--span", "0:1"],
         ["--caption", "a"],
         ["--prompt", "a.", "--span", "0:1"],
         ["--prompt", "a.", "--threshold", "nan"],
@@ -129,6 +139,10 @@ def test_exit_codes(shared: Path, options: list[object], tmp_path: Path) -> None
         ([model, tmp_path / "bad.png", "--prompt", "dog."], "is not a picture"),
         ([model, tmp_path / "absent.png", "--prompt", "dog."], "No such file"),
         ([model, picture, "--prompt", "."], "expected names like"),
+        ([model, picture, "--prompt", ""], "expected names like"),
+        ([model, picture, "--name", ""], "none empty"),
+        ([model, picture, "--name", "dog", "--name", "dog"], "'dog' is there twice"),
+        ([model, picture, "--name", "dog " * 300], "has 302 tokens, expected at most 256"),
         ([model, picture, "--prompt", "zebra."], "no word of 'zebra'"),
         ([model, picture, "--caption", "dog", "--span", "0:9"], "within the 3 characters"),
         ([model, picture, "--caption", "dog", "--span", "0-3"], "like 2:8"),

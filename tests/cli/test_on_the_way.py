@@ -57,7 +57,7 @@ def there(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Iterato
         official = folder / "glip-official.pth"
         state = torch.load(official, weights_only=True)["model"]
         averaged = {n: t * 1.25 if n.endswith("bbox_pred.weight") else t for n, t in state.items()}
-        torch.save({"ema": averaged, "weights": state}, folder / "two.pth")
+        torch.save({"first": state, "second": averaged}, folder / "two.pth")
         run("convert", "--src", official, "--dst", folder / "own.safetensors")
         run("capture", folder / "own.safetensors", "--dst", folder / "here.safetensors", "--errors", "float32,bfloat16")
         small_vocabulary(folder)
@@ -88,12 +88,12 @@ def test_the_model_is_float32_whatever_the_file_is(dtype: torch.dtype, there: Pa
 def test_of_several_state_dicts_one_is_chosen(there: Path) -> None:
     with pytest.raises(ModelError, match="several state dicts"):
         Detector.from_pretrained(there / "two.pth", there / "vocab.txt")
-    assert Detector.from_pretrained(there / "two.pth", there / "vocab.txt", root="ema")
+    assert Detector.from_pretrained(there / "two.pth", there / "vocab.txt", root="second")
     with pytest.raises(ModelError, match="several state dicts"):
         GLIP.from_pretrained(there / "two.pth")
     own = GLIP.from_pretrained(there / "own.safetensors").head.box.weight
-    assert torch.equal(GLIP.from_pretrained(there / "two.pth", root="weights").head.box.weight, own)
-    assert torch.equal(GLIP.from_pretrained(there / "two.pth", root="ema").head.box.weight, own * 1.25)
+    assert torch.equal(GLIP.from_pretrained(there / "two.pth", root="first").head.box.weight, own)
+    assert torch.equal(GLIP.from_pretrained(there / "two.pth", root="second").head.box.weight, own * 1.25)
 
 
 @pytest.mark.parametrize("file", ["glip-official.pth", "mmdet-glip.pth"])
@@ -108,22 +108,22 @@ def test_parity_says_the_same(file: str, there: Path) -> None:
 def test_coverage_and_its_proof_are_the_same(there: Path) -> None:
     rest = ("--reference", there / "here.safetensors", "--json", "--coverage", "--mode", "propagated")
     expected = run("parity", there / "own.safetensors", *rest)
-    found = run("parity", there / "two.pth", *rest, "--root", "weights")
+    found = run("parity", there / "two.pth", *rest, "--root", "first")
     assert fields(found, "sha256") == fields(expected, "sha256")
     assert "bit for bit, in their places: glip-official says so" in fields(found)["coverage"]["rows"]
 
 
 def test_every_command_takes_the_state_dict_that_is_asked_for(there: Path, tmp_path: Path) -> None:
     rest = ("--reference", there / "here.safetensors", "--mode", "injected")
-    run("parity", there / "two.pth", *rest, "--root", "weights")
-    assert "FAIL" in run("parity", there / "two.pth", *rest, "--root", "ema", code=1).stdout
+    run("parity", there / "two.pth", *rest, "--root", "first")
+    assert "FAIL" in run("parity", there / "two.pth", *rest, "--root", "second", code=1).stdout
     assert "--root" in refused("parity", there / "two.pth", *rest, code=3)["message"]
-    capture = tmp_path / "ema.safetensors"
-    run("capture", there / "two.pth", "--dst", capture, "--root", "ema")
+    capture = tmp_path / "second.safetensors"
+    run("capture", there / "two.pth", "--dst", capture, "--root", "second")
     run("certify", there / "two.pth", "--reference", capture, "--mutate", 0, code=3)
-    run("certify", there / "two.pth", "--reference", capture, "--mutate", 0, "--root", "ema")
-    run("verify", there / "two.pth", "--root", "ema")
-    assert "changed: head.box.weight" in run("verify", there / "two.pth", "--root", "weights", code=1).stdout
+    run("certify", there / "two.pth", "--reference", capture, "--mutate", 0, "--root", "second")
+    run("verify", there / "two.pth", "--root", "second")
+    assert "changed: head.box.weight" in run("verify", there / "two.pth", "--root", "first", code=1).stdout
     (there / "two.parity.json").unlink()
 
 
@@ -137,9 +137,9 @@ def test_detections_are_the_same(there: Path, tmp_path: Path, monkeypatch: pytes
     assert expected.pop("model") == str(there / "own.safetensors")
     assert found == expected
     assert expected["images"][0]["boxes"]
-    chosen = fields(run("detect", there / "two.pth", *rest, "--root", "weights"))
+    chosen = fields(run("detect", there / "two.pth", *rest, "--root", "first"))
     assert chosen["images"] == expected["images"]
-    assert fields(run("detect", there / "two.pth", *rest, "--root", "ema"))["images"] != expected["images"]
+    assert fields(run("detect", there / "two.pth", *rest, "--root", "second"))["images"] != expected["images"]
 
 
 def test_a_certificate_is_that_of_the_converted_file(there: Path, tmp_path: Path) -> None:

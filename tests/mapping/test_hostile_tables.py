@@ -155,7 +155,8 @@ HOSTILE: dict[str, tuple[Content, Content, str, str]] = {
     "text that runs backwards": ({"title": "\u202egpj.exe"}, {}, "/title", "cannot be printed"),
     "a name of no letters": ({"saved_as": {"config": {"\x1b": 1}}}, {}, "/saved_as/config", "cannot be printed"),
     "a prefix that stays": ({"saved_as": {"prefix": "foo."}}, {}, "/saved_as/prefix", "is read as 'foo.a.0'"),
-    "a prefix that eats": ({"prefixes": ["a."]}, {}, "/prefixes", "is read as '0'"),
+    "a prefix that nothing takes off": ({"saved_as": {"prefix": "q."}}, {}, "/saved_as", "is read as 'q.a.0'"),
+    "a prefix that is no segment": ({"prefixes": ["m_"]}, {}, "/prefixes/0", "does not match"),
     "two names made one": ({"aliases": {"a.1": "a.0"}}, {}, "/aliases", "is read as 'a.0', expected 'a.1'"),
     "an alias of nothing": ({"aliases": {"": "x"}}, {}, "/aliases", "non-empty"),
     "aliases that double": (

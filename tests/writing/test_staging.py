@@ -133,7 +133,10 @@ def test_refuses_what_could_not_be_committed_or_would_harm(tmp_path: Path) -> No
     assert "--force replaces it" in refusal(source)
     assert "letter.txt" in refusal(tmp_path / "home", force=True)
     assert "holds the source" in refusal(tmp_path, source, force=True)
-    assert "only safetensors and .pth are written" in refusal(tmp_path / "out.onnx")
+    assert refusal(tmp_path / "out.onnx").endswith(
+        "out.onnx: the name reads like a file's, and written are files in .safetensors, .pth, .pt, .bin. "
+        "Did you mean 'out.safetensors'? For a folder choose a name without .onnx"
+    )
 
 
 def test_accepts_an_empty_folder_and_a_new_name(tmp_path: Path) -> None:

@@ -28,10 +28,13 @@ class Prompt:
 
     @classmethod
     def of_names(cls, names: Sequence[str]) -> Prompt:
-        """Class names, full stops allowed. ModelError if there is none, or one is empty."""
+        """Class names, full stops allowed. ModelError if there is none, one is empty, or one is there twice."""
         phrases = tuple(name.strip() for name in names)
         if not phrases or not all(phrases):
             raise ModelError(f"prompt: found {quoted(str(list(names)), 80)}, expected at least one name, none empty.")
+        if len(set(phrases)) < len(phrases):
+            twice = next(name for name in phrases if phrases.count(name) > 1)
+            raise ModelError(f"prompt: the name {quoted(twice, 80)} is there twice. Give it once.")
         return cls(phrases)
 
     @classmethod

@@ -20,8 +20,7 @@ from converter.mapping.draft.words import Vocabulary
 from converter.mapping.expression import Value
 from converter.mapping.pattern import compile_pattern
 from converter.mapping.spec import load_spec
-
-_WRAPPERS = ("module.", "_orig_mod.")
+from converter.mapping.wrappers import load_wrappers
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +113,7 @@ def propose(
     """A table called `name` from `sources` to `target`. Raises TableError for names that a table cannot say."""
     if not sources or not target.tensors:
         raise TableError(f"the {'target' if sources else 'source'} has no tensors; there is nothing to draft")
-    prefixes, sources = _without_wrappers(sources)
+    sources = _without_wrappers(sources)
     check_names(sources, "source")
     matching = match(sources, target.tensors, on_round)
     if not matching.matches:
@@ -143,20 +142,20 @@ def propose(
         "facts": ["Drafted from names and shapes alone; every 'doubt' is to be settled by a person, then removed."],
         "target": target.name,
     }
-    table |= {"prefixes": prefixes} if prefixes else {}
     table |= {"words": writer.words} if writer.words else {}
     table |= {"rules": rules} | ({"ignore": ignores} if ignores else {})
     return Draft(table, target.spec, target.variant, matching)
 
 
-def _without_wrappers(sources: Sequence[Named]) -> tuple[list[str], list[Named]]:
-    """The prefixes that every name has, and the tensors without them."""
-    prefixes: list[str] = []
+def _without_wrappers(sources: Sequence[Named]) -> list[Named]:
+    """The tensors without the wrappers that every name has; every table takes them off."""
     current = list(sources)
-    while prefix := next((w for w in _WRAPPERS if all(t.name.startswith(w) for t in current)), None):
-        prefixes += [] if prefix in prefixes else [prefix]
-        current = [Named(t.name.removeprefix(prefix), t.shape, t.kind) for t in current]
-    return prefixes, current
+    wrappers = load_wrappers().segments
+    while all("." in tensor.name and tensor.name.partition(".")[0] in wrappers for tensor in current) and (
+        len({tensor.name.partition(".")[0] for tensor in current}) == 1
+    ):
+        current = [Named(t.name.partition(".")[2], t.shape, t.kind) for t in current]
+    return current
 
 
 def _condition(target: Target, name: str) -> str | None:

@@ -92,15 +92,21 @@ def test_phrases_of_a_sentence_are_looked_for(detector: Detector) -> None:
     assert set(detector.detect(PICTURE, prompt, 0.2).phrases) == {"person", "dogs"}
 
 
+def test_what_is_found_has_the_name_that_was_given(detector: Detector) -> None:
+    found = detector.detect(PICTURE, Prompt.of_names(["U.S. flag", "dog"]), 0.2)
+    assert set(zip(found.labels.tolist(), found.phrases, strict=True)) == {(1, "U.S. flag"), (2, "dog")}
+
+
 def test_a_long_prompt_is_looked_for_in_parts(detector: Detector) -> None:
     names = ["person"] * 126 + ["dog"] * 126
-    first, second = detector.captions(Prompt.of_names(names))
-    found = detector.detect(PICTURE, Prompt.of_names(names), 0.0)
+    prompt = Prompt.parse(". ".join(names))
+    first, second = detector.captions(prompt)
+    found = detector.detect(PICTURE, prompt, 0.0)
     assert (len(first.ids), len(second.ids)) == (255, 251)
     assert 100 <= len(found.scores) < 1000
     assert torch.equal(found.scores, found.scores.sort(descending=True).values)
     assert [names[label - 1] for label in found.labels.tolist()] == list(found.phrases)
-    alone = detector.detect(PICTURE, Prompt.of_names(names[127:]), 0.0)  # what the second caption says
+    alone = detector.detect(PICTURE, Prompt.parse(". ".join(names[127:])), 0.0)  # what the second caption says
     best = found.scores[found.labels > 127]
     torch.testing.assert_close(best, alone.scores[: len(best)])
 

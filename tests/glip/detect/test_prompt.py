@@ -43,6 +43,15 @@ def test_names_are_joined_as_for_evaluation(tokenizer: Tokenizer) -> None:
     assert caption.positive_map == {1: [1], 2: [3, 4], 3: [6, 7, 8]}
 
 
+def test_a_name_may_hold_full_stops(tokenizer: Tokenizer) -> None:
+    prompt = Prompt.of_names(["traffic light", " U.S. flag", "U.S."])
+    assert prompt.phrases == ("traffic light", "U.S. flag", "U.S.")
+    (caption,) = captions(prompt, tokenizer, SETTINGS)
+    assert caption.text == "traffic light. U.S. flag. U.S."
+    assert pieces(tokenizer, prompt) == [["traffic", "light"], ["u", ".", "s", ".", "flag"], ["u", ".", "s", "."]]
+    assert caption.positive_map == {1: [1, 2], 2: [4, 5, 6, 7, 8], 3: [10, 11, 12, 13]}
+
+
 def test_phrases_of_a_sentence(tokenizer: Tokenizer) -> None:
     prompt = Prompt.of_caption("a person with two dogs", [(2, 8), (18, 22), (14, 22)])
     assert prompt.phrases == ("person", "dogs", "two dogs")
@@ -83,10 +92,11 @@ def test_a_phrase_has_the_tokens_of_its_characters(tokenizer: Tokenizer, words: 
 
 def test_many_names_take_several_captions(tokenizer: Tokenizer) -> None:
     names = ["dog", "traffic light", "hair drier"] * 120
-    made = captions(Prompt.of_names(names), tokenizer, SETTINGS)
+    prompt = Prompt.parse(". ".join(names))
+    made = captions(prompt, tokenizer, SETTINGS)
     assert [len(caption.ids) for caption in made] == [255, 256, 253, 253, 68]
     assert [label for caption in made for label in caption.positive_map] == list(range(1, 361))
-    assert pieces(tokenizer, Prompt.of_names(names)) == [["dog"], ["traffic", "light"], ["hair", "dr", "##ier"]] * 120
+    assert pieces(tokenizer, prompt) == [["dog"], ["traffic", "light"], ["hair", "dr", "##ier"]] * 120
 
 
 def test_a_caption_may_be_full_and_no_fuller(tokenizer: Tokenizer) -> None:
@@ -115,6 +125,11 @@ def test_no_names_are_refused(text: str) -> None:
 def test_an_empty_name_is_refused(names: list[str]) -> None:
     with pytest.raises(ModelError, match="expected at least one name"):
         Prompt.of_names(names)
+
+
+def test_a_name_that_is_there_twice_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"the name 'U\.S\. flag' is there twice"):
+        Prompt.of_names(["U.S. flag", "dog", "U.S. flag "])
 
 
 @pytest.mark.parametrize("span", [(0, 0), (3, 2), (-1, 2), (0, 9), (8, 9)])

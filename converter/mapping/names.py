@@ -1,0 +1,147 @@
+"""How a format's keys read in a file: with wrappers around and inside them, and with other names of parts.
+
+A wrapper is taken off only where a key that the table knows remains. What keys look like is known whatever the variant:
+their forms, with `*` for numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from converter.errors import TableError
+
+_LONGEST_KEY = 4096
+_MOST_SEGMENTS = 64  # of a key with wrappers
+_MOST_FORMS = 100_000  # with the other names of their parts
+_MOST_BEHIND = 4  # segments before a model's names that a message speaks of
+
+
+def form_of(name: str) -> str:
+    """`name` with `*` for numbers."""
+    return re.sub("[0-9]+", "*", name)
+
+
+class Names:
+    """The keys of one table: `forms` are those of its rules, `prefixes` and `aliases` as the table has them.
+
+    `wrappers` are segments of names that belong to no model.
+    """
+
+    def __init__(
+        self, forms: Collection[str], prefixes: Sequence[str], aliases: Mapping[str, str], wrappers: Collection[str]
+    ) -> None:
+        self._aliases = aliases
+        self._forms = _with_aliases(forms, aliases)
+        self._starts = {form[:end] for form in self._forms for end in [*_dots(form), len(form)]}
+        self._wrappers = wrappers
+        self._prefixes = [tuple(form_of(prefix).removesuffix(".").split(".")) for prefix in prefixes]
+        self._found: dict[str, tuple[int, ...] | None] = {}
+
+    def knows(self, form: str) -> bool:
+        """Whether a key of this form is one of the table's, as it is or once wrappers are taken off."""
+        return self._cuts(form) is not None
+
+    def short(self, name: str) -> str:
+        """`name` as the rules call it; as it is where they do not know it."""
+        cuts = self._cuts(form_of(name))
+        if cuts:
+            name = ".".join(part for at, part in enumerate(name.split(".")) if at not in cuts)
+        longest = max(_LONGEST_KEY, len(name))
+        for other, ours in self._aliases.items():
+            name = name.replace(other, ours)
+            if len(name) > longest:  # each can make it a hundred times as long
+                raise TableError(f"/aliases make a key of more than {longest} characters")
+        return name
+
+    def taken_off(self, name: str) -> list[str]:
+        """The segments that `short` takes off."""
+        cuts = self._cuts(form_of(name)) or ()
+        return [part for at, part in enumerate(name.split(".")) if at in cuts]
+
+    def prefix(self, name: str) -> str:
+        """What `short` takes off at the beginning."""
+        cuts = self._cuts(form_of(name)) or ()
+        end = next((at for at, cut in enumerate(cuts) if at != cut), len(cuts))
+        return "".join(f"{part}." for part in name.split(".")[:end])
+
+    def is_prefix(self, text: str) -> bool:
+        """Whether wrappers, and prefixes of the table, make up `text`: what `prefix` can return."""
+        if not text:
+            return True
+        segments = form_of(text).removesuffix(".").split(".")
+        reached = {0}
+        for at in range(len(segments)):
+            if at in reached:
+                reached |= {at + count for count in self._skips(segments, at, front=True)}
+        return text.endswith(".") and len(segments) in reached
+
+    def behind(self, names: Collection[str]) -> str:
+        """What stands before this format's names in most of `names`, and is no wrapper. "" if nothing does."""
+        forms = {form_of(name) for name in names}
+        if 2 * sum(map(self.knows, forms)) >= len(forms):
+            return ""
+        for count in range(1, _MOST_BEHIND + 1):
+            starts = Counter(".".join(name.split(".", count)[:count]) for name in names if name.count(".") >= count)
+            if not starts:
+                break
+            start, most = starts.most_common(1)[0]
+            inside = {form[len(form_of(start)) + 1 :] for form in forms if form.startswith(f"{form_of(start)}.")}
+            if 2 * most > len(names) and 5 * sum(map(self.knows, inside)) >= 4 * len(inside):
+                return start
+        return ""
+
+    def _cuts(self, form: str) -> tuple[int, ...] | None:
+        """Which segments of a key are not the table's, the fewest; None if no key remains, or one of several."""
+        if form in self._forms:
+            return ()
+        if form not in self._found:
+            self._found[form] = self._search(form)
+        return self._found[form]
+
+    def _search(self, form: str) -> tuple[int, ...] | None:
+        segments = form.split(".")
+        if len(segments) > _MOST_SEGMENTS:
+            return None
+        # after each segment: what was taken of the key so far -> what was not
+        reached: list[dict[str, tuple[int, ...]]] = [{} for _ in range(len(segments) + 1)]
+        reached[0][""] = ()
+
+        def reach(at: int, taken: str, cuts: tuple[int, ...]) -> None:
+            if taken not in reached[at] or len(cuts) < len(reached[at][taken]):
+                reached[at][taken] = cuts
+
+        for at, segment in enumerate(segments):
+            for taken, cuts in reached[at].items():
+                longer = f"{taken}.{segment}" if taken else segment
+                if longer in self._starts:
+                    reach(at + 1, longer, cuts)
+                for count in self._skips(segments, at, front=not taken):
+                    reach(at + count, taken, (*cuts, *range(at, at + count)))
+        found = sorted((cuts for taken, cuts in reached[-1].items() if taken in self._forms), key=len)
+        is_clear = len(found) == 1 or (found and len(found[0]) < len(found[1]))
+        return found[0] if is_clear else None
+
+    def _skips(self, segments: Sequence[str], at: int, *, front: bool) -> Iterator[int]:
+        """How many segments from `at` on are a wrapper or, at the front, a prefix of the table."""
+        if segments[at] in self._wrappers:
+            yield 1
+        for prefix in self._prefixes if front else ():
+            if tuple(segments[at : at + len(prefix)]) == prefix:
+                yield len(prefix)
+
+
+def _dots(text: str) -> Iterator[int]:
+    return (position for position, letter in enumerate(text) if letter == ".")
+
+
+def _with_aliases(forms: Collection[str], aliases: Mapping[str, str]) -> set[str]:
+    """The forms, and how they read with the other names of their parts."""
+    found = set(forms)
+    for other, ours in aliases.items():
+        other, ours = form_of(other), form_of(ours)
+        found |= {form.replace(ours, other) for form in found if ours in form}
+        if len(found) > _MOST_FORMS:
+            raise TableError(f"/aliases make more than {_MOST_FORMS} forms of keys")
+    return found
