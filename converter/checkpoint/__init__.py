@@ -9,6 +9,7 @@ In the order in which data passes:
     torch_legacy.py  files of torch.save before that
     storage.py       where the numbers of a storage lie
     tensors.py       tensors as views of storages
+    adapters.py      what a file says of low-rank adapters
     modules.py       pickled modules as state dicts
     roots.py         which state dict of a file is meant
     safetensors.py   safetensors, one file or shards

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.checkpoint.adapters import AdapterSettings
 from converter.checkpoint.dtypes import DType
 from converter.checkpoint.source import Closing, SourceFile
 from converter.checkpoint.storage import CHUNK, Readable
@@ -87,6 +88,8 @@ class Checkpoint(Closing):
         skipped: what was not taken, and why, one sentence each.
         metadata: `__metadata__` of safetensors; of a .pth that `convert` wrote, its `conversion`.
         unsupported: tensors of the root that cannot be read, with the reason.
+        adapters: what the file says of low-rank adapters.
+        computed: values of tensors that are computed of what is stored, in place of their own.
         objects: what lies among the tensors and is neither a tensor nor a plain value, with a description.
     """
 
@@ -101,6 +104,8 @@ class Checkpoint(Closing):
     metadata: Mapping[str, str] = field(default_factory=dict)
     unsupported: Mapping[str, str] = field(default_factory=dict)
     objects: Mapping[str, str] = field(default_factory=dict)
+    adapters: tuple[AdapterSettings, ...] = ()
+    computed: Mapping[str, Callable[[], NDArray[Any]]] = field(default_factory=dict, repr=False)
 
     @property
     def size(self) -> int:
@@ -119,6 +124,8 @@ class Checkpoint(Closing):
         Raises CorruptCheckpointError if the bytes are damaged, UnsupportedCheckpointError for a tensor that cannot be
         read, KeyError if there is no such tensor.
         """
+        if name in self.computed:
+            return self.computed[name]()
         info = self._info(name)
         try:
             values = np.empty(info.shape, info.dtype.carrier)
@@ -178,7 +185,7 @@ class Checkpoint(Closing):
         """
         info = self._info(name)
         size = max(size - size % 16, 16)  # whole elements of every dtype
-        if not info.contiguous or info.conjugated or info.negated:
+        if not info.contiguous or info.conjugated or info.negated or name in self.computed:
             flat = self.read(name).reshape(-1).view(np.uint8).data
             for position in range(0, len(flat), size):
                 yield flat[position : position + size].toreadonly()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from converter.checkpoint.adapters import AdapterSettings, adapter_settings
 from converter.checkpoint.opcodes import Dict, Global, Instance, Persistent
 from converter.display import counted, plain
 from converter.errors import UnsupportedCheckpointError
@@ -28,10 +29,11 @@ _SHOWN = 12  # attributes named in a sentence
 
 @dataclass(frozen=True, slots=True)
 class StateDict:
-    """What `state_dict()` would give, in its order, and sentences on what else the modules hold."""
+    """What `state_dict()` would give, in its order, sentences on what else the modules hold, and their adapters."""
 
     pairs: Pairs
     aside: tuple[str, ...]
+    adapters: tuple[AdapterSettings, ...]
 
 
 @dataclass(slots=True)
@@ -94,7 +96,7 @@ def module_state_dict(module: Instance, label: str, budget: Budget) -> StateDict
     """
     reader = _Reader(label, budget)
     reader.read(module, "", 0)
-    return StateDict(reader.pairs, tuple(reader.sentences(module)))
+    return StateDict(reader.pairs, tuple(reader.sentences(module)), tuple(reader.adapters))
 
 
 @dataclass(slots=True)
@@ -106,6 +108,7 @@ class _Reader:
     hooks: Counter[str] = field(default_factory=Counter)
     others: Counter[str] = field(default_factory=Counter)
     transient: list[str] = field(default_factory=list)
+    adapters: dict[AdapterSettings, None] = field(default_factory=dict)
 
     def read(self, module: object, prefix: str, depth: int) -> None:
         attributes = _parts(module)
@@ -118,6 +121,8 @@ class _Reader:
                 "you trust it, and save model.state_dict()."
             )
         self.modules += 1
+        if found := adapter_settings(attributes.items()):
+            self.adapters[found] = None
         left_out = _names(attributes.get(_TRANSIENT))
         for kind in (_PARAMETERS, _BUFFERS):
             for name, item in _entries(attributes[kind]):

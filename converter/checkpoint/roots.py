@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeAlias
 
+from converter.checkpoint.adapters import AdapterSettings, adapter_settings
 from converter.checkpoint.index import Checkpoint, Layout, TensorInfo
 from converter.checkpoint.modules import (
     ORDERED_DICT,
@@ -106,7 +107,7 @@ def take_root(
     contradicts its storage; UnsupportedCheckpointError for modules beyond what a model can be.
     """
     label = file_name(source.path)
-    candidates = _candidates(value, label)
+    candidates, adapters = _candidates(value, label)
     if not candidates:
         raise RootError(f"{label}: {_without_weights(value)}")
     chosen, prefix = (
@@ -129,6 +130,7 @@ def take_root(
         skipped=tuple(skipped),
         globals=tuple(sorted(map(str, globals))),
         metadata=metadata,
+        adapters=tuple(adapters),
     )
 
 
@@ -170,9 +172,10 @@ class _SortedOut:
             self.unsupported[name] = f"tensor {quoted(name)}: {error}"
 
 
-def _candidates(value: object, label: str) -> list[_Candidate]:
-    """Everything in the file that holds tensors by name, from the outside to the inside."""
+def _candidates(value: object, label: str) -> tuple[list[_Candidate], dict[AdapterSettings, None]]:
+    """Everything in the file that holds tensors by name, from the outside to the inside; and settings of adapters."""
     found: list[_Candidate] = []
+    adapters: dict[AdapterSettings, None] = {}
     # by identity: thousands of names may refer to one and the same dict, and thousands of dicts to one list of items
     seen: dict[int, _Candidate | None] = {}
     budget = Budget()
@@ -192,8 +195,11 @@ def _candidates(value: object, label: str) -> list[_Candidate]:
         if isinstance(item, Instance) and is_module(item):
             read = module_state_dict(item, label, budget)
             pairs, aside = read.pairs, read.aside
+            adapters |= dict.fromkeys(read.adapters)
         else:
             pairs = attributes_of(item) if items is None else pairs_of(item) or []
+            if settings := adapter_settings(pairs):
+                adapters[settings] = None
         if count := sum(isinstance(key, str) and is_tensor(tensor) for key, tensor in pairs):
             candidate = seen[identity] = _Candidate(path, trail, pairs, count, aside)
             found.append(candidate)
@@ -205,7 +211,7 @@ def _candidates(value: object, label: str) -> list[_Candidate]:
                 waiting.append(((*path, str(key)), (*trail, pairs), below))
     if len({candidate.name for candidate in found}) < len(found):
         raise RootError(f"{label}: two state dicts in it have the same path. Save one of them alone.")
-    return found
+    return found, adapters
 
 
 def _choose(candidates: Sequence[_Candidate], knows: Knows | None, label: str) -> _Candidate:

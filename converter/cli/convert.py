@@ -202,7 +202,8 @@ def _print_summary(checkpoint: Checkpoint, plan: Plan) -> None:
         shown = ", ".join(f"{plain(name)} ({count})" for name, count in plan.wrappers.items())
         click.echo(f"wrappers taken off names: {shown}")
     click.echo(
-        f"{sources} tensors -> {sum(1 for _ in plan.targets)} tensors, {gigabytes(_size(plan))}, " + _exactness(plan)
+        f"{sources} tensors -> {sum(1 for _ in plan.targets)} tensors, {gigabytes(_size(plan))}, "
+        + _exactness(checkpoint, plan)
     )
     reasons: dict[str, int] = {}
     for out in plan.left_out:
@@ -238,8 +239,10 @@ def _print_done(checkpoint: Checkpoint, plan: Plan, destination: Path, done: Con
     click.echo(f"sha256 of the ledger: {done.ledger['sha256']}")
 
 
-def _exactness(plan: Plan) -> str:
+def _exactness(checkpoint: Checkpoint, plan: Plan) -> str:
     steps = (*plan.steps, *plan.carried)
+    if checkpoint.computed:
+        return f"{len(checkpoint.computed)} of them merged with an adapter, in float64"
     if not any(step.casts for step in steps):
         return "bit for bit"
     return "exactly, in another dtype" if all(step.is_lossless for step in steps) else "rounded to another dtype"

@@ -2,6 +2,7 @@
 
 In the order in which data passes:
 
+    adapters.py  low-rank adapters, merged into the weights that they are for
     formats.py   which table a checkpoint is in, and the plan from any format to any other
     fit.py       a table laid against tensors: the variant, what becomes of each tensor, everything that is wrong
     keys.py      the keys of a checkpoint as a table knows them

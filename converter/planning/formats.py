@@ -16,6 +16,7 @@ from converter.mapping.load import hub_table, load_table, load_target
 from converter.mapping.names import form_of
 from converter.mapping.spec import Spec, load_spec
 from converter.mapping.table import Table
+from converter.planning.adapters import with_adapters_merged
 from converter.planning.compose import compose
 from converter.planning.export import make_export
 from converter.planning.fit import fits, hidden, make_plan
@@ -94,7 +95,12 @@ def open_known(path: str | Path, root: str | None = None, formats: Sequence[Tabl
         forms = set(map(form_of, names))
         return max(_known(table, forms) for table in formats or _candidates(None))
 
-    return open_checkpoint(path, root, share)
+    checkpoint = open_checkpoint(path, root, share)
+    try:
+        return with_adapters_merged(checkpoint)
+    except BaseException:
+        checkpoint.close()
+        raise
 
 
 def fitting(contents: Contents) -> Iterator[tuple[Table, Plan]]:

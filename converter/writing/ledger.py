@@ -47,7 +47,7 @@ def draft_ledger(checkpoint: Checkpoint, plan: Plan, origin: Mapping[str, Any] |
         **({"earlier": [table.entry for table in earlier]} if earlier else {}),
         **({"unknown_table": True} if is_unknown else {}),
         "target": {**target, "part": plan.part} if plan.part else target,
-        "lossless": all(step.is_lossless for step in (*plan.steps, *plan.carried)),
+        "lossless": not checkpoint.computed and all(step.is_lossless for step in (*plan.steps, *plan.carried)),
         "missing": [{"names": entry.names, "reason": entry.reason} for entry in plan.missing],
         "rebuilt": [rebuilt.tensor.name for rebuilt in plan.rebuilt],
         "carried": [tensor.name for step in plan.carried for tensor in step.targets],
