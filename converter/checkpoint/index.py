@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from converter.checkpoint.adapters import AdapterSettings
 from converter.checkpoint.dtypes import DType
 from converter.checkpoint.source import Closing, SourceFile
-from converter.checkpoint.storage import CHUNK, Readable
+from converter.checkpoint.storage import CHUNK, Storage
 from converter.display import file_name, quoted
 from converter.errors import CorruptCheckpointError, UnsupportedCheckpointError
 
@@ -38,7 +38,7 @@ class TensorInfo:
     dtype: DType
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-    storage: Readable = field(repr=False, compare=False)
+    storage: Storage = field(repr=False, compare=False)
     offset: int = 0
     conjugated: bool = False
     negated: bool = False

@@ -6,22 +6,12 @@ import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from converter.checkpoint.source import SourceFile
 from converter.display import file_name
 from converter.errors import CorruptCheckpointError
 
 CHUNK = 1024 * 1024  # bytes: the buffers of all threads stay in the cache of the processor
-
-
-class Readable(Protocol):
-    """Bytes that tensors look into: a `Storage`, or what is made when it is read."""
-
-    @property
-    def big_endian(self) -> bool: ...
-    def stream(self, start: int, stop: int, size: int = CHUNK) -> Iterator[memoryview]: ...
-    def read_into(self, view: memoryview, start: int) -> None: ...
 
 
 @dataclass(slots=True, eq=False)

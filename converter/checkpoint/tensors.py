@@ -141,13 +141,13 @@ def _view(
     tensor = TensorInfo(
         name, dtype, shape, strides, storage, offset, conjugated="conj" in flags, negated="neg" in flags
     )  # fmt: skip
-    _prove_inside(tensor, storage)
+    _prove_inside(tensor)
     return tensor
 
 
-def _prove_inside(tensor: TensorInfo, storage: Storage) -> None:
+def _prove_inside(tensor: TensorInfo) -> None:
     """Check that every element lies in the storage, and that an expanded view stays within `EXPANSION_LIMIT`."""
-    available = storage.nbytes // tensor.dtype.itemsize
+    available = tensor.storage.nbytes // tensor.dtype.itemsize
     _, stop = tensor.extent
     if tensor.numel and stop > available:
         raise Malformed(f"its view ends at element {number(stop)}, but its storage has {number(available)}")

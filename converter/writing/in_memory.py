@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from math import prod
 from pathlib import Path
 
+import numpy as np
+
 from converter.checkpoint import Checkpoint, TensorInfo
 from converter.checkpoint.hashes import tensor_hashes
-from converter.checkpoint.storage import CHUNK
-from converter.mapping.ops import Shape
+from converter.mapping.ops import Array
 from converter.planning.formats import choose_formats, make_route, open_known
 from converter.planning.plan import Plan, Step
 from converter.writing.buffers import verify_left_out
 from converter.writing.ledger import config_document, digest_of_sources, draft_ledger, fill_ledger, to_json
 from converter.writing.records import find_record
-from converter.writing.transfer import made_by, raw_bytes
+from converter.writing.transfer import made_by
 
 
 def open_converted(path: Path, root: str | None = None) -> Checkpoint:
@@ -61,10 +62,12 @@ def in_memory(checkpoint: Checkpoint, plan: Plan) -> Checkpoint:
         return to_json(filled, indent=None).decode()
 
     config = to_json(config_document(plan), indent=None).decode()
+    tensors = [item for step in plan.steps for item in _tensors(checkpoint, step)]
     made = replace(
         checkpoint,
         layout="in-memory",
-        tensors={tensor.name: tensor for step in plan.steps for tensor in _tensors(checkpoint, step)},
+        tensors={tensor.name: tensor for tensor, _ in tensors},
+        computed={tensor.name: values for tensor, values in tensors if values is not None},
         metadata=_Metadata({"format": lambda: "pt", "config": lambda: config, "conversion": ledger}),
         unsupported={},  # the plan accounts for them
         objects={},
@@ -76,43 +79,22 @@ def _renames(step: Step) -> bool:
     return not step.ops and not step.casts
 
 
-def _tensors(checkpoint: Checkpoint, step: Step) -> Iterator[TensorInfo]:
-    """The targets of a step."""
+def _tensors(checkpoint: Checkpoint, step: Step) -> Iterator[tuple[TensorInfo, Callable[[], Array] | None]]:
+    """The targets of a step, each with what makes its values; None where they are read where they lie."""
     if _renames(step):
         for source, target in zip(step.sources, step.targets, strict=True):
-            yield replace(checkpoint.tensors[source.name], name=target.name)
+            yield replace(checkpoint.tensors[source.name], name=target.name), checkpoint.computed.get(source.name)
         return
+    storage = checkpoint.tensors[step.sources[0].name].storage  # where a computed tensor lies does not matter
     for place, target in enumerate(step.targets):
-        yield TensorInfo(
-            target.name, target.dtype, target.shape, _strides(target.shape), _Made(checkpoint, step, place)
-        )
+        strides = tuple(prod(target.shape[axis + 1 :]) for axis in range(len(target.shape)))
+        made = TensorInfo(target.name, target.dtype, target.shape, strides, storage)
+        yield made, partial(_values, checkpoint, step, place)
 
 
-def _strides(shape: Shape) -> tuple[int, ...]:
-    """Of elements in C order without gaps."""
-    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Made:
-    """The bytes of the target of a step that stands at `place`, made of its sources whenever they are read."""
-
-    checkpoint: Checkpoint
-    step: Step
-    place: int
-    big_endian: bool = False
-
-    def _bytes(self) -> memoryview:
-        arrays = [self.checkpoint.read(source.name) for source in self.step.sources]
-        return raw_bytes(made_by(self.step, arrays)[self.place])
-
-    def stream(self, start: int, stop: int, size: int = CHUNK) -> Iterator[memoryview]:
-        data = self._bytes()[start:stop]
-        for position in range(0, len(data), size):
-            yield data[position : position + size]
-
-    def read_into(self, view: memoryview, start: int) -> None:
-        view[:] = self._bytes()[start : start + len(view)]
+def _values(checkpoint: Checkpoint, step: Step, place: int) -> Array:
+    arrays = [checkpoint.read(source.name) for source in step.sources]
+    return np.asarray(made_by(step, arrays)[place], order="C")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
