@@ -223,7 +223,8 @@ def _choose(candidates: Sequence[_Candidate], knows: Knows | None, label: str) -
     if best := max(shares.values(), default=0.0):
         fitting = [c for c in candidates if shares.get(c.name, 0.0) >= best / 2]
     else:
-        fitting = [c for c in candidates if c.tensors >= _MANY * largest[0].tensors]
+        # the file itself, if it is no state dict, may hold a loss or two
+        fitting = [c for c in candidates if c.tensors >= (_MANY if c.path else 1) * largest[0].tensors]
     fitting.sort(key=lambda candidate: candidate.rank)
     named = min(fitting[0].rank) < len(PREFERRED)
     if len(fitting) == 1 or (named and fitting[0].rank < fitting[1].rank):
@@ -272,10 +273,14 @@ def _without_weights(value: object) -> str:
         ]
         hint = f"; entry {within[0]} holds tensors by name: save that alone" if within else ""
         return f"there is no state dict in it, but {_describe(value)}{hint}. {save}"
-    keys = {key for key, _ in pairs_of(value) or () if isinstance(key, str)}
-    if {"state", "param_groups"} <= keys:
-        return f"holds the state of an optimizer alone. Give the checkpoint of the model, or save it: {save}"
+    if _is_optimizer(value) or any(_is_optimizer(item) for _, item in pairs_of(value) or ()):
+        return f"holds the state of an optimizer and no weights. Give the checkpoint of the model. {save}"
     return f"there is no state dict in it, but {_describe(value)}. {save}"
+
+
+def _is_optimizer(value: object) -> bool:
+    """Whether it has the keys of the state of a torch.optim.Optimizer."""
+    return {"state", "param_groups"} <= {key for key, _ in pairs_of(value) or () if isinstance(key, str)}
 
 
 def _unique(pairs: Pairs, label: str) -> Pairs:

@@ -116,7 +116,7 @@ def convert(
     if max_shard_size is not None and is_file_name(destination):
         raise click.UsageError("--max-shard-size needs a folder as --dst, not a file")
     located = locate(source, quiet=as_json)
-    formats = [load_format(source_format)] if source_format else []
+    formats = [load_format(source_format)] if source_format else ()
     with open_known(located.path, root, formats) as checkpoint, ExitStack() as opened:
         check_destination(destination, force=force, inputs=checkpoint.files)
         plan, residue = _plan(checkpoint, source_format, target_format, residue_file, opened, variant, dtype)

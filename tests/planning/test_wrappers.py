@@ -252,6 +252,21 @@ def test_the_command_that_inspect_prints_works_as_printed(
         assert "next:" not in run("inspect", words[-1]).stdout
 
 
+def test_diff_and_explain_see_the_same_tensors(tmp_path: Path) -> None:
+    torch.save(bare(), tmp_path / "a.pth")
+    wrapped = {f"student.module.{name}": tensor for name, tensor in bare().items()}
+    torch.save({"run": {"net": {**wrapped, "steps": torch.tensor(3)}}}, tmp_path / "b.pth")
+    run("convert", "--src", tmp_path / "a.pth", "--dst", tmp_path / "a.safetensors")
+    for other in ("a.pth", "a.safetensors"):
+        found = json.loads(run("diff", tmp_path / other, tmp_path / "b.pth", "--json").stdout)
+        assert found["equal"], other
+        assert found["compared"] > 250
+    for key in ("rpn.head.bias0", "student.module.rpn.head.bias0", "head.bias"):
+        shown = json.loads(run("explain", key, "--src", tmp_path / "b.pth", "--json").stdout)
+        assert shown["source"] == ["student.module.rpn.head.bias0 (1,) float32"]
+    assert "a counter" in run("explain", "steps", "--src", tmp_path / "b.pth").stdout
+
+
 # whatever nobody has thought of
 
 WORDS = sorted(load_wrappers().segments)

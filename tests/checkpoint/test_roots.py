@@ -1,0 +1,128 @@
+"""Which state dict is taken: the documented one, one that is asked for by its path, or none without a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from converter.checkpoint import open_checkpoint
+from converter.errors import RootError
+from tests.support.craft_files import Pack
+from tests.support.craft_pickle import Opcodes, op, tensor, value
+from tests.support.reading import contents, loaded, refusal
+
+
+def weights(number: int) -> dict[str, torch.Tensor]:
+    return {f"w{i}": torch.full((2,), float(number)) for i in range(number)}
+
+
+def saved(item: Any, tmp_path: Path) -> Path:
+    torch.save(item, tmp_path / "saved.pth")
+    return tmp_path / "saved.pth"
+
+
+@pytest.mark.parametrize("root", ["run.weights.model", "run", "run.weights.x", "run.weights"])
+def test_a_dotted_path_is_taken(root: str, tmp_path: Path) -> None:
+    inner = {"model": weights(3), "x": weights(4), **weights(2)}
+    item = {"run": {"weights": inner, **weights(1)}, "model": weights(5)}
+    wanted = {"run.weights.model": 3, "run": 1, "run.weights.x": 4, "run.weights": 2}
+    assert contents(saved(item, tmp_path), root) == loaded(weights(wanted[root]))
+
+
+def test_keys_may_have_dots_themselves(tmp_path: Path) -> None:
+    path = saved({"a.b": {"c.d": weights(3)}, "e": weights(2)}, tmp_path)
+    assert contents(path, "a.b.c.d") == loaded(weights(3))
+
+
+def test_two_of_the_same_path_are_refused(tmp_path: Path) -> None:
+    assert "same path" in refusal(saved({"a.b": weights(1), "a": {"b": weights(2)}}, tmp_path), RootError)
+
+
+def test_a_dict_under_two_names_is_one(tmp_path: Path) -> None:
+    shared = weights(3)
+    path = saved({"first": shared, "second": shared}, tmp_path)
+    assert contents(path) == contents(path, "first") == contents(path, "second") == loaded(shared)
+
+
+def test_the_beginning_of_names_is_taken_and_taken_off(tmp_path: Path) -> None:
+    both = {f"student.{n}": t for n, t in weights(2).items()} | {f"my.teacher.{n}": t for n, t in weights(3).items()}
+    path = saved({"state_dict": both}, tmp_path)
+    assert contents(path, "student") == contents(path, "state_dict.student") == loaded(weights(2))
+    assert contents(path, "my.teacher") == loaded(weights(3))
+    with open_checkpoint(path, "student") as checkpoint:
+        assert checkpoint.root == "state_dict.student"
+        assert "3 tensors whose names do not begin with 'student.'" in checkpoint.skipped
+    refusal(path, RootError, root="stud")
+
+
+def test_the_beginning_of_names_of_several_needs_the_whole_path(tmp_path: Path) -> None:
+    inner = {f"net.{n}": t for n, t in weights(2).items()}
+    path = saved({"red": inner, "blue": {f"net.{n}": t for n, t in weights(3).items()}}, tmp_path)
+    assert "several state dicts" in refusal(path, RootError, root="net")
+    assert contents(path, "blue.net") == loaded(weights(3))
+
+
+def test_loose_tensors_are_no_reason_for_the_top_level(tmp_path: Path) -> None:
+    path = saved({"loss": torch.ones(()), "acc": torch.ones(1), "whatever": weights(20)}, tmp_path)
+    assert contents(path) == loaded(weights(20))
+
+
+@pytest.mark.parametrize("known", ["large", "small"])
+def test_one_whose_names_are_known_is_taken_whatever_its_name_and_size(known: str, tmp_path: Path) -> None:
+    item = {"model": {f"a{i}": torch.ones(1) for i in range(30)}, "zzz": {"b0": torch.ones(1), "b1": torch.ones(1)}}
+    letter = "a" if known == "large" else "b"
+
+    def share(names: Collection[str]) -> float:
+        return sum(name.startswith(letter) for name in names) / len(names)
+
+    with open_checkpoint(saved(item, tmp_path), knows=share) as checkpoint:
+        assert checkpoint.root == {"a": "model", "b": "zzz"}[letter]
+
+
+def test_of_two_that_are_known_the_one_that_is_named_so_is_taken(tmp_path: Path) -> None:
+    path = saved({"x": weights(3), "model_ema": weights(4), "y": {"net": weights(5)}}, tmp_path)
+    with open_checkpoint(path, knows=lambda names: 1.0) as checkpoint:
+        assert checkpoint.root == "model_ema"
+    path = saved({"x": weights(3), "y": {"z": weights(5)}}, tmp_path)
+    with pytest.raises(RootError, match=r"several state dicts: 'x' \(3 tensors\), 'y.z' \(5 tensors\)") as caught:
+        open_checkpoint(path, knows=lambda names: 1.0)
+    assert "--root" in str(caught.value)
+
+
+NOTHING = {
+    "tensor": (torch.ones(3), "holds a tensor alone"),
+    "parameter": (torch.nn.Parameter(torch.ones(3)), "holds a tensor alone"),
+    "tuple": (({"w": torch.ones(1)}, 3), "a tuple of 2 entries; entry 0 holds tensors by name"),
+    "list": ([torch.ones(1)], "a list of 1 entry"),
+    "optimizer": (torch.optim.SGD([torch.ones(1)], 0.1).state_dict(), "the state of an optimizer and no weights"),
+    "trainer": ({"optimizer": {"state": {0: {"m": torch.ones(1)}}, "param_groups": []}, "epoch": 3}, "an optimizer"),
+    "numbers": ({"epoch": 3}, "a dict of 1 entry"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", NOTHING)
+def test_a_file_without_weights_is_told_what_it_is(what: str, tmp_path: Path) -> None:
+    item, said = NOTHING[what]
+    message = refusal(saved(item, tmp_path), RootError)
+    assert said in message
+    assert "Save model.state_dict()" in message
+    assert "_rebuild" not in message
+
+
+def test_dicts_that_double_at_every_level_end(pack: Pack) -> None:
+    item: Any = {"w": tensor()}
+    for level in range(60):
+        item = {"a": Opcodes(value(item) + op("BINPUT", level)), "b": Opcodes(op("BINGET", level))}
+    message = refusal(pack(item), RootError)  # deeper than any trainer nests
+    assert "no state dict" in message
+
+
+def test_a_dict_that_contains_itself_ends(pack: Pack) -> None:
+    itself = Opcodes(op("EMPTY_DICT") + op("BINPUT", 3) + value("again") + op("BINGET", 3) + op("SETITEM")
+                     + value("w") + tensor() + op("SETITEM"))  # fmt: skip
+    with open_checkpoint(pack({"model": itself})) as checkpoint:
+        assert (checkpoint.root, list(checkpoint.tensors)) == ("model", ["w"])
