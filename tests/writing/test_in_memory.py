@@ -21,6 +21,7 @@ from converter.mapping.load import load_table
 from converter.planning.fit import make_plan
 from converter.writing.convert import convert
 from converter.writing.in_memory import in_memory, open_converted
+from tests.planning.test_adapters import SAID, with_adapters
 from tests.support.small_files import official, refusal, run, tensors_in
 from tests.support.small_formats import FORMATS
 from tests.support.tiny import tiny_weights, write_table
@@ -28,13 +29,14 @@ from tests.support.tiny import tiny_weights, write_table
 
 def same(made: Checkpoint, written: Checkpoint) -> bool:
     """The same names, shapes, dtypes, bytes (as a whole and in pieces) and records."""
-    assert list(dict(made.metadata)) == list(made.metadata)
     assert dict(made.metadata) == dict(written.metadata)
     assert made.tensors.keys() == written.tensors.keys()
     for name, tensor in written.tensors.items():
         assert (made.tensors[name].shape, made.tensors[name].dtype) == (tensor.shape, tensor.dtype)
         data = written.read(name).tobytes()
-        assert made.read(name).tobytes() == data, name
+        values = made.read(name)
+        assert values.tobytes() == data, name
+        assert values.flags.c_contiguous
         assert b"".join(map(bytes, made.chunks(name))) == data, name
         assert b"".join(map(bytes, made.chunks(name, 16))) == data, name
     return True
@@ -69,6 +71,16 @@ def test_every_format_gives_the_bytes_and_records_that_are_written(
     with open_converted(source) as made, open_checkpoint(tmp_path / "own.safetensors") as written:
         assert made.layout == "in-memory"
         assert same(made, written)
+
+
+@pytest.mark.usefixtures("small_mappings")
+def test_adapters_are_merged_as_in_what_is_written(tmp_path: Path) -> None:
+    weights, _ = with_adapters()
+    torch.save(SAID["beside"](weights), tmp_path / "adapted.pth")
+    run("convert", "--src", tmp_path / "adapted.pth", "--dst", tmp_path / "own.safetensors")
+    with open_converted(tmp_path / "adapted.pth") as made, open_checkpoint(tmp_path / "own.safetensors") as written:
+        assert same(made, written)
+        assert json.loads(made.metadata["conversion"])["lossless"] is False
 
 
 @pytest.mark.usefixtures("small_mappings")
