@@ -42,6 +42,14 @@ def beside(sentence: str, value: float, limit: float) -> str:
     return sentence.format(*shown if shown[0] != shown[1] or value == limit else (repr(value), repr(limit)))
 
 
+def gigabytes(count: int) -> str:
+    """`927.4 MB`, `3.71 GB`: decimal units, as disks and the Hub count."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= factor:
+            return f"{count / factor:.{2 if unit == 'GB' else 1}f} {unit}"
+    return f"{count} B"
+
+
 def counted(count: int, singular: str, plural: str | None = None) -> str:
     """`1 tensor`, `3 tensors`."""
     return f"{count} {singular if count == 1 else plural or singular + 's'}"

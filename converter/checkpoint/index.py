@@ -20,7 +20,7 @@ from converter.errors import CorruptCheckpointError, UnsupportedCheckpointError
 
 PIECES_LIMIT = 10_000  # reads for one strided tensor
 
-Layout = Literal["torch-zip", "torch-legacy", "safetensors", "safetensors-sharded", "in-memory"]
+Layout = Literal["torch-zip", "torch-legacy", "torch-sharded", "safetensors", "safetensors-sharded", "in-memory"]
 
 
 @dataclass(frozen=True, slots=True)

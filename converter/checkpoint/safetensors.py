@@ -1,4 +1,4 @@
-"""The safetensors layout, in one file or in shards with an index.
+"""The safetensors layout.
 
 Source: https://github.com/huggingface/safetensors#format, and the checks of its Rust library: no gap, no overlap, no
 byte left over.
@@ -6,7 +6,6 @@ byte left over.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from math import prod
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,16 +16,16 @@ from converter.checkpoint.source import SourceFile
 from converter.checkpoint.storage import Storage
 from converter.checkpoint.strict_json import parse_json
 from converter.checkpoint.tensors import DIMENSION_LIMIT
+from converter.checkpoint.truncated import cut_off
 from converter.display import file_name, quoted
 from converter.errors import CorruptCheckpointError, RootError, UnsupportedCheckpointError
 
-INDEX_SUFFIX = ".index.json"
 JSON_LIMIT = 16 * 1024 * 1024  # bytes of a header or index; some 100,000 tensors
 
 
 def open_safetensors(source: SourceFile, root: str | None) -> Checkpoint:
     """Index one safetensors file. Raises CheckpointError."""
-    _refuse_root(source.path, root)
+    refuse_root(source.path, root, "safetensors")
     tensors, unsupported, metadata = _read_header(source)
     return Checkpoint(
         path=source.path,
@@ -39,57 +38,19 @@ def open_safetensors(source: SourceFile, root: str | None) -> Checkpoint:
     )
 
 
-def open_sharded(index: SourceFile, root: str | None) -> Checkpoint:
-    """Index the shards that an index file lists. Raises CheckpointError."""
-    label = file_name(index.path)
-    _refuse_root(index.path, root)
-    document = _parse(index.read(0, _limited(index.size, label), "index"), label)
-    weight_map = document.get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        _fail(label, "the index has no `weight_map` from tensor names to file names")
-    tensors: dict[str, TensorInfo] = {}
-    unsupported: dict[str, str] = {}
-    metadata: dict[str, str] = {}
-    with ExitStack() as opened:
-        sources = []
-        for name in sorted(set(weight_map.values())):
-            if Path(name).name != name or not name.isprintable():
-                _fail(label, f"the shard {quoted(name)} is not a plain file name")
-            source = opened.enter_context(SourceFile(index.path.parent / name))
-            sources.append(source)
-            found, unreadable, about = _read_header(source)
-            for key in (*found, *unreadable):
-                if weight_map.get(key) != name:
-                    _fail(label, f"tensor {quoted(key)} is in shard {quoted(name)}, which the index does not say")
-            tensors |= found
-            unsupported |= unreadable
-            metadata |= about
-        if missing := [key for key in weight_map if key not in tensors and key not in unsupported]:
-            _fail(label, f"tensor {quoted(missing[0])} is not in shard {quoted(weight_map[missing[0]])}")
-        opened.pop_all()
-    index.close()
-    return Checkpoint(
-        path=index.path,
-        layout="safetensors-sharded",
-        sources=tuple(sources),
-        roots={"": len(tensors)},
-        tensors=tensors,
-        unsupported=unsupported,
-        metadata=metadata,
-    )
-
-
 def _read_header(source: SourceFile) -> tuple[dict[str, TensorInfo], dict[str, str], dict[str, str]]:
     """Tensors, unsupported tensors and metadata of one file, in the order in which the data lies."""
     label = file_name(source.path)
     length = int.from_bytes(source.read(0, 8, "length of the header"), "little")
     start = 8 + length
+    if source.size < start <= 8 + JSON_LIMIT and source.read(8, 1, "header") == b"{":
+        raise cut_off(source, start, "its header", at_least=True)
     if start > source.size:
-        _fail(label, f"the header should end at byte {start}, but the file ends at byte {source.size}")
-    document = _parse(source.read(8, _limited(length, label), "header"), label)
+        fail(label, f"the header should end at byte {start}, but the file ends at byte {source.size}")
+    document = read_json_object(source, 8, length, "header")
     metadata = document.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        _fail(label, "`__metadata__` does not map strings to strings")
+        fail(label, "`__metadata__` does not map strings to strings")
     entries = [_Entry(name, entry, label) for name, entry in document.items()]
     entries.sort(key=lambda entry: (entry.begin, entry.end))
     tensors: dict[str, TensorInfo] = {}
@@ -98,7 +59,7 @@ def _read_header(source: SourceFile) -> tuple[dict[str, TensorInfo], dict[str, s
     for entry in entries:
         if entry.begin != end:
             problem = "a gap or an overlap"
-            _fail(
+            fail(
                 label,
                 f"tensor {quoted(entry.name)} begins at byte {entry.begin} of the data, expected {end}: {problem}",
             )
@@ -110,21 +71,21 @@ def _read_header(source: SourceFile) -> tuple[dict[str, TensorInfo], dict[str, s
             )
             continue
         if prod(entry.shape) * dtype.itemsize != entry.end - entry.begin:
-            _fail(
+            fail(
                 label,
                 f"tensor {quoted(entry.name)} {list(entry.shape)} of {dtype} does not fill the "
                 f"{entry.end - entry.begin} bytes that it is given",
             )
         # its bytes must be in the file before anything asks for them
         if start + entry.end > source.size:
-            break
+            raise cut_off(source, start + max(entry.end for entry in entries), f"tensor {quoted(entry.name)}")
         storage = Storage(
             source, f"{source.path.name}:{entry.name}", f"tensor {quoted(entry.name)}", start + entry.begin,
             entry.end - entry.begin,
         )  # fmt: skip
         tensors[entry.name] = TensorInfo(entry.name, dtype, entry.shape, _contiguous_strides(entry.shape), storage)
     if start + end != source.size:
-        _fail(label, f"the tensors end at byte {start + end}, the file at byte {source.size}")
+        fail(label, f"the tensors end at byte {start + end}, the file at byte {source.size}")
     return tensors, unsupported, metadata
 
 
@@ -134,14 +95,14 @@ class _Entry:
     def __init__(self, name: str, entry: object, label: str) -> None:
         self.name = name
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-            _fail(label, f"tensor {quoted(name)} is not described by dtype, shape and data_offsets")
+            fail(label, f"tensor {quoted(name)} is not described by dtype, shape and data_offsets")
         self.tag = entry["dtype"]
         if not isinstance(self.tag, str):
-            _fail(label, f"tensor {quoted(name)}: its dtype is not a string")
+            fail(label, f"tensor {quoted(name)}: its dtype is not a string")
         self.shape = tuple(_counts(entry["shape"], f"tensor {quoted(name)}: its shape", label))
         offsets = _counts(entry["data_offsets"], f"tensor {quoted(name)}: its data_offsets", label)
         if len(offsets) != 2 or offsets[0] > offsets[1]:
-            _fail(label, f"tensor {quoted(name)}: its data_offsets are not a range")
+            fail(label, f"tensor {quoted(name)}: its data_offsets are not a range")
         self.begin, self.end = offsets
 
 
@@ -149,7 +110,7 @@ def _counts(value: object, what: str, label: str) -> list[int]:
     if not isinstance(value, list) or not all(
         isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 1 << 63 for item in value
     ):
-        _fail(label, f"{what} is not a list of sizes")
+        fail(label, f"{what} is not a list of sizes")
     if len(value) > DIMENSION_LIMIT:
         raise UnsupportedCheckpointError(
             f"{label}: {what} has {len(value)} entries, {DIMENSION_LIMIT} is the limit. Reshape it."
@@ -161,28 +122,28 @@ def _contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
-def _limited(size: int, label: str) -> int:
-    if size > JSON_LIMIT:
+def read_json_object(source: SourceFile, offset: int, length: int, what: str) -> dict[str, Any]:
+    """The JSON object in `length` bytes of a file; `what` names it in messages. Raises CheckpointError."""
+    label = file_name(source.path)
+    if length > JSON_LIMIT:
         raise UnsupportedCheckpointError(
-            f"{label}: its header has {size} bytes, and {JSON_LIMIT} is the limit. Save the weights in several files."
+            f"{label}: its {what} has {length} bytes, and {JSON_LIMIT} is the limit. Save the weights in several files."
         )
-    return size
-
-
-def _parse(data: bytes, label: str) -> dict[str, Any]:
     try:
-        document = parse_json(data)
+        document = parse_json(source.read(offset, length, what))
     except ValueError as error:
-        _fail(label, f"the header is not valid JSON ({error})")
+        fail(label, f"the {what} is not valid JSON ({error})")
     if not isinstance(document, dict):
-        _fail(label, "the header is not a JSON object")
+        fail(label, f"the {what} is not a JSON object")
     return document
 
 
-def _refuse_root(path: Path, root: str | None) -> None:
+def refuse_root(path: Path, root: str | None, what: str) -> None:
+    """Raise RootError if a state dict is named; `what` holds one alone."""
     if root:
-        raise RootError(f"{file_name(path)}: safetensors hold one state dict, without a name. Leave out --root.")
+        raise RootError(f"{file_name(path)}: {what} hold one state dict, without a name. Leave out --root.")
 
 
-def _fail(label: str, problem: str) -> NoReturn:
+def fail(label: str, problem: str) -> NoReturn:
+    """Raise CorruptCheckpointError."""
     raise CorruptCheckpointError(f"{label}: {problem}. The file is damaged or crafted; get it again.")

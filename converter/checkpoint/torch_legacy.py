@@ -17,6 +17,7 @@ from converter.checkpoint.roots import Knows, take_root
 from converter.checkpoint.source import SourceFile
 from converter.checkpoint.storage import Storage
 from converter.checkpoint.tensors import Malformed, StorageReference, Unreadable, storage_reference
+from converter.checkpoint.truncated import cut_off
 from converter.display import counted, file_name, number, quoted
 from converter.errors import CheckpointError, CorruptCheckpointError, UnsupportedCheckpointError
 
@@ -113,12 +114,14 @@ class _Storages:
             if isinstance(reference, Unreadable):
                 raise UnsupportedCheckpointError(f"{self._label}: storage {quoted(key)}: {reference}")
             what = f"storage {quoted(key)}"
+            if position + 8 > source.size:
+                raise cut_off(source, self._needed(keys, stated), what, at_least=True)
             (numel,) = struct.unpack("<q", source.read(position, 8, what))
             if numel != reference.numel:
                 self._fail(f"{what}, byte {position}: has {numel} elements, expected {reference.numel}")
             position += 8
             if position + reference.nbytes > source.size:
-                self._fail(f"{what}: ends at byte {position + reference.nbytes}, the file at byte {source.size}")
+                raise cut_off(source, self._needed(keys, stated), what, at_least=True)
             self._roots[key] = Storage(source, key, what, position, reference.nbytes)
             position += reference.nbytes
         if position != source.size:
@@ -163,6 +166,12 @@ class _Storages:
             except Malformed as error:
                 self._fail(f"storage {quoted(key)}: {error}")
         return stated
+
+    def _needed(self, keys: Unpickled, stated: dict[str, StorageReference | Unreadable]) -> int:
+        """Bytes of the file if it were whole, as far as the pickles say."""
+        listed = {key for key in keys.value if isinstance(key, str)} if isinstance(keys.value, list) else set()
+        references = (stated.get(key) for key in listed)
+        return keys.end + sum(8 + found.nbytes for found in references if isinstance(found, StorageReference))
 
     def _fail(self, problem: str) -> NoReturn:
         raise CorruptCheckpointError(f"{self._label}: {problem}. The file is damaged or crafted; get it again.")

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
 from converter.checkpoint.source import SourceFile
+from converter.checkpoint.truncated import cut_off_zip
 from converter.display import counted, file_name, quoted
 from converter.errors import CorruptCheckpointError, NotACheckpointError, UnsupportedCheckpointError
 
@@ -27,8 +28,12 @@ LOCAL = struct.Struct("<4s5H3L2H")
 DIRECTORY_LIMIT = 16 * 1024 * 1024  # bytes; some 200,000 members
 _ENCRYPTED, _SIZES_FOLLOW = 0x0001, 0x0008  # general purpose flags
 ZIP64_EXTRA = 1
-# members that only TorchScript and exported programs have
-_PROGRAM_MEMBERS = {"constants.pkl", "archive_format", "models/model.json"}
+# members that only TorchScript and exported programs have; the last one, of torch before 2.8, is in no folder
+_PROGRAM_MEMBERS = {"constants.pkl", "archive_format", "models/model.json", "serialized_exported_program.json"}
+PROGRAM = (
+    "a TorchScript or exported program, not a checkpoint. Load it with torch.jit.load or torch.export.load where you "
+    "trust it, and save its state_dict() with torch.save"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,12 @@ class Member:
     size: int
     crc: int
     packed: str = ""  # "compressed" or "encrypted", where it is
+
+
+def is_program(names: Iterable[str]) -> bool:
+    """Whether an archive with members of these names is a TorchScript or exported program."""
+    inner = (name.partition("/")[2] or name for name in names)
+    return any(name in _PROGRAM_MEMBERS or name.startswith("code/") for name in inner)
 
 
 class ZipArchive:
@@ -85,7 +96,7 @@ class ZipArchive:
         """Offset, size and number of entries of the central directory, which ends where the end records begin."""
         end = self.source.size - END.size
         if end < 0:
-            self._fail(f"the zip archive is truncated at byte {self.source.size}")
+            raise cut_off_zip(self.source)
         signature, disk, first_disk, here, count, size, offset, comment = END.unpack(
             self.source.read(end, END.size, "end of the zip directory")
         )
@@ -106,9 +117,9 @@ class ZipArchive:
         """The file does not end as it should: say whether it is cut off, or something was appended."""
         tail = min(self.source.size, 1 << 16)
         position = self.source.read(self.source.size - tail, tail, "end of the zip archive").rfind(b"PK\5\6")
-        if position < 0:
-            self._fail(f"the zip archive is truncated: no end record in its last {tail} bytes")
-        self._fail(f"{tail - position - END.size} bytes follow the end of the zip archive, or its end is cut off")
+        if position < 0 or tail - position < END.size:
+            raise cut_off_zip(self.source)
+        self._fail(f"{tail - position - END.size} bytes follow the end of the zip archive, or its comment is cut off")
 
     def _find_directory64(self, locator: int, *narrow: int) -> tuple[int, int, int, int]:
         """Where the zip64 end record begins, and what it says. `narrow` fields must agree unless all bits are 1."""
@@ -190,12 +201,8 @@ class ZipArchive:
         return iter(())
 
     def _refuse_programs(self, members: list[Member]) -> None:
-        for name in (member.name.partition("/")[2] for member in members):
-            if name in _PROGRAM_MEMBERS or name.startswith("code/"):
-                raise NotACheckpointError(
-                    f"{self._label}: is a TorchScript or exported program, not a checkpoint. Load it with "
-                    "torch.jit.load or torch.export.load where you trust it, and save its state_dict() with torch.save."
-                )
+        if is_program(member.name for member in members):
+            raise NotACheckpointError(f"{self._label}: is {PROGRAM}.")
 
     def _check_header(self, entry: Member, directory: int) -> Member:
         """The entry with the offset of its data, after its local header was found to agree."""

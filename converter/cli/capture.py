@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from converter.cli.output import gigabytes, print_json, reports
+from converter.cli.output import print_json, reports
 from converter.cli.run_options import MODEL, root, run_options
+from converter.display import gigabytes
 from converter.errors import DestinationError
 
 _EPILOG = f"""{MODEL}

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import gigabytes, parse_size, print_json, progress, reports
-from converter.display import plain
+from converter.cli.output import parse_size, print_json, progress, reports
+from converter.display import gigabytes, plain
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint

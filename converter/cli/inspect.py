@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import gigabytes, print_json, reports
-from converter.display import plain
+from converter.cli.output import print_json, reports
+from converter.display import gigabytes, plain
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint

@@ -111,14 +111,6 @@ def print_json(content: Any) -> None:
     click.echo(json.dumps(content, indent=2, allow_nan=False))
 
 
-def gigabytes(count: int) -> str:
-    """`927.4 MB`, `3.71 GB`: decimal units, as disks and the Hub count."""
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= factor:
-            return f"{count / factor:.{2 if unit == 'GB' else 1}f} {unit}"
-    return f"{count} B"
-
-
 _FACTORS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
 

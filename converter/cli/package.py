@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import gigabytes, print_json, progress, reports
+from converter.cli.output import print_json, progress, reports
+from converter.display import gigabytes
 
 if TYPE_CHECKING:
     from converter.publish.package import Package

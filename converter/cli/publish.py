@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import accept_table, gigabytes, print_json, progress, reports
-from converter.display import counted, plain
+from converter.cli.output import accept_table, print_json, progress, reports
+from converter.display import counted, gigabytes, plain
 
 if TYPE_CHECKING:
     from converter.publish.commit import Publication

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from itertools import islice
 
 from converter.errors import TableError
 
 _LONGEST_KEY = 4096
-_MOST_SEGMENTS = 64  # of a key with wrappers
+_MOST_SEGMENTS = 40  # of a key with wrappers
 _MOST_FORMS = 100_000  # with the other names of their parts
 _MOST_BEHIND = 4  # segments before a model's names that a message speaks of
+_MOST_BEHIND_NAMES = 5_000  # that are looked at for it
 
 
 def form_of(name: str) -> str:
@@ -30,13 +32,16 @@ class Names:
     """
 
     def __init__(
-        self, forms: Collection[str], prefixes: Sequence[str], aliases: Mapping[str, str], wrappers: Collection[str]
+        self, forms: Collection[str], prefixes: Sequence[str], aliases: Mapping[str, str], wrappers: Set[str]
     ) -> None:
         self._aliases = aliases
         self._forms = _with_aliases(forms, aliases)
         self._starts = {form[:end] for form in self._forms for end in [*_dots(form), len(form)]}
-        self._wrappers = wrappers
+        self._wrappers = frozenset(wrappers)
         self._prefixes = [tuple(form_of(prefix).removesuffix(".").split(".")) for prefix in prefixes]
+        known = {segment for form in self._forms for segment in form.split(".")}
+        self._segments = known.union(self._wrappers, *self._prefixes)
+        self._first_of_prefixes = {prefix[0] for prefix in self._prefixes}
         self._found: dict[str, tuple[int, ...] | None] = {}
 
     def knows(self, form: str) -> bool:
@@ -79,6 +84,7 @@ class Names:
 
     def behind(self, names: Collection[str]) -> str:
         """What stands before this format's names in most of `names`, and is no wrapper. "" if nothing does."""
+        names = list(islice(names, _MOST_BEHIND_NAMES))
         forms = {form_of(name) for name in names}
         if 2 * sum(map(self.knows, forms)) >= len(forms):
             return ""
@@ -97,31 +103,37 @@ class Names:
         if form in self._forms:
             return ()
         if form not in self._found:
+            if len(self._found) >= _MOST_FORMS:
+                self._found.clear()
             self._found[form] = self._search(form)
         return self._found[form]
 
     def _search(self, form: str) -> tuple[int, ...] | None:
         segments = form.split(".")
-        if len(segments) > _MOST_SEGMENTS:
+        is_wrapped = not self._wrappers.isdisjoint(segments) or segments[0] in self._first_of_prefixes
+        if not is_wrapped or len(segments) > _MOST_SEGMENTS or not self._segments.issuperset(segments):
             return None
-        # after each segment: what was taken of the key so far -> what was not
-        reached: list[dict[str, tuple[int, ...]]] = [{} for _ in range(len(segments) + 1)]
-        reached[0][""] = ()
-
-        def reach(at: int, taken: str, cuts: tuple[int, ...]) -> None:
-            if taken not in reached[at] or len(cuts) < len(reached[at][taken]):
-                reached[at][taken] = cuts
-
+        # before each segment: what was taken of the key so far -> how many were not, and where it comes from
+        reached: list[dict[str, tuple[int, int, str]]] = [{} for _ in range(len(segments) + 1)]
+        reached[0][""] = (0, 0, "")
         for at, segment in enumerate(segments):
-            for taken, cuts in reached[at].items():
+            for taken, (cost, _, _) in reached[at].items():
                 longer = f"{taken}.{segment}" if taken else segment
-                if longer in self._starts:
-                    reach(at + 1, longer, cuts)
-                for count in self._skips(segments, at, front=not taken):
-                    reach(at + count, taken, (*cuts, *range(at, at + count)))
-        found = sorted((cuts for taken, cuts in reached[-1].items() if taken in self._forms), key=len)
-        is_clear = len(found) == 1 or (found and len(found[0]) < len(found[1]))
-        return found[0] if is_clear else None
+                steps = [(at + 1, longer, cost)] if longer in self._starts else []
+                steps += [(at + n, taken, cost + n) for n in self._skips(segments, at, front=not taken)]
+                for to, made, price in steps:
+                    if made not in reached[to] or price < reached[to][made][0]:
+                        reached[to][made] = (price, at, taken)
+        found = sorted((cost, taken) for taken, (cost, _, _) in reached[-1].items() if taken in self._forms)
+        if not found or (len(found) > 1 and found[0][0] == found[1][0]):
+            return None
+        at, taken = len(segments), found[0][1]
+        cuts: list[int] = []
+        while at:
+            _, before, earlier = reached[at][taken]
+            cuts += range(before, at) if earlier == taken else ()
+            at, taken = before, earlier
+        return tuple(sorted(cuts))
 
     def _skips(self, segments: Sequence[str], at: int, *, front: bool) -> Iterator[int]:
         """How many segments from `at` on are a wrapper or, at the front, a prefix of the table."""

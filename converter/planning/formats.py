@@ -23,6 +23,7 @@ from converter.planning.fit import fits, hidden, make_plan
 from converter.planning.plan import Contents, Plan, Residue
 
 _NEAR = 0.5  # of the names that the best table knows; tables that know fewer are not fitted
+_MOST_FORMS = 5_000  # of names that are compared; the largest known model has 150
 _SURE = 0.8  # of all names; a table that knows more, with no other near it, is taken without fitting
 
 
@@ -60,7 +61,7 @@ def recognise(contents: Contents, spec: Spec | None = None) -> Table:
 
     Raises PlanError if none fits, or if several fit equally well: then it lists them.
     """
-    forms = set(map(form_of, contents.tensors))
+    forms = _forms(contents.tensors)
     known = [(table, _known(table, forms)) for table in _candidates(spec)]
     most = max(share for _, share in known)
     near = [table for table, share in known if share and share >= _NEAR * most]
@@ -92,7 +93,7 @@ def open_known(path: str | Path, root: str | None = None, formats: Sequence[Tabl
     """
 
     def share(names: Collection[str]) -> float:
-        forms = set(map(form_of, names))
+        forms = _forms(names)
         return max(_known(table, forms) for table in formats or _candidates(None))
 
     checkpoint = open_checkpoint(path, root, share)
@@ -105,7 +106,7 @@ def open_known(path: str | Path, root: str | None = None, formats: Sequence[Tabl
 
 def fitting(contents: Contents) -> Iterator[tuple[Table, Plan]]:
     """The known formats that a checkpoint is in without any problem, each with the plan from it."""
-    forms = set(map(form_of, contents.tensors))
+    forms = _forms(contents.tensors)
     for table in _candidates(None):
         if _known(table, forms):
             plan = make_plan(table, contents, refuse=False)
@@ -133,6 +134,11 @@ def _known_formats(paths: tuple[Path, ...]) -> tuple[Table, ...]:
 def _known(table: Table, forms: Collection[str]) -> float:
     """The share of the names, numbers aside, that the table has a pattern for."""
     return sum(map(table.names.knows, forms)) / max(1, len(forms))
+
+
+def _forms(names: Iterable[str]) -> list[str]:
+    """What names look like, numbers aside; of very many, some."""
+    return sorted(set(map(form_of, names)))[:_MOST_FORMS]
 
 
 def _closest(known: list[tuple[Table, float]]) -> list[tuple[Table, float]]:

@@ -41,7 +41,7 @@ def find_record(
 ) -> dict[str, Any] | None:
     """As `read_record`, but None if there is none. The config.json of another tool is none."""
     where = f"{file_name(conversion)}: its record {key!r}"
-    is_beside = conversion.is_dir() and checkpoint.layout != "in-memory"
+    is_beside = conversion.is_dir() and checkpoint.layout.startswith("safetensors")  # as `convert` writes folders
     try:
         content = read_json(conversion / f"{key}.json") if is_beside else parse_json(checkpoint.metadata[key])
     except (KeyError, FileNotFoundError):

@@ -197,7 +197,7 @@ def test_a_file_cut_off_anywhere_is_refused(single: Path) -> None:
     content = single.read_bytes()
     for size in (len(content) - 1, len(content) // 2, 9):
         single.write_bytes(content[:size])
-        with pytest.raises(ModelError, match="get it again"):
+        with pytest.raises(ModelError, match=r"broke off\. Get it again"):
             GLIP.from_pretrained(single)
 
 
@@ -258,11 +258,11 @@ def lead_outside(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (to_another_shard, "which the index does not say"),
-        (drop_from_index, r"head\.bias.*which the index does not say"),
+        (to_another_shard, r"lists tensor .* in shard .*, but it is in"),
+        (drop_from_index, r"head\.bias.*and the index does not list it"),
         (lead_outside, "is not a plain file name"),
         (lambda folder: set_index(folder, {"weight_map": []}), "no `weight_map`"),
-        (lambda folder: (folder / "model-00002-of-00003.safetensors").unlink(), r"cannot be opened \(No such file"),
+        (lambda folder: (folder / "model-00002-of-00003.safetensors").unlink(), "lists .*, which is not there"),
         (lambda folder: (folder / "config.json").write_text("{"), "its record 'config' is invalid: Expecting"),
         (lambda folder: (folder / "config.json").write_text('{"model": "glip"}'), "'config' is missing or of another"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "with both"),
@@ -275,6 +275,15 @@ def test_a_folder_that_contradicts_itself_is_refused(
     folder = write_shards(tmp_path / "sharded", state)
     spoil(folder)
     with pytest.raises(ModelError, match=message):
+        GLIP.from_pretrained(folder)
+
+
+def test_a_folder_of_torch_files_is_no_conversion(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    """A config.json that lies beside them is not theirs, so they must be a known model."""
+    folder = write_shards(tmp_path / "sharded", state)
+    (folder / "model.safetensors.index.json").unlink()
+    torch.save(state, folder / "pytorch_model.bin")
+    with pytest.raises(PlanError, match=r"glip-t-a needs"):
         GLIP.from_pretrained(folder)
 
 

@@ -68,11 +68,24 @@ def save_safetensors(weights: dict[str, torch.Tensor], path: Path) -> None:
     save_file({k: v.numpy().copy(order="C") for k, v in weights.items()}, path)
 
 
-@pytest.mark.parametrize("save", [save_zip, save_legacy, save_bare, save_safetensors], ids=lambda f: f.__name__)
+def save_shards(weights: dict[str, torch.Tensor], path: Path) -> None:
+    names = {key: f"s-{number % 2}.bin" for number, key in enumerate(weights)}
+    for shard in sorted(set(names.values())):
+        torch.save({key: value for key, value in weights.items() if names[key] == shard}, path.with_name(shard))
+    path.write_text(json.dumps({"weight_map": names}))
+
+
+FILES = {
+    save_zip: "s.pth", save_legacy: "s.pth", save_bare: "s.pth", save_safetensors: "s.safetensors",
+    save_shards: "s.bin.index.json",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("save", FILES, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("layers", [2, 3])
 def test_every_op_and_every_source_format(save: Any, layers: int, table: Table, tmp_path: Path) -> None:
     weights = tiny_weights(layers)
-    path = tmp_path / ("s.safetensors" if save is save_safetensors else "s.pth")
+    path = tmp_path / FILES[save]
     save(weights, path)
     run(path, table, tmp_path / "out.safetensors")
     assert_holds(load_file(tmp_path / "out.safetensors"), expected_target(weights, layers))
