@@ -34,7 +34,7 @@ from converter.checkpoint.folders import find_in_folder
 from converter.checkpoint.foreign import refuse_foreign, refuse_parts
 from converter.checkpoint.index import Checkpoint, TensorInfo
 from converter.checkpoint.packed import refuse_other_zip
-from converter.checkpoint.roots import Knows
+from converter.checkpoint.roots import Knows, named
 from converter.checkpoint.safetensors import open_safetensors
 from converter.checkpoint.shards import INDEX_SUFFIX, alone, open_sharded
 from converter.checkpoint.source import SourceFile
@@ -62,7 +62,7 @@ def open_checkpoint(path: str | Path, root: str | None = None, knows: Knows | No
     source = SourceFile(path)
     try:
         if path.name.endswith(INDEX_SUFFIX):
-            return open_sharded(source, root, lambda shard: _open(shard, None, None))
+            return named(open_sharded(source, lambda shard: _open(shard, None, None)), root)
         return alone(_open(source, root, knows))
     except BaseException:
         source.close()
@@ -80,12 +80,12 @@ def _open(source: SourceFile, root: str | None, knows: Knows | None) -> Checkpoi
             raise
     # before all other kinds, whose first bytes may be the length of a header
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= source.size - 8:
-        return open_safetensors(source, root)
+        return named(open_safetensors(source), root)
     if head.startswith((b"\x80", b"L11954703")) and is_torch_legacy(source):  # a pickle; in text, torch's number
         return open_torch_legacy(source, root, knows)
     refuse_foreign(source)
     if head[8:9] == b"{":
-        return open_safetensors(source, root)
+        return named(open_safetensors(source), root)
     raise NotACheckpointError(
         f"{file_name(source.path)}: begins with {head[:8]!r}, so neither torch.save nor safetensors wrote it. Give the "
         "checkpoint itself, or get it again."

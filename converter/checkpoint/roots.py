@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -170,6 +170,29 @@ class _SortedOut:
             self.tensors[name] = build_tensor(name, item, self.label, self.find)
         except Unreadable as error:
             self.unsupported[name] = f"tensor {quoted(name)}: {error}"
+
+
+def named(checkpoint: Checkpoint, root: str | None) -> Checkpoint:
+    """Of a checkpoint that is one state dict without a name: all, or those tensors whose names begin with `root`.
+
+    Raises RootError if there are none.
+    """
+    if not root:
+        return checkpoint
+    prefix = f"{root}."
+    if not any(name.startswith(prefix) for name in checkpoint.tensors):
+        raise RootError(
+            f"{file_name(checkpoint.path)}: holds one state dict, without a name, and no name in it begins with "
+            f"{quoted(prefix)}. Leave out --root"
+        )
+    tensors = {
+        name.removeprefix(prefix): replace(tensor, name=name.removeprefix(prefix))
+        for name, tensor in checkpoint.tensors.items()
+        if name.startswith(prefix)
+    }
+    others = len(checkpoint.tensors) - len(tensors)
+    said = (f"{counted(others, 'tensor')} whose names do not begin with {quoted(prefix)}",) if others else ()
+    return replace(checkpoint, root=root, tensors=tensors, skipped=(*said, *checkpoint.skipped))
 
 
 def _candidates(value: object, label: str) -> tuple[list[_Candidate], dict[AdapterSettings, None]]:

@@ -7,7 +7,6 @@ byte left over.
 from __future__ import annotations
 
 from math import prod
-from pathlib import Path
 from typing import Any, NoReturn
 
 from converter.checkpoint.dtypes import BY_SAFETENSORS_TAG
@@ -18,14 +17,13 @@ from converter.checkpoint.strict_json import parse_json
 from converter.checkpoint.tensors import DIMENSION_LIMIT
 from converter.checkpoint.truncated import cut_off
 from converter.display import file_name, quoted
-from converter.errors import CorruptCheckpointError, RootError, UnsupportedCheckpointError
+from converter.errors import CorruptCheckpointError, UnsupportedCheckpointError
 
 JSON_LIMIT = 16 * 1024 * 1024  # bytes of a header or index; some 100,000 tensors
 
 
-def open_safetensors(source: SourceFile, root: str | None) -> Checkpoint:
+def open_safetensors(source: SourceFile) -> Checkpoint:
     """Index one safetensors file. Raises CheckpointError."""
-    refuse_root(source.path, root, "safetensors")
     tensors, unsupported, metadata = _read_header(source)
     return Checkpoint(
         path=source.path,
@@ -136,12 +134,6 @@ def read_json_object(source: SourceFile, offset: int, length: int, what: str) ->
     if not isinstance(document, dict):
         fail(label, f"the {what} is not a JSON object")
     return document
-
-
-def refuse_root(path: Path, root: str | None, what: str) -> None:
-    """Raise RootError if a state dict is named; `what` holds one alone."""
-    if root:
-        raise RootError(f"{file_name(path)}: {what} hold one state dict, without a name. Leave out --root.")
 
 
 def fail(label: str, problem: str) -> NoReturn:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from converter.checkpoint.index import Checkpoint
-from converter.checkpoint.safetensors import fail, read_json_object, refuse_root
+from converter.checkpoint.safetensors import fail, read_json_object
 from converter.checkpoint.source import SourceFile
 from converter.display import file_name, quoted
 from converter.errors import CheckpointError, CorruptCheckpointError, NotACheckpointError, UnsupportedCheckpointError
@@ -25,10 +25,9 @@ SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
 _NAMED = 5
 
 
-def open_sharded(index: SourceFile, root: str | None, open_file: Callable[[SourceFile], Checkpoint]) -> Checkpoint:
+def open_sharded(index: SourceFile, open_file: Callable[[SourceFile], Checkpoint]) -> Checkpoint:
     """The shards that an index file lists as one checkpoint; `open_file` opens each. Raises CheckpointError."""
     label = file_name(index.path)
-    refuse_root(index.path, root, "shards")
     weight_map = _weight_map(index)
     names = sorted(set(weight_map.values()))
     _refuse_names(index, names)

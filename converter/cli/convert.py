@@ -108,7 +108,7 @@ def convert(
     Format and variant are recognised; every tensor is accounted for, or nothing is written.
     """
     from converter.cli.sources import locate
-    from converter.planning.formats import load_format, open_known
+    from converter.planning.formats import open_known
     from converter.writing.convert import convert as write_conversion
     from converter.writing.names import is_file_name
     from converter.writing.staging import check_destination
@@ -116,8 +116,7 @@ def convert(
     if max_shard_size is not None and is_file_name(destination):
         raise click.UsageError("--max-shard-size needs a folder as --dst, not a file")
     located = locate(source, quiet=as_json)
-    formats = [load_format(source_format)] if source_format else ()
-    with open_known(located.path, root, formats) as checkpoint, ExitStack() as opened:
+    with open_known(located.path, root, source_format) as checkpoint, ExitStack() as opened:
         check_destination(destination, force=force, inputs=checkpoint.files)
         plan, residue = _plan(checkpoint, source_format, target_format, residue_file, opened, variant, dtype)
         if dry_run:

@@ -42,11 +42,10 @@ def explain(
     from converter.cli.sources import locate
     from converter.errors import PlanError
     from converter.planning.fit import make_plan
-    from converter.planning.formats import choose_formats, load_format, open_known
+    from converter.planning.formats import choose_formats, open_known
     from converter.planning.nearest import nearest
 
-    formats = [load_format(table_name)] if table_name else []
-    with open_known(locate(source, quiet=as_json).path, root, formats) as checkpoint:
+    with open_known(locate(source, quiet=as_json).path, root, table_name) as checkpoint:
         table, _ = choose_formats(checkpoint, table_name, None)
         plan = make_plan(table, checkpoint, variant=variant, refuse=False)
     keys = {key, *(name for name in checkpoint.tensors if _is(table, name, key))}

@@ -5,7 +5,7 @@ A format is a table: one of `mappings/`, one at a path, or the naming of a spec 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -86,11 +86,12 @@ def recognise(contents: Contents, spec: Spec | None = None) -> Table:
     return chosen[0]
 
 
-def open_known(path: str | Path, root: str | None = None, formats: Sequence[Table] = ()) -> Checkpoint:
-    """Open a checkpoint; of several state dicts in it, the one that is in a known format, or in one of `formats`.
+def open_known(path: str | Path, root: str | None = None, source: str | None = None) -> Checkpoint:
+    """Open a checkpoint; of several state dicts in it, the one that is in a known format, or in the format `source`.
 
-    Raises CheckpointError, as `open_checkpoint` does.
+    Adapters are merged into their weights. Raises CheckpointError as `open_checkpoint`, TableError as `load_format`.
     """
+    formats = [load_format(source)] if source else []
 
     def share(names: Collection[str]) -> float:
         forms = _forms(names)

@@ -142,6 +142,18 @@ def test_a_prefix_that_is_no_wrapper_is_said_and_the_root_takes_it_off(
     assert converted(item, tmp_path / "a", "--root", "my.detector") == plain
 
 
+def test_a_prefix_of_safetensors_is_taken_off_by_the_root_too(plain: Mapping[str, Any], tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({f"mine.{name}": t.contiguous() for name, t in bare().items()}, tmp_path / "a.safetensors")
+    run("convert", "--src", tmp_path / "a.safetensors", "--dst", tmp_path / "b.safetensors", "--root", "mine")
+    assert contents(tmp_path / "b.safetensors") == plain
+    error = refusal(
+        "convert", "--src", tmp_path / "a.safetensors", "--dst", tmp_path / "c.safetensors", "--root", "x", code=3
+    )
+    assert "'x.'" in error["message"]
+
+
 ROOTS: dict[str, Callable[[Any], Any]] = {
     "model": lambda w: {"model": w},
     "model.state_dict": lambda w: {"model": {"state_dict": w}, "epoch": 3},
