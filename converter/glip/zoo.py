@@ -105,8 +105,7 @@ def get_model(
         raise ModelError(f"{name}: pretrained=True does not say which weights; give a path or org/name on the Hub.")
     if pretrained is False or pretrained is None:
         return _build(name, _config(name), pad_small_map).eval()
-    formats = [load_format(source)] if source else []
-    with open_known(local_path(pretrained), root, formats) as checkpoint:
+    with open_known(local_path(pretrained), root, source) as checkpoint:
         return _loaded(name, checkpoint, source, pad_small_map).eval()
 
 

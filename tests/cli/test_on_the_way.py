@@ -229,6 +229,18 @@ def test_the_config_of_another_tool_says_nothing_of_pictures(there: Path, tmp_pa
     assert all(torch.equal(a, b) for a, b in zip(detector.model.parameters(), own.parameters(), strict=True))
 
 
+def test_a_folder_of_torch_files_is_converted(there: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "trained"
+    folder.mkdir()
+    torch.save(torch.load(there / "glip-official.pth", weights_only=True)["model"], folder / "pytorch_model.bin")
+    (folder / "config.json").write_text(json.dumps({"architectures": ["X"]}))
+    own = GLIP.from_pretrained(there / "own.safetensors")
+    model = GLIP.from_pretrained(folder)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), own.parameters(), strict=True))
+    run("certify", folder, "--reference", there / "here.safetensors", "--mutate", 0)
+    assert fields(run("verify", folder, "--json"))["verdict"] == "pass"
+
+
 def test_an_output_does_not_replace_the_checkpoint(there: Path) -> None:
     official = there / "glip-official.pth"
     before = official.read_bytes()
