@@ -51,6 +51,20 @@ def test_it_goes_the_whole_way(folder: Path) -> None:
     assert all(torch.equal(old[name], again[name]) for name in old)
 
 
+def test_its_own_checkpoint_is_taken_wherever_weights_are(folder: Path) -> None:
+    for command in (
+        "capture old.pth --dst here.safetensors",
+        "parity old.pth --reference here.safetensors",
+        "certify old.pth --reference here.safetensors --mutate 10",
+        "verify old.pth",
+        "convert --src old.pth --dst new.safetensors",
+        "certify new.safetensors --reference here.safetensors --mutate 10",
+    ):
+        done = run(folder, *command.split())
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert (folder / "old.parity.json").read_bytes() == (folder / "new.parity.json").read_bytes()
+
+
 def test_a_table_of_ones_own_is_said_to_be_custom(folder: Path) -> None:
     content = json.loads((PACKAGE / "two_layers" / "mappings" / "two-layers-original.json").read_text())
     (folder / "mine.json").write_text(json.dumps(content | {"name": "mine"}))

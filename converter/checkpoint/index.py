@@ -20,7 +20,7 @@ from converter.errors import CorruptCheckpointError, UnsupportedCheckpointError
 
 PIECES_LIMIT = 10_000  # reads for one strided tensor
 
-Layout = Literal["torch-zip", "torch-legacy", "torch-sharded", "safetensors", "safetensors-sharded"]
+Layout = Literal["torch-zip", "torch-legacy", "torch-sharded", "safetensors", "safetensors-sharded", "in-memory"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Checkpoint(Closing):
 
     Args:
         path: as given.
-        layout: how the file is laid out.
+        layout: how the file is laid out; in-memory: its tensors are made of those of the file when they are read.
         root: name of the state dict that was taken; "" if the file itself is one.
         roots: every state dict found, with its number of tensors.
         tensors: of the root taken, in file order.

@@ -7,11 +7,13 @@ from pathlib import Path
 import click
 
 from converter.cli.output import print_json, reports
-from converter.cli.run_options import run_options
+from converter.cli.run_options import MODEL, root, run_options
 from converter.display import gigabytes
 from converter.errors import DestinationError
 
-_EPILOG = """\b
+_EPILOG = f"""{MODEL}
+
+\b
 Examples:
   converter capture glip-t.safetensors --dst here.safetensors
   converter capture glip-t.safetensors --dst there.safetensors --inputs official-capture.safetensors
@@ -38,6 +40,7 @@ environment; the inputs of that capture, real images or not, can be used here.""
     show_default=True,
     help="Comma-separated dtypes to record this model's own error in: tolerances in these dtypes are multiples of it.",
 )
+@root
 @click.option("--name", help="Name of the capture. Default: that of the file.")
 @click.option("--force", is_flag=True, help="Replace --dst.")
 @run_options("float64")
@@ -48,6 +51,7 @@ def capture(
     inputs: Path | None,
     compact: bool,
     errors: str,
+    root: str | None,
     name: str | None,
     force: bool,
     device: str,
@@ -56,7 +60,7 @@ def capture(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Capture every tapped activation of MODEL, a converted file or folder."""
+    """Capture every tapped activation of MODEL."""
     wanted = [item for item in errors.split(",") if item]
     if unknown := set(wanted) - {"float32", "bfloat16", "float16"}:
         raise click.BadParameter(f"{min(unknown)!r} is not one of float32, bfloat16, float16", param_hint="--errors")
@@ -68,7 +72,7 @@ def capture(
     sources = [*(model.iterdir() if model.is_dir() else [model]), *([inputs] if inputs else [])]
     check_destination(destination, force=force, inputs=sources)
 
-    subject = load_subject(model, device, dtype, tf32, threads)
+    subject = load_subject(model, device, dtype, tf32, threads, root)
     from converter.parity.capture import load_capture, write_capture
     from converter.parity.record import inputs_of, record
 

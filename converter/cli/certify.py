@@ -12,7 +12,7 @@ import click
 
 from converter.cli.output import accept_table, print_json, progress, reports
 from converter.cli.parity import coverage, mutation_score, score_line, weight_files
-from converter.cli.run_options import references, run_options
+from converter.cli.run_options import MODEL, references, root, run_options
 from converter.display import plain, quoted
 from converter.errors import CaptureError, DestinationError
 
@@ -24,11 +24,15 @@ if TYPE_CHECKING:
     from converter.parity.mutate import Score
     from converter.parity.run import Report
 
-_CERTIFY = """\b
+_CERTIFY = f"""{MODEL}
+The certificate is then of what `convert` makes of it.
+
+\b
 Examples:
   converter certify glip-t.safetensors --reference captures/glip-t.safetensors
   converter certify glip-t/ --reference captures/glip-t.safetensors --mutate 500
-  converter certify glip-t/ --reference captures/one.safetensors --reference captures/two.safetensors"""
+  converter certify glip-t/ --reference captures/one.safetensors --reference captures/two.safetensors
+  converter certify official.pth --reference captures/glip-t.safetensors"""
 _VERIFY = """\b
 Examples:
   converter verify glip-t.safetensors
@@ -43,6 +47,7 @@ certificate, a table that was never released, or no tolerance is known for this 
 @click.command(epilog=_CERTIFY)
 @click.argument("model", type=click.Path(path_type=Path))
 @references
+@root
 @click.option(
     "--mutate", type=click.IntRange(0), default=200, show_default=True, help="Faults to make on purpose for the score."
 )
@@ -50,7 +55,13 @@ certificate, a table that was never released, or no tolerance is known for this 
 @click.option("--force", is_flag=True, help="Replace a certificate that is there.")
 @reports
 def certify(
-    model: Path, references: tuple[Path, ...], mutate: int, threads: int | None, force: bool, as_json: bool
+    model: Path,
+    references: tuple[Path, ...],
+    root: str | None,
+    mutate: int,
+    threads: int | None,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Compare MODEL with captures in float64 and float32, and write the certificate beside it.
 
@@ -60,7 +71,7 @@ def certify(
     """
     from converter.cli.families import family_at, load_subject
 
-    family = family_at(model)
+    family = family_at(model, root)
     from converter.parity.capture import load_capture
     from converter.parity.certificate import certificate_path, certify, read_weights
     from converter.parity.coverage_report import proof_of_rows, to_json
@@ -72,9 +83,9 @@ def certify(
     with ExitStack() as opened:
         captures = [opened.enter_context(load_capture(reference)) for reference in references]
         _check_names(captures)
-        with progress(_size(model), "hashing") as advance:
-            weights = read_weights(model, family, advance)  # before it is loaded: what is certified is what was loaded
-        subject = load_subject(model, "cpu", "float32", False, threads)
+        with progress(_size(model, root), "hashing") as advance:
+            weights = read_weights(model, family, advance, root)  # before it is loaded: what is certified was loaded
+        subject = load_subject(model, "cpu", "float32", False, threads, root)
         runs = _compared(subject, captures)
         problems = [f"{report.capture}, {report.dtype}: {problem}" for report in runs for problem in report.problems]
         if problems:
@@ -142,12 +153,14 @@ def _print_certified(path: Path, runs: list[Report], covered: Coverage, score: S
 @click.command(epilog=_VERIFY)
 @click.argument("model_source", metavar="MODEL")
 @click.option("--certificate", type=click.Path(path_type=Path), help="Default: beside the weights.")
+@root
 @accept_table
 @run_options("float64")
 @reports
 def verify(
     model_source: str,
     certificate: Path | None,
+    root: str | None,
     accepted_tables: tuple[str, ...],
     device: str,
     dtype: str,
@@ -174,14 +187,15 @@ def verify(
     from converter.cli.families import family_at, load_subject
     from converter.parity.certificate import verify
 
-    family = family_at(model)
-    with progress(_size(model), "hashing") as advance:
+    family = family_at(model, root)
+    with progress(_size(model, root), "hashing") as advance:
         result = verify(
             model,
             family,
-            lambda: load_subject(model, device, dtype, tf32, threads),
+            lambda: load_subject(model, device, dtype, tf32, threads, root),
             certificate=certificate,
             accepted_tables=accepted_tables,
+            root=root,
             on_bytes=advance,
         )
     if as_json:
@@ -233,5 +247,5 @@ def _print_verification(result: Verification) -> None:
     click.echo(verdict(result.passed))
 
 
-def _size(model: Path) -> int:
-    return sum(path.stat().st_size for path in weight_files(model))
+def _size(model: Path, root: str | None) -> int:
+    return sum(path.stat().st_size for path in weight_files(model, root))

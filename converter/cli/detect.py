@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.output import print_json, progress, reports
-from converter.cli.run_options import run_options
+from converter.cli.run_options import MODEL, root, run_options
 from converter.display import plain
 from converter.errors import DestinationError, ModelError
 
 if TYPE_CHECKING:
     from converter.parity.family import Detector
 
-_EPILOG = """\b
+_EPILOG = f"""{MODEL}
+
+\b
 Examples:
   converter detect glip-t/ street.jpg --prompt "person. traffic light."
   converter detect org/glip-t street.jpg --prompt "person."
+  converter detect official.pth street.jpg --prompt "person."
   converter detect glip-t.safetensors *.jpg --prompt "dog. cat." --vocab vocab.txt --out found/
   converter detect glip-t/ street.jpg --name "U.S. flag" --name "traffic light"
   converter detect glip-t/ park.jpg --caption "a person next to the umbrella" --span 2:8 --span 21:29 --json
@@ -52,6 +55,7 @@ class _Score(click.FloatRange):
     type=click.Path(path_type=Path),
     help="vocab.txt or tokenizer.json. Default: in MODEL's folder, else BERT base uncased from the Hub.",
 )
+@root
 @click.option("--threshold", type=_Score(0, 1), default=0.5, show_default=True, help="Keep what scores above this.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write drawn pictures and detections.json to.")
 @click.option("--force", is_flag=True, help="Write into a folder that is not empty.")
@@ -65,6 +69,7 @@ def detect(
     caption: str | None,
     spans: tuple[str, ...],
     vocab: Path | None,
+    root: str | None,
     threshold: float,
     out: Path | None,
     force: bool,
@@ -74,7 +79,7 @@ def detect(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Find in each IMAGE what a prompt names, with MODEL: a converted file or folder, or one of the Hub (org/name)."""
+    """Find in each IMAGE what a prompt names, with MODEL, here or on the Hub (org/name, hf://org/name/file.pth)."""
     _check_prompt(prompt, names, caption, spans)
     places = _places(out, images, force)
     from converter.cli.families import family_at, load_subject
@@ -82,8 +87,8 @@ def detect(
 
     located = locate(model_source, quiet=as_json)
     model = located.path
-    wanted = family_at(model).prompt(names or prompt, caption, spans)
-    subject = load_subject(model, device, dtype, tf32, threads)
+    wanted = family_at(model, root).prompt(names or prompt, caption, spans)
+    subject = load_subject(model, device, dtype, tf32, threads, root)
     detector = subject.family.detector(subject.model, model, vocab)
     with progress(len(images), "detecting", " pictures") as advance:
         entries = list(_entries(images, places, detector, wanted, threshold, advance))

@@ -7,11 +7,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint import Checkpoint
 from converter.display import quoted
-from converter.errors import CheckpointError, ModelError
+from converter.errors import ModelError
 from converter.mapping.documents import installed_families
 from converter.mapping.spec import load_spec
+from converter.writing.in_memory import open_converted
 from converter.writing.records import known_model, read_record
 
 if TYPE_CHECKING:
@@ -35,22 +36,41 @@ def family_of(model: str) -> Family[Any]:
     return family
 
 
-def family_at(path: Path) -> Family[Any]:
-    """The family of the weights that `convert` wrote to a file or folder. ModelError if they do not say."""
-    if not path.exists():
-        raise ModelError(f"{path}: no such file or folder; give what `convert` wrote")
-    try:
-        with open_checkpoint(path) as checkpoint:
-            return family_of(known_model(path, read_record(path, checkpoint, "config")))
-    except CheckpointError as error:
-        raise ModelError(str(error)) from None
+def family_at(path: Path, root: str | None = None) -> Family[Any]:
+    """The family of the weights in a checkpoint of any known format. Raises as `open_converted`, or ModelError."""
+    with _open(path, root) as checkpoint:
+        return family_of_weights(path, checkpoint)
 
 
-def load_subject(path: Path, device: str, dtype: str, tf32: bool = False, threads: int | None = None) -> Subject:
-    """A converted model, where and as it is to run. CaptureError if there is no such device, ModelError as `load`."""
+def family_of_weights(path: Path, checkpoint: Checkpoint) -> Family[Any]:
+    """The family of a conversion, by its record. ModelError if it has none that is known."""
+    return family_of(known_model(path, read_record(path, checkpoint, "config")))
+
+
+def load_subject(
+    path: Path,
+    device: str,
+    dtype: str,
+    tf32: bool = False,
+    threads: int | None = None,
+    root: str | None = None,
+) -> Subject:
+    """The model in a checkpoint of any known format, where and as it is to run.
+
+    CaptureError if there is no such device, else raises as `open_converted` and `Family.load`.
+    """
     from converter.parity.device import DTYPES, prepare
     from converter.parity.family import Subject
 
     place = prepare(device, tf32, threads)
-    family = family_at(path)
-    return Subject(family, family.load(path).to(device=place, dtype=DTYPES[dtype]))
+    with _open(path, root) as checkpoint:
+        family = family_of_weights(path, checkpoint)
+        model = family.load(path, checkpoint)
+        checkpoint.verify_unchanged()
+    return Subject(family, model.to(device=place, dtype=DTYPES[dtype]))
+
+
+def _open(path: Path, root: str | None) -> Checkpoint:
+    if not path.exists():
+        raise ModelError(f"{path}: no such file or folder; give a checkpoint, or what `convert` wrote")
+    return open_converted(path, root)

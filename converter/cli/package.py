@@ -60,13 +60,13 @@ def package(
     if repo_id is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", repo_id, re.ASCII):
         raise click.UsageError(f"--repo-id: {repo_id!r} is not OWNER/NAME")
     from converter.checkpoint import open_checkpoint
-    from converter.cli.families import family_at
+    from converter.cli.families import family_of_weights
     from converter.publish.package import check_package_destination, make_package, write_package
 
     with open_checkpoint(conversion) as checkpoint:
         check_package_destination(out, force=force, inputs=checkpoint.files)
         size = checkpoint.size
-    family = family_at(conversion)
+        family = family_of_weights(conversion, checkpoint)
     with progress(size, "hashing") as advance:
         made = make_package(
             conversion,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from converter.cli.output import print_json, progress, reports
-from converter.cli.run_options import references, run_options
+from converter.cli.run_options import MODEL, references, root, run_options
 from converter.errors import CaptureError, DestinationError
 
 if TYPE_CHECKING:
@@ -22,13 +22,16 @@ if TYPE_CHECKING:
     from converter.parity.mutate import Score
     from converter.parity.run import Report
 
-_EPILOG = """\b
+_EPILOG = f"""{MODEL}
+
+\b
 Examples:
   converter parity glip-t.safetensors --reference captures/glip-t.safetensors
   converter parity glip-t.safetensors --reference captures/glip-t.safetensors --html report.html
   converter parity glip-t.safetensors --reference captures/glip-t.safetensors --dtype float32 --junit parity.xml
   converter parity glip-t.safetensors --reference captures/glip-t.safetensors --mutate 200
   converter parity glip-t.safetensors --reference small.safetensors --reference large.safetensors --coverage
+  converter parity official.pth --reference captures/glip-t.safetensors
 \b
 Exit codes: 0 within every tolerance, 1 not, 8 could not be compared or judged;
 others as in 'converter --help'."""
@@ -50,6 +53,7 @@ class _Mutations(click.ParamType[int]):
 @click.command(epilog=_EPILOG)
 @click.argument("model_source", metavar="MODEL")
 @references
+@root
 @click.option(
     "--mode",
     type=click.Choice(["propagated", "injected", "both"]),
@@ -68,6 +72,7 @@ class _Mutations(click.ParamType[int]):
 def parity(
     model_source: str,
     references: tuple[Path, ...],
+    root: str | None,
     mode: str,
     gate: str | None,
     device: str,
@@ -81,24 +86,21 @@ def parity(
     junit: Path | None,
     as_json: bool,
 ) -> None:
-    """Compare MODEL, a converted file or folder or one of the Hub (org/name), with a capture, tap by tap."""
+    """Compare MODEL, here or on the Hub (org/name, hf://org/name/file.pth), with a capture, tap by tap."""
     from converter.cli.families import load_subject
     from converter.cli.sources import locate
 
     if cover and dtype != "float64":
         raise click.UsageError(f"--coverage is told by a model in float64; leave out --dtype {dtype}")
     model = locate(model_source, quiet=as_json).path
-    for output in (html, junit):
-        if output is not None and output.exists() and _is_input(output, model, references):
-            raise DestinationError(f"{output} is one of the inputs; choose another place")
-    subject = load_subject(model, device, dtype, tf32, threads)
+    _check_outputs([html, junit], model, references, root)
+    subject = load_subject(model, device, dtype, tf32, threads, root)
     from converter.checkpoint.hashes import file_sha256
     from converter.parity.capture import load_capture
     from converter.parity.run import parity as compare
 
-    modes: Sequence[Mode] = ("propagated", "injected")
-    if mode != "both":
-        modes = [m for m in modes if m == mode]
+    both: Sequence[Mode] = ("propagated", "injected")
+    modes = [each for each in both if mode in (each, "both")]
     with ExitStack() as stack:
         captures = [stack.enter_context(load_capture(path)) for path in references]
         pages = html is not None
@@ -106,8 +108,8 @@ def parity(
         result = _Result(
             found, *_of_weights(subject, captures, gate, cover, mutate) if _passed(found) else (None, None)
         )
-    hashes = {str(path): file_sha256(path) for path in (*weight_files(model), *references)}
-    proof = _proof_of_rows(model) if cover else ""
+    hashes = {str(path): file_sha256(path) for path in (*weight_files(model, root), *references)}
+    proof = _proof_of_rows(model, root) if cover else ""
     _write_reports(result, hashes, proof, html, junit)
     if as_json:
         print_json(_json(result, hashes, proof))
@@ -139,21 +141,26 @@ def _of_weights(
     return found, mutation_score(subject, captures, mutate or None, gate, found)
 
 
-def _proof_of_rows(model: Path) -> str:
+def _proof_of_rows(model: Path, root: str | None) -> str:
     """What shows that rows of embeddings that no capture uses are right: the record of the conversion of this file."""
-    from converter.checkpoint import open_checkpoint
     from converter.checkpoint.hashes import tensor_hashes
     from converter.parity.coverage_report import proof_of_rows
+    from converter.writing.in_memory import open_converted
     from converter.writing.ledger import digest_of_checkpoint
     from converter.writing.records import find_record
 
-    with open_checkpoint(model) as checkpoint:
+    with open_converted(model, root) as checkpoint:
         ledger = find_record(model, checkpoint, "conversion")
         return proof_of_rows(ledger, digest_of_checkpoint(checkpoint, tensor_hashes(checkpoint)) if ledger else "")
 
 
-def _is_input(output: Path, model: Path, references: Sequence[Path]) -> bool:
-    return any(path.exists() and output.samefile(path) for path in (*weight_files(model), *references))
+def _check_outputs(outputs: Sequence[Path | None], model: Path, references: Sequence[Path], root: str | None) -> None:
+    """DestinationError for an output that would replace an input."""
+    for output in outputs:
+        if output is not None and output.exists():
+            inputs = (*weight_files(model, root), *references)
+            if any(path.exists() and output.samefile(path) for path in inputs):
+                raise DestinationError(f"{output} is one of the inputs; choose another place")
 
 
 def _write_reports(result: _Result, hashes: dict[str, str], proof: str, html: Path | None, junit: Path | None) -> None:
@@ -212,11 +219,11 @@ def _print(result: _Result, proof: str, rows: int, asked: bool) -> None:
         click.echo("no mutations were made and no coverage computed, since the comparison does not pass")
 
 
-def weight_files(model: Path) -> list[Path]:
+def weight_files(model: Path, root: str | None = None) -> list[Path]:
     """The files that hold the weights."""
-    from converter.checkpoint import open_checkpoint
+    from converter.writing.in_memory import open_converted
 
-    with open_checkpoint(model) as checkpoint:
+    with open_converted(model, root) as checkpoint:
         return checkpoint.files
 
 

@@ -16,6 +16,10 @@ references = click.option(
     type=click.Path(path_type=Path),
     help="Capture to compare with. Repeatable: of several, each is compared with.",
 )
+root = click.option("--root", help="State dict to take where the file holds several (model, model_ema, ...).")
+MODEL = """\b
+MODEL is a file or folder that `convert` wrote, or any checkpoint that it reads:
+that is converted on the way, in memory, by the same plan and the same checks."""
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 

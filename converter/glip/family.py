@@ -20,6 +20,7 @@ from converter.parity.family import Companions, Derived, Family, Inputs, Mistake
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from converter.checkpoint import Checkpoint
     from converter.glip.detect.detector import Detector
     from converter.glip.detect.prompt import Prompt
     from converter.glip.model.glip import GLIP
@@ -42,10 +43,11 @@ class GLIPFamily(Family["GLIP"]):
 
         return GLIP(GLIPConfig.from_dict(config))
 
-    def load(self, path: Path) -> GLIP:
+    def load(self, path: Path, checkpoint: Checkpoint) -> GLIP:
         from converter.glip.model.glip import GLIP
+        from converter.glip.weights import load
 
-        return GLIP.from_pretrained(path)
+        return load(GLIP, path, checkpoint).eval()
 
     def config(self, model: GLIP) -> Config:
         return asdict(model.config)

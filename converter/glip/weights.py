@@ -1,42 +1,56 @@
-"""Loading: weights that `convert` wrote become a model, one tensor at a time, every one of them accounted for."""
+"""Loading: weights become a model, one tensor at a time, every one of them accounted for.
+
+What `convert` wrote is read as it is. Any other known format is converted on the way, by the same plan.
+"""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.checkpoint import Checkpoint
 from converter.display import file_name, plain, quoted
 from converter.errors import CheckpointError, ModelError
 from converter.glip.model.config import GLIPConfig
+from converter.writing.in_memory import open_converted
 from converter.writing.records import read_record
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 M = TypeVar("M", bound=nn.Module)
 
 
-def load_pretrained(build: Callable[[GLIPConfig], M], path: Path) -> M:
-    """The model that `build` makes of the configuration of a file or folder, with its weights: float32, on the CPU.
+@contextmanager
+def open_pretrained(path: Path, root: str | None = None) -> Iterator[Checkpoint]:
+    """The weights in a file or folder of any known format, to be loaded. `root`: of several state dicts, this one.
 
-    ModelError if a file is missing, damaged or inconsistent, or if names, shapes or dtypes are not exactly the model's;
-    all differences are listed.
+    ModelError if a file is missing, damaged or inconsistent, or changes meanwhile; PlanError, with all problems, if it
+    is no conversion and cannot be converted.
     """
     try:
-        with open_checkpoint(path) as checkpoint:
-            config = _config(path, checkpoint)
-            model = _on_meta(build, config, checkpoint)
-            _check(model, checkpoint)
-            fill(model, ((name, _read(checkpoint, name)) for name in checkpoint.tensors), path)
+        with open_converted(path, root) as checkpoint:
+            yield checkpoint
             checkpoint.verify_unchanged()
-            return model
     except CheckpointError as error:
         raise ModelError(str(error)) from None
+
+
+def load(build: Callable[[GLIPConfig], M], path: Path, checkpoint: Checkpoint) -> M:
+    """The model that `build` makes of the configuration of `checkpoint`, which was opened from `path`, and its weights.
+
+    It is float32, on the CPU. ModelError if names, shapes or dtypes are not exactly the model's; all differences are
+    listed.
+    """
+    model = _on_meta(build, _config(path, checkpoint), checkpoint)
+    _check(model, checkpoint)
+    fill(model, tensors(checkpoint), path)
+    return model
 
 
 def _on_meta(build: Callable[[GLIPConfig], M], config: GLIPConfig, checkpoint: Checkpoint) -> M:
@@ -90,12 +104,12 @@ def _config(path: Path, checkpoint: Checkpoint) -> GLIPConfig:
 
 
 def _check(model: nn.Module, checkpoint: Checkpoint) -> None:
-    parameters, tensors = dict(model.named_parameters()), checkpoint.tensors
-    problems = [f"missing: {n} {tuple(p.shape)}" for n, p in parameters.items() if n not in tensors]
-    problems += [f"unexpected: {plain(n)} {t.shape}" for n, t in tensors.items() if n not in parameters]
+    parameters, there = dict(model.named_parameters()), checkpoint.tensors
+    problems = [f"missing: {n} {tuple(p.shape)}" for n, p in parameters.items() if n not in there]
+    problems += [f"unexpected: {plain(n)} {t.shape}" for n, t in there.items() if n not in parameters]
     problems += [*checkpoint.unsupported.values()]
     for name, parameter in parameters.items():
-        if (found := tensors.get(name)) is None:
+        if (found := there.get(name)) is None:
             continue
         if found.shape != tuple(parameter.shape):
             problems.append(f"shape: {name} is {found.shape}, expected {tuple(parameter.shape)}")
@@ -105,6 +119,8 @@ def _check(model: nn.Module, checkpoint: Checkpoint) -> None:
         raise ModelError(f"{file_name(checkpoint.path)}: does not fit the model.", problems)
 
 
-def _read(checkpoint: Checkpoint, name: str) -> Tensor:
-    # numpy has no bfloat16: its bits come as integers
-    return torch.from_numpy(checkpoint.read(name)).view(getattr(torch, checkpoint.tensors[name].dtype.name))
+def tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
+    """Names and values, one at a time."""
+    for name, tensor in checkpoint.tensors.items():
+        # numpy has no bfloat16: its bits come as integers
+        yield name, torch.from_numpy(checkpoint.read(name)).view(getattr(torch, tensor.dtype.name))

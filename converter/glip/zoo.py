@@ -10,29 +10,26 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from converter.checkpoint import DTYPES, Checkpoint, open_checkpoint
+from converter.checkpoint import Checkpoint
 from converter.errors import ModelError
 from converter.glip.model.config import GLIPConfig
 from converter.glip.model.glip import GLIP
 from converter.glip.model.head import Output
 from converter.glip.model.inputs import check_images
 from converter.glip.model.swin import SwinTransformer
-from converter.glip.weights import fill
+from converter.glip.weights import fill, tensors
 from converter.hub.resolve import local_path
-from converter.mapping.cast import cast
 from converter.mapping.load import hub_table
-from converter.mapping.ops import apply_ops
 from converter.mapping.spec import load_spec
-from converter.planning.formats import load_format, make_route, recognise
-from converter.planning.plan import Plan
-from converter.writing.buffers import verify_left_out
+from converter.planning.formats import load_format, make_route, open_known, recognise
+from converter.writing.in_memory import in_memory
 
 # MMPretrain's name (configs/glip of its release 1.2) -> the GLIP variant whose image encoder it is
 BACKBONES: Mapping[str, str] = {"swin-t_glip-pre_3rdparty": "glip-t", "swin-l_glip-pre_3rdparty_384px": "glip-l"}
@@ -108,7 +105,7 @@ def get_model(
         raise ModelError(f"{name}: pretrained=True does not say which weights; give a path or org/name on the Hub.")
     if pretrained is False or pretrained is None:
         return _build(name, _config(name), pad_small_map).eval()
-    with open_checkpoint(local_path(pretrained), root) as checkpoint:
+    with open_known(local_path(pretrained), root, source) as checkpoint:
         return _loaded(name, checkpoint, source, pad_small_map).eval()
 
 
@@ -137,23 +134,15 @@ def _loaded(name: str, checkpoint: Checkpoint, source: str | None, pad_small_map
             f"{checkpoint.path}: holds {plan.variant.title}, not {name}: {wrong[0]} is {there[wrong[0]]}, expected "
             f"{wanted[wrong[0]]}."
         )
-    verify_left_out(checkpoint, plan)
+    converted = in_memory(checkpoint, plan)
     with torch.device("meta"):  # takes no memory and skips the random initialisation
         model = _build(name, GLIPConfig(**{**wanted, **plan.config}), pad_small_map)
     parameters = dict(model.named_parameters())
-    if absent := sorted(parameters.keys() - {target.name for target in plan.targets}):
+    if absent := sorted(parameters.keys() - converted.tensors.keys()):
         raise ModelError(
             f"{checkpoint.path}: {plan.table} does not hold {absent[0]} {tuple(parameters[absent[0]].shape)} and "
             f"{len(absent) - 1} other parameters of this model."
         )
-    fill(model, _tensors(checkpoint, plan), checkpoint.path)
+    fill(model, tensors(converted), checkpoint.path)
     checkpoint.verify_unchanged()
     return model
-
-
-def _tensors(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[str, Tensor]]:
-    """The plan carried out, one step at a time."""
-    for step in plan.steps:
-        read = (cast(checkpoint.read(s.name), s.dtype, DTYPES["float32"], s.name) for s in step.sources)
-        for target, array in zip(step.targets, apply_ops(step.ops, list(read)), strict=True):
-            yield target.name, torch.from_numpy(array.copy())

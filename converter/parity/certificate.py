@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from converter import __version__
-from converter.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from converter.checkpoint import Checkpoint, TensorInfo
 from converter.checkpoint.dtypes import all_finite
 from converter.checkpoint.hashes import Stamps, file_sha256, stamps, tensor_hashes
 from converter.display import counted, file_name, plain
@@ -41,6 +41,7 @@ from converter.parity.record import record
 from converter.parity.report import json_safe, to_json
 from converter.parity.run import Report, parity
 from converter.parity.setup import Setup, read_setup
+from converter.writing.in_memory import open_converted
 from converter.writing.ledger import CustomTable, digest_of_checkpoint, is_by_unknown_table, table_entry, tables_in
 from converter.writing.ledger import to_json as json_bytes
 from converter.writing.records import find_record
@@ -53,12 +54,13 @@ FINGERPRINT_ERRORS = ("float32", "bfloat16")
 class Weights:
     """A model as it lay on the disk before it was loaded.
 
-    `before`: stamps of its files then; `sha256`, `tensors`: hashes of all tensors and of each; `setup`: what else
-    decides results; `ledger`: of the conversion, None where there is none; `tables`: what it, or else the weights
-    themselves, say of tables.
+    `root`: the state dict that was asked for, of several; `before`: stamps of its files then; `sha256`, `tensors`:
+    hashes of all tensors and of each; `setup`: what else decides results; `ledger`: of the conversion, None where there
+    is none; `tables`: what it, or else the weights themselves, say of tables.
     """
 
     path: Path
+    root: str | None
     before: Stamps
     sha256: str
     tensors: Mapping[str, str]
@@ -104,8 +106,13 @@ def certificate_path(weights: Path) -> Path:
     return weights / "parity.json" if weights.is_dir() else weights.with_suffix(".parity.json")
 
 
-def read_weights(path: Path, family: Family[Any], on_bytes: Callable[[int], object] = lambda count: None) -> Weights:
-    """What `convert` wrote to a file or folder, to be certified; to be called before the model is loaded.
+def read_weights(
+    path: Path,
+    family: Family[Any],
+    on_bytes: Callable[[int], object] = lambda count: None,
+    root: str | None = None,
+) -> Weights:
+    """What is to be certified, as `open_converted` gives it; to be called before the model is loaded.
 
     Raises CaptureError, naming the tensors, where any number is NaN or infinite: no capture notices those that it does
     not use. CheckpointError or ModelError if it cannot be read.
@@ -116,7 +123,7 @@ def read_weights(path: Path, family: Family[Any], on_bytes: Callable[[int], obje
         if tensor.name not in spoiled and not all_finite(chunk, tensor.dtype):
             spoiled[tensor.name] = None
 
-    with open_checkpoint(path) as checkpoint:
+    with open_converted(path, root) as checkpoint:
         before = _stamps(path, checkpoint, family)
         setup, ledger = read_setup(path, checkpoint, family), find_record(path, checkpoint, "conversion")
         tables = ledger or tables_in(checkpoint)
@@ -132,7 +139,7 @@ def read_weights(path: Path, family: Family[Any], on_bytes: Callable[[int], obje
             f"{file_name(path)}: holds numbers that are NaN or infinite in {counted(len(spoiled), 'tensor')}: {named}. "
             "Convert a sound checkpoint."
         )
-    return Weights(path, before, digest, hashes, setup, ledger, tables)
+    return Weights(path, root, before, digest, hashes, setup, ledger, tables)
 
 
 def _stamps(path: Path, checkpoint: Checkpoint, family: Family[Any]) -> Stamps:
@@ -159,7 +166,7 @@ def certify(
     if not reports or not all(report.passed for report in reports):
         raise CaptureError(f"{where}: not certified, since not every comparison passed.")
     loaded = json_safe(family.config(subject.model))
-    with open_checkpoint(weights.path) as checkpoint:
+    with open_converted(weights.path, weights.root) as checkpoint:
         is_same = _stamps(weights.path, checkpoint, family) == weights.before
     if not is_same or loaded != weights.setup.settings["config"]:
         raise CaptureError(
@@ -223,10 +230,12 @@ def verify(
     *,
     certificate: Path | None = None,
     accepted_tables: Collection[str] = (),
+    root: str | None = None,
     on_bytes: Callable[[int], object] = lambda count: None,
 ) -> Verification:
     """Check a copy of certified weights: settings, files and every tensor's hash, then the fingerprint on this machine.
 
+    The copy may be a checkpoint that `open_converted` converts on the way.
     `load` gives the model where and in the dtype in which it is to be checked. `certificate`: by default beside it.
     `accepted_tables`: hashes of tables that were never released, and may have made it.
     Raises CaptureError if there is no sound certificate or such a table is not accepted, CheckpointError or ModelError
@@ -234,7 +243,7 @@ def verify(
     """
     path = certificate or certificate_path(weights)
     evidence = read_evidence(path)
-    with open_checkpoint(weights) as checkpoint:
+    with open_converted(weights, root) as checkpoint:
         before = _stamps(weights, checkpoint, family)
         if (ledger := find_record(weights, checkpoint, "conversion")) is not None:
             check_same_table(weights, ledger, evidence)
@@ -242,12 +251,12 @@ def verify(
         custom = tuple(check_tables(weights, tables, evidence, accepted_tables))
         is_unknown = made_by_unknown_table(tables, evidence)
         setup = (*_other_ledger(ledger, evidence), *read_setup(weights, checkpoint, family).differences(evidence.setup))
-    tensors = compare_tensors(weights, evidence, on_bytes)
+        tensors = compare_tensors(checkpoint, evidence, on_bytes)
     report = None
     if not (setup or any(tensors)):
         with open_fingerprint(evidence) as capture:
             report = parity(load(), capture, modes=["propagated"])
-    with open_checkpoint(weights) as checkpoint:
+    with open_converted(weights, root) as checkpoint:
         if _stamps(weights, checkpoint, family) != before:
             raise CaptureError(f"{file_name(weights)}: changed meanwhile. Verify it again once nothing writes to it.")
     return Verification(path, *tensors, setup, custom, is_unknown, report)
@@ -263,21 +272,20 @@ def _other_ledger(ledger: Mapping[str, Any] | None, evidence: Evidence) -> Itera
 
 
 def compare_tensors(
-    weights: Path, evidence: Evidence, on_bytes: Callable[[int], object] = lambda count: None
+    checkpoint: Checkpoint, evidence: Evidence, on_bytes: Callable[[int], object] = lambda count: None
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Hash every tensor again: the names of those changed, missing and added.
 
     Raises CaptureError if the certificate contradicts itself, CheckpointError if the weights cannot be read.
     """
     expected = evidence.tensors
-    with open_checkpoint(weights) as checkpoint:
-        found = tensor_hashes(checkpoint, on_bytes)
-        changed = tuple(name for name in expected if name in found and found[name] != expected[name])
-        missing, added = tuple(sorted(set(expected) - set(found))), tuple(sorted(set(found) - set(expected)))
-        if not (changed or missing or added) and digest_of_checkpoint(checkpoint, found) != evidence.sha256:
-            raise CaptureError(
-                f"{file_name(evidence.path)}: its hash of all tensors is not that of its list. Get it again."
-            )
+    found = tensor_hashes(checkpoint, on_bytes)
+    changed = tuple(name for name in expected if name in found and found[name] != expected[name])
+    missing, added = tuple(sorted(set(expected) - set(found))), tuple(sorted(set(found) - set(expected)))
+    if not (changed or missing or added) and digest_of_checkpoint(checkpoint, found) != evidence.sha256:
+        raise CaptureError(
+            f"{file_name(evidence.path)}: its hash of all tensors is not that of its list. Get it again."
+        )
     return changed, missing, added
 
 

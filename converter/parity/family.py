@@ -21,6 +21,7 @@ from converter.mapping.spec import Config
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from converter.checkpoint import Checkpoint
     from converter.parity.capture import Capture, Detections
 
 M = TypeVar("M")  # the class of the family's models, an nn.Module
@@ -98,8 +99,11 @@ class Family(ABC, Generic[M]):
         """A model of these sizes, with random numbers. ModelError if they cannot fit together."""
 
     @abstractmethod
-    def load(self, path: Path) -> M:
-        """The model that `convert` wrote to a file or folder: float32, on the CPU, in eval mode. ModelError."""
+    def load(self, path: Path, checkpoint: Checkpoint) -> M:
+        """The model with the weights of `checkpoint`, named as its spec does: float32, on the CPU, in eval mode.
+
+        `path`: the file or folder that it was opened from, where `read_record` finds its configuration. ModelError.
+        """
 
     @abstractmethod
     def config(self, model: M) -> Config:

@@ -61,7 +61,8 @@ def read_folder(
         paths = sorted(path for path in folder.iterdir() if path.name != GIT_ATTRIBUTES)
     except OSError as error:
         raise HubError(
-            f"{file_name(folder)}: is not a folder that can be read ({error.strerror}). `converter package` makes one."
+            f"{file_name(folder)}: is not a folder that can be read ({error.strerror}). `converter package` makes "
+            "one of what `convert` wrote."
         ) from None
     _check_names(folder, paths, unverified)
     with _reading(folder):

@@ -3,6 +3,7 @@
 In the order in which data passes:
 
     convert.py        carries a plan out: the one function that writes a conversion
+    in_memory.py      what it would write, without a file: for whoever runs a model
     transfer.py       moves tensors in threads: read, apply the ops, hash, write
     shards.py         the layout of safetensors files, one or several with an index
     torch_archive.py  the layout of what torch.load reads

@@ -27,33 +27,36 @@ def read_record(conversion: Path, checkpoint: Checkpoint, key: Literal["config",
 
     ModelError if it is missing, or if an entry is missing or of another kind.
     """
-    where = f"{file_name(conversion)}: its record {key!r}"
-    try:
-        if conversion.is_dir() and "torch" in checkpoint.layout:  # a conversion to a folder is of safetensors
-            raise KeyError(key)
-        content = read_json(conversion / f"{key}.json") if conversion.is_dir() else parse_json(checkpoint.metadata[key])
-    except (KeyError, FileNotFoundError):
+    content = find_record(conversion, checkpoint, key)
+    if content is None:
         raise ModelError(
-            f"{file_name(conversion)}: has no record {key!r} of a conversion. Give the .safetensors file or the folder "
-            "that `convert` wrote."
-        ) from None
-    except OSError as error:
-        raise ModelError(f"{where} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
-        raise ModelError(f"{where} is invalid: {error}. Convert again.") from None
-    if not isinstance(content, dict):
-        raise ModelError(f"{where} is invalid: it is not a JSON object. Convert again.")
-    if wrong := [name for name, kind in _ENTRIES[key].items() if not isinstance(content.get(name), kind)]:
-        raise ModelError(f"{where} is invalid: {wrong[0]!r} is missing or of another kind. Convert again.")
+            f"{file_name(conversion)}: has no record {key!r} of a conversion. Run `convert` first, and give the "
+            ".safetensors file or the folder that it wrote."
+        )
     return content
 
 
 def find_record(
     conversion: Path, checkpoint: Checkpoint, key: Literal["config", "conversion"]
 ) -> dict[str, Any] | None:
-    """As `read_record`, but None if there is none."""
-    has_one = (conversion / f"{key}.json").exists() if conversion.is_dir() else key in checkpoint.metadata
-    return read_record(conversion, checkpoint, key) if has_one else None
+    """As `read_record`, but None if there is none. The config.json of another tool is none."""
+    where = f"{file_name(conversion)}: its record {key!r}"
+    is_beside = conversion.is_dir() and checkpoint.layout.startswith("safetensors")  # as `convert` writes folders
+    try:
+        content = read_json(conversion / f"{key}.json") if is_beside else parse_json(checkpoint.metadata[key])
+    except (KeyError, FileNotFoundError):
+        return None
+    except OSError as error:
+        raise ModelError(f"{where} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise ModelError(f"{where} is invalid: {error}. Convert again.") from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{where} is invalid: it is not a JSON object. Convert again.")
+    if is_beside and key == "config" and content and not _ENTRIES[key].keys() & content.keys():
+        return None
+    if wrong := [name for name, kind in _ENTRIES[key].items() if not isinstance(content.get(name), kind)]:
+        raise ModelError(f"{where} is invalid: {wrong[0]!r} is missing or of another kind. Convert again.")
+    return content
 
 
 def known_model(conversion: Path, config: Mapping[str, Any]) -> str:

@@ -126,9 +126,9 @@ class Transfer:
         for source in step.sources:
             array = self.checkpoint.read(source.name)
             self._hashes[f"source {source.name}"] = hashlib.sha256(raw_bytes(array)).hexdigest()
-            arrays.append(cast(array, source.dtype, step.joined_as, source.name))
-        for target, array in zip(step.targets, apply_ops(step.ops, arrays), strict=True):
-            data = raw_bytes(cast(array, step.joined_as, target.dtype, target.name))
+            arrays.append(array)
+        for target, array in zip(step.targets, made_by(step, arrays), strict=True):
+            data = raw_bytes(array)
             self._hashes[target.name] = hashlib.sha256(data).hexdigest()
             self.crcs[target.name] = zlib.crc32(data)
             self.put(target.name, data)
@@ -148,6 +148,13 @@ class Transfer:
         with writing(self.destination):
             write_at(descriptor, data, position)
         self.on_bytes(len(data))
+
+
+def made_by(step: Step, arrays: Sequence[Array]) -> list[Array]:
+    """The targets of a step, of the values of its sources. PlanError for a value that a cast cannot hold."""
+    alike = [cast(array, s.dtype, step.joined_as, s.name) for s, array in zip(step.sources, arrays, strict=True)]
+    results = zip(step.targets, apply_ops(step.ops, alike), strict=True)
+    return [cast(array, step.joined_as, target.dtype, target.name) for target, array in results]
 
 
 def raw_bytes(array: Array) -> memoryview:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from converter.errors import ModelError, TableError
+from converter.errors import ModelError, PlanError, TableError
 from converter.glip import GLIP
 from tests.support.small_glip import CONFIG, random_inputs, small_config, small_glip
 
@@ -129,7 +129,6 @@ def test_weights_that_are_nan_load_and_are_named(tmp_path: Path, state: dict[str
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (None, "has no record 'config' of a conversion"),
         ("{", "its record 'config' is invalid: Expecting property name"),
         ('{"model":"glip","model":"glip"}', "its record 'config' is invalid: 'model' is there twice"),
         ("[]", "is not a JSON object"),
@@ -140,11 +139,11 @@ def test_weights_that_are_nan_load_and_are_named(tmp_path: Path, state: dict[str
         ('{"model": "glip", "variant": "x", "config": {}}', "missing fields"),
     ],
 )
-def test_a_file_that_does_not_say_what_it_holds_is_refused(
-    tmp_path: Path, state: dict[str, Tensor], config: str | None, message: str
+def test_a_file_whose_record_is_damaged_is_refused(
+    tmp_path: Path, state: dict[str, Tensor], config: str, message: str
 ) -> None:
     path = tmp_path / "glip.safetensors"
-    save_file(state, path, metadata=None if config is None else {"config": config})
+    save_file(state, path, metadata={"config": config})
     with pytest.raises(ModelError, match=message):
         GLIP.from_pretrained(path)
 
@@ -166,10 +165,23 @@ def test_names_cannot_write_to_the_terminal(tmp_path: Path, state: dict[str, Ten
     assert caught.value.problems == (r"unexpected: 'a\x1b[2Jb' (1,)",)
 
 
-def test_a_pth_is_told_to_be_converted(tmp_path: Path, state: dict[str, Tensor]) -> None:
+def test_without_a_record_it_must_be_a_known_model(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    """These sizes are no variant's, and no record states them: everything that does not fit is listed."""
     torch.save(state, tmp_path / "glip.pth")
-    with pytest.raises(ModelError, match=r"Give the \.safetensors file"):
-        GLIP.from_pretrained(tmp_path / "glip.pth")
+    save_file(state, tmp_path / "glip.safetensors")
+    folder = write_shards(tmp_path / "sharded", state)
+    (folder / "config.json").unlink()
+    for path in (tmp_path / "glip.pth", tmp_path / "glip.safetensors", folder):
+        with pytest.raises(PlanError, match=r"^glip: .* of the \d+ tensors that glip-t-a needs") as error:
+            GLIP.from_pretrained(path)
+        assert any(problem.startswith("'head.text_bias' is (24,);") for problem in error.value.problems)
+
+
+def test_the_config_of_another_tool_is_no_damaged_record(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    folder = write_shards(tmp_path / "sharded", state)
+    (folder / "config.json").write_text(json.dumps({"model_type": "swin", "embed_dim": 96}))
+    with pytest.raises(PlanError, match="glip-t-a needs"):
+        GLIP.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"1234567", struct.pack("<Q", 2**63), b"not a checkpoint"])
@@ -251,7 +263,8 @@ def lead_outside(folder: Path) -> None:
         (lead_outside, "is not a plain file name"),
         (lambda folder: set_index(folder, {"weight_map": []}), "no `weight_map`"),
         (lambda folder: (folder / "model-00002-of-00003.safetensors").unlink(), "lists .*, which is not there"),
-        (lambda folder: (folder / "config.json").unlink(), "has no record 'config'"),
+        (lambda folder: (folder / "config.json").write_text("{"), "its record 'config' is invalid: Expecting"),
+        (lambda folder: (folder / "config.json").write_text('{"model": "glip"}'), "'config' is missing or of another"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "with both"),
         (lambda folder: (folder / "model.safetensors.index.json").unlink(), "without"),
     ],
@@ -266,10 +279,11 @@ def test_a_folder_that_contradicts_itself_is_refused(
 
 
 def test_a_folder_of_torch_files_is_no_conversion(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    """A config.json that lies beside them is not theirs, so they must be a known model."""
     folder = write_shards(tmp_path / "sharded", state)
     (folder / "model.safetensors.index.json").unlink()
     torch.save(state, folder / "pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"has no record 'config' of a conversion"):
+    with pytest.raises(PlanError, match=r"glip-t-a needs"):
         GLIP.from_pretrained(folder)
 
 

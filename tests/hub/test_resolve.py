@@ -84,7 +84,8 @@ def test_it_loads_and_verifies(published: Path, hub: HubServer, cache: Path) -> 
     from converter.parity.evidence import read_evidence
 
     found = get(REPO, cache)
-    assert compare_tensors(found.path, read_evidence(found.path / "parity.json")) == ((), (), ())
+    with open_checkpoint(found.path) as checkpoint:
+        assert compare_tensors(checkpoint, read_evidence(found.path / "parity.json")) == ((), (), ())
 
 
 def test_shards_are_downloaded(folder: Path, hub: HubServer, cache: Path) -> None:

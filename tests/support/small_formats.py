@@ -44,11 +44,11 @@ def small(table: Table) -> Table:
 
 
 @contextmanager
-def small_tables(folder: Path, variant: str = "small") -> Iterator[None]:
+def small_tables(folder: Path, variant: str = "small", sizes: Mapping[str, Any] = SIZES) -> Iterator[None]:
     """While active, the built-in tables are of a spec whose only variant is small; they lie in `folder`."""
     shutil.copytree(documents.mappings_folder(), folder)
     spec = json.loads((folder / "glip.json").read_text())
-    config = {name: list(v) if isinstance(v, tuple) else v for name, v in SIZES.items() if name != "prompt_length"}
+    config = {name: list(v) if isinstance(v, tuple) else v for name, v in sizes.items() if name != "prompt_length"}
     spec["variants"] = {variant: {"title": "small", "config": config}}
     for part in spec["parts"].values():
         part["variants"] = {"small": {"title": "small", "config": {n: config[n] for n in part["config"]}}}

@@ -74,11 +74,12 @@ class Detector:
         device: str = "cpu",
         *,
         revision: str | None = None,
+        root: str | None = None,
     ) -> Detector:
-        """The model of a file, a folder, or the Hub; its vocabulary from `vocabulary`, the folder, or the Hub."""
+        """The model as `GLIP.from_pretrained` finds it; its vocabulary from `vocabulary`, the folder, or the Hub."""
         path = local_path(path, revision=revision)
         tokenizer = find_tokenizer(path, None if vocabulary is None else Path(vocabulary))
-        return cls(GLIP.from_pretrained(path).to(device), tokenizer, folder_settings(path))
+        return cls(GLIP.from_pretrained(path, root=root).to(device), tokenizer, folder_settings(path))
 
     def read(self, path: Path) -> Image.Image:
         """The picture, upright, as 8-bit RGB. ModelError if it cannot be read."""

@@ -104,7 +104,8 @@ def folder_settings(model: Path) -> Preprocessing:
     """The preprocessing in the config.json of a packaged folder, else GLIP's own. ModelError if it is invalid."""
     config = model / "config.json"
     try:
-        stated = read_json(config).get("preprocessing") if model.is_dir() else None
+        content = read_json(config) if model.is_dir() else {}
+        stated = content.get("preprocessing") if content.get("model") else None  # without, it is another tool's
         return glip_preprocessing() if stated is None else Preprocessing.from_dict(stated)
     except (OSError, ValueError, AttributeError):
         return glip_preprocessing()  # loading the model reports what is wrong with the file

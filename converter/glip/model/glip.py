@@ -44,18 +44,26 @@ class GLIP(nn.Module):
         self.head = Head(config)
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike[str], *, revision: str | None = None) -> GLIP:
-        """The model in a `.safetensors` file, or in a folder with `config.json` and one or several such files.
+    def from_pretrained(
+        cls, path: str | os.PathLike[str], *, revision: str | None = None, root: str | None = None
+    ) -> GLIP:
+        """The model in what `convert` wrote, or in a checkpoint of any other known format, such as an official `.pth`.
 
-        A path that does not exist but looks like `org/name` is taken from the Hugging Face Hub, through its cache;
-        `revision` is then a branch, tag or commit. The model is float32, on the CPU, in eval mode. ModelError if the
-        files are damaged, or if names or shapes are not exactly the model's; every difference is listed. HubError if
-        the download fails.
+        The latter is converted on the way, in memory, by the same plan and the same checks. `root` is the state dict
+        to take where the file holds several. A path that does not exist but looks like `org/name` is taken from the
+        Hugging Face Hub, through its cache, and so is `hf://org/name/file.pth`; `revision` is then a branch, tag or
+        commit.
+
+        The model is float32, on the CPU, in eval mode. ModelError if the files are damaged, or if names or shapes are
+        not exactly the model's, PlanError if the checkpoint fits no known format; every difference is listed. HubError
+        if the download fails.
         """
-        from converter.glip.weights import load_pretrained
+        from converter.glip.weights import load, open_pretrained
         from converter.hub.resolve import local_path
 
-        return load_pretrained(cls, local_path(path, revision=revision)).eval()
+        path = local_path(path, revision=revision)
+        with open_pretrained(path, root) as checkpoint:
+            return load(cls, path, checkpoint).eval()
 
     def forward(self, images: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Output:
         """Predictions for each cell of five levels, T as in `input_ids`. ModelError for unfit inputs.

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
+from converter.checkpoint import Checkpoint
 from converter.mapping.spec import Config
 from converter.parity.family import Family, Inputs
+from converter.writing.records import read_record
 
 
 class TwoLayers(nn.Module):
@@ -33,10 +33,9 @@ class TwoLayersFamily(Family[TwoLayers]):
     def build(self, config: Config) -> TwoLayers:
         return TwoLayers(int(str(config["width"])))
 
-    def load(self, path: Path) -> TwoLayers:
-        with safe_open(path, "pt") as file:
-            model = self.build(json.loads(file.metadata()["config"])["config"])
-            model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    def load(self, path: Path, checkpoint: Checkpoint) -> TwoLayers:
+        model = self.build(read_record(path, checkpoint, "config")["config"])
+        model.load_state_dict({name: torch.from_numpy(checkpoint.read(name)) for name in checkpoint.tensors})
         return model.eval()
 
     def config(self, model: TwoLayers) -> Config:

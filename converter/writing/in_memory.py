@@ -1,0 +1,116 @@
+"""A checkpoint of any known format as `convert` would write it, without a file: what runs a model reads this.
+
+The plan and its proof are those of `convert`, and so are the records. A tensor that is only renamed is read where it
+lies; any other is made whenever it is read, so that memory holds one tensor at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from converter.checkpoint import Checkpoint, TensorInfo
+from converter.checkpoint.hashes import tensor_hashes
+from converter.mapping.ops import Array
+from converter.planning.formats import choose_formats, make_route, open_known
+from converter.planning.plan import Plan, Step
+from converter.writing.buffers import verify_left_out
+from converter.writing.ledger import config_document, digest_of_sources, draft_ledger, fill_ledger, to_json
+from converter.writing.records import find_record
+from converter.writing.transfer import made_by
+
+
+def open_converted(path: Path, root: str | None = None) -> Checkpoint:
+    """The checkpoint at `path` in its spec's own naming: what `convert` wrote as it is, any other `in_memory`.
+
+    `root` names the state dict to take where there are several. Raises CheckpointError, PlanError as `convert` does,
+    and ModelError where a conversion has a damaged record of what it is.
+    """
+    checkpoint = open_known(path, root)
+    try:
+        if find_record(path, checkpoint, "config") is not None:
+            return checkpoint
+        source, target = choose_formats(checkpoint, None, None)
+        return in_memory(checkpoint, make_route(source, target, checkpoint))
+    except BaseException:
+        checkpoint.close()
+        raise
+
+
+def in_memory(checkpoint: Checkpoint, plan: Plan) -> Checkpoint:
+    """What `convert` makes of `checkpoint` by a plan to a spec's own naming; to close it closes `checkpoint`.
+
+    Its metadata is that of the file: `config`, and the ledger, `conversion`, for which every tensor is hashed once it
+    is asked for. Raises PlanError where a buffer that is left out does not hold what the config implies.
+    """
+    verify_left_out(checkpoint, plan)
+
+    @cache
+    def ledger() -> str:
+        hashes = tensor_hashes(made)
+        remade = {source.name for step in plan.steps if not _renames(step) for source in step.sources}
+        sources = tensor_hashes(replace(checkpoint, tensors={name: checkpoint.tensors[name] for name in remade}))
+        for step in filter(_renames, plan.steps):
+            sources |= {s.name: hashes[t.name] for s, t in zip(step.sources, step.targets, strict=True)}
+        source_sha256 = digest_of_sources(plan, {f"source {name}": sha256 for name, sha256 in sources.items()})
+        filled = fill_ledger(draft_ledger(checkpoint, plan, None), plan, hashes, source_sha256)
+        return to_json(filled, indent=None).decode()
+
+    config = to_json(config_document(plan), indent=None).decode()
+    tensors = [item for step in plan.steps for item in _tensors(checkpoint, step)]
+    made = replace(
+        checkpoint,
+        layout="in-memory",
+        tensors={tensor.name: tensor for tensor, _ in tensors},
+        computed={tensor.name: values for tensor, values in tensors if values is not None},
+        metadata=_Metadata({"format": lambda: "pt", "config": lambda: config, "conversion": ledger}),
+        unsupported={},  # the plan accounts for them
+        objects={},
+    )
+    return made
+
+
+def _renames(step: Step) -> bool:
+    return not step.ops and not step.casts
+
+
+def _tensors(checkpoint: Checkpoint, step: Step) -> Iterator[tuple[TensorInfo, Callable[[], Array] | None]]:
+    """The targets of a step, each with what makes its values; None where they are read where they lie."""
+    if _renames(step):
+        for source, target in zip(step.sources, step.targets, strict=True):
+            yield replace(checkpoint.tensors[source.name], name=target.name), checkpoint.computed.get(source.name)
+        return
+    storage = checkpoint.tensors[step.sources[0].name].storage  # where a computed tensor lies does not matter
+    for place, target in enumerate(step.targets):
+        strides = tuple(prod(target.shape[axis + 1 :]) for axis in range(len(target.shape)))
+        made = TensorInfo(target.name, target.dtype, target.shape, strides, storage)
+        yield made, partial(_values, checkpoint, step, place)
+
+
+def _values(checkpoint: Checkpoint, step: Step, place: int) -> Array:
+    arrays = [checkpoint.read(source.name) for source in step.sources]
+    return np.asarray(made_by(step, arrays)[place], order="C")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Metadata(Mapping[str, str]):
+    """Entries that are made when they are asked for."""
+
+    entries: Mapping[str, Callable[[], str]]
+
+    def __getitem__(self, key: str) -> str:
+        return self.entries[key]()
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
