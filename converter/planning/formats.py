@@ -153,18 +153,19 @@ def make_route(
     *,
     variant: str | None = None,
     dtype: str | None = None,
+    only_joins: bool = False,
     residue: Residue | None = None,
 ) -> Plan:
     """The plan from one format to another, through the spec that both are tables of.
 
-    `residue` is what an earlier conversion from the target format kept.
+    `dtype`, `only_joins`: as for `make_plan`. `residue` is what an earlier conversion from the target format kept.
     Raises PlanError with every problem at once, TableError if the formats have nothing in common.
     """
     if source.spec.name != target.spec.name:
         raise TableError(f"{source.label} is a format of {source.spec.name}, {target.label} one of {target.spec.name}")
     own = target.is_hub and target.spec.part in ("", source.spec.part)
     is_last = own and residue is None
-    first = make_plan(source, contents, variant=variant, dtype=dtype, only_joins=not is_last)
+    first = make_plan(source, contents, variant=variant, dtype=dtype, only_joins=only_joins or not is_last)
     if is_last:
         return first
     if not any(target.spec.holds(tensor.name) for tensor in first.targets):

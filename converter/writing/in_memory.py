@@ -36,7 +36,8 @@ def open_converted(path: Path, root: str | None = None) -> Checkpoint:
         if find_record(path, checkpoint, "config") is not None:
             return checkpoint
         source, target = choose_formats(checkpoint, None, None)
-        return in_memory(checkpoint, make_route(source, target, checkpoint))
+        # who runs a model has no dtype to state; tensors of several dtypes that become one are joined as float32
+        return in_memory(checkpoint, make_route(source, target, checkpoint, dtype="float32", only_joins=True))
     except BaseException:
         checkpoint.close()
         raise

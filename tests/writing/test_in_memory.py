@@ -118,6 +118,20 @@ def test_without_its_record_a_conversion_is_of_an_unknown_table(tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("small_mappings")
+def test_what_is_joined_of_several_dtypes_is_float32_and_the_rest_as_stored(tmp_path: Path) -> None:
+    weights = official()
+    layer = "module.language_backbone.body.model.encoder.layer.0.attention.self."
+    weights[f"{layer}query.weight"] = weights[f"{layer}query.weight"].half()
+    weights["module.rpn.head.bias0"] = weights["module.rpn.head.bias0"].half()
+    torch.save(weights, tmp_path / "mixed.pth")
+    with open_converted(tmp_path / "mixed.pth") as made:
+        dtypes = {name: tensor.dtype.name for name, tensor in made.tensors.items() if tensor.dtype.name != "float32"}
+        assert dtypes == {"head.bias": "float16"}
+        joined = torch.from_numpy(made.read("text_encoder.layers.0.attention.qkv.weight"))
+    assert torch.equal(joined, torch.cat([weights[f"{layer}{n}.weight"].float() for n in ("query", "key", "value")]))
+
+
+@pytest.mark.usefixtures("small_mappings")
 def test_of_several_state_dicts_the_one_that_is_asked_for(tmp_path: Path) -> None:
     averaged = {name: tensor / 2 if name.endswith(".weight") else tensor for name, tensor in official().items()}
     torch.save({"model": official(), "model_ema": averaged}, tmp_path / "official.pth")
