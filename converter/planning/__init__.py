@@ -6,7 +6,7 @@ In the order in which data passes:
     formats.py   which table a checkpoint is in, and the plan from any format to any other
     fit.py       a table laid against tensors: the variant, what becomes of each tensor, everything that is wrong
     keys.py      the keys of a checkpoint as a table knows them
-    nearest.py   names that read like one that no rule knows
+    nearest.py   names that no rule knows, and what reads like them
     export.py    the same table read backwards: from the target's tensors to a checkpoint of the format
     compose.py   two plans in a row as one
     plan.py      the plan itself, a value: what a dry run prints and a conversion carries out

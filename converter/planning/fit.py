@@ -21,10 +21,8 @@ from converter.mapping.table import Table
 from converter.mapping.transfers import transfers
 from converter.mapping.wrappers import Counter, load_wrappers
 from converter.planning.keys import by_key, naming, wrappers_of
-from converter.planning.nearest import nearest
+from converter.planning.nearest import problems_of_unknown
 from converter.planning.plan import Contents, LeftOut, Missing, Naming, Plan, Residue, Step, Tensor
-
-_HINTS = 50  # unknown names for which near ones are looked up
 
 
 def make_plan(
@@ -236,7 +234,7 @@ class Fit:
         """What becomes of the tensors that no transfer needs; every one must be left out by exactly one entry."""
         left_out, problems = [], []
         matched: set[str] = set()
-        foreign: dict[str, list[Tensor]] = {}
+        unknown: dict[str, Tensor] = {}
         for name, tensor in self.tensors.items():
             claims = claims_on(self.bound, name)
             matched |= {ignore.pointer for ignore in claims}
@@ -261,17 +259,10 @@ class Fit:
                     f"{tensor.name!r} {tensor.shape} matches {pointers}, but no tensor of "
                     f"{self.variant.name} is made of it"
                 )
-            elif reason := self.table.foreign(name):
-                foreign.setdefault(reason, []).append(tensor)
             else:
-                # a search for each of a hundred thousand names would take minutes, and nobody reads so many
-                hint = self._nearest(name, tensor.shape) if len(problems) < _HINTS else ""
-                problems.append(
-                    f"no rule matches {tensor.name!r} {tensor.shape}. {hint}Add a rule, or an ignore with a reason."
-                )
-        for reason, tensors in foreign.items():
-            more = f" and {len(tensors) - 1} more tensors" if len(tensors) > 1 else ""
-            problems.append(f"{reason}: {tensors[0].name!r} {tensors[0].shape}{more}")
+                unknown[name] = tensor
+        shapes = {key: shape for key, (shape, _) in self.needed.items()}
+        problems += problems_of_unknown(self.table, unknown, shapes, self.tensors.keys())
         for ignore in self.bound.ignores:
             if ignore.pointer not in matched and ignore.optional is None:
                 problems.append(
@@ -287,11 +278,6 @@ class Fit:
             for name in self.extra
             if name not in self.needed and not claims_on(self.bound, name)
         ]
-
-    def _nearest(self, name: str, shape: Shape) -> str:
-        candidates = {key: shape for key, (shape, _) in self.needed.items()}
-        near = nearest(name, candidates, shape)
-        return f"Nearest: {', '.join(f'{key!r} {candidates[key]}' for key in near)}. " if near else ""
 
 
 def wrong_dtypes(transfer: Transfer, sources: Sequence[Tensor]) -> Iterator[str]:

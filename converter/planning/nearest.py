@@ -1,13 +1,43 @@
-"""Names that read like another: what a message about an unknown one suggests."""
+"""Names that no rule knows, and names that read like one: what a message about an unknown one suggests."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 
 from converter.mapping.ops import Shape
+from converter.mapping.table import Table
+from converter.planning.plan import Tensor
+
+_HINTS = 50  # unknown names for which near ones are looked up
+
+
+def problems_of_unknown(
+    table: Table, tensors: Mapping[str, Tensor], needed: Mapping[str, Shape], there: Collection[str]
+) -> list[str]:
+    """A line for each of the `tensors`, which no rule matches: first those of another model, all as one line, then those
+    that read like one that is `needed` and not `there`."""
+    foreign: dict[str, list[Tensor]] = {}
+    lines: list[tuple[bool, str]] = []
+    for name, tensor in tensors.items():
+        if reason := table.foreign(name):
+            foreign.setdefault(reason, []).append(tensor)
+            continue
+        # a search for each of a hundred thousand names would take minutes, and nobody reads so many
+        near = nearest(name, needed, tensor.shape) if len(lines) < _HINTS else []
+        near.sort(key=lambda key: key in there)
+        hint = f"Nearest: {', '.join(f'{key!r} {needed[key]}' for key in near)}. " if near else ""
+        is_like = bool(near) and near[0] not in there
+        said = f"no rule matches {tensor.name!r} {tensor.shape}. {hint}Add a rule, or an ignore with a reason."
+        lines.append((not is_like, said))
+    lines.sort(key=lambda line: line[0])
+    told = []
+    for reason, found in foreign.items():
+        more = f" and {len(found) - 1} more tensors" if len(found) > 1 else ""
+        told.append(f"{reason}: {found[0].name!r} {found[0].shape}{more}")
+    return [*told, *(said for _, said in lines)]
 
 
 def nearest(name: str, candidates: Mapping[str, Shape], shape: Shape | None = None) -> list[str]:

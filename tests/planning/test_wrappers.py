@@ -279,6 +279,18 @@ def test_diff_and_explain_see_the_same_tensors(tmp_path: Path) -> None:
     assert "a counter" in run("explain", "steps", "--src", tmp_path / "b.pth").stdout
 
 
+def test_unknown_names_that_read_like_a_missing_one_come_first_with_it(tmp_path: Path) -> None:
+    weights = {"aaa.first": torch.ones(2), "rpn.head.extra.weight": torch.ones(3), **bare()}
+    weights["rpn.head.bias_0"] = weights.pop("rpn.head.bias0")
+    torch.save(weights, tmp_path / "a.pth")
+    error = refusal("convert", "--src", tmp_path / "a.pth", "--dst", tmp_path / "x.safetensors", code=5)
+    assert "the checkpoint does not fit small: 297 of the 298 tensors that small needs are there" in error["message"]
+    unknown = [problem for problem in error["problems"] if problem.startswith("no rule matches")]
+    assert unknown[0].startswith("no rule matches 'rpn.head.bias_0' (1,). Nearest: 'rpn.head.bias0' (1,)")
+    assert len(unknown) == 3
+    assert any("'rpn.head.bias0' (1,) is missing" in problem for problem in error["problems"])
+
+
 # whatever nobody has thought of
 
 WORDS = sorted(load_wrappers().segments)
