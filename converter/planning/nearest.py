@@ -17,8 +17,8 @@ _HINTS = 50  # unknown names for which near ones are looked up
 def problems_of_unknown(
     table: Table, tensors: Mapping[str, Tensor], needed: Mapping[str, Shape], there: Collection[str]
 ) -> list[str]:
-    """A line for each of the `tensors`, which no rule matches: first those of another model, all as one line, then those
-    that read like one that is `needed` and not `there`."""
+    """A line for each of the `tensors`, which no rule matches: first those of another model, all as one line, then
+    those that read like one that is `needed` and not `there`."""
     foreign: dict[str, list[Tensor]] = {}
     lines: list[tuple[bool, str]] = []
     for name, tensor in tensors.items():
