@@ -1,4 +1,4 @@
-"""Every row of docs/files.md: a file of that kind converts to the tensors of the plain one, or is refused as it says."""
+"""Every row of docs/files.md: such a file converts to the tensors of the plain one, or is refused as it says."""
 
 from __future__ import annotations
 
@@ -138,6 +138,10 @@ def few_wrong() -> dict[str, torch.Tensor]:
     return weights
 
 
+def half() -> dict[str, torch.Tensor]:
+    return {n: t.half() if t.is_floating_point() and "anchors" not in n else t for n, t in bare().items()}
+
+
 POOLER = {
     "language_backbone.body.model.pooler.dense.weight": torch.ones(6, 6),
     "language_backbone.body.model.pooler.dense.bias": torch.ones(6),
@@ -155,7 +159,7 @@ ROWS: dict[str, list[Make]] = {
     "two state dicts of which": [saved(lambda: {"red": bare(), "blue": moved()})],
     "wrappers in names": [saved(lambda: {"state_dict": before("model", "_orig_mod", "module")}),
                           saved(lambda: before("ema_model", "module")),
-                          saved(lambda: {n.replace(".body.", ".body._fsdp_wrapped_module."): t for n, t in bare().items()}),
+                          saved(lambda: {n.replace(".body.", ".body._orig_mod."): t for n, t in bare().items()}),
                           saved(lambda: {adapted(name): tensor for name, tensor in bare().items()})],
     "names with and without": [saved(lambda: {f"module.{n}" if "rpn" in n else n: t for n, t in bare().items()})],
     "student and teacher": [saved(lambda: before("student") | before("teacher"))],
@@ -174,8 +178,7 @@ ROWS: dict[str, list[Make]] = {
     "one shard": [lambda folder: shards(folder, give="shard"),
                   lambda folder: shards(folder, kind="safetensors", give="shard")],
     "an index whose": [lambda folder: shards(folder, lost=True)],
-    "half precision": [saved(lambda: {n: t.half() if t.is_floating_point() and "anchors" not in n else t
-                                      for n, t in bare().items()})],
+    "half precision": [saved(half)],
     "MMDetection's published": [saved(mmdet), saved(lambda: {"state_dict": mmdet()["state_dict"]}),
                                 saved(lambda: mmdet()["state_dict"]),
                                 saved(lambda: {"ema_state_dict": mmdet()["ema_state_dict"]})],
@@ -203,9 +206,7 @@ ROWS: dict[str, list[Make]] = {
 # rows whose files hold other numbers than the plain file does
 BASIS: dict[str, Callable[[], Any]] = {
     "a model with PEFT's LoRA": lambda: with_adapters()[1],
-    "half precision": lambda: {
-        n: t.half() if t.is_floating_point() and "anchors" not in n else t for n, t in bare().items()
-    },
+    "half precision": half,
     "a Swin of timm": lambda: tensors_in("timm-swin"),
 }
 REACHED = {"a model with PEFT's LoRA": 1e-6}  # float32, added up in another order

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,6 +205,8 @@ def _print_summary(checkpoint: Checkpoint, plan: Plan) -> None:
         f"{sources} tensors -> {sum(1 for _ in plan.targets)} tensors, {gigabytes(_size(plan))}, "
         + _exactness(checkpoint, plan)
     )
+    if dtypes := _dtypes(plan):
+        click.echo(dtypes)
     reasons: dict[str, int] = {}
     for out in plan.left_out:
         reasons[out.reason] = reasons.get(out.reason, 0) + 1
@@ -247,6 +250,22 @@ def _exactness(checkpoint: Checkpoint, plan: Plan) -> str:
     return "exactly, in another dtype" if all(step.is_lossless for step in steps) else "rounded to another dtype"
 
 
+def _stored(plan: Plan) -> dict[str, int]:
+    """How many of the tensors that are converted are stored in which dtype, the most frequent first."""
+    counts = Counter(source.dtype.name for step in (*plan.steps, *plan.carried) for source in step.sources)
+    return dict(counts.most_common())
+
+
+def _dtypes(plan: Plan) -> str | None:
+    """What becomes of the dtypes that are stored, where it is not all float32."""
+    stored = _stored(plan)
+    if stored.keys() <= {"float32"}:
+        return None
+    casts = {target.dtype.name for step in (*plan.steps, *plan.carried) if step.casts for target in step.targets}
+    done = f"written as {', '.join(sorted(casts))}" if casts else "kept as stored; --dtype casts them"
+    return f"dtypes: {', '.join(f'{count} {name}' for name, count in stored.items())}, {done}"
+
+
 def _print_plan(checkpoint: Checkpoint, plan: Plan) -> None:
     for step in (*plan.steps, *plan.carried):
         sources, targets = (", ".join(map(str, side)) for side in (step.sources, step.targets))
@@ -276,6 +295,10 @@ def _plan_json(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
         "config": plan.config,
         "root": checkpoint.root,
         "wrappers": plan.wrappers,
+        "dtypes": {
+            "stored": _stored(plan),
+            "written": dict(Counter(target.dtype.name for target in plan.targets).most_common()),
+        },
         "steps": [
             {
                 "rule": step.pointer,

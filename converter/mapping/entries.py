@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from converter.errors import TableError
 from converter.mapping.expression import Value, evaluate, integer
-from converter.mapping.ops import Array, Op, Shape, invert_ops, make_op
+from converter.mapping.ops import Array, Branches, Op, Reshape, Shape, invert_ops, make_op
 from converter.mapping.pattern import Captures, Pattern, compile_pattern
 from converter.mapping.rebuild import REBUILDERS
 from converter.mapping.spec import Budget, each
@@ -23,8 +23,8 @@ T = TypeVar("T")
 class Rule:
     """Source patterns -> ops (and a cast) -> target patterns, under one config. `pointer` is its place in the JSON.
 
-    `ops` gives the chain for the captures of one application: sizes may differ from stage to stage. `cost`: how many
-    names and sizes one application takes.
+    `ops` gives the chain for the captures of one application: sizes may differ from stage to stage. `also_shape` gives
+    another shape that each source may have. `cost`: how many names and sizes one application takes.
     """
 
     pointer: str
@@ -33,6 +33,7 @@ class Rule:
     cast: tuple[str, str] | None
     optional: str | None
     ops: Callable[[Captures], tuple[Op, ...]]
+    also_shape: Callable[[Captures], Shape] | None = None
     cost: int = 1
 
     def reverse(self) -> Rule:
@@ -47,8 +48,9 @@ class Rule:
 class Ignore:
     """Source keys that are left out on purpose. `rebuild` gives the value that the config implies, or None.
 
-    `written` are the captures for which it is rebuilt where this format is written; `without` says what the format's
-    own tools do where it is missing. `refused`: leaving it out would change what the model computes.
+    `accepts` says whether it may have certain values, where not only the rebuilt ones are right. `written` are the
+    captures for which it is rebuilt where this format is written; `without` says what the format's own tools do where
+    it is missing. `refused`: leaving it out would change what the model computes.
     """
 
     pointer: str
@@ -59,6 +61,7 @@ class Ignore:
     written: tuple[Mapping[str, int], ...] = ()
     without: str | None = None
     refused: bool = False
+    accepts: Callable[[Mapping[str, Value], Array], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +85,30 @@ class Tap:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """One application of a rule: names and shapes on both sides, and the dtype that the spec demands, if any."""
+    """One application of a rule: names and shapes on both sides, and the dtype that the spec demands, if any.
+
+    `also` is another shape that each source may have.
+    """
 
     rule: Rule
     sources: tuple[tuple[str, Shape], ...]
     targets: tuple[tuple[str, Shape], ...]
     ops: tuple[Op, ...]
     dtype: str | None = None
+    also: Shape | None = None
+
+    def of_stored(self, shapes: Mapping[str, Shape]) -> Transfer:
+        """From sources of these shapes: those that have the other shape are reshaped first."""
+        if self.also is None:
+            return self
+        also = self.also
+        first = [Reshape(also, shape) if shapes.get(name) == also else None for name, shape in self.sources]
+        if not any(first):
+            return self
+        sources = tuple((name, also if op else shape) for op, (name, shape) in zip(first, self.sources, strict=True))
+        alike = first[0] if len(set(first)) == 1 else None
+        reshaped = alike or Branches(tuple((1, 1, (op,) if op else ()) for op in first))
+        return replace(self, sources=sources, ops=(reshaped, *self.ops))
 
     def reverse(self) -> Transfer:
         """From the targets back to the sources."""
@@ -180,16 +200,28 @@ class Binder:
             known = {**self.names, **captures}
             return tuple(make_op({k: _evaluated(v, known) for k, v in op.items()}) for op in moves)
 
+        def also_shape(captures: Captures) -> Shape:
+            return tuple(_evaluated(entry["also_shape"], {**self.names, **captures}))
+
         if not moves and (len(sources), len(targets)) != (1, 1):
             raise TableError(f"{len(sources)} sources and {len(targets)} targets need an op that joins or splits them")
         sizes = [size for op in moves for value in op.values() if isinstance(value, list) for size in value]
         cost = len(sources) + len(targets) + sum(1 + len(str(size)) // 5 for size in sizes)
-        return Rule(pointer, sources, targets, casts[0] if casts else None, entry.get("optional"), ops, cost)
+        return Rule(
+            pointer,
+            sources,
+            targets,
+            casts[0] if casts else None,
+            entry.get("optional"),
+            ops,
+            also_shape if "also_shape" in entry else None,
+            cost,
+        )
 
     def _ignore(self, pointer: str, entry: Mapping[str, Any]) -> Ignore:
         (source,) = self._patterns(entry["source"])
         written = self._written(source, entry) if "written" in entry else ()
-        rebuild = None
+        rebuild = accepts = None
         if entry["rebuild"] is not None:
             make = REBUILDERS[entry["rebuild"]["as"]]
             arguments = {name: expression for name, expression in entry["rebuild"].items() if name != "as"}
@@ -203,9 +235,16 @@ class Binder:
                 except TableError as error:
                     raise TableError(f"{pointer}/rebuild: {error}") from None
 
+            if (accepted := make.accepts) is not None:
+
+                def accepts(captures: Mapping[str, Value], values: Array) -> bool:
+                    make.checked(**evaluated(captures))
+                    return accepted(values, **evaluated(captures))
+
             for captures in written if source.captures else [{}]:
                 self.buffers.take(make.checked(**evaluated(captures)))
-        return Ignore(pointer, source, entry["reason"], entry.get("optional"), rebuild, written, entry.get("without"))
+        about = (entry["reason"], entry.get("optional"))
+        return Ignore(pointer, source, *about, rebuild, written, entry.get("without"), accepts=accepts)
 
     def _written(self, source: Pattern, entry: Mapping[str, Any]) -> tuple[Mapping[str, int], ...]:
         if entry["rebuild"] is None or source.captures != set(entry["written"]):

@@ -48,6 +48,7 @@ def load_table(name_or_path: str | Path) -> Table:
         merged.names["words"],
         merged.names["constants"],
         {section: tuple(entries) for section, entries in merged.entries.items()},
+        parts_of_others={part: entry["reason"] for entry in content.get("foreign", ()) for part in entry["parts"]},
     )
 
 

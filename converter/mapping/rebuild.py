@@ -31,10 +31,28 @@ def relative_position_index(window_size: int) -> Array:
 def shifted_window_mask(side: int, window_size: int) -> Array:
     """(windows, w*w, w*w) float32: -100 between tokens of a shifted window that are not neighbours in a square map
     of `side` tokens, else 0 (Swin, section 3.2). `side` is rounded up to whole windows."""
-    side += -side % window_size
+    windows = -(-side // window_size)
+    return _mask(windows, windows, window_size)
+
+
+def is_shifted_window_mask(values: Array, window_size: int) -> bool:
+    """Whether `values` is such a mask of any map, square or not."""
+    four = _mask(2, 2, window_size)  # of a window amid a map, at its right side, at its bottom and in its corner
+    if values.ndim != 3 or values.shape[1:] != four.shape[1:] or not len(values):
+        return False
+    equal = np.stack([(values == mask).all((1, 2)) for mask in four])  # (4, windows)
+    found = np.where(equal.any(0), equal.argmax(0), len(four))
+    columns = int(np.argmax(found % 2 == 1)) + 1  # up to the first window at the right side
+    row, column = np.divmod(np.arange(len(found)), columns)
+    expected = 2 * (row == row[-1]) + (column == columns - 1)
+    return len(found) % columns == 0 and np.array_equal(found, expected)
+
+
+def _mask(rows: int, columns: int, window_size: int) -> Array:
+    """The mask of a map of so many windows."""
     # the shift rolls the first rows and columns behind the last ones; a window that holds both must not mix them
-    rolled = np.arange(side) >= side - window_size // 2
-    regions = (2 * rolled[:, None] + rolled).reshape(side // window_size, window_size, -1, window_size)
+    down, right = (np.arange(n * window_size) >= n * window_size - window_size // 2 for n in (rows, columns))
+    regions = (2 * down[:, None] + right).reshape(rows, window_size, columns, window_size)
     windows = regions.swapaxes(1, 2).reshape(-1, window_size * window_size)
     return np.where(windows[:, None] == windows[:, :, None], np.float32(0), np.float32(-100))
 
@@ -47,10 +65,14 @@ def cell_anchor(stride: int, size: int) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Rebuilder:
-    """How to make a buffer and how to count its elements, from the other fields of an entry's `rebuild`."""
+    """How to make a buffer and how to count its elements, from the other fields of an entry's `rebuild`.
+
+    `accepts`, after these values: whether a checkpoint may hold them, where that is not only what `make` gives.
+    """
 
     make: Callable[..., Array]
     elements: Callable[..., int]
+    accepts: Callable[..., bool] | None = None
 
     def checked(self, **arguments: int) -> int:
         """The number of elements. Raises TableError for an argument below 1, or more than LARGEST_BUFFER elements."""
@@ -75,6 +97,10 @@ def _mask_elements(side: int, window_size: int) -> int:
 REBUILDERS: Mapping[str, Rebuilder] = {
     "numbers": Rebuilder(numbers, lambda count: count),
     "relative_position_index": Rebuilder(relative_position_index, lambda window_size: window_size**4),
-    "shifted_window_mask": Rebuilder(shifted_window_mask, _mask_elements),
+    "shifted_window_mask": Rebuilder(
+        shifted_window_mask,
+        _mask_elements,
+        lambda values, side, window_size: is_shifted_window_mask(values, window_size),  # of an image of any size
+    ),
     "cell_anchor": Rebuilder(cell_anchor, lambda stride, size: 4),
 }

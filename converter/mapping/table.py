@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ class Table:
     """A checked table and the spec of its target, or of the part of it that the format holds.
 
     `entries` are those of each section with their pointers, those of included tables first. `is_hub`: it is the spec's
-    own naming, made by `hub_table`.
+    own naming, made by `hub_table`. `parts_of_others`: why a checkpoint with such parts of keys is of another model.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Table:
     constants: Mapping[str, str | int]
     entries: Mapping[str, Entries]
     is_hub: bool = False
+    parts_of_others: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -117,6 +118,10 @@ class Table:
             return self.names.short(name)
         except TableError as error:
             raise TableError(f"{self.path}: {error}") from None
+
+    def foreign(self, name: str) -> str | None:
+        """Why a checkpoint with a key of this name is of another model, if the table says so."""
+        return next((reason for part, reason in self.parts_of_others.items() if part in name), None)
 
     def config_document(self, config: Config, dtypes: set[str]) -> dict[str, Any] | None:
         """The config.json that the format's own tools read, if they read one; `dtypes` are those of the weights."""

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from converter.errors import TableError
 from converter.mapping.entries import Bound, Rule, Transfer
-from converter.mapping.ops import chain_shapes, invert_ops
+from converter.mapping.ops import Reshape, Shape, chain_shapes, invert_ops
 from converter.mapping.pattern import Captures, Pattern
 from converter.mapping.spec import Budget, Config
 from converter.mapping.table import Table
@@ -73,6 +73,7 @@ class _Expansion:
         self._claim(rule, targets, sources)
         try:
             shapes = chain_shapes(invert_ops(ops), [self.wanted[target] for target in targets])
+            also = _other_shape(rule, captures, shapes)
         except TableError as error:
             raise TableError(f"{making}: {error}") from None
         if len(shapes) != len(sources):
@@ -81,7 +82,7 @@ class _Expansion:
         if len(exact) > 1 or (rule.cast and exact != {None}):
             raise TableError(f"{making}: a rule must not cast a fixed dtype, or make targets of different dtypes")
         made = tuple((target, self.wanted[target]) for target in targets)
-        self.transfers.append(Transfer(rule, tuple(zip(sources, shapes, strict=True)), made, ops, exact.pop()))
+        self.transfers.append(Transfer(rule, tuple(zip(sources, shapes, strict=True)), made, ops, exact.pop(), also))
 
     def _claim(self, rule: Rule, targets: list[str], sources: list[str]) -> None:
         """Note which rule makes which target of which sources. A second rule for one is a problem that is reported."""
@@ -108,6 +109,21 @@ class _Expansion:
             elif name not in self._made and name not in absent:
                 self.problems.append(f"{name!r} {shape} is made by no rule")
         self.problems += [f"{pointer}: {text!r} fits no tensor of the target" for pointer, text in unused.items()]
+
+
+def _other_shape(rule: Rule, captures: Captures, shapes: Collection[Shape]) -> Shape | None:
+    """The other shape that each source may have. Raises TableError where it has not as many elements."""
+    if rule.also_shape is None:
+        return None
+    also = rule.also_shape(captures)
+    for shape in shapes:
+        try:
+            Reshape(shape, also).shapes([shape])
+        except TableError:
+            raise TableError(f"'also_shape' {also} does not hold the elements of {shape}") from None
+    if also in shapes:
+        raise TableError(f"'also_shape' {also} is the shape that a source has anyway")
+    return also
 
 
 def check_cost(table: Table, patterns: Collection[Pattern], names: Collection[str]) -> None:

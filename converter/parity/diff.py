@@ -183,7 +183,9 @@ class _Side:
         self.transfers, problems = transfers(table, bound, self.plan.config)
         if problems:
             raise TableError(f"{table.name} cannot be applied; 'converter lint' says more", problems)
-        names = {self._short(name) for name in checkpoint.tensors}
+        shapes = {self._short(name): info.shape for name, info in checkpoint.tensors.items()}
+        self.transfers = [transfer.of_stored(shapes) for transfer in self.transfers]
+        names = shapes.keys()
         outs = {self._short(out.tensor.name): out.reason for out in self.plan.left_out}
         # where most names belong: a file may be a fragment, so what is missing does not count
         sources = len(names & {name for transfer in self.transfers for name, _ in transfer.sources} | outs.keys())

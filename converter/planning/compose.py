@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from converter.errors import PlanError
 from converter.mapping.ops import Arrange, Branches, Elementwise, Op, prove_bijective
-from converter.planning.plan import LeftOut, Plan, Step
+from converter.planning.plan import LeftOut, Plan, Step, Tensor
 
 
 def compose(first: Plan, second: Plan) -> Plan:
@@ -38,7 +38,7 @@ def compose(first: Plan, second: Plan) -> Plan:
                 f"{makers[0].pointer} makes {unused[0].name!r}, which {second.format} does not hold, together with "
                 f"{taken[0].name!r}, which it does"
             )
-        elif narrow := [step for step in makers if not step.is_lossless]:
+        elif narrow := [step for step in makers if not step.is_lossless and _changes(step.targets, takers)]:
             problems.append(
                 f"{narrow[0].pointer} rounds {narrow[0].sources[0].name!r} on its way; convert in two steps"
             )
@@ -83,6 +83,11 @@ def _groups(first: Sequence[Step], second: Sequence[Step]) -> Iterator[tuple[lis
                 queue += [maker[tensor.name] for tensor in taker.sources]
         done |= group.keys()
         yield list(group.values()), list(beyond.values())
+
+
+def _changes(made: Sequence[Tensor], takers: Sequence[Step]) -> bool:
+    """Whether the dtype of what is made changes once more."""
+    return any(target.dtype != tensor.dtype for tensor in made for step in takers for target in step.targets)
 
 
 def _at(table: str, step: Step) -> str:

@@ -5,7 +5,7 @@ That is rebuilt from the config, or restored from the residue of the conversion 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -90,11 +90,22 @@ def _misplaced(fit: Fit) -> Iterator[str]:
         elif not claims and not counter_of(tensor):
             yield f"{found}: {fit.table.name} has no rule for it. Give the residue of this very conversion"
         elif computed := next((claim for claim in claims if claim.rebuild), None):
-            yield f"{found}: {computed.pointer} computes it, so no residue holds it"
+            if not computed.accepts:
+                yield f"{found}: {computed.pointer} computes it, so no residue holds it"
+            elif name.rpartition(".")[0] not in _modules(made):
+                yield f"{found}: {fit.variant.name} has no such layer"
     if fit.residue:
         known = made.keys() | fit.kept.keys() | fit.residue.buffers.keys()
         for name in (name for name in fit.residue.naming.others if name not in known):
             yield f"the residue names {quoted(name)}, which {fit.table.name} does not write"
+        for name, shape in fit.residue.naming.shapes.items():
+            if fit.reshaped.get(name) != shape:
+                yield f"the residue has {quoted(name)} {shape}, a shape in which {fit.table.name} does not write it"
+
+
+def _modules(names: Iterable[str]) -> set[str]:
+    """All modules that tensors of these names belong to."""
+    return {"", *(name[:end] for name in names for end, letter in enumerate(name) if letter == ".")}
 
 
 def _rebuilt(fit: Fit) -> tuple[list[Rebuilt], list[str]]:
@@ -103,7 +114,7 @@ def _rebuilt(fit: Fit) -> tuple[list[Rebuilt], list[str]]:
     for ignore in fit.there.ignores:
         wanted |= {ignore.source.format(captures): None for captures in ignore.written}
     names = {name for transfer in fit.transfers for name, _ in transfer.targets} | wanted.keys()
-    modules = {"", *(name[:end] for name in names for end, letter in enumerate(name) if letter == ".")}
+    modules = _modules(names)
     if fit.residue:
         wanted = dict(fit.residue.buffers)
     rebuilt, problems = [], []

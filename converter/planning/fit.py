@@ -6,7 +6,7 @@ A table is laid against a checkpoint, or, read backwards, against tensors of its
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -33,16 +33,18 @@ def make_plan(
     *,
     variant: str | None = None,
     dtype: str | None = None,
+    only_joins: bool = False,
     refuse: bool = True,
 ) -> Plan:
     """Fit `table` to the index of a checkpoint.
 
-    The variant is inferred from names and shapes unless stated; `dtype` casts every tensor, else each keeps its own.
+    The variant is inferred from names and shapes unless stated; `dtype` casts every tensor, else each keeps its own;
+    with `only_joins` it casts only those of several dtypes that become one.
     A tensor that cannot be read is a problem unless the table leaves it out, an object only where a tensor is needed.
     Raises PlanError with every problem at once, unless `refuse` is False: then they are in the plan.
     """
     laid = fits(table, contents, variant)
-    plan = laid.fit.plan(dtype)
+    plan = laid.fit.plan(dtype, only_joins=only_joins)
     if refuse and plan.problems:
         if said := hidden(table, contents):
             raise PlanError(said)
@@ -52,7 +54,8 @@ def make_plan(
 
 def hidden(table: Table, contents: Contents) -> str:
     """A sentence, if the names of the format are there, but behind something that is no known wrapper; else ""."""
-    start = table.names.behind(contents.tensors)
+    is_foreign = any(map(table.foreign, contents.tensors))
+    start = "" if is_foreign else table.names.behind(contents.tensors)
     return start and (
         f"names of {table.label} are there, but behind {quoted(f'{start}.')}, which is no known wrapper. If it is one "
         f"here, take it off with --root {start}"
@@ -135,6 +138,9 @@ class Fit:
         self.config = _with_options(table, variant, tensors, self.kept if backwards else None)
         self.there: Bound = table.bind(self.config)
         self.transfers, self.static_problems = transfers(table, self.there, self.config)
+        stored = {**self.naming.shapes, **{name: t.shape for name, t in (self.kept if backwards else tensors).items()}}
+        self.transfers = [transfer.of_stored(stored) for transfer in self.transfers]
+        self.reshaped = {name: shape for t in self.transfers for name, shape in t.sources if shape == t.also}
         self.bound = self.there.reverse() if backwards else self.there
         if backwards:
             self.transfers = [transfer.reverse() for transfer in self.transfers]
@@ -158,9 +164,9 @@ class Fit:
         """Whether the plan would have no problem."""
         return not self.plan(None).problems
 
-    def plan(self, dtype: str | None) -> Plan:
+    def plan(self, dtype: str | None, *, only_joins: bool = False) -> Plan:
         """Everything that this fit decides, and what is wrong with it."""
-        steps, found = self._steps(DTYPES[dtype] if dtype else None)
+        steps, found = self._steps(DTYPES[dtype] if dtype else None, only_joins)
         left_out, unmatched = self._account()
         unmatched += self._unread()
         # the shorter list first: for a checkpoint of another model, the longer one would bury it
@@ -179,11 +185,11 @@ class Fit:
             (*self.table.doubts(), *self.problems, *self.static_problems, *fewer, *more),
             self.table.spec.part,
             tuple(dict.fromkeys(missing)),
-            naming=self.naming,
+            naming=replace(self.naming, shapes=self.reshaped),
             wrappers=self.wrappers,
         )
 
-    def _steps(self, dtype: DType | None) -> tuple[tuple[Step, ...], list[str]]:
+    def _steps(self, dtype: DType | None, only_joins: bool) -> tuple[tuple[Step, ...], list[str]]:
         steps, problems = [], []
         proved: dict[tuple[tuple[Op, ...], tuple[Shape, ...]], str | None] = {}
         dropped = set(map(id, (*self.restored, *self.dropped)))
@@ -194,6 +200,12 @@ class Fit:
             sources = [self.tensors[name] for name, _ in transfer.sources if name in self.tensors]
             if not wrong:
                 wrong += wrong_dtypes(transfer, sources)
+            is_mixed = len({tensor.dtype for tensor in sources}) > 1
+            if not wrong and is_mixed and dtype is None:
+                wrong.append(
+                    f"{transfer.rule.pointer} joins tensors of different dtypes: {', '.join(map(str, sources))}. "
+                    "State with --dtype in which one to write them"
+                )
             if not wrong and transfer.ops:
                 proof = (transfer.ops, tuple(shape for _, shape in transfer.sources))
                 if proof not in proved:
@@ -203,7 +215,7 @@ class Fit:
             problems += wrong
             if not wrong:
                 kept = DTYPES[transfer.rule.cast[1]] if transfer.rule.cast else sources[0].dtype
-                made = dtype if dtype and is_float(kept) else kept
+                made = dtype if dtype and is_float(kept) and (is_mixed or not only_joins) else kept
                 targets = tuple(Tensor(name, shape, made) for name, shape in transfer.targets)
                 steps.append(Step(transfer.rule.pointer, tuple(sources), targets, transfer.ops))
         return tuple(steps), problems
@@ -224,6 +236,7 @@ class Fit:
         """What becomes of the tensors that no transfer needs; every one must be left out by exactly one entry."""
         left_out, problems = [], []
         matched: set[str] = set()
+        foreign: dict[str, list[Tensor]] = {}
         for name, tensor in self.tensors.items():
             claims = claims_on(self.bound, name)
             matched |= {ignore.pointer for ignore in claims}
@@ -237,8 +250,10 @@ class Fit:
                 problems.append(f"{self.table.name} cannot hold {tensor.name!r} {tensor.shape}: {claims[0].reason}")
             elif claims:
                 (claim,) = claims
-                rebuild = claim.rebuild and partial(claim.rebuild, claim.source.match(name) or {})
-                left_out.append(LeftOut(tensor, claim.pointer, claim.reason, rebuild))
+                captures = claim.source.match(name) or {}
+                accepts = claim.accepts and partial(claim.accepts, captures)
+                rebuild = None if accepts or claim.rebuild is None else partial(claim.rebuild, captures)
+                left_out.append(LeftOut(tensor, claim.pointer, claim.reason, rebuild, accepts))
             elif not makers and (counter := counter_of(tensor)):
                 left_out.append(LeftOut(tensor, counter.pointer, counter.reason, None))
             elif makers:
@@ -246,12 +261,17 @@ class Fit:
                     f"{tensor.name!r} {tensor.shape} matches {pointers}, but no tensor of "
                     f"{self.variant.name} is made of it"
                 )
+            elif reason := self.table.foreign(name):
+                foreign.setdefault(reason, []).append(tensor)
             else:
                 # a search for each of a hundred thousand names would take minutes, and nobody reads so many
                 hint = self._nearest(name, tensor.shape) if len(problems) < _HINTS else ""
                 problems.append(
                     f"no rule matches {tensor.name!r} {tensor.shape}. {hint}Add a rule, or an ignore with a reason."
                 )
+        for reason, tensors in foreign.items():
+            more = f" and {len(tensors) - 1} more tensors" if len(tensors) > 1 else ""
+            problems.append(f"{reason}: {tensors[0].name!r} {tensors[0].shape}{more}")
         for ignore in self.bound.ignores:
             if ignore.pointer not in matched and ignore.optional is None:
                 problems.append(
@@ -282,8 +302,6 @@ def wrong_dtypes(transfer: Transfer, sources: Sequence[Tensor]) -> Iterator[str]
             yield f"{tensor.name!r} is {tensor.dtype.name}; {transfer.rule.pointer} takes floating-point weights"
         elif transfer.rule.cast and tensor.dtype.name != transfer.rule.cast[0]:
             yield f"{tensor.name!r} is {tensor.dtype.name}; {transfer.rule.pointer} casts from {transfer.rule.cast[0]}"
-    if len({tensor.dtype for tensor in sources}) > 1:
-        yield f"{transfer.rule.pointer} joins tensors of different dtypes: {', '.join(map(str, sources))}"
 
 
 def claims_on(bound: Bound, name: str) -> list[Ignore]:

@@ -163,8 +163,9 @@ def make_route(
     if source.spec.name != target.spec.name:
         raise TableError(f"{source.label} is a format of {source.spec.name}, {target.label} one of {target.spec.name}")
     own = target.is_hub and target.spec.part in ("", source.spec.part)
-    first = make_plan(source, contents, variant=variant, dtype=dtype if own and residue is None else None)
-    if own and residue is None:
+    is_last = own and residue is None
+    first = make_plan(source, contents, variant=variant, dtype=dtype, only_joins=not is_last)
+    if is_last:
         return first
     if not any(target.spec.holds(tensor.name) for tensor in first.targets):
         raise PlanError(f"{source.label} holds {source.spec.title}, {target.label} {target.spec.title}: nothing passes")

@@ -49,7 +49,10 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`sources`, through `ops`, then cast to the targets' dtype, become `targets`. `pointer` names the rule."""
+    """`sources`, through `ops`, then cast to the targets' dtype, become `targets`. `pointer` names the rule.
+
+    Sources of several dtypes are cast first.
+    """
 
     pointer: str
     sources: tuple[Tensor, ...]
@@ -59,33 +62,43 @@ class Step:
     @property
     def casts(self) -> bool:
         """Whether the dtype changes."""
-        return self.sources[0].dtype != self.targets[0].dtype
+        return any(source.dtype != target.dtype for source in self.sources for target in self.targets)
+
+    @property
+    def joined_as(self) -> DType:
+        """The dtype in which the ops run: that of the sources, or the targets' where the sources have several."""
+        return self.sources[0].dtype if len({s.dtype for s in self.sources}) == 1 else self.targets[0].dtype
 
     @property
     def is_lossless(self) -> bool:
         """Whether the reverse step gives back every bit."""
-        return is_lossless(self.sources[0].dtype, self.targets[0].dtype)
+        return all(is_lossless(source.dtype, target.dtype) for source in self.sources for target in self.targets)
 
     def reverse(self) -> Step:
         """The step from the targets back to the sources."""
         return Step(self.pointer, self.targets, self.sources, invert_ops(self.ops))
 
     def describe(self) -> list[str]:
-        """The ops in words, the cast last; ['rename'] if there is neither."""
+        """The ops in words, and the cast; ['rename'] if there is neither."""
         words = [describe(op) for op in self.ops]
         if self.casts:
-            words.append(f"cast({self.sources[0].dtype.name} -> {self.targets[0].dtype.name})")
+            found = ", ".join(dict.fromkeys(source.dtype.name for source in self.sources))
+            words.append(f"cast({found} -> {self.targets[0].dtype.name})")
         return words or ["rename"]
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A source tensor that the table leaves out, and why. `rebuild` makes the value that it must have, if any."""
+    """A source tensor that the table leaves out, and why.
+
+    `rebuild` makes the value that it must have, if any; `accepts` says whether it is one of several that it may have.
+    """
 
     tensor: Tensor
     pointer: str
     reason: str
     rebuild: Callable[[], Array] | None
+    accepts: Callable[[Array], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +124,14 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """Full names, in a checkpoint, of a table's short names: `prefix` plus the short name, except for the `others`."""
+    """Full names, in a checkpoint, of a table's short names: `prefix` plus the short name, except for the `others`.
+
+    `shapes`: those of the tensors, by short name, that have the other shape that their rule allows.
+    """
 
     prefix: str = ""
     others: Mapping[str, str] = field(default_factory=dict)
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
 
     def full(self, short: str) -> str:
         """The name in the checkpoint."""

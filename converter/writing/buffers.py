@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 
 from converter.checkpoint import DTYPES, Checkpoint
 from converter.errors import PlanError, TableError
-from converter.mapping.cast import can_hold, cast
+from converter.mapping.cast import can_hold, cast, is_float
 from converter.mapping.ops import Array
+from converter.mapping.rebuild import LARGEST_BUFFER
 from converter.planning.plan import Plan, Tensor
 
 
@@ -20,9 +22,11 @@ def verify_left_out(checkpoint: Checkpoint, plan: Plan) -> None:
     """
     problems = []
     for out in plan.left_out:
-        if out.rebuild is None:
-            continue
-        if not _holds(checkpoint, out.tensor, out.rebuild):
+        if out.accepts is not None:
+            is_right = _is_accepted(checkpoint, out.tensor, out.accepts)
+        else:
+            is_right = out.rebuild is None or _holds(checkpoint, out.tensor, out.rebuild)
+        if not is_right:
             problems.append(
                 f"{out.tensor.name!r} {out.tensor.shape} does not hold what {plan.variant.name} computes; the "
                 "checkpoint belongs to a model with other settings"
@@ -39,6 +43,19 @@ def _holds(checkpoint: Checkpoint, tensor: Tensor, rebuild: Callable[[], Array])
     if tensor.shape != implied.shape or not can_hold(implied, tensor.dtype):
         return False
     return np.array_equal(checkpoint.read(tensor.name), implied_value(implied, tensor))
+
+
+def _is_accepted(checkpoint: Checkpoint, tensor: Tensor, accepts: Callable[[Array], bool]) -> bool:
+    dtype = tensor.dtype
+    if math.prod(tensor.shape) > LARGEST_BUFFER or not (is_float(dtype) or dtype.kind == "int"):
+        return False
+    values = checkpoint.read(tensor.name)
+    if dtype.name == "bfloat16":  # whose bits it carries
+        values = cast(values, dtype, DTYPES["float32"], tensor.name)
+    try:
+        return accepts(values)
+    except TableError:  # a layer that the config does not have
+        return False
 
 
 def implied_value(value: Array, tensor: Tensor) -> Array:

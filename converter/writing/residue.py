@@ -15,6 +15,7 @@ from converter.checkpoint import DTYPES, Checkpoint, DType, open_checkpoint
 from converter.checkpoint.strict_json import parse_json
 from converter.display import file_name, quoted
 from converter.errors import CheckpointError, CorruptCheckpointError, DestinationError
+from converter.mapping.ops import Shape
 from converter.mapping.table import Table
 from converter.planning.plan import Naming, Plan, Residue, Step, Tensor
 from converter.writing.ledger import ledger_of, to_json
@@ -30,7 +31,7 @@ class Kept:
     """A residue as it was read. `format`: the format it was left out of; `belongs_to`: `sha256` of the ledger.
 
     `buffers`: full names and dtypes of the original's buffers that can be rebuilt. `names`: full names in the original
-    that are not just `prefix` plus the table's short name.
+    that are not just `prefix` plus the table's short name. `shapes`: those that the table takes as well, by full name.
     """
 
     checkpoint: Checkpoint
@@ -39,6 +40,7 @@ class Kept:
     prefix: str
     buffers: Mapping[str, DType]
     names: tuple[str, ...]
+    shapes: Mapping[str, Shape]
 
     def residue(self, table: Table) -> Residue:
         """By the short names of `table`, the format that it was left out of.
@@ -62,7 +64,11 @@ class Kept:
         return Residue(
             {table.short(n): Tensor(n, t.shape, t.dtype) for n, t in self.checkpoint.tensors.items()},
             {table.short(name): dtype for name, dtype in self.buffers.items()},
-            Naming(self.prefix, {short: name for short, name in full.items() if name != self.prefix + short}),
+            Naming(
+                self.prefix,
+                {short: name for short, name in full.items() if name != self.prefix + short},
+                {table.short(name): shape for name, shape in self.shapes.items()},
+            ),
         )
 
 
@@ -110,11 +116,13 @@ def steps_to_keep(plan: Plan) -> list[Step]:
 def residue_metadata(plan: Plan, ledger_sha256: str) -> dict[str, str]:
     """The metadata of the file, of the same length whatever the hash."""
     left_out = {out.tensor.name for out in plan.left_out}
+    shapes = {plan.naming.full(short): shape for short, shape in plan.naming.shapes.items()}
     about = {
         "format": plan.table,
         "belongs_to": ledger_sha256,
         "prefix": plan.naming.prefix,
         "names": [name for name in plan.naming.others.values() if name not in left_out],
+        "shapes": {name: list(shape) for name, shape in shapes.items() if name not in left_out},
         "buffers": {out.tensor.name: out.tensor.dtype.name for out in plan.left_out if out.rebuild is not None},
     }
     return {"format": "pt", METADATA_KEY: to_json(about, indent=None).decode()}
@@ -126,7 +134,9 @@ def read_residue(checkpoint: Checkpoint) -> Kept:
         about = parse_json(checkpoint.metadata[METADATA_KEY])
         format, belongs_to, prefix = (about[key] for key in ("format", "belongs_to", "prefix"))
         names, buffers = tuple(about["names"]), {name: DTYPES[dtype] for name, dtype in about["buffers"].items()}
-        sound = all(isinstance(text, str) for text in (format, belongs_to, prefix, *names))
+        shapes = {name: tuple(sizes) for name, sizes in about.get("shapes", {}).items()}  # older ones have none
+        sound = all(type(size) is int for sizes in shapes.values() for size in sizes)
+        sound = sound and all(isinstance(text, str) for text in (format, belongs_to, prefix, *names))
     except (KeyError, ValueError, TypeError, AttributeError):
         sound = False
     if not sound:
@@ -134,7 +144,7 @@ def read_residue(checkpoint: Checkpoint) -> Kept:
             f"{file_name(checkpoint.path)}: is not a residue of a conversion. Give the right one with --residue, or "
             "move this one away."
         )
-    return Kept(checkpoint, format, belongs_to, prefix, buffers, names)
+    return Kept(checkpoint, format, belongs_to, prefix, buffers, names, shapes)
 
 
 def ledger_sha256(checkpoint: Checkpoint) -> str | None:

@@ -109,7 +109,7 @@ class Transfer:
             part = hashlib.sha256()
             for chunk in self._chunks(source.name):
                 part.update(chunk)
-                if step.casts:
+                if source.dtype != target.dtype:
                     array = np.frombuffer(chunk, dtype=source.dtype.carrier)
                     chunk = raw_bytes(cast(array, source.dtype, target.dtype, source.name))
                 if not same_bytes:
@@ -152,8 +152,9 @@ class Transfer:
 
 def made_by(step: Step, arrays: Sequence[Array]) -> list[Array]:
     """The targets of a step, of the values of its sources. PlanError for a value that a cast cannot hold."""
-    results = zip(step.targets, apply_ops(step.ops, arrays), strict=True)
-    return [cast(array, step.sources[0].dtype, target.dtype, target.name) for target, array in results]
+    joined = [cast(a, s.dtype, step.joined_as, s.name) for s, a in zip(step.sources, arrays, strict=True)]
+    results = zip(step.targets, apply_ops(step.ops, joined), strict=True)
+    return [cast(array, step.joined_as, target.dtype, target.name) for target, array in results]
 
 
 def raw_bytes(array: Array) -> memoryview:

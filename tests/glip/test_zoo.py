@@ -58,6 +58,20 @@ def test_features_are_those_of_glip_whatever_the_format(
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+def test_weights_of_several_dtypes_are_loaded_in_float32(tmp_path: Path, small_names: None) -> None:
+    """Also where some that are joined are in half precision."""
+    path = saved("glip-official", tmp_path)
+    weights = torch.load(path)
+    halved = [name for name in weights if ".query." in name]
+    assert halved
+    torch.save(weights | {name: weights[name].half() for name in halved}, path)
+    found = zoo.get_model("glip-t", pretrained=path)
+    torch.save(weights | {name: weights[name].half().float() for name in halved}, path)
+    expected = zoo.get_model("glip-t", pretrained=path)
+    assert {parameter.dtype for parameter in found.parameters()} == {torch.float32}
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
+
+
 def test_a_whole_glip_reads_text_too(tmp_path: Path, small_names: None) -> None:
     model = zoo.get_model("glip-t", pretrained=saved("mmdet-glip", tmp_path))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), reference().parameters(), strict=True))

@@ -85,6 +85,18 @@ def reorder_to_the_same_place(c: Content) -> None:
     rule(c, "head.box_scale")["ops"].append({"op": "reorder", "axis": 0, "index": [0, 0, 2, 3, 4]})
 
 
+def allow_a_shape_of_other_elements(c: Content) -> None:
+    rule(c, "head.box_scale")["also_shape"] = [2]
+
+
+def allow_a_negative_shape(c: Content) -> None:
+    rule(c, "head.box_scale")["also_shape"] = [-1, -1]
+
+
+def allow_the_same_shape(c: Content) -> None:
+    rule(c, "head.box_scale")["also_shape"] = [1]
+
+
 def leave_a_word_unused(c: Content) -> None:
     c["words"]["gamma"] = ["gamma"]
 
@@ -131,6 +143,9 @@ def name_an_unknown_target(c: Content) -> None:
         (join_too_large_sizes, "split(axis=0, sizes=(1, 1, 1, 1, 2)) does not fit a tensor (5,)"),
         (join_without_op, "need an op that joins or splits"),
         (reorder_to_the_same_place, "is not a permutation"),
+        (allow_a_shape_of_other_elements, "'also_shape' (2,) does not hold the elements of (1,)"),
+        (allow_a_negative_shape, "'also_shape' (-1, -1) does not hold the elements of (1,)"),
+        (allow_the_same_shape, "'also_shape' (1,) is the shape that a source has anyway"),
         (leave_a_word_unused, "/words/gamma: no pattern or op uses it"),
         (ask_for_a_config_field_that_is_not_there, "unknown name 'no_such_field'"),
         (never_apply, "its 'when' holds for no variant"),
