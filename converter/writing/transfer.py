@@ -152,8 +152,8 @@ class Transfer:
 
 def made_by(step: Step, arrays: Sequence[Array]) -> list[Array]:
     """The targets of a step, of the values of its sources. PlanError for a value that a cast cannot hold."""
-    alike = [cast(array, s.dtype, step.joined_as, s.name) for s, array in zip(step.sources, arrays, strict=True)]
-    results = zip(step.targets, apply_ops(step.ops, alike), strict=True)
+    joined = [cast(a, s.dtype, step.joined_as, s.name) for s, a in zip(step.sources, arrays, strict=True)]
+    results = zip(step.targets, apply_ops(step.ops, joined), strict=True)
     return [cast(array, step.joined_as, target.dtype, target.name) for target, array in results]
 
 

@@ -19,6 +19,7 @@ from converter.checkpoint.hashes import tensor_hashes
 from converter.errors import CheckpointError, CorruptCheckpointError, ModelError, PlanError
 from converter.mapping.load import load_table
 from converter.planning.fit import make_plan
+from converter.planning.formats import choose_formats, make_route
 from converter.writing.convert import convert
 from converter.writing.in_memory import in_memory, open_converted
 from tests.planning.test_adapters import SAID, with_adapters
@@ -71,6 +72,19 @@ def test_every_format_gives_the_bytes_and_records_that_are_written(
     with open_converted(source) as made, open_checkpoint(tmp_path / "own.safetensors") as written:
         assert made.layout == "in-memory"
         assert same(made, written)
+
+
+@pytest.mark.usefixtures("small_mappings")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_of_several_dtypes_are_joined_as_in_what_is_written(dtype: str, tmp_path: Path) -> None:
+    kinds = (torch.float32, torch.float16, torch.bfloat16)
+    weights = {n: t.to(kinds[i % 3]) if t.is_floating_point() else t for i, (n, t) in enumerate(official().items())}
+    source = tmp_path / "source.pth"
+    torch.save(weights, source)
+    run("convert", "--src", source, "--dst", tmp_path / "own.safetensors", "--dtype", dtype)
+    with open_checkpoint(source) as checkpoint, open_checkpoint(tmp_path / "own.safetensors") as written:
+        formats = choose_formats(checkpoint, None, None)
+        assert same(in_memory(checkpoint, make_route(*formats, checkpoint, dtype=dtype)), written)
 
 
 @pytest.mark.usefixtures("small_mappings")
