@@ -74,13 +74,13 @@ def recognise(contents: Contents, spec: Spec | None = None) -> Table:
         closest = [f"{table.label}: {share:.0%} of the names" for table, share in _closest(known)]
         raise PlanError(
             f"no known format: {len(contents.tensors)} tensors were compared with {len(known)} formats. State the "
-            "format with --from, or describe it: 'converter draft' proposes a table",
+            "format with `convert --from`, or describe it: 'converter draft' proposes a table",
             closest,
         )
     chosen = [table for table, fit in found if fit.best.is_sound] or [t for t, f in found if f.best.score == best]
     if len(chosen) > 1:
         raise PlanError(
-            "the checkpoint could be in several formats; state the right one with --from",
+            "the checkpoint could be in several formats; state the right one with `convert --from`",
             [f"{table.label}: {table.title}" for table in chosen],
         )
     return chosen[0]

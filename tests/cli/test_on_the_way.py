@@ -165,7 +165,7 @@ def test_what_is_packaged_and_published_is_converted_first(there: Path, tmp_path
     assert "what `convert` wrote" in refused("publish", there / "glip-official.pth", "somebody/x", code=9)["message"]
     message = refused("verify", there / "glip-official.pth", code=8)["message"]
     assert "there is no certificate" in message
-    assert "`converter certify` writes one" in message
+    assert "Run `convert`, and `converter certify`" in message
 
 
 @pytest.mark.parametrize("command", ["parity", "detect", "capture", "certify", "verify"])
