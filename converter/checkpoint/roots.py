@@ -5,6 +5,7 @@ A root is any dict, or pickled module, that holds tensors by name, at any depth;
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -46,6 +47,8 @@ PREFERRED = (
     "",
     "model_ema",
 )
+# keys of what trainers keep for each weight under its own name and in its own shape
+_NO_WEIGHTS = re.compile(r"optim(?!al)|exp_avg|momentum_buffer|(?:^|_)grads?(?:$|_)|gradient", re.IGNORECASE)
 _NAMED = 100  # at most so many skipped entries, or state dicts to choose from, are listed by name
 _DEEPEST = 32  # dicts in dicts
 _LONGEST_KEY = 200  # of a dict on the way to a root
@@ -75,6 +78,11 @@ class _Candidate:
     def rank(self) -> tuple[int, ...]:
         """The lower, the more its path says that it is the weights; `len(PREFERRED)` for a key that says nothing."""
         return tuple(PREFERRED.index(key) if key in PREFERRED else len(PREFERRED) for key in self.path or ("",))
+
+    @property
+    def is_weights(self) -> bool:
+        """Whether no key on its path says that it is something else."""
+        return not any(map(_NO_WEIGHTS.search, self.path))
 
     def names(self) -> list[str]:
         """Names of the tensors."""
@@ -237,8 +245,14 @@ def _candidates(value: object, label: str) -> tuple[list[_Candidate], dict[Adapt
     return found, adapters
 
 
-def _choose(candidates: Sequence[_Candidate], knows: Knows | None, label: str) -> _Candidate:
+def _choose(found: Sequence[_Candidate], knows: Knows | None, label: str) -> _Candidate:
     """The one that a known format fits best, by far; of several, the one with the name that is preferred."""
+    candidates = [candidate for candidate in found if candidate.is_weights]
+    if not candidates:
+        raise RootError(
+            f"{label}: there is no state dict in it but those of an optimizer, by their names: {_present(found)}. Give "
+            "the checkpoint of the model; if one is that, choose it with --root"
+        )
     if len(candidates) == 1:
         return candidates[0]
     largest = sorted(candidates, key=lambda candidate: -candidate.tensors)

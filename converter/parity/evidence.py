@@ -90,8 +90,8 @@ def read_evidence(path: Path) -> Evidence:
         content = read_json(path)
     except OSError as error:
         raise CaptureError(
-            f"{file_name(path)}: there is no certificate ({error.strerror}). Run `convert`, and `converter certify`, which "
-            "writes one."
+            f"{file_name(path)}: there is no certificate ({error.strerror}). Run `convert`, and `converter certify`, "
+            "which writes one."
         ) from None
     except ValueError as error:
         raise CaptureError(f"{file_name(path)}: is not the JSON of a certificate: {error}. Get it again.") from None

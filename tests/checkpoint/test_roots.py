@@ -93,6 +93,17 @@ def test_of_two_that_are_known_the_one_that_is_named_so_is_taken(tmp_path: Path)
     assert "--root" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "key", ["optimizer", "optimizer_state_dict", "exp_avg", "exp_avg_sq", "momentum_buffer", "grads"]
+)
+def test_what_an_optimizer_keeps_by_the_names_of_weights_is_not_taken(key: str, tmp_path: Path) -> None:
+    path = saved({"epoch": 3, key: {"model": weights(3)}}, tmp_path)
+    assert "--root" in refusal(path, RootError)
+    assert contents(path, f"{key}.model") == loaded(weights(3))
+    path = saved({"zzz": weights(2), key: {"model": weights(3)}}, tmp_path)
+    assert contents(path) == loaded(weights(2))
+
+
 NOTHING = {
     "tensor": (torch.ones(3), "holds a tensor alone"),
     "parameter": (torch.nn.Parameter(torch.ones(3)), "holds a tensor alone"),
