@@ -192,7 +192,11 @@ def _print_summary(checkpoint: Checkpoint, plan: Plan) -> None:
     also = f" (same architecture: {', '.join(plan.variant.also)})" if plan.variant.also else ""
     click.echo(f"from {plan.table} to {plan.format}" + (f", {plan.part} alone" if plan.part else ""))
     click.echo(f"variant: {plan.variant.name}{also}")
-    others = [name or "the file itself" for name in checkpoint.roots if name != checkpoint.root]
+    others = [
+        name or "the file itself"
+        for name, count in checkpoint.roots.items()
+        if name != checkpoint.root and 10 * count > len(checkpoint.tensors)  # not a loss or two
+    ]
     if checkpoint.root:
         more = f" and {len(others) - _ROOTS} more" if len(others) > _ROOTS else ""
         hint = f"; also there: {', '.join(map(plain, others[:_ROOTS]))}{more} (--root chooses)" if others else ""
@@ -294,6 +298,7 @@ def _plan_json(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
         "also": plan.variant.also,
         "config": plan.config,
         "root": checkpoint.root,
+        "roots": dict(checkpoint.roots),
         "wrappers": plan.wrappers,
         "dtypes": {
             "stored": _stored(plan),

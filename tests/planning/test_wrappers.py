@@ -184,7 +184,7 @@ def test_of_two_that_fit_the_documented_one_is_said_and_the_other_can_be_had(
     item = {"run": {"model_ema": average, "model": bare()}, "loss": torch.ones(3)}
     assert converted(item, tmp_path / "one") == plain
     shown = run("convert", "--src", tmp_path / "one.pth", "--dst", tmp_path / "x.safetensors", "--dry-run").stdout
-    assert "taken from the file: run.model; also there: the file itself, run.model_ema (--root chooses)" in shown
+    assert "taken from the file: run.model; also there: run.model_ema (--root chooses)" in shown
     assert converted(item, tmp_path / "two", "--root", "run.model_ema") == converted(average, tmp_path / "three")
 
 
