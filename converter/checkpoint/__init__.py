@@ -15,6 +15,8 @@ In the order in which data passes:
     tensors.py       tensors as views of storages
     adapters.py      what a file says of low-rank adapters
     modules.py       pickled modules as state dicts
+    describe.py      values of a pickle in words
+    state_dicts.py   every state dict of a file, at any depth
     roots.py         which state dict of a file is meant
     safetensors.py   safetensors
     shards.py        several files of one checkpoint, with an index
@@ -51,8 +53,8 @@ def open_checkpoint(path: str | Path, root: str | None = None, knows: Knows | No
 
     `path` is a file of torch.save (zip or legacy), a safetensors file, a `.index.json` of shards of either kind, or a
     folder with one of these under the name that transformers gives it. `root` names the state dict to take where there
-    are several, with dots for dicts in dicts, or begins the names of the tensors to take; without it, the one of whose
-    names `knows` gives the largest share as known is taken, or the one whose name is preferred.
+    are several, with dots for dicts in dicts, or begins the names of the tensors to take; without it, the one with most
+    names that `knows` counts as known is taken, or the one whose name is preferred.
 
     Raises CheckpointError: NotACheckpointError, CorruptCheckpointError, UnsupportedCheckpointError or RootError.
     """

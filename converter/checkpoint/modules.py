@@ -24,6 +24,7 @@ _TRANSIENT = "_non_persistent_buffers_set"  # names of buffers that state_dict()
 _DEEPEST = 100
 _MOST = 200_000  # names of tensors and modules of one file; the largest known model has some 3,000
 _LONGEST = 1 << 26  # characters of all names
+_ATTRIBUTES = 2_000_000  # of all modules, each as often as it is met
 _SHOWN = 12  # attributes named in a sentence
 
 
@@ -42,13 +43,15 @@ class Budget:
 
     names: int = _MOST
     characters: int = _LONGEST
+    attributes: int = _ATTRIBUTES
 
-    def take(self, names: Iterable[str], label: str) -> None:
+    def take(self, names: Iterable[str], label: str, attributes: int = 0) -> None:
         """Raises UnsupportedCheckpointError once there is nothing left."""
         for name in names:
             self.names -= 1
             self.characters -= len(name)
-        if self.names < 0 or self.characters < 0:
+        self.attributes -= attributes
+        if min(self.names, self.characters, self.attributes) < 0:
             raise UnsupportedCheckpointError(
                 f"{label}: its pickled modules have more than {_MOST} names, or share modules in a way that makes more "
                 "of them. Load it where you trust it, and save model.state_dict()."
@@ -121,8 +124,11 @@ class _Reader:
                 "you trust it, and save model.state_dict()."
             )
         self.modules += 1
-        if found := adapter_settings(attributes.items()):
-            self.adapters[found] = None
+        self.budget.take((), self.label, len(attributes))
+        configs = [attributes_of(config) for _, config in _entries(attributes.get("peft_config"))]
+        for pairs, path in ((attributes.items(), prefix), *((config, "peft_config") for config in configs)):
+            if found := adapter_settings(pairs, ["a module", path]):
+                self.adapters[found] = None
         left_out = _names(attributes.get(_TRANSIENT))
         for kind in (_PARAMETERS, _BUFFERS):
             for name, item in _entries(attributes[kind]):

@@ -1,40 +1,28 @@
-"""Which state dict of a pickled checkpoint is taken, and what is not.
-
-A root is any dict, or pickled module, that holds tensors by name, at any depth; its name is the path to it, with dots.
-"""
+"""Which state dict of a pickled checkpoint is taken, and what is not. Its name is the path to it, with dots."""
 
 from __future__ import annotations
 
-import re
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
-from converter.checkpoint.adapters import AdapterSettings, adapter_settings
+from converter.checkpoint.describe import describe, describe_key, without_weights
 from converter.checkpoint.index import Checkpoint, Layout, TensorInfo
-from converter.checkpoint.modules import (
-    ORDERED_DICT,
-    Budget,
-    Pairs,
-    attributes_of,
-    is_module,
-    items_of,
-    module_state_dict,
-    pairs_of,
-)
-from converter.checkpoint.opcodes import Dict, Global, Instance, Persistent
+from converter.checkpoint.modules import ORDERED_DICT, Pairs
+from converter.checkpoint.opcodes import Global, Instance
 from converter.checkpoint.source import SourceFile
+from converter.checkpoint.state_dicts import StateDict, find_state_dicts, unique
 from converter.checkpoint.storage import Storage
 from converter.checkpoint.tensors import StorageReference, Unreadable, build_tensor, is_tensor
-from converter.display import counted, file_name, plain, quoted
-from converter.errors import CorruptCheckpointError, RootError
+from converter.display import counted, file_name, quoted
+from converter.errors import RootError, UnsupportedCheckpointError
 
-# the share of names that a known format has
-Knows: TypeAlias = Callable[[Collection[str]], float]
+Item = TypeVar("Item")
+# how many of the names a known format has
+Knows: TypeAlias = Callable[[Collection[str]], int]
 
-# names that trainers give to the weights, best first; "" is the file itself
+# names that trainers give to the weights, best first; "" is the dict itself
 PREFERRED = (
     "model",
     "state_dict",
@@ -47,55 +35,9 @@ PREFERRED = (
     "",
     "model_ema",
 )
-# keys of what trainers keep for each weight under its own name and in its own shape
-_NO_WEIGHTS = re.compile(r"optim(?!al)|exp_avg|momentum_buffer|(?:^|_)grads?(?:$|_)|gradient", re.IGNORECASE)
 _NAMED = 100  # at most so many skipped entries, or state dicts to choose from, are listed by name
-_DEEPEST = 32  # dicts in dicts
-_LONGEST_KEY = 200  # of a dict on the way to a root
 _ASKED = 64  # state dicts, the largest ones, that are compared with known formats
-_MANY = 0.1  # of the tensors of the largest state dict: one with fewer is something else
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Candidate:
-    """A state dict at `path`. `trail` are the dicts on the way to it, `aside` sentences on what it is not.
-
-    `others`: names under which the same dict lies elsewhere.
-    """
-
-    path: tuple[str, ...]
-    trail: tuple[Pairs, ...]
-    pairs: Pairs
-    tensors: int
-    aside: tuple[str, ...]
-    others: list[str] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        return ".".join(self.path)
-
-    @property
-    def rank(self) -> tuple[int, ...]:
-        """The lower, the more its path says that it is the weights; `len(PREFERRED)` for a key that says nothing."""
-        return tuple(PREFERRED.index(key) if key in PREFERRED else len(PREFERRED) for key in self.path or ("",))
-
-    @property
-    def is_weights(self) -> bool:
-        """Whether no key on its path says that it is something else."""
-        return not any(map(_NO_WEIGHTS.search, self.path))
-
-    def names(self) -> list[str]:
-        """Names of the tensors."""
-        return [key for key, item in self.pairs if isinstance(key, str) and is_tensor(item)]
-
-    def beside(self) -> list[str]:
-        """What lies beside it and beside the dicts that it is in."""
-        return [
-            f"{_key('.'.join([*self.path[:depth], key]) if isinstance(key, str) else key)}: {_describe(item)}"
-            for depth, pairs in enumerate(self.trail)
-            for key, item in pairs
-            if key != self.path[depth]
-        ]
+_MANY = 0.1  # of the weights of the largest state dict: one with fewer is something else
 
 
 def take_root(
@@ -112,17 +54,16 @@ def take_root(
 
     `find` gives the storage of a tensor; `knows` tells state dicts of a known format from others. Raises RootError if
     there is no state dict, or several without a reason to prefer one; CorruptCheckpointError for a tensor that
-    contradicts its storage; UnsupportedCheckpointError for modules beyond what a model can be.
+    contradicts its storage; UnsupportedCheckpointError for weights in a form that is not read.
     """
     label = file_name(source.path)
-    candidates, adapters = _candidates(value, label)
-    if not candidates:
-        raise RootError(f"{label}: {_without_weights(value)}")
-    chosen, prefix = (
-        _wanted(candidates, wanted, label) if wanted is not None else (_choose(candidates, knows, label), "")
-    )
+    found, adapters = find_state_dicts(value, label)
+    if not found:
+        raise RootError(f"{label}: {without_weights(value)}")
+    chosen, prefix = _wanted(found, wanted, label) if wanted is not None else (_choose(found, knows, label), "")
+    _refuse_other_forms(chosen, found, label)
     sorted_out = _SortedOut(label, find, prefix, [*chosen.aside, *chosen.beside()])
-    sorted_out.add(_unique(chosen.pairs, label))
+    sorted_out.add(unique(chosen.pairs, label))
     skipped = sorted_out.skipped
     if len(skipped) > _NAMED:
         skipped[_NAMED:] = [f"and {len(skipped) - _NAMED} others"]
@@ -131,14 +72,44 @@ def take_root(
         layout=layout,
         sources=(source,),
         root=".".join([*chosen.path, *([prefix.removesuffix(".")] if prefix else [])]),
-        roots={candidate.name: candidate.tensors for candidate in candidates},
+        roots={candidate.name: candidate.tensors for candidate in found if candidate.tensors},
         tensors=sorted_out.tensors,
         unsupported=sorted_out.unsupported,
         objects=sorted_out.objects,
         skipped=tuple(skipped),
         globals=tuple(sorted(map(str, globals))),
         metadata=metadata,
-        adapters=tuple(adapters),
+        adapters=adapters,
+    )
+
+
+def named(checkpoint: Checkpoint, root: str | None) -> Checkpoint:
+    """Of a checkpoint that is one state dict without a name: all, or those tensors whose names begin with `root`.
+
+    Raises RootError if there are none.
+    """
+    if not root:
+        return checkpoint
+    prefix = f"{root}."
+
+    def inside(items: Mapping[str, Item]) -> dict[str, Item]:
+        return {name.removeprefix(prefix): item for name, item in items.items() if name.startswith(prefix)}
+
+    tensors, unsupported = inside(checkpoint.tensors), inside(checkpoint.unsupported)
+    if not tensors and not unsupported:
+        raise RootError(
+            f"{file_name(checkpoint.path)}: holds one state dict, without a name, and no name in it begins with "
+            f"{quoted(prefix)}. Leave out --root"
+        )
+    others = len(checkpoint.tensors) - len(tensors)
+    said = (f"{counted(others, 'tensor')} whose names do not begin with {quoted(prefix)}",) if others else ()
+    return replace(
+        checkpoint,
+        root=root,
+        tensors={name: replace(tensor, name=name) for name, tensor in tensors.items()},
+        unsupported=unsupported,
+        objects=inside(checkpoint.objects),
+        skipped=(*said, *checkpoint.skipped),
     )
 
 
@@ -158,17 +129,17 @@ class _SortedOut:
         outside = 0
         for key, item in pairs:
             if not isinstance(key, str):
-                self.skipped.append(f"{_key(key)}: not named by a string ({_describe(item)})")
+                self.skipped.append(f"{describe_key(key)}: not named by a string ({describe(item)})")
             elif not key.startswith(self.prefix):
                 outside += is_tensor(item)
             elif is_tensor(item):
                 self._add_tensor(key.removeprefix(self.prefix), item)
-            elif isinstance(item, Instance) and item.function != ORDERED_DICT:
-                made = f"{_describe(item)}; it was not executed"
-                objects = f"{quoted(key)} is not a tensor, but {made}. Save a plain tensor"
-                self.objects[key.removeprefix(self.prefix)] = objects
+            elif isinstance(item, list | tuple) or (isinstance(item, Instance) and item.function != ORDERED_DICT):
+                made = f"{describe(item)}" + ("; it was not executed" if isinstance(item, Instance) else "")
+                said = f"{quoted(key)} is not a tensor, but {made}. Save a plain tensor"
+                self.objects[key.removeprefix(self.prefix)] = said
             else:
-                self.skipped.append(f"{_key(key)}: {_describe(item)}")
+                self.skipped.append(f"{describe_key(key)}: {describe(item)}")
         if outside:
             found = f"{counted(outside, 'tensor')} whose names do not begin with {quoted(self.prefix)}"
             self.skipped.insert(0, found)
@@ -180,177 +151,98 @@ class _SortedOut:
             self.unsupported[name] = f"tensor {quoted(name)}: {error}"
 
 
-def named(checkpoint: Checkpoint, root: str | None) -> Checkpoint:
-    """Of a checkpoint that is one state dict without a name: all, or those tensors whose names begin with `root`.
-
-    Raises RootError if there are none.
-    """
-    if not root:
-        return checkpoint
-    prefix = f"{root}."
-    if not any(name.startswith(prefix) for name in checkpoint.tensors):
+def _refuse_other_forms(chosen: StateDict, found: Sequence[StateDict], label: str) -> None:
+    """Refuse weights that are there, but not as tensors by their own names."""
+    names = chosen.names()
+    if not chosen.tensors:
         raise RootError(
-            f"{file_name(checkpoint.path)}: holds one state dict, without a name, and no name in it begins with "
-            f"{quoted(prefix)}. Leave out --root"
+            f"{label}: holds {counted(chosen.arrays, 'numpy array')} by name, and no tensors. Load it where you trust "
+            "it, and save {name: torch.from_numpy(array)} with torch.save"
         )
-    tensors = {
-        name.removeprefix(prefix): replace(tensor, name=name.removeprefix(prefix))
-        for name, tensor in checkpoint.tensors.items()
-        if name.startswith(prefix)
-    }
-    others = len(checkpoint.tensors) - len(tensors)
-    said = (f"{counted(others, 'tensor')} whose names do not begin with {quoted(prefix)}",) if others else ()
-    return replace(checkpoint, root=root, tensors=tensors, skipped=(*said, *checkpoint.skipped))
+    if any(name.rpartition(".")[2] in ("_flat_param", "flat_param") for name in names):
+        raise UnsupportedCheckpointError(
+            f"{label}: holds parameters that FullyShardedDataParallel has flattened and cut in parts. Load it in the "
+            "run that made it, and save the full state dict (torch.distributed.checkpoint.state_dict)."
+        )
+    has_layers = any(".base_layer." in name for name in names) and not any(".lora_" in name for name in names)
+    if has_layers and any(".lora_" in name for other in found if other is not chosen for name in other.names()):
+        raise UnsupportedCheckpointError(
+            f"{label}: holds an adapter (LoRA) apart from the layers that it is for. Load it with PEFT, call "
+            "merge_and_unload(), and save the state dict."
+        )
 
 
-def _candidates(value: object, label: str) -> tuple[list[_Candidate], dict[AdapterSettings, None]]:
-    """Everything in the file that holds tensors by name, from the outside to the inside; and settings of adapters."""
-    found: list[_Candidate] = []
-    adapters: dict[AdapterSettings, None] = {}
-    # by identity: thousands of names may refer to one and the same dict, and thousands of dicts to one list of items
-    seen: dict[int, _Candidate | None] = {}
-    budget = Budget()
-    waiting: deque[tuple[tuple[str, ...], tuple[Pairs, ...], object]] = deque([((), (), value)])
-    while waiting:
-        path, trail, item = waiting.popleft()
-        items = items_of(item)
-        identity = id(item if items is None else items)
-        if identity in seen:
-            if (known := seen[identity]) is not None and len(known.others) < _NAMED:
-                known.others.append(".".join(path))
-            continue
-        seen[identity] = None
-        aside: tuple[str, ...] = ()
-        if is_tensor(item):  # alone in the file; what it is said to carry is no state dict
-            continue
-        if isinstance(item, Instance) and is_module(item):
-            read = module_state_dict(item, label, budget)
-            pairs, aside = read.pairs, read.aside
-            adapters |= dict.fromkeys(read.adapters)
-        else:
-            pairs = attributes_of(item) if items is None else pairs_of(item) or []
-            if settings := adapter_settings(pairs):
-                adapters[settings] = None
-        if count := sum(isinstance(key, str) and is_tensor(tensor) for key, tensor in pairs):
-            candidate = seen[identity] = _Candidate(path, trail, pairs, count, aside)
-            found.append(candidate)
-        if aside or len(path) == _DEEPEST:
-            continue
-        for key, below in _unique(pairs, label):
-            is_short = isinstance(key, str) and 0 < len(key) <= _LONGEST_KEY
-            if is_short and isinstance(below, Dict | Instance) and not is_tensor(below):
-                waiting.append(((*path, str(key)), (*trail, pairs), below))
-    if len({candidate.name for candidate in found}) < len(found):
-        raise RootError(f"{label}: two state dicts in it have the same path. Save one of them alone.")
-    return found, adapters
-
-
-def _choose(found: Sequence[_Candidate], knows: Knows | None, label: str) -> _Candidate:
-    """The one that a known format fits best, by far; of several, the one with the name that is preferred."""
+def _choose(found: Sequence[StateDict], knows: Knows | None, label: str) -> StateDict:
+    """The one of which a known format knows most; of several that are close, the one whose name is preferred."""
     candidates = [candidate for candidate in found if candidate.is_weights]
     if not candidates:
         raise RootError(
             f"{label}: there is no state dict in it but those of an optimizer, by their names: {_present(found)}. Give "
             "the checkpoint of the model; if one is that, choose it with --root"
         )
-    if len(candidates) == 1:
-        return candidates[0]
-    largest = sorted(candidates, key=lambda candidate: -candidate.tensors)
-    shares = {c.name: knows(c.names()) for c in largest[:_ASKED]} if knows else {}
-    if best := max(shares.values(), default=0.0):
-        fitting = [c for c in candidates if shares.get(c.name, 0.0) >= best / 2]
+    largest = sorted(candidates, key=lambda candidate: -candidate.size)
+    known = [(knows(c.names()), c) for c in largest[:_ASKED]] if knows and len(candidates) > 1 else []
+    if most := max((count for count, _ in known), default=0):
+        close = {id(candidate) for count, candidate in known if 2 * count >= most}
+        fitting = [candidate for candidate in candidates if id(candidate) in close]
     else:
         # the file itself, if it is no state dict, may hold a loss or two
-        fitting = [c for c in candidates if c.tensors >= (_MANY if c.path else 1) * largest[0].tensors]
-    fitting.sort(key=lambda candidate: candidate.rank)
-    named = min(fitting[0].rank) < len(PREFERRED)
-    if len(fitting) == 1 or (named and fitting[0].rank < fitting[1].rank):
-        return fitting[0]
-    raise RootError(f"{label}: there are several state dicts: {_present(fitting)}. Choose one with --root")
+        fitting = [c for c in candidates if c.size >= (_MANY if c.path else 1) * largest[0].size]
+    chosen = _preferred(fitting)
+    if chosen is None:
+        raise RootError(f"{label}: there are several state dicts: {_present(fitting)}. Choose one with --root")
+    for other in candidates:
+        if other not in fitting and 2 * other.size >= chosen.size and _preferred([chosen, other]) is other:
+            raise RootError(
+                f"{label}: {_present([other])} has the better name, but is in no known format; {_present([chosen])} is "
+                "in one. Choose one with --root"
+            )
+    return chosen
 
 
-def _wanted(candidates: Sequence[_Candidate], wanted: str, label: str) -> tuple[_Candidate, str]:
-    """The state dict of that name; or one that holds names which begin so, and the prefix."""
+def _preferred(candidates: Sequence[StateDict], depth: int = 0) -> StateDict | None:
+    """The one that its name prefers to all others where their paths part; None if no name does."""
+    if len(candidates) == 1:
+        return candidates[0]
+    at: dict[str, list[StateDict]] = {}
     for candidate in candidates:
+        at.setdefault(candidate.path[depth] if len(candidate.path) > depth else "", []).append(candidate)
+    best = min(at, key=lambda key: PREFERRED.index(key) if key in PREFERRED else len(PREFERRED))
+    if len(at) == 1:
+        return _preferred(at[best], depth + 1)
+    if best not in PREFERRED:
+        return None
+    chosen = _preferred(at[best], depth + 1)
+    return chosen if chosen and all(key in PREFERRED for key in chosen.path[depth:]) else None
+
+
+def _wanted(found: Sequence[StateDict], wanted: str, label: str) -> tuple[StateDict, str]:
+    """The state dict of that name; or one that holds names which begin so, and the prefix."""
+    for candidate in found:
         if wanted == candidate.name or wanted in candidate.others:
             return candidate, ""
-    found = []
-    for candidate in candidates:
+    starts: dict[int, str] = {}
+    holding = []
+    for candidate in found:
         prefix = f"{wanted}." if wanted else ""
         inside = prefix.removeprefix(f"{candidate.name}.") if candidate.name else prefix
-        for start in dict.fromkeys((inside, prefix)):
+        for start in (inside, prefix):
             if start and any(name.startswith(start) for name in candidate.names()):
-                found.append((candidate, start))
-    found.sort(key=lambda item: item[0].rank)
-    if len(found) == 1 or (found and found[0][0].rank < found[1][0].rank):
-        return found[0]
-    if found:
+                starts[id(candidate)] = start
+                holding.append(candidate)
+                break
+    if not holding:
         raise RootError(
-            f"{label}: names that begin with {quoted(wanted)} are in several state dicts: "
-            f"{_present([candidate for candidate, _ in found])}. Choose one with --root"
+            f"{label}: there is no state dict {quoted(wanted)}. Present: {_present(found)}. Choose one of them"
         )
-    raise RootError(
-        f"{label}: there is no state dict {quoted(wanted)}. Present: {_present(candidates)}. Choose one of them"
-    )
+    if (chosen := _preferred(holding)) is None:
+        raise RootError(
+            f"{label}: names that begin with {quoted(wanted)} are in several state dicts: {_present(holding)}. Choose "
+            "one with --root"
+        )
+    return chosen, starts[id(chosen)]
 
 
-def _present(candidates: Sequence[_Candidate]) -> str:
-    shown = [f"{quoted(c.name) if c.name else 'the file itself'} ({counted(c.tensors, 'tensor')})" for c in candidates]
+def _present(candidates: Sequence[StateDict]) -> str:
+    shown = [f"{quoted(c.name) if c.name else 'the file itself'} ({counted(c.size, 'tensor')})" for c in candidates]
     return ", ".join(shown[:_NAMED]) + (f" and {len(shown) - _NAMED} more" if len(shown) > _NAMED else "")
-
-
-def _without_weights(value: object) -> str:
-    """What a file is in which no tensor has a name, and what to do."""
-    save = "Save model.state_dict() with torch.save"
-    if is_tensor(value):
-        return f"holds a tensor alone, without a name. {save}"
-    if isinstance(value, list | tuple):
-        within = [
-            i for i, item in enumerate(value[:_NAMED]) if any(is_tensor(below) for _, below in pairs_of(item) or ())
-        ]
-        hint = f"; entry {within[0]} holds tensors by name: save that alone" if within else ""
-        return f"there is no state dict in it, but {_describe(value)}{hint}. {save}"
-    if _is_optimizer(value) or any(_is_optimizer(item) for _, item in pairs_of(value) or ()):
-        return f"holds the state of an optimizer and no weights. Give the checkpoint of the model. {save}"
-    return f"there is no state dict in it, but {_describe(value)}. {save}"
-
-
-def _is_optimizer(value: object) -> bool:
-    """Whether it has the keys of the state of a torch.optim.Optimizer."""
-    return {"state", "param_groups"} <= {key for key, _ in pairs_of(value) or () if isinstance(key, str)}
-
-
-def _unique(pairs: Pairs, label: str) -> Pairs:
-    """`pairs`, after a check that no name is there twice."""
-    seen = set()
-    for key, _ in pairs:
-        if isinstance(key, str):
-            if key in seen:
-                raise CorruptCheckpointError(
-                    f"{label}: {quoted(key)} is there twice. The file is damaged or crafted; get it again."
-                )
-            seen.add(key)
-    return pairs
-
-
-def _key(key: object) -> str:
-    return plain(key) if isinstance(key, str) else f"a key that is {_describe(key)}"
-
-
-def _describe(value: object) -> str:
-    """What a value is, in a few words; its contents are not looked at."""
-    if is_tensor(value):
-        return "a tensor"
-    if isinstance(value, Dict) or (isinstance(value, Instance) and value.function == ORDERED_DICT):
-        return f"a dict of {counted(len(value.pairs), 'entry', 'entries')}"
-    if isinstance(value, Instance):
-        function = value.function if isinstance(value.function, Global) else "a computed function"
-        is_private = isinstance(function, Global) and function.module.startswith("torch") and function.name[0:1] == "_"
-        return "an object of torch" if is_private else f"an object made by {function}"
-    if isinstance(value, Global):
-        return f"the name {value}"
-    if isinstance(value, Persistent):
-        return "a storage without a tensor"
-    if isinstance(value, list | tuple):
-        return f"a {type(value).__name__} of {counted(len(value), 'entry', 'entries')}"
-    return "None" if value is None else f"a value of type {type(value).__name__}"

@@ -193,14 +193,14 @@ def _print_summary(checkpoint: Checkpoint, plan: Plan) -> None:
     click.echo(f"from {plan.table} to {plan.format}" + (f", {plan.part} alone" if plan.part else ""))
     click.echo(f"variant: {plan.variant.name}{also}")
     others = [
-        name or "the file itself"
+        name or "its top level"
         for name, count in checkpoint.roots.items()
         if name != checkpoint.root and 10 * count > len(checkpoint.tensors)  # not a loss or two
     ]
-    if checkpoint.root:
+    if checkpoint.root or others:
         more = f" and {len(others) - _ROOTS} more" if len(others) > _ROOTS else ""
         hint = f"; also there: {', '.join(map(plain, others[:_ROOTS]))}{more} (--root chooses)" if others else ""
-        click.echo(f"taken from the file: {plain(checkpoint.root)}{hint}")
+        click.echo(f"taken from the file: {plain(checkpoint.root) or 'its top level'}{hint}")
     sources = sum(len(step.sources) for step in (*plan.steps, *plan.carried))
     if plan.wrappers:
         shown = ", ".join(f"{plain(name)} ({count})" for name, count in plan.wrappers.items())

@@ -97,7 +97,7 @@ def _tensors(path: Path, root: str | None) -> tuple[list[Named], list[str]]:
     from converter.mapping.draft import Named
     from converter.planning.formats import open_known
 
-    with open_known(path, root) as checkpoint:
+    with open_known(path, root, merge=False) as checkpoint:
         found = [
             Named(t.name, tuple(t.shape), "" if is_float(t.dtype) else t.dtype.name)
             for t in checkpoint.tensors.values()

@@ -33,10 +33,17 @@ def inspect(file: str, root: str | None, as_json: bool) -> None:
     Nothing in it is executed.
     """
     from converter.cli.sources import locate
+    from converter.errors import UnsupportedCheckpointError
+    from converter.planning.adapters import with_adapters_merged
     from converter.planning.formats import fitting, open_known
 
-    with open_known(locate(file, quiet=as_json).path, root) as checkpoint:
-        found = list(fitting(checkpoint))
+    with open_known(locate(file, quiet=as_json).path, root, merge=False) as opened:
+        checkpoint, refused = opened, None
+        try:
+            checkpoint = with_adapters_merged(opened)
+        except UnsupportedCheckpointError as error:
+            refused = str(error)
+        found = [] if refused else list(fitting(checkpoint))
         fits = [
             {
                 "format": table.label,
@@ -54,7 +61,8 @@ def inspect(file: str, root: str | None, as_json: bool) -> None:
             "roots": dict(checkpoint.roots),
             "root": checkpoint.root,
             "fits": fits,
-            "next": _next(file, root, checkpoint, [table for table, _ in found]),
+            "refused": refused,
+            "next": None if refused else _next(file, root, checkpoint, [table for table, _ in found]),
             "globals": checkpoint.globals,
             "skipped": checkpoint.skipped,
             "unsupported": dict(checkpoint.unsupported),
@@ -112,7 +120,7 @@ def _print(content: dict[str, Any]) -> None:
         if fit["left_out"]:
             click.echo(f"         tensors that the conversion leaves out: {fit['left_out']}")
     if not content["fits"]:
-        click.echo("format:  fits no known format")
+        click.echo(f"format:  {content['refused'] or 'fits no known format'}")
     if content["next"]:
         click.echo(f"next:    {content['next']}" + ("" if content["fits"] else "  (lists what is wrong)"))
     for name in content["globals"]:

@@ -83,7 +83,7 @@ class Names:
         return text.endswith(".") and len(segments) in reached
 
     def behind(self, names: Collection[str]) -> str:
-        """What stands before this format's names in most of `names`, and is no wrapper. "" if nothing does."""
+        """What stands before this format's names in many of `names`, and is no wrapper. "" if nothing does."""
         names = list(islice(names, _MOST_BEHIND_NAMES))
         forms = {form_of(name) for name in names}
         if 2 * sum(map(self.knows, forms)) >= len(forms):
@@ -94,7 +94,7 @@ class Names:
                 break
             start, most = starts.most_common(1)[0]
             inside = {form[len(form_of(start)) + 1 :] for form in forms if form.startswith(f"{form_of(start)}.")}
-            if 2 * most > len(names) and 5 * sum(map(self.knows, inside)) >= 4 * len(inside):
+            if 3 * most > len(names) and 5 * sum(map(self.knows, inside)) >= 4 * len(inside):
                 return start
         return ""
 

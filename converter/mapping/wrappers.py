@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from math import prod
 
+from converter.checkpoint import DType
 from converter.mapping.documents import WRAPPERS, read_wrappers
 from converter.mapping.ops import Shape
 
@@ -24,14 +25,19 @@ class Counter:
 
 @dataclass(frozen=True, slots=True)
 class Wrappers:
-    """`segments`: names of wrappers. `counters`: by the last segment of their names."""
+    """`segments`: names of wrappers; `copies`, those of them that tell one copy of a model from another.
+
+    `counters`: by the last segment of their names.
+    """
 
     segments: frozenset[str]
+    copies: frozenset[str]
     counters: Mapping[str, Counter]
 
-    def counter(self, name: str, shape: Shape) -> Counter | None:
-        """The counter that a tensor is: one number, under a name that ends so."""
-        return self.counters.get(name.rpartition(".")[2]) if prod(shape) == 1 else None
+    def counter(self, name: str, shape: Shape, dtype: DType) -> Counter | None:
+        """The counter that a tensor is: one whole number, or yes or no, under a name that ends so."""
+        is_count = prod(shape) == 1 and dtype.kind in ("int", "bool")
+        return self.counters.get(name.rpartition(".")[2]) if is_count else None
 
 
 @cache
@@ -42,4 +48,5 @@ def load_wrappers() -> Wrappers:
         entry["name"]: Counter(f"{WRAPPERS}:/counters/{position}", entry["reason"])
         for position, entry in enumerate(content["counters"])
     }
-    return Wrappers(frozenset(entry["name"] for entry in content["wrappers"]), counters)
+    segments = {entry["name"]: entry.get("copy", False) for entry in content["wrappers"]}
+    return Wrappers(frozenset(segments), frozenset(name for name, is_copy in segments.items() if is_copy), counters)

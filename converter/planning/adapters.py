@@ -6,13 +6,10 @@ al., LoRA, section 4.1). The sum is made in float64 and rounded once.
 
 from __future__ import annotations
 
-import math
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 from converter.checkpoint import DTYPES, Checkpoint
 from converter.checkpoint.adapters import AdapterSettings, adapter_settings
@@ -20,10 +17,20 @@ from converter.display import counted, file_name, quoted
 from converter.errors import UnsupportedCheckpointError
 from converter.mapping.cast import cast, is_float
 from converter.mapping.ops import Array
+from converter.mapping.wrappers import load_wrappers
 
-# the layer, the matrix, and the name of the adapter in PEFT
-_MATRIX = re.compile(r"(.+)\.lora_([AB])((?:\.(?!weight$)[^.]+)?)(?:\.weight)?")
 _CURE = "Load it with the package that made it, merge the adapter (PEFT: merge_and_unload()), and save the state dict."
+_BASE = "base_layer"  # how PEFT calls a layer that has an adapter
+Segments: TypeAlias = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Adapter:
+    """Names of both matrices, and of the weight that they are for."""
+
+    a: str
+    b: str
+    weight: str
 
 
 def with_adapters_merged(checkpoint: Checkpoint) -> Checkpoint:
@@ -32,88 +39,105 @@ def with_adapters_merged(checkpoint: Checkpoint) -> Checkpoint:
     Raises UnsupportedCheckpointError where the file does not say alpha and rank, or an adapter is of another kind.
     """
     parts = [name for name in checkpoint.tensors if ".lora_" in name]
+    if unreadable := [name for name in (*checkpoint.unsupported, *checkpoint.objects) if ".lora_" in name]:
+        _refuse(checkpoint, f"{quoted(unreadable[0])} of an adapter, which cannot be read")
     if not parts:
         return checkpoint
-    layers = _layers(checkpoint, parts)
-    weights = {layer: _weight(checkpoint, layer) for layer in layers}
-    if not any(weights.values()):
-        raise UnsupportedCheckpointError(
-            f"{file_name(checkpoint.path)}: is a LoRA adapter alone, of {counted(len(layers), 'layer')}: differences, "
-            "not weights. Load it with PEFT onto the model that it is for, call merge_and_unload(), and save that."
-        )
+    if trained := [name for name in checkpoint.tensors if ".modules_to_save." in name]:
+        _refuse(checkpoint, f"{quoted(trained[0])}, which was trained beside an adapter in place of another")
+    adapters = _adapters(checkpoint, parts)
     settings = _settings(checkpoint)
     computed = {}
-    for layer, (a, b) in layers.items():
-        if (weight := weights[layer]) is None:
-            _refuse(checkpoint, f"an adapter of {quoted(layer)}, whose own weight is not there")
-        shapes = {name: checkpoint.tensors[name].shape for name in (a, b, weight)}
-        if not all(len(shape) == 2 for shape in shapes.values()) or (
-            (shapes[b][0], shapes[a][1]) != shapes[weight] or not shapes[a][0] == shapes[b][1] == settings.rank
-        ):
-            shown = ", ".join(f"{quoted(name)} {shape}" for name, shape in shapes.items())
-            _refuse(checkpoint, f"an adapter that is not of a linear layer, or not of rank {settings.rank}: {shown}")
-        if not all(is_float(checkpoint.tensors[name].dtype) for name in shapes):
-            _refuse(checkpoint, f"an adapter of {quoted(layer)} that is not of floating-point numbers")
-        computed[weight] = partial(_merge, checkpoint, weight, a, b, settings.alpha / settings.rank)
+    for adapter in adapters:
+        _check(checkpoint, adapter, settings)
+        computed[_plain(adapter.weight)] = partial(_merge, checkpoint, adapter, settings.alpha / settings.rank)
     said = (
-        f"a LoRA adapter of {counted(len(layers), 'layer')}: merged into their weights "
+        f"a LoRA adapter of {counted(len(adapters), 'layer')}: merged into their weights "
         f"(alpha {settings.alpha:g}, rank {settings.rank})"
     )
-    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in set(parts)}
+    # with their adapters gone, layers have their own names again
+    kept = [tensor for name, tensor in checkpoint.tensors.items() if name not in set(parts)]
+    tensors = {name: replace(tensor, name=name) for tensor in kept for name in [_plain(tensor.name)]}
+    if len(tensors) < len(kept):
+        _refuse(checkpoint, f"an adapter, and some names both with and without {quoted(_BASE)}")
     return replace(checkpoint, tensors=tensors, computed=computed, skipped=(said, *checkpoint.skipped))
 
 
-def _layers(checkpoint: Checkpoint, parts: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """By layer, the names of A and B."""
-    found: dict[str, dict[str, str]] = defaultdict(dict)
-    adapters = set()
+def _adapters(checkpoint: Checkpoint, parts: list[str]) -> list[_Adapter]:
+    """One for each layer. Wrappers may stand anywhere in the names of matrices and weights."""
+    matrices: dict[Segments, dict[str, str]] = defaultdict(dict)
+    kinds = set()
     for name in parts:
-        match = _MATRIX.fullmatch(name)
-        if match is None:
-            _refuse(checkpoint, f"{quoted(name)}, which is more than the matrices A and B")
-        layer, matrix, adapter = match.groups()
-        adapters.add(adapter)
-        if matrix in found[layer]:
-            break
-        found[layer][matrix] = name
-    if len(adapters) > 1:
-        _refuse(checkpoint, "several adapters")
-    if lone := [layer for layer, matrices in found.items() if len(matrices) < 2]:
-        _refuse(checkpoint, f"an adapter of {quoted(lone[0])} with one matrix of two")
-    return {layer: (matrices["A"], matrices["B"]) for layer, matrices in found.items()}
+        segments = _unwrapped(name)
+        at = next((i for i, segment in enumerate(segments) if segment in ("lora_A", "lora_B")), None)
+        tail = segments[at + 1 :] if at is not None else ()
+        kind = tail[:-1] if tail[-1:] == ("weight",) else tail
+        if at is None or len(kind) > 1 or kind == ("bias",):
+            _refuse(checkpoint, f"{quoted(name)}, which is more than the matrices A and B of an adapter")
+        kinds.add(kind)
+        if segments[at] in matrices[segments[:at]] or len(kinds) > 1:
+            _refuse(checkpoint, "several adapters")
+        matrices[segments[:at]][segments[at]] = name
+    weights: dict[Segments, list[str]] = defaultdict(list)
+    for name in checkpoint.tensors.keys() - set(parts):
+        weights[_unwrapped(name)].append(name)
+    if not any((*layer, "weight") in weights for layer in matrices):
+        raise UnsupportedCheckpointError(
+            f"{file_name(checkpoint.path)}: is a LoRA adapter alone, of {counted(len(matrices), 'layer')}: "
+            "differences, not weights. Load it with PEFT onto the model that it is for, call merge_and_unload(), and "
+            "save that."
+        )
+    found = []
+    for layer, names in matrices.items():
+        own = weights.get((*layer, "weight"), [])
+        if len(names) < 2 or len(own) != 1:
+            lacks = "one matrix of two" if len(names) < 2 else f"{len(own)} weights for it, expected one"
+            _refuse(checkpoint, f"an adapter of {quoted('.'.join(layer))} with {lacks}")
+        found.append(_Adapter(names["lora_A"], names["lora_B"], own[0]))
+    return found
 
 
-def _weight(checkpoint: Checkpoint, layer: str) -> str | None:
-    names = (f"{layer}.base_layer.weight", f"{layer}.weight")
-    return next((name for name in names if name in checkpoint.tensors), None)
+def _unwrapped(name: str) -> Segments:
+    return tuple(segment for segment in name.split(".") if segment not in load_wrappers().segments)
+
+
+def _plain(name: str) -> str:
+    return ".".join(segment for segment in name.split(".") if segment != _BASE)
 
 
 def _settings(checkpoint: Checkpoint) -> AdapterSettings:
     """What the file says, which must be one thing."""
-    said = {*checkpoint.adapters, *filter(None, [adapter_settings(_numbers(checkpoint.metadata).items())])}
+    said = {*checkpoint.adapters, *filter(None, [adapter_settings(checkpoint.metadata.items())])}
     if not said:
         _refuse(checkpoint, "a LoRA adapter, and does not say its alpha and rank, by which it is scaled")
+    if otherwise := sorted({setting for settings in said for setting in settings.otherwise}):
+        _refuse(checkpoint, f"a LoRA adapter with {otherwise[0]}, which is not merged here")
     if len(said) > 1:
         _refuse(checkpoint, f"a LoRA adapter, and says {len(said)} different pairs of alpha and rank")
-    (settings,) = said
-    if settings.otherwise:
-        _refuse(checkpoint, f"a LoRA adapter with {settings.otherwise[0]}, which is not merged here")
-    if settings.rank < 1 or not math.isfinite(settings.alpha):
-        _refuse(checkpoint, f"a LoRA adapter of rank {settings.rank} and alpha {settings.alpha:g}")
-    return settings
+    return said.pop()
 
 
-def _numbers(metadata: Mapping[str, str]) -> dict[object, object]:
-    """The whole numbers in the metadata of safetensors."""
-    return {key: int(text) for key, text in metadata.items() if re.fullmatch("[0-9]{1,9}", text)}
+def _check(checkpoint: Checkpoint, adapter: _Adapter, settings: AdapterSettings) -> None:
+    """Refuse an adapter that is not of a linear layer, of another rank, or not of floating-point numbers."""
+    names = (adapter.a, adapter.b, adapter.weight)
+    a, b, weight = (checkpoint.tensors[name] for name in names)
+    rank = settings.rank
+    if any(len(tensor.shape) != 2 for tensor in (a, b, weight)) or (
+        (b.shape, a.shape) != ((weight.shape[0], rank), (rank, weight.shape[1]))
+    ):
+        shown = ", ".join(f"{quoted(tensor.name)} {tensor.shape}" for tensor in (a, b, weight))
+        _refuse(checkpoint, f"an adapter that is not of a linear layer, or not of rank {rank}: {shown}")
+    if not all(is_float(tensor.dtype) for tensor in (a, b, weight)):
+        _refuse(checkpoint, f"an adapter of {quoted(adapter.weight)} that is not of floating-point numbers")
 
 
-def _merge(checkpoint: Checkpoint, weight: str, a: str, b: str, scale: float) -> Array:
+def _merge(checkpoint: Checkpoint, adapter: _Adapter, scale: float) -> Array:
     wide = DTYPES["float64"]
-    base, first, second = (
-        cast(checkpoint.read(name), checkpoint.tensors[name].dtype, wide, name) for name in (weight, a, b)
+    base, a, b = (
+        cast(checkpoint.read(name), checkpoint.tensors[name].dtype, wide, name)
+        for name in (adapter.weight, adapter.a, adapter.b)
     )
-    return cast(base + scale * (second @ first), wide, checkpoint.tensors[weight].dtype, weight)
+    return cast(base + scale * (b @ a), wide, checkpoint.tensors[adapter.weight].dtype, adapter.weight)
 
 
 def _refuse(checkpoint: Checkpoint, holds: str) -> NoReturn:

@@ -15,6 +15,7 @@ from converter.display import quoted
 from converter.errors import PlanError, TableError
 from converter.mapping.cast import is_float
 from converter.mapping.entries import Bound, Ignore, Transfer
+from converter.mapping.names import form_of
 from converter.mapping.ops import Op, Shape, prove_bijective
 from converter.mapping.spec import Config, Variant
 from converter.mapping.table import Table
@@ -63,8 +64,11 @@ def hidden(table: Table, contents: Contents) -> str:
 def fits(table: Table, contents: Contents, variant: str | None = None) -> Fits:
     """`table` laid against the index of a checkpoint, under every variant. Arguments as for `make_plan`."""
     tensors, problems = by_key(contents.tensors, table)
-    unreadable = {table.short(name): reason for name, reason in {**contents.objects, **contents.unsupported}.items()}
-    extra = [table.short(name) for name in contents.unsupported]
+    reasons = {**contents.objects, **contents.unsupported}
+    unreadable = {table.short(name): reason for name, reason in reasons.items()}
+    # an object is no matter, unless it lies where the format has a tensor
+    extra = [table.short(n) for n in reasons if n in contents.unsupported or table.names.knows(form_of(n))]
+    problems += [f"{quoted(tensors[key].name)} is there twice: {unreadable[key]}" for key in extra if key in tensors]
     return Fits(
         table,
         tensors,
@@ -112,7 +116,14 @@ def headline(fits: Fits, keys: int, problems: int) -> str:
             f"{table.name}: {fits.stated.name} was stated, but this looks like {best.variant.name} "
             f"({best.found} of {len(best.needed)} tensors fit it): {found}, {problems} problems"
         )
-    return f"{table.name}: the checkpoint does not fit {fit.variant.name}: {found}, {problems} problems"
+    beside = [tensor.name for tensor in fit.tensors.values() if not tensor.name.startswith(fit.naming.prefix)]
+    hint = (
+        f". {len(beside)} names do not begin with {quoted(fit.naming.prefix)}; --root {fit.naming.prefix[:-1]} leaves "
+        "them out"
+    )
+    return f"{table.name}: the checkpoint does not fit {fit.variant.name}: {found}, {problems} problems" + (
+        hint if fit.naming.prefix and 0 < len(beside) < len(fit.tensors) / 2 else ""
+    )
 
 
 @dataclass(eq=False)
@@ -297,7 +308,7 @@ def claims_on(bound: Bound, name: str) -> list[Ignore]:
 
 def counter_of(tensor: Tensor) -> Counter | None:
     """The counter of a trainer that a tensor is, which is left out of every format that does not know it."""
-    return load_wrappers().counter(tensor.name, tensor.shape)
+    return load_wrappers().counter(tensor.name, tensor.shape, tensor.dtype)
 
 
 def _folded(pattern: str, transfer: Transfer) -> str:

@@ -5,8 +5,10 @@ A format is a table: one of `mappings/`, one at a path, or the naming of a spec 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 from converter.checkpoint import Checkpoint, open_checkpoint
@@ -23,7 +25,7 @@ from converter.planning.fit import fits, hidden, make_plan
 from converter.planning.plan import Contents, Plan, Residue
 
 _NEAR = 0.5  # of the names that the best table knows; tables that know fewer are not fitted
-_MOST_FORMS = 5_000  # of names that are compared; the largest known model has 150
+_MOST_NAMES = 5_000  # of a state dict that are compared; the largest known model has some 1,000, of 150 forms
 _SURE = 0.8  # of all names; a table that knows more, with no other near it, is taken without fitting
 
 
@@ -61,6 +63,10 @@ def recognise(contents: Contents, spec: Spec | None = None) -> Table:
 
     Raises PlanError if none fits, or if several fit equally well: then it lists them.
     """
+    if contents.unsupported and not contents.tensors:
+        raise PlanError(
+            f"none of its {len(contents.unsupported)} tensors can be read", list(contents.unsupported.values())
+        )
     forms = _forms(contents.tensors)
     known = [(table, _known(table, forms)) for table in _candidates(spec)]
     most = max(share for _, share in known)
@@ -86,20 +92,24 @@ def recognise(contents: Contents, spec: Spec | None = None) -> Table:
     return chosen[0]
 
 
-def open_known(path: str | Path, root: str | None = None, source: str | None = None) -> Checkpoint:
+def open_known(
+    path: str | Path, root: str | None = None, source: str | None = None, *, merge: bool = True
+) -> Checkpoint:
     """Open a checkpoint; of several state dicts in it, the one that is in a known format, or in the format `source`.
 
-    Adapters are merged into their weights. Raises CheckpointError as `open_checkpoint`, TableError as `load_format`.
+    Adapters are merged into their weights, unless `merge` is False. Raises CheckpointError as `open_checkpoint`,
+    TableError as `load_format`.
     """
     formats = [load_format(source)] if source else []
 
-    def share(names: Collection[str]) -> float:
-        forms = _forms(names)
-        return max(_known(table, forms) for table in formats or _candidates(None))
+    def known(names: Collection[str]) -> int:
+        forms = Counter(islice(map(form_of, names), _MOST_NAMES))
+        tables = formats or _candidates(None)
+        return max(sum(count for form, count in forms.items() if table.names.knows(form)) for table in tables)
 
-    checkpoint = open_checkpoint(path, root, share)
+    checkpoint = open_checkpoint(path, root, known)
     try:
-        return with_adapters_merged(checkpoint)
+        return with_adapters_merged(checkpoint) if merge else checkpoint
     except BaseException:
         checkpoint.close()
         raise
@@ -139,7 +149,7 @@ def _known(table: Table, forms: Collection[str]) -> float:
 
 def _forms(names: Iterable[str]) -> list[str]:
     """What names look like, numbers aside; of very many, some."""
-    return sorted(set(map(form_of, names)))[:_MOST_FORMS]
+    return sorted(set(map(form_of, names)))[:_MOST_NAMES]
 
 
 def _closest(known: list[tuple[Table, float]]) -> list[tuple[Table, float]]:

@@ -7,21 +7,30 @@ from collections.abc import Collection, Iterable, Mapping
 
 from converter.display import counted, quoted
 from converter.mapping.table import Table
+from converter.mapping.wrappers import load_wrappers
 from converter.planning.plan import Described, Naming, Tensor
 
 
 def by_key(tensors: Mapping[str, Described], table: Table) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors by the names that the rules have for them; problems of those that have the same."""
     found: dict[str, Tensor] = {}
+    copies: dict[frozenset[str], str] = {}
     same: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for name, info in tensors.items():
         short = table.short(name)
+        if copy := load_wrappers().copies.intersection(table.names.taken_off(name)):
+            copies.setdefault(copy, name)
         if short in found:
             first = found[short].name
             same.setdefault((_around(table, first), _around(table, name)), []).append((first, name))
         else:
             found[short] = Tensor(name, info.shape, info.dtype)
-    return found, [_twice(wrappers, pairs) for wrappers, pairs in same.items()]
+    problems = [_twice(wrappers, pairs) for wrappers, pairs in same.items()]
+    if len(copies) > 1 and not problems:
+        shown = " and ".join(map(quoted, copies.values()))
+        roots = [table.names.prefix(name) for name in copies.values()]
+        problems.append(f"{shown} are of different copies of a model, and would be mixed.{_choice(roots)}")
+    return found, problems
 
 
 def naming(table: Table, names: Collection[str]) -> Naming:
@@ -45,8 +54,10 @@ def _twice(wrappers: tuple[str, str], pairs: list[tuple[str, str]]) -> str:
     said = f"{quoted(first)} and {quoted(second)} are the same key once wrappers are taken off"
     if len(pairs) > 1:
         said += f", and so are {counted(len(pairs) - 1, 'other pair')}"
-    roots = [
-        wrapper.removesuffix(".") for wrapper, name in zip(wrappers, pairs[0], strict=True) if name.startswith(wrapper)
-    ]
-    choices = " or ".join(f"--root {root}" for root in roots if root)
-    return f"{said}. Choose with {choices}" if choices else said
+    roots = [wrapper for wrapper, name in zip(wrappers, pairs[0], strict=True) if name.startswith(wrapper)]
+    return f"{said}.{_choice(roots)}"
+
+
+def _choice(roots: Iterable[str]) -> str:
+    choices = " or ".join(f"--root {root.removesuffix('.')}" for root in roots if root)
+    return f" Choose with {choices}, or save the ones that are meant alone" if choices else ""

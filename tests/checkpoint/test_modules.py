@@ -17,7 +17,7 @@ from converter.errors import CorruptCheckpointError, UnsupportedCheckpointError
 from tests.checkpoint.test_robustness import BLOBS, STORAGES, mutated, opcodes, reads
 from tests.support.craft_files import Pack, Write, torch_legacy, torch_zip
 from tests.support.craft_pickle import Opcodes, call, name, op, ordered, pickled, tensor, value
-from tests.support.reading import SIX, contents, loaded, refusal
+from tests.support.reading import SIX, Apart, contents, loaded, refusal
 
 Save = Callable[..., Path]
 
@@ -178,6 +178,48 @@ def test_shared_modules_that_double_at_every_level_end(pack: Pack) -> None:
         below = Opcodes(item + op("BINPUT", level))
         item = module({}, ordered({"a": below, "b": Opcodes(op("BINGET", level))}))
     assert "share modules" in refusal(pack(item), UnsupportedCheckpointError)
+
+
+def test_objects_that_share_their_attributes_end_soon(pack: Pack, apart: Apart) -> None:
+    count = 6000
+    shared = Opcodes(value({f"a{i}": None for i in range(count)}) + op("LONG_BINPUT", 9))
+    first = Opcodes(call(name("models", "A")) + shared + op("BUILD"))
+    again = Opcodes(call(name("models", "A")) + op("LONG_BINGET", 9) + op("BUILD"))
+    (outcome,) = apart(pack({"model": {"w": tensor()}, "x": {"first": first} | {str(i): again for i in range(count)}}))
+    assert outcome.refusal is None
+    assert outcome.seconds < 5
+
+
+class Compiled:
+    """As torch.compile's module pickles itself."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Compiled, (self.module, None)
+
+
+def test_a_module_that_a_call_is_given_is_found(save: Save) -> None:
+    net = Net()
+    assert contents(save(Compiled(net))) == contents(save({"model": Compiled(net)})) == loaded(net.state_dict())
+
+
+def test_shared_modules_of_many_attributes_end_soon(pack: Pack, apart: Apart) -> None:
+    """Each name of a module takes all of its attributes to look through."""
+    count = 6000
+    shared = Opcodes(module({"w": tensor()}, more={f"a{i}": 1 for i in range(count)}) + op("LONG_BINPUT", 9))
+    below: dict[str, object] = {"m": shared} | {f"m{i}": Opcodes(op("LONG_BINGET", 9)) for i in range(count)}
+    (outcome,) = apart(pack(module({}, ordered(below))))
+    assert outcome.refusal is not None
+    assert "share modules" in outcome.refusal
+    assert outcome.seconds < 5
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400), 10**600, float("inf"), True], ids=["a", "b", "c", "d", "e"])
+def test_numbers_that_look_like_an_adapter_are_no_matter(number: object, pack: Pack) -> None:
+    settings = {"lora_alpha": number, "r": number, "scaling": number, "lora_r": number}
+    assert contents(pack({"model": {"w": tensor()}, "cfg": settings, "module": module({}, more=settings)})) == SIX
 
 
 CHAIN = module({"w": tensor()}, ordered({"below": module({"flag": tensor("1", (2,), kind="BoolStorage")})}))

@@ -73,24 +73,90 @@ def test_loose_tensors_are_no_reason_for_the_top_level(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("known", ["large", "small"])
 def test_one_whose_names_are_known_is_taken_whatever_its_name_and_size(known: str, tmp_path: Path) -> None:
-    item = {"model": {f"a{i}": torch.ones(1) for i in range(30)}, "zzz": {"b0": torch.ones(1), "b1": torch.ones(1)}}
+    item = {"model": {f"a{i}": torch.ones(1) for i in range(30)}, "zzz": {f"b{i}": torch.ones(1) for i in range(70)}}
+    if known == "large":
+        item |= {"zzz": {"b0": torch.ones(1)}}
     letter = "a" if known == "large" else "b"
 
-    def share(names: Collection[str]) -> float:
-        return sum(name.startswith(letter) for name in names) / len(names)
+    def known(names: Collection[str]) -> int:
+        return sum(name.startswith(letter) for name in names)
 
-    with open_checkpoint(saved(item, tmp_path), knows=share) as checkpoint:
+    with open_checkpoint(saved(item, tmp_path), knows=known) as checkpoint:
         assert checkpoint.root == {"a": "model", "b": "zzz"}[letter]
 
 
 def test_of_two_that_are_known_the_one_that_is_named_so_is_taken(tmp_path: Path) -> None:
     path = saved({"x": weights(3), "model_ema": weights(4), "y": {"net": weights(5)}}, tmp_path)
-    with open_checkpoint(path, knows=lambda names: 1.0) as checkpoint:
+    with open_checkpoint(path, knows=len) as checkpoint:
         assert checkpoint.root == "model_ema"
     path = saved({"x": weights(3), "y": {"z": weights(5)}}, tmp_path)
     with pytest.raises(RootError, match=r"several state dicts: 'x' \(3 tensors\), 'y.z' \(5 tensors\)") as caught:
-        open_checkpoint(path, knows=lambda names: 1.0)
+        open_checkpoint(path, knows=len)
     assert "--root" in str(caught.value)
+
+
+# of which of two state dicts, both known, one is taken, if any; "ours" are the weights that are meant
+SIBLINGS: dict[str, tuple[Any, str | None]] = {
+    "a better name that is known": ({"model": "ours", "model_ema": "other"}, "model"),
+    "in a run": ({"run": {"model": "ours", "model_ema": "other"}}, "run.model"),
+    "names that say nothing": ({"previous": {"model": "other"}, "current": {"student": "ours"}}, None),
+    "names inside of names": ({"pretrained": {"model": "other"}, "finetuned": {"model_ema": "ours"}}, None),
+    "a name with something below": ({"model": {"old": "other"}, "ema": "ours"}, None),
+    "an optimizer with a name below": ({"optimizer": {"model": "other"}, "final": {"ema": "ours"}}, "final.ema"),
+    "gradients": ({"grads": {"model": "other"}, "final": {"ema": "ours"}}, "final.ema"),
+    "the state of an optimizer": ({"o": {"state": {"model": "other"}, "param_groups": []}, "ema": "ours"}, "ema"),
+}
+
+
+@pytest.mark.parametrize("case", SIBLINGS)
+def test_a_name_decides_among_those_beside_it_alone(case: str, tmp_path: Path) -> None:
+    item, root = SIBLINGS[case]
+    moved = {name: tensor + 1 for name, tensor in weights(3).items()}
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: filled(below) for key, below in value.items()}
+        return {"ours": weights(3), "other": moved}[value] if isinstance(value, str) else value
+
+    path = saved(filled(item), tmp_path)
+    if root is None:
+        with pytest.raises(RootError, match="--root"):
+            open_checkpoint(path, knows=len)
+        return
+    with open_checkpoint(path, knows=len) as checkpoint:
+        assert checkpoint.root == root
+    assert contents(path, root) == loaded(weights(3))
+
+
+def test_weights_in_no_known_format_are_not_passed_over_in_silence(tmp_path: Path) -> None:
+    item = {"model": {f"detector.{n}": t for n, t in weights(5).items()}, "model_ema": weights(5)}
+    path = saved(item, tmp_path)
+
+    def known(names: Collection[str]) -> int:
+        return sum(name.startswith("w") for name in names)
+
+    with pytest.raises(RootError, match=r"'model' .* has the better name, but is in no known format"):
+        open_checkpoint(path, knows=known)
+
+
+def test_arrays_are_no_tensors_and_nothing_else_is_taken_for_them(tmp_path: Path) -> None:
+    arrays = {name: tensor.numpy() for name, tensor in weights(5).items()}
+    for item in (arrays, {"model": arrays}, {"model": arrays, "model_ema": weights(5)}):
+        path = saved(item, tmp_path)
+        with pytest.raises(RootError, match=r"5 numpy arrays by name, and no tensors.*torch\.from_numpy"):
+            open_checkpoint(path, knows=len)
+
+
+@pytest.mark.parametrize("decoy", ["net", "model", "", "state_dict.head"])
+def test_a_few_known_names_are_no_match_for_all_of_them(decoy: str, tmp_path: Path) -> None:
+    """Every name of the decoy is known, and most of the names of the weights."""
+    item: Any = {"zzz": {**{f"a{i}": torch.ones(1) for i in range(20)}, "other": torch.ones(1)}}
+    inner: Any = {"a.weight": torch.ones(1), "a.bias": torch.ones(1)}
+    for key in reversed(decoy.split(".") if decoy else []):
+        inner = {key: inner}
+    path = saved(item | inner, tmp_path)
+    with open_checkpoint(path, knows=lambda names: sum(name.startswith("a") for name in names)) as checkpoint:
+        assert checkpoint.root == "zzz"
 
 
 @pytest.mark.parametrize(

@@ -74,13 +74,20 @@ def test_it_is_merged(said: str, naming: str, tmp_path: Path) -> None:
     assert any("a LoRA adapter of" in s and f"(alpha {ALPHA}, rank {RANK})" in s for s in aside)
 
 
-def test_a_pickled_module_says_it_in_its_layers(tmp_path: Path) -> None:
-    weights, merged = with_adapters()
+def layered(weights: Weights, **more: Any) -> Holder:
+    """A module whose layers say what their adapters are, as PEFT's do."""
     holder = Holder(weights)
     for module in holder.modules():
         if "lora_A" in module._modules:
-            module.r, module.lora_alpha = {"default": RANK}, {"default": ALPHA}
-    found = converted(holder, tmp_path / "module")
+            about = {"r": {"default": RANK}, "lora_alpha": {"default": ALPHA}, "scaling": {"default": ALPHA / RANK}}
+            about |= {"use_dora": {"default": False}, "merged_adapters": [], "_disable_adapters": False}
+            vars(module).update(about | more)
+    return holder
+
+
+def test_a_pickled_module_says_it_in_its_layers(tmp_path: Path) -> None:
+    weights, merged = with_adapters()
+    found = converted(layered(weights), tmp_path / "module")
     for name, tensor in converted(merged, tmp_path / "merged").items():
         torch.testing.assert_close(found[name], tensor, rtol=2e-7, atol=1e-6, msg=name)
 
@@ -93,6 +100,37 @@ def test_safetensors_may_say_it_in_their_metadata(tmp_path: Path) -> None:
     found = load_file(tmp_path / "b.safetensors")
     for name, tensor in converted(merged, tmp_path / "merged").items():
         torch.testing.assert_close(found[name], tensor, rtol=2e-7, atol=1e-6, msg=name)
+
+
+def test_wrappers_may_stand_anywhere_around_an_adapter(tmp_path: Path) -> None:
+    weights, merged = with_adapters()
+    wrapped = {
+        name.replace(".base_layer.", ".base_layer._fsdp_wrapped_module.").replace(".lora_A.", "._orig_mod.lora_A."): t
+        for name, t in weights.items()
+    }
+    # what a launcher says is not what the adapter is
+    item = {"model": wrapped, "args": Namespace(lora_alpha=ALPHA, lora_r=RANK, rank=0, alpha=0.25)}
+    found = converted(item, tmp_path / "wrapped")
+    for name, tensor in converted(merged, tmp_path / "merged").items():
+        torch.testing.assert_close(found[name], tensor, rtol=2e-7, atol=1e-6, msg=name)
+
+
+def test_inspect_shows_one_that_cannot_be_merged_and_says_why(tmp_path: Path) -> None:
+    weights, _ = with_adapters()
+    torch.save(weights, tmp_path / "a.pth")
+    shown = run("inspect", tmp_path / "a.pth").stdout
+    assert "lora_A.default.weight" in shown
+    assert "does not say its alpha and rank" in shown
+    assert "next:" not in shown
+
+
+def test_the_way_back_has_no_layer_that_only_an_adapter_needs(tmp_path: Path) -> None:
+    weights, merged = with_adapters()
+    torch.save({"model": weights, "lora_alpha": ALPHA, "r": RANK}, tmp_path / "a.pth")
+    run("convert", "--src", tmp_path / "a.pth", "--dst", tmp_path / "a.safetensors", "--keep-residue")
+    run("convert", "--src", tmp_path / "a.safetensors", "--dst", tmp_path / "b.pth", "--to", "glip-official")
+    back = torch.load(tmp_path / "b.pth", weights_only=True)["model"]
+    assert {name.removeprefix("base_model.model.") for name in back} == merged.keys()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -111,10 +149,19 @@ def test_it_is_rounded_once_to_the_dtype_of_the_weights(dtype: torch.dtype, tmp_
 REFUSED: dict[str, tuple[Callable[[Weights], Any], str]] = {
     "nothing said": (lambda w: w, "does not say its alpha and rank"),
     "rank alone": (lambda w: {"m": w, "r": RANK}, "does not say its alpha and rank"),
-    "two alphas": (lambda w: {"m": w, "a": {"r": 2, "alpha": 1}, "b": {"r": 2, "alpha": 2}}, "2 different pairs"),
+    "two alphas": (lambda w: {"m": w, "lora": {"r": 2, "alpha": 1}, "b": {"r": 2, "lora_alpha": 2}}, "2 different"),
+    "the alpha of a loss": (lambda w: {"m": w, "args": Namespace(alpha=0.25, rank=RANK)}, "does not say"),
+    "a rank beyond all": (lambda w: {"m": w, "lora_alpha": 1, "r": 10**5000}, "does not say"),
+    "an alpha beyond all": (lambda w: {"m": w, "lora_alpha": 10**400, "r": RANK}, "does not say"),
+    "no rank": (lambda w: {"m": w, "lora_alpha": 1, "r": False}, "does not say"),
+    "rsLoRA in a module": (lambda w: layered(w, scaling={"default": ALPHA / RANK**0.5}), "with scaling 4.2"),
+    "merged in a module": (lambda w: layered(w, merged_adapters=["default"]), "with merged_adapters"),
+    "off in a module": (lambda w: layered(w, _disable_adapters=True), "with _disable_adapters"),
+    "another config of a module": (lambda w: layered(w, peft_config={"default": Namespace(
+        r=RANK, lora_alpha=ALPHA, use_rslora=True)}), "with use_rslora"),
     "another rank": (lambda w: {"m": w, "r": 3, "lora_alpha": 3}, "not of rank 3"),
     "rsLoRA": (lambda w: {"m": w, "r": RANK, "lora_alpha": 1, "use_rslora": True}, "use_rslora"),
-    "not finite": (lambda w: {"m": w, "r": RANK, "lora_alpha": float("nan")}, "alpha nan"),
+    "not finite": (lambda w: {"m": w, "r": RANK, "lora_alpha": float("nan")}, "does not say"),
     "DoRA": (lambda w: {"m": w | {"base_model.model.x.lora_magnitude_vector.default.weight": torch.ones(2)}, "r": RANK,
                         "lora_alpha": 1}, "more than the matrices A and B"),
     "half an adapter": (lambda w: {"m": {n: t for n, t in w.items() if not n.endswith("layers.0.blocks.0.attn.qkv."

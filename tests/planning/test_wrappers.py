@@ -6,6 +6,7 @@ import json
 import shlex
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save, save_file
 from torch import nn
 
-from converter.cli import main as program
+from converter.mapping.documents import mappings_folder
+from converter.mapping.lint import lint_wrappers
 from converter.mapping.wrappers import load_wrappers
 from tests.support.reading import contents
 from tests.support.small_files import official, refusal, run, tensors_in
@@ -143,8 +146,6 @@ def test_a_prefix_that_is_no_wrapper_is_said_and_the_root_takes_it_off(
 
 
 def test_a_prefix_of_safetensors_is_taken_off_by_the_root_too(plain: Mapping[str, Any], tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     save_file({f"mine.{name}": t.contiguous() for name, t in bare().items()}, tmp_path / "a.safetensors")
     run("convert", "--src", tmp_path / "a.safetensors", "--dst", tmp_path / "b.safetensors", "--root", "mine")
     assert contents(tmp_path / "b.safetensors") == plain
@@ -291,49 +292,127 @@ def test_unknown_names_that_read_like_a_missing_one_come_first_with_it(tmp_path:
     assert any("'rpn.head.bias0' (1,) is missing" in problem for problem in error["problems"])
 
 
+@pytest.mark.parametrize("at", ["top", "below"])
+def test_the_choice_is_said_wherever_the_weights_are(at: str, plain: Mapping[str, Any], tmp_path: Path) -> None:
+    item: Any = {**bare(), "model_ema": moved()}
+    assert converted(item if at == "top" else {"run": item}, tmp_path / "a") == plain
+    shown = run("convert", "--src", tmp_path / "a.pth", "--dst", tmp_path / "x.safetensors", "--dry-run").stdout
+    wanted = {"top": "its top level; also there: model_ema", "below": "run; also there: run.model_ema"}[at]
+    assert f"taken from the file: {wanted} (--root chooses)" in shown
+
+
+@pytest.mark.parametrize("decoy", ["net", "model", "state_dict"])
+def test_a_small_dict_of_known_names_is_no_model(decoy: str, plain: Mapping[str, Any], tmp_path: Path) -> None:
+    small = {name: bare()[name] for name in ("rpn.head.bias0", "rpn.head.bias_lang")} | {"steps": torch.tensor(3)}
+    assert converted({"zzz": bare(), decoy: small, "rpn.head.bias0": torch.ones(1)}, tmp_path / "a") == plain
+
+
+def test_parts_of_different_copies_are_not_mixed(tmp_path: Path) -> None:
+    item = {f"{'student' if name.startswith('rpn') else 'teacher'}.{name}": tensor for name, tensor in bare().items()}
+    torch.save(item, tmp_path / "a.pth")
+    error = refusal("convert", "--src", tmp_path / "a.pth", "--dst", tmp_path / "x.safetensors", code=5)
+    assert "different copies of a model, and would be mixed" in error["problems"][0]
+    assert "--root teacher" in error["problems"][0]
+
+
+def test_an_unreadable_tensor_outside_the_root_is_no_matter(plain: Mapping[str, Any], tmp_path: Path) -> None:
+    header = {f"student.{name}": tensor for name, tensor in bare().items()}
+    data = save({**header, "teacher.w": torch.ones(4)})
+    data = data.replace(b'"teacher.w":{"dtype":"F32"', b'"teacher.w":{"dtype":"F4x"')
+    (tmp_path / "a.safetensors").write_bytes(data)
+    run("convert", "--src", tmp_path / "a.safetensors", "--dst", tmp_path / "b.safetensors", "--root", "student")
+    assert contents(tmp_path / "b.safetensors") == plain
+
+
+def test_the_list_of_wrappers_is_checked(tmp_path: Path) -> None:
+    path = mappings_folder() / "wrappers.json"
+    content = json.loads(path.read_text())
+    assert lint_wrappers() == []
+    path.write_text(json.dumps(content | {"wrappers": [*content["wrappers"], content["wrappers"][0]]}))
+    assert lint_wrappers() == ["wrappers.json: 'module' is there twice"]
+    assert "'module' is there twice" in refusal("lint", code=4)["problems"][0]
+    path.write_text(json.dumps(content | {"wrappers": [{"name": "a.b", "of": "x"}]}))
+    assert "/wrappers/0/name" in refusal("lint", code=4)["problems"][0]
+
+
 # whatever nobody has thought of
 
-WORDS = sorted(load_wrappers().segments)
+WORDS = sorted(load_wrappers().segments - load_wrappers().copies)
 KEYS = ["model", "state_dict", "net", "weights", "params", "module", "ckpt", "ema", "x.y", "0"]
-Wrap = tuple[str, int]
+COUNTED = ["steps", "num_updates", "a.global_step", "module.n_averaged", "rpn.num_batches_tracked"]
+DECOYS: dict[str, Callable[[], Any]] = {
+    "loss": lambda: torch.ones(2),
+    "net": lambda: {"rpn.head.bias0": torch.ones(1)},
+    "optimizer": lambda: {"state": {0: {"exp_avg": torch.ones(2)}}, "exp_avg": moved()},
+    "zz_ema": lambda: {"a": torch.ones(1)},
+    "epoch": lambda: 3,
+}
+
+
+@dataclass(frozen=True)
+class Wrapping:
+    """Words before names, by turns; words at places of every name; dicts around; counters and other things beside."""
+
+    fronts: list[list[str]]
+    middles: list[tuple[int, list[str]]]
+    roots: list[str]
+    counters: dict[str, int]
+    decoys: list[str]
+    kind: str
+
+    def name(self, name: str, at: int) -> str:
+        parts = name.split(".")
+        for place, words in self.middles:
+            parts[place % len(parts) : place % len(parts)] = words
+        return ".".join([*self.fronts[at % len(self.fronts)], *parts])
+
+    def saved(self, at: Path) -> None:
+        weights: Any = {self.name(name, i): tensor for i, (name, tensor) in enumerate(bare().items())}
+        weights |= {name: torch.tensor(number) for name, number in self.counters.items()}
+        if self.kind == "safetensors":
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, at)
+            return
+        item = Holder(weights) if self.kind == "module" else weights
+        for key in self.roots:
+            item = {key: item} | {name: DECOYS[name]() for name in self.decoys if name != key}
+        torch.save(item, at, _use_new_zipfile_serialization=self.kind != "legacy")
 
 
 @st.composite
-def wrappings(draw: st.DrawFn) -> tuple[list[list[str]], list[tuple[int, list[str]]], list[str], dict[str, int]]:
-    """Words before all names, words at a place of every name, dicts around, counters."""
+def wrappings(draw: st.DrawFn) -> Wrapping:
+    copies = draw(st.sampled_from([[], [], ["student"], ["teacher"], ["ema_model"]]))
     fronts = draw(st.lists(st.lists(st.sampled_from(WORDS), max_size=3), min_size=1, max_size=2))
-    middles = draw(st.lists(st.tuples(st.integers(0, 5), st.lists(st.sampled_from(WORDS), min_size=1, max_size=2)),
-                            max_size=2))  # fmt: skip
-    roots = draw(st.lists(st.sampled_from(KEYS), max_size=4))
-    counters = draw(st.dictionaries(st.sampled_from(["steps", "num_updates", "a.global_step"]), st.integers(0, 9)))
-    return fronts, middles, roots, counters
-
-
-def wrapped(name: str, at: int, wrapping: Any) -> str:
-    fronts, middles, _, _ = wrapping
-    parts = name.split(".")
-    for place, words in middles:
-        parts[place % len(parts) : place % len(parts)] = words
-    return ".".join([*fronts[at % len(fronts)], *parts])
+    middle = st.tuples(st.integers(0, 5), st.lists(st.sampled_from(WORDS), min_size=1, max_size=2))
+    return Wrapping(
+        [[*copies, *front] for front in fronts],
+        draw(st.lists(middle, max_size=2)),
+        draw(st.lists(st.sampled_from(KEYS), max_size=4)),
+        draw(st.dictionaries(st.sampled_from(COUNTED), st.integers(0, 9))),
+        draw(st.lists(st.sampled_from(sorted(DECOYS)), unique=True)),
+        draw(st.sampled_from(["zip", "zip", "legacy", "module", "safetensors"])),
+    )
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(wrapping=wrappings())
-def test_any_wrapping_gives_the_tensors_of_the_plain_file_or_says_why_not(
-    wrapping: Any, plain: Mapping[str, Any], tmp_path: Path
+def test_any_wrapping_gives_the_tensors_of_the_plain_file(
+    wrapping: Wrapping, plain: Mapping[str, Any], tmp_path: Path
 ) -> None:
-    weights = {wrapped(name, at, wrapping): tensor for at, (name, tensor) in enumerate(bare().items())}
-    item: Any = {**weights, **{name: torch.tensor(number) for name, number in wrapping[3].items()}}
-    for key in wrapping[2]:
-        item = {key: item, "loss": torch.ones(2), "epoch": 3}
-    torch.save(item, tmp_path / "any.pth")
-    from click.testing import CliRunner
+    source = tmp_path / ("any.safetensors" if wrapping.kind == "safetensors" else "any.pth")
+    wrapping.saved(source)
+    run("convert", "--src", source, "--dst", tmp_path / "made.safetensors", "--force")
+    assert contents(tmp_path / "made.safetensors") == plain
 
-    target = tmp_path / "any.safetensors"
-    arguments = ["convert", "--src", str(tmp_path / "any.pth"), "--dst", str(target), "--force"]
-    result = CliRunner().invoke(program, arguments)
-    if result.exit_code == 0:
-        assert contents(target) == plain
-    else:
-        assert result.exit_code in (3, 5)
-        assert "same key" in result.stderr or "no rule matches" in result.stderr, result.stderr
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(wrapping=wrappings(), word=st.sampled_from(["detector", "glip", "my.model.x"]), some=st.booleans())
+def test_what_is_no_wrapper_is_never_taken_off(
+    wrapping: Wrapping, word: str, some: bool, plain: Mapping[str, Any], tmp_path: Path
+) -> None:
+    fronts = [[word, *wrapping.fronts[0]], *([[]] if some else [])]
+    source = tmp_path / ("any.safetensors" if wrapping.kind == "safetensors" else "any.pth")
+    replace(wrapping, fronts=fronts, decoys=[]).saved(source)
+    error = refusal("convert", "--src", source, "--dst", tmp_path / "never.safetensors", code=5)
+    said = "\n".join([error["message"], *error["problems"]])
+    assert word.partition(".")[0] in said
+    assert not (tmp_path / "never.safetensors").exists()
