@@ -15,6 +15,7 @@ from converter.display import gigabytes, plain
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
     from converter.mapping.table import Table
+    from converter.planning.plan import Plan
 
 _EPILOG = """\b
 Examples:
@@ -38,51 +39,64 @@ def inspect(file: str, root: str | None, as_json: bool) -> None:
     from converter.planning.formats import fitting, open_known
 
     with open_known(locate(file, quiet=as_json).path, root, merge=False) as opened:
-        checkpoint, refused = opened, None
+        checkpoint, why_not = opened, None
         try:
             checkpoint = with_adapters_merged(opened)
+            found = list(fitting(checkpoint))
         except UnsupportedCheckpointError as error:
-            refused = str(error)
-        found = [] if refused else list(fitting(checkpoint))
-        fits = [
-            {
-                "format": table.label,
-                "variant": plan.variant.name,
-                "also": plan.variant.also,
-                "wrappers": plan.wrappers,
-                "left_out": len(plan.left_out),
-            }
-            for table, plan in found
-        ]
+            found, why_not = [], str(error)
+        if not found and why_not is None:
+            why_not = _why_not(checkpoint)
         content: dict[str, Any] = {
             "file": str(checkpoint.path),
             "layout": checkpoint.layout,
             "bytes": checkpoint.size,
             "roots": dict(checkpoint.roots),
             "root": checkpoint.root,
-            "fits": fits,
-            "refused": refused,
-            "next": None if refused else _next(file, root, checkpoint, [table for table, _ in found]),
+            "fits": [_fit(table, plan) for table, plan in found],
+            "why_not": why_not,
+            "next": _next(file, root, checkpoint, [table for table, _ in found]),
             "globals": checkpoint.globals,
             "skipped": checkpoint.skipped,
             "unsupported": dict(checkpoint.unsupported),
             "objects": dict(checkpoint.objects),
             "metadata": dict(checkpoint.metadata),
-            "tensors": [
-                {
-                    "name": t.name,
-                    "shape": t.shape,
-                    "dtype": t.dtype.name,
-                    "bytes": t.nbytes,
-                    "contiguous": t.contiguous,
-                }
-                for t in checkpoint.tensors.values()
-            ],
+            "tensors": _tensors(checkpoint),
         }
     if as_json:
         print_json(content)
     else:
         _print(content)
+
+
+def _fit(table: Table, plan: Plan) -> dict[str, Any]:
+    return {
+        "format": table.label,
+        "variant": plan.variant.name,
+        "also": plan.variant.also,
+        "wrappers": plan.wrappers,
+        "left_out": len(plan.left_out),
+    }
+
+
+def _tensors(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    return [
+        {"name": t.name, "shape": t.shape, "dtype": t.dtype.name, "bytes": t.nbytes, "contiguous": t.contiguous}
+        for t in checkpoint.tensors.values()
+    ]
+
+
+def _why_not(checkpoint: Checkpoint) -> str:
+    """What a conversion says first of a checkpoint that fits no format."""
+    from converter.errors import PlanError
+    from converter.planning.formats import choose_formats, make_route
+
+    try:
+        make_route(*choose_formats(checkpoint, None, None), checkpoint)
+    except PlanError as error:
+        headline, *problems = str(error).splitlines()
+        return headline if len(problems) != 1 else f"{headline}:{problems[0].removeprefix('  -')}"
+    return "its buffers are not those of a known model"
 
 
 def _next(file: str, root: str | None, checkpoint: Checkpoint, formats: list[Table]) -> str | None:
@@ -120,9 +134,9 @@ def _print(content: dict[str, Any]) -> None:
         if fit["left_out"]:
             click.echo(f"         tensors that the conversion leaves out: {fit['left_out']}")
     if not content["fits"]:
-        click.echo(f"format:  {content['refused'] or 'fits no known format'}")
+        click.echo(f"format:  fits none: {content['why_not']}")
     if content["next"]:
-        click.echo(f"next:    {content['next']}" + ("" if content["fits"] else "  (lists what is wrong)"))
+        click.echo(f"next:    {content['next']}" + ("" if content["fits"] else "  # lists what is wrong"))
     for name in content["globals"]:
         click.echo(f"names (not imported): {name}")
     for sentence in (*content["skipped"], *content["unsupported"].values(), *content["objects"].values()):

@@ -121,7 +121,7 @@ def test_inspect_shows_one_that_cannot_be_merged_and_says_why(tmp_path: Path) ->
     shown = run("inspect", tmp_path / "a.pth").stdout
     assert "lora_A.default.weight" in shown
     assert "does not say its alpha and rank" in shown
-    assert "next:" not in shown
+    assert "--dry-run  # lists what is wrong" in shown
 
 
 def test_the_way_back_has_no_layer_that_only_an_adapter_needs(tmp_path: Path) -> None:

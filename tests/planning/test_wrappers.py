@@ -257,12 +257,20 @@ def test_the_command_that_inspect_prints_works_as_printed(
     root = ["--root", "my ema"] if kind == "chosen" else []
     shown = run("inspect", "my model.v1.pth", *root).stdout
     (line,) = (line for line in shown.splitlines() if line.startswith("next:"))
-    words = shlex.split(line.removeprefix("next:").removesuffix("  (lists what is wrong)"))
+    words = shlex.split(line.removeprefix("next:").partition("#")[0])
     assert words[0] == "converter"
     run(*words[1:], code=5 if kind == "unknown" else 0)
     if kind != "unknown":
         assert contents(Path(words[-1])) == plain
         assert "next:" not in run("inspect", words[-1]).stdout
+
+
+def test_inspect_says_what_convert_would(tmp_path: Path) -> None:
+    torch.save({f"detector.{name}": tensor for name, tensor in bare().items()}, tmp_path / "a.pth")
+    assert "take it off with --root detector" in run("inspect", tmp_path / "a.pth").stdout
+    both = {f"{word}.{name}": tensor for word in ("student", "teacher") for name, tensor in bare().items()}
+    torch.save(both, tmp_path / "b.pth")
+    assert "--root student or --root teacher" in run("inspect", tmp_path / "b.pth").stdout
 
 
 def test_diff_and_explain_see_the_same_tensors(tmp_path: Path) -> None:
