@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import html
+import os
 import re
 from pathlib import Path
 
@@ -18,20 +19,8 @@ from converter.errors import NotACheckpointError, UnsupportedCheckpointError
 _HEAD = 4096  # bytes that are looked at
 _TITLE = 100  # characters
 
-JOIN_DCP = (
-    "one part of a checkpoint of torch.distributed.checkpoint. Where you trust it, run "
-    "torch.distributed.checkpoint.format_utils.dcp_to_torch_save({folder}, 'joined.pth'), and give joined.pth"
-)
-JOIN_ZERO = (
-    "one part of a DeepSpeed ZeRO checkpoint. Where you trust it, run `python zero_to_fp32.py . joined` in {folder}, "
-    "and give what it writes"
-)
+DCP_PART = re.compile(r".*\.distcp|\.metadata", re.DOTALL)
 ZERO_PART = re.compile(r"(?:\w+_)?zero_pp_rank_\d+_mp_rank_\d+_(?:optim|model)_states\.pt")
-# parts of checkpoints, some of which would open as if they were whole
-_PARTS = (
-    (re.compile(r".*\.distcp|\.metadata", re.DOTALL), JOIN_DCP, "."),
-    (ZERO_PART, JOIN_ZERO, ".."),
-)
 
 _TENSORFLOW = "a TensorFlow {}. Give the PyTorch checkpoint"
 _NAMES = (
@@ -66,12 +55,35 @@ _PICKLE = (
 )
 
 
+def dcp_in(folder: Path) -> str:
+    """What a folder of many files is, and what makes one of them."""
+    return (
+        "a checkpoint of torch.distributed.checkpoint. Where you trust it, run "
+        f"torch.distributed.checkpoint.format_utils.dcp_to_torch_save({quoted(str(folder))}, 'joined.pth'), and give "
+        "joined.pth"
+    )
+
+
+def zero_in(folder: Path) -> str:
+    """The same for the folder in which DeepSpeed keeps its steps and its script."""
+    return (
+        "a DeepSpeed ZeRO checkpoint. Where you trust it, run `python zero_to_fp32.py . joined` in "
+        f"{quoted(str(folder))}, and give what it writes"
+    )
+
+
 def refuse_parts(path: Path) -> None:
-    """Raise UnsupportedCheckpointError for a file that is by its name a part of a checkpoint of many processes."""
-    for pattern, sentence, folder in _PARTS:
-        if pattern.fullmatch(path.name):
-            where = quoted(str(path.parent if folder == "." else path.parent / folder))
-            raise UnsupportedCheckpointError(f"{file_name(path)}: is {sentence.format(folder=where)}.")
+    """Raise UnsupportedCheckpointError for a file that is by its name a part of a checkpoint of many processes.
+
+    Some of them would open as if they were whole.
+    """
+    what = None
+    if DCP_PART.fullmatch(path.name):
+        what = dcp_in(path.parent)
+    elif ZERO_PART.fullmatch(path.name):
+        what = zero_in(Path(os.path.abspath(path)).parent.parent)
+    if what is not None:
+        raise UnsupportedCheckpointError(f"{file_name(path)}: is one part of {what}.")
 
 
 def refuse_foreign(source: SourceFile) -> None:

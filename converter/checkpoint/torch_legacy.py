@@ -19,7 +19,7 @@ from converter.checkpoint.storage import Storage
 from converter.checkpoint.tensors import Malformed, StorageReference, Unreadable, storage_reference
 from converter.checkpoint.truncated import cut_off
 from converter.display import counted, file_name, number, quoted
-from converter.errors import CheckpointError, CorruptCheckpointError, UnsupportedCheckpointError
+from converter.errors import CheckpointError, UnsupportedCheckpointError, damaged
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -174,4 +174,4 @@ class _Storages:
         return keys.end + sum(8 + found.nbytes for found in references if isinstance(found, StorageReference))
 
     def _fail(self, problem: str) -> NoReturn:
-        raise CorruptCheckpointError(f"{self._label}: {problem}. The file is damaged or crafted; get it again.")
+        raise damaged(self._label, problem)

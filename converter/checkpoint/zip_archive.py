@@ -16,7 +16,7 @@ from typing import NoReturn
 from converter.checkpoint.source import SourceFile
 from converter.checkpoint.truncated import cut_off_zip
 from converter.display import counted, file_name, quoted
-from converter.errors import CorruptCheckpointError, NotACheckpointError, UnsupportedCheckpointError
+from converter.errors import NotACheckpointError, UnsupportedCheckpointError, damaged
 
 # the format's records, without what is of variable length
 END = struct.Struct("<4s4H2LH")
@@ -90,7 +90,7 @@ class ZipArchive:
         return f"member {quoted(self.members[name].name)}"
 
     def _fail(self, problem: str) -> NoReturn:
-        raise CorruptCheckpointError(f"{self._label}: {problem}. The file is damaged or crafted; get it again.")
+        raise damaged(self._label, problem)
 
     def _find_directory(self) -> tuple[int, int, int]:
         """Offset, size and number of entries of the central directory, which ends where the end records begin."""
