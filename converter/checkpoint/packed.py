@@ -12,9 +12,9 @@ import zlib
 from collections.abc import Callable
 
 from converter.checkpoint.source import SourceFile
-from converter.checkpoint.zip_archive import END, ENTRY, PROGRAM, is_program
+from converter.checkpoint.zip_archive import END, ENTRY, PROGRAM, find_directory, is_program
 from converter.display import file_name, listed, quoted
-from converter.errors import NotACheckpointError
+from converter.errors import CheckpointError, NotACheckpointError
 
 WEIGHTS = re.compile(r".*\.(?:pth|pt|bin|ckpt|pkl|safetensors)(?:\.tar)?", re.IGNORECASE | re.DOTALL)
 _BLOCK = 512  # bytes of a tar header, and what all sizes are rounded up to
@@ -111,8 +111,11 @@ def _zip_names(source: SourceFile) -> list[str]:
     position = tail.rfind(b"PK\5\6")
     if position < 0 or position + END.size > len(tail):
         return []
-    *_, size, offset, _ = END.unpack_from(tail, position)
-    if offset + size > source.size or size > _DIRECTORY_LIMIT:
+    try:
+        offset, size, _ = find_directory(source, start + position)
+    except CheckpointError:
+        return []
+    if size > _DIRECTORY_LIMIT:
         return []
     data = source.read(offset, size, "zip directory")
     names: list[str] = []

@@ -243,6 +243,28 @@ def test_of_a_tar_with_large_members_the_headers_alone_are_read(write: Write) ->
     assert "with 'model.pth' in it" in refusal(path, NotACheckpointError)
 
 
+def test_a_zip_beyond_4_gib_is_named_too(apart: Apart, tmp_path: Path) -> None:
+    hole = 5 << 30  # which takes no room on the disk
+    path = tmp_path / "glip.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
+        file.writestr("model.pth", saved())
+        (member,) = file.infolist()
+        member.file_size = member.compress_size = hole
+        file.start_dir = member.header_offset + hole + 100
+    assert path.stat().st_size > hole
+    assert zipfile.ZipFile(path).getinfo("model.pth").file_size == hole
+    (outcome,) = apart(path)
+    assert "is a zip archive with 'model.pth' in it. Unpack it (unzip), and give that file." in str(outcome.refusal)
+    assert (outcome.seconds < 2, outcome.growth < 100) == (True, True)
+
+
+def test_a_zip_with_a_comment_is_named_too(write: Write) -> None:
+    path = write(zipped("model.pth"))
+    with zipfile.ZipFile(path, "a") as file:
+        file.comment = b"of a release"
+    assert "is a zip archive with 'model.pth' in it." in refusal(path, NotACheckpointError)
+
+
 def test_large_files_take_little(apart: Apart, tmp_path: Path) -> None:
     heads = [data()[:2000] for data, _ in (*PACKED.values(), *TEXTS.values(), *MODELS.values())]
     paths = [tmp_path / f"{number}.pth" for number in range(len(heads) + 3)]
