@@ -147,11 +147,13 @@ def _by_text(head: bytes) -> str | None:
 
 
 def _text(head: bytes) -> str | None:
-    """`head` as text without blanks before it, if it is text. A byte order mark says in which encoding."""
+    """`head` as text without blanks before it, if it is text. A byte order mark says in which encoding.
+
+    Web pages come in all encodings: theirs need not be known, as their tags are ASCII in each.
+    """
     encoding = "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
-    try:
-        text = codecs.getincrementaldecoder(encoding)().decode(head)  # the last character may be cut in two
-    except UnicodeDecodeError:
-        return None
+    text = codecs.getincrementaldecoder(encoding)("replace").decode(head)  # the last character may be cut in two
     text = text.removeprefix("\ufeff").lstrip()
+    if "\ufffd" in text and not text.startswith("<"):
+        return None
     return text if all(character.isprintable() or character.isspace() for character in text) else None

@@ -129,6 +129,11 @@ TEXTS: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: codecs.BOM_UTF16_BE + ("\n\n" + PAGE).encode("utf-16-be"),
         "a web page that says 'Sign in & wait'.",
     ),
+    "page in Latin-1": (
+        lambda: PAGE.replace("Sign in", "Accès refusé").encode("latin-1"),
+        "a web page that says 'Acc\ufffds refus\ufffd & wait'.",
+    ),
+    "page in GBK": (lambda: "\n<html><body>请先登录".encode("gbk"), "a web page. The download went wrong"),
     "answer of Azure": (
         lambda: codecs.BOM_UTF8 + AZURE.encode(),
         "XML, most likely the answer of a server that says 'PublicAccessNotPermitted'. The download went wrong: get",
@@ -141,6 +146,7 @@ TEXTS: dict[str, tuple[Callable[[], bytes], str]] = {
     "JSON": (lambda: b'{"message": "Not Found"}', 'is text (\'{"message": "Not Found"}\'), so neither torch.save'),
     "YAML": (lambda: b"MODEL:\n  META_ARCHITECTURE: x\n", "is text ('MODEL:'), so neither"),
     "Python": (lambda: b"#!/usr/bin/env python\nimport torch\n", "is text ('#!/usr/bin/env python')"),
+    "text in Latin-1": (lambda: "Accès refusé".encode("latin-1"), "begins with b'Acc\\xe8s re', so neither"),
     "blanks": (lambda: b" \n" * 3000, "begins with"),
 }
 MODELS: dict[str, tuple[Callable[[], bytes], str]] = {
