@@ -7,7 +7,7 @@ import re
 from itertools import islice
 from pathlib import Path
 
-from converter.checkpoint.foreign import DCP_PART, ZERO_PART, dcp_in, zero_in
+from converter.checkpoint.foreign import DCP_PART, ZERO_PART, dcp_in, unpacked_in, zero_in
 from converter.checkpoint.packed import WEIGHTS
 from converter.checkpoint.shards import INDEX_SUFFIX, SHARD
 from converter.display import file_name, listed, plain, quoted
@@ -60,7 +60,7 @@ def _refuse_parts(folder: Path, there: list[str]) -> None:
     """Refuse a folder whose files are one checkpoint together, and say what joins them."""
     step = _last_step(folder, there)
     in_step = _entries(folder / step) if step else []
-    what = None
+    what = unpacked_in(folder)
     if any(map(DCP_PART.fullmatch, there)):
         what = dcp_in(folder)
     elif any(map(ZERO_PART.fullmatch, there)):

@@ -11,6 +11,7 @@ import os
 import re
 from pathlib import Path
 
+from converter.checkpoint.index import Checkpoint
 from converter.checkpoint.packed import describe_gzip, describe_tar
 from converter.checkpoint.source import SourceFile
 from converter.display import file_name, quoted
@@ -18,6 +19,7 @@ from converter.errors import NotACheckpointError, UnsupportedCheckpointError
 
 _HEAD = 4096  # bytes that are looked at
 _TITLE = 100  # characters
+_MANY = 10  # tensors
 
 DCP_PART = re.compile(r".*\.distcp|\.metadata", re.DOTALL)
 ZERO_PART = re.compile(r"(?:\w+_)?zero_pp_rank_\d+_mp_rank_\d+_(?:optim|model)_states\.pt")
@@ -57,23 +59,29 @@ _PICKLE = (
 
 def dcp_in(folder: Path) -> str:
     """What a folder of many files is, and what makes one of them."""
-    return (
-        "a checkpoint of torch.distributed.checkpoint. Where you trust it, run "
-        f"torch.distributed.checkpoint.format_utils.dcp_to_torch_save({quoted(str(folder))}, 'joined.pth'), and give "
-        "joined.pth"
-    )
+    command = f"torch.distributed.checkpoint.format_utils.dcp_to_torch_save({_path(folder)}, 'joined.pth')"
+    return f"a checkpoint of torch.distributed.checkpoint. Where you trust it, run {command}, and give joined.pth"
 
 
 def zero_in(folder: Path) -> str:
     """The same for the folder in which DeepSpeed keeps its steps and its script."""
     return (
         "a DeepSpeed ZeRO checkpoint. Where you trust it, run `python zero_to_fp32.py . joined` in "
-        f"{quoted(str(folder))}, and give what it writes"
+        f"{_path(folder)}, and give what it writes"
     )
 
 
+def unpacked_in(folder: Path) -> str | None:
+    """The same for the members of a zip archive of torch.save; None if the folder holds something else."""
+    if not (os.path.isdir(folder / "data") and all(os.path.isfile(folder / name) for name in ("data.pkl", "version"))):
+        return None
+    above, name = map(_path, os.path.split(os.path.abspath(folder)))
+    command = f"cd {above} && zip -0 -r -D packed.pth {name}"
+    return f"an unpacked file of torch.save. Run `{command}` to pack it again, and give packed.pth"
+
+
 def refuse_parts(path: Path) -> None:
-    """Raise UnsupportedCheckpointError for a file that is by its name a part of a checkpoint of many processes.
+    """Raise UnsupportedCheckpointError for a file that is by its name a part of a checkpoint of several files.
 
     Some of them would open as if they were whole.
     """
@@ -81,9 +89,31 @@ def refuse_parts(path: Path) -> None:
     if DCP_PART.fullmatch(path.name):
         what = dcp_in(path.parent)
     elif ZERO_PART.fullmatch(path.name):
-        what = zero_in(Path(os.path.abspath(path)).parent.parent)
+        what = zero_in(_two_above(path))
+    elif path.name == "data.pkl":
+        what = unpacked_in(path.parent)
     if what is not None:
         raise UnsupportedCheckpointError(f"{file_name(path)}: is one part of {what}.")
+
+
+def refuse_placeholders(checkpoint: Checkpoint) -> None:
+    """Raise UnsupportedCheckpointError if many tensors have no elements, as where DeepSpeed keeps these elsewhere."""
+    count = len(checkpoint.tensors)
+    empty = sum(0 in tensor.shape for tensor in checkpoint.tensors.values())
+    if empty >= _MANY and 3 * empty > count:  # buffers are whole there: of a network with batch norm, half of all
+        raise UnsupportedCheckpointError(
+            f"{file_name(checkpoint.path)}: {empty} of its {count} tensors have no elements. Most likely it is one "
+            f"part of {zero_in(_two_above(checkpoint.path))}."
+        )
+
+
+def _two_above(path: Path) -> Path:
+    return Path(os.path.abspath(path)).parent.parent
+
+
+def _path(path: str | Path) -> str:
+    """A path in quotes, for a command."""
+    return quoted(str(path), 1024)
 
 
 def refuse_foreign(source: SourceFile) -> None:
