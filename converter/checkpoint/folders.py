@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
@@ -46,6 +47,11 @@ def find_in_folder(folder: Path) -> Path:
     raise NotACheckpointError(f"{file_name(folder)}: is a folder {_describe(folder, there)}.")
 
 
+def weights_among(names: Iterable[str]) -> list[str]:
+    """Those files that may hold weights, by their names."""
+    return [name for name in names if WEIGHTS.fullmatch(name) and not _NO_WEIGHTS.fullmatch(name.rpartition("/")[2])]
+
+
 def _entries(folder: Path) -> list[str]:
     """Names of what is in a folder, sorted. Raises NotACheckpointError if it cannot be listed."""
     try:
@@ -85,7 +91,7 @@ def _last_step(folder: Path, there: list[str]) -> str | None:
 def _describe(folder: Path, there: list[str]) -> str:
     """What a folder without a name that is known holds, and what to give."""
     found = [name for name in there if name.endswith(INDEX_SUFFIX)]
-    found = found or [name for name in there if WEIGHTS.fullmatch(name) and not _NO_WEIGHTS.fullmatch(name)]
+    found = found or weights_among(there)
     if found and all(SHARD.fullmatch(name) for name in found):
         shown = listed(map(quoted, found))
         return f"with shards ({shown}), but without their index. Get the {INDEX_SUFFIX} file that lists them"
