@@ -170,7 +170,8 @@ def _by_text(head: bytes) -> str | None:
         kind = "a web page" if is_page else "XML, most likely the answer of a server"
         titles = (re.search(rf"<{tag}[^>]*>([^<]+)", text, re.IGNORECASE) for tag in ("code", "title"))
         title = next((" ".join(html.unescape(found[1]).split()) for found in titles if found), "")
-        said = f" that says {quoted(title, _TITLE)}" if title else ""
+        is_legible = 4 * title.count("\ufffd") < len(title)  # its encoding may be another
+        said = f" that says {quoted(title, _TITLE)}" if is_legible else ""
         return f"{kind}{said}. The download went wrong: get the file again from its download link"
     first = " ".join(text.splitlines()[0].split())[:_TITLE]
     return f"text ({quoted(first)}), so neither torch.save nor safetensors wrote it. Give the checkpoint itself"

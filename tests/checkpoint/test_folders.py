@@ -79,6 +79,12 @@ def test_a_part_of_zero_sends_to_the_folder_above(part: str, tmp_path: Path) -> 
     assert f"run `python zero_to_fp32.py . joined` in '{tmp_path}'" in message
 
 
+def test_the_folder_above_is_named_from_inside_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(deepspeed(tmp_path) / "global_step10")
+    for given in (Path(ZERO[0]), Path()):
+        assert f"joined` in '{tmp_path}'" in refusal(given, UnsupportedCheckpointError)
+
+
 @pytest.mark.parametrize("buffers", [0, 20])
 def test_names_without_numbers_are_a_part_of_zero(buffers: int, tmp_path: Path) -> None:
     path = deepspeed(tmp_path) / "global_step10" / "mp_rank_00_model_states.pt"

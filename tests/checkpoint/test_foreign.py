@@ -133,7 +133,7 @@ TEXTS: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: PAGE.replace("Sign in", "Accès refusé").encode("latin-1"),
         "a web page that says 'Acc\ufffds refus\ufffd & wait'.",
     ),
-    "page in GBK": (lambda: "\n<html><body>请先登录".encode("gbk"), "a web page. The download went wrong"),
+    "page in GBK": (lambda: "\n<html><title>请先登录</title>".encode("gbk"), "a web page. The download went wrong"),
     "answer of Azure": (
         lambda: codecs.BOM_UTF8 + AZURE.encode(),
         "XML, most likely the answer of a server that says 'PublicAccessNotPermitted'. The download went wrong: get",
