@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 NAME_LIMIT = 160  # characters of a name shown in a message
@@ -17,6 +18,12 @@ def quoted(text: str, limit: int = NAME_LIMIT) -> str:
 def plain(text: str, limit: int = NAME_LIMIT) -> str:
     """`text` as it is where that is short and printable, otherwise as `quoted` shows it."""
     return text if len(text) <= limit and text.isprintable() else quoted(text, limit)
+
+
+def listed(shown: Iterable[str], most: int = 5) -> str:
+    """The first of many names, each as `quoted` or `plain` shows it: `'a', 'b' and 3 more`."""
+    items = list(shown)
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def file_name(path: Path) -> str:

@@ -50,6 +50,11 @@ class CorruptCheckpointError(CheckpointError):
     """The file is damaged, truncated or contradicts itself."""
 
 
+def damaged(where: str, problem: str) -> CorruptCheckpointError:
+    """The error for a file that contradicts itself, as no program writes it; `where` begins with its name."""
+    return CorruptCheckpointError(f"{where}: {problem}. The file is damaged or crafted; get it again.")
+
+
 class UnsupportedCheckpointError(CheckpointError):
     """The file is sound, but holds something that this tool does not read."""
 

@@ -4,7 +4,7 @@ In the order in which data passes:
 
     folders.py       which file of a folder is meant
     source.py        a file, read at stated places only
-    foreign.py       what is no checkpoint, or a part of one: by name or first bytes
+    foreign.py       what is no checkpoint, or a part of one: by name, first bytes or empty tensors
     packed.py        archives around a checkpoint
     truncated.py     files that end too early
     zip_archive.py   the entries of a zip file, each checked
@@ -33,7 +33,7 @@ from pathlib import Path
 
 from converter.checkpoint.dtypes import DTYPES, DType
 from converter.checkpoint.folders import find_in_folder
-from converter.checkpoint.foreign import refuse_foreign, refuse_parts
+from converter.checkpoint.foreign import refuse_foreign, refuse_parts, refuse_placeholders
 from converter.checkpoint.index import Checkpoint, TensorInfo
 from converter.checkpoint.packed import refuse_other_zip
 from converter.checkpoint.roots import Knows, named
@@ -65,7 +65,9 @@ def open_checkpoint(path: str | Path, root: str | None = None, knows: Knows | No
     try:
         if path.name.endswith(INDEX_SUFFIX):
             return named(open_sharded(source, lambda shard: _open(shard, None, None)), root)
-        return alone(_open(source, root, knows))
+        checkpoint = alone(_open(source, root, knows))
+        refuse_placeholders(checkpoint)
+        return checkpoint
     except BaseException:
         source.close()
         raise

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
-from converter.checkpoint.foreign import JOIN_DCP, JOIN_ZERO, ZERO_PART
-from converter.checkpoint.packed import WEIGHTS, listed
+from converter.checkpoint.foreign import DCP_PART, ZERO_PART, dcp_in, unpacked_in, zero_in
+from converter.checkpoint.packed import WEIGHTS
 from converter.checkpoint.shards import INDEX_SUFFIX, SHARD
-from converter.display import file_name, plain, quoted
+from converter.display import file_name, listed, plain, quoted
 from converter.errors import NotACheckpointError, UnsupportedCheckpointError
 
 # as transformers names them and prefers them: safetensors before files of torch.save
@@ -46,6 +47,11 @@ def find_in_folder(folder: Path) -> Path:
     raise NotACheckpointError(f"{file_name(folder)}: is a folder {_describe(folder, there)}.")
 
 
+def weights_among(names: Iterable[str]) -> list[str]:
+    """Those files that may hold weights, by their names."""
+    return [name for name in names if WEIGHTS.fullmatch(name) and not _NO_WEIGHTS.fullmatch(name.rpartition("/")[2])]
+
+
 def _entries(folder: Path) -> list[str]:
     """Names of what is in a folder, sorted. Raises NotACheckpointError if it cannot be listed."""
     try:
@@ -59,21 +65,21 @@ def _entries(folder: Path) -> list[str]:
 def _refuse_parts(folder: Path, there: list[str]) -> None:
     """Refuse a folder whose files are one checkpoint together, and say what joins them."""
     step = _last_step(folder, there)
-    parts = any(ZERO_PART.fullmatch(name) for name in (_entries(folder / step) if step else ()))
-    what = None
-    if ".metadata" in there or any(name.endswith(".distcp") for name in there):
-        what = JOIN_DCP.format(folder=quoted(str(folder)))
-    elif any(ZERO_PART.fullmatch(name) for name in there):
-        what = JOIN_ZERO.format(folder=quoted(str(folder / "..")))
-    elif parts or "zero_to_fp32.py" in there:
-        what = JOIN_ZERO.format(folder=quoted(str(folder)))
+    in_step = _entries(folder / step) if step else []
+    what = unpacked_in(folder)
+    if any(map(DCP_PART.fullmatch, there)):
+        what = dcp_in(folder)
+    elif any(map(ZERO_PART.fullmatch, there)):
+        what = zero_in(Path(os.path.abspath(folder)).parent)
+    elif any(map(ZERO_PART.fullmatch, in_step)) or "zero_to_fp32.py" in there:
+        what = zero_in(folder)
     elif "adapter_config.json" in there and {"adapter_model.safetensors", "adapter_model.bin"} & {*there}:
         what = (
             "a LoRA adapter alone: differences, no weights. Load it onto its model with peft, call merge_and_unload() "
             "and save the model that this returns"
         )
     if what is not None:
-        raise UnsupportedCheckpointError(f"{file_name(folder)}: is {what.removeprefix('one part of ')}.")
+        raise UnsupportedCheckpointError(f"{file_name(folder)}: is {what}.")
 
 
 def _last_step(folder: Path, there: list[str]) -> str | None:
@@ -85,13 +91,14 @@ def _last_step(folder: Path, there: list[str]) -> str | None:
 def _describe(folder: Path, there: list[str]) -> str:
     """What a folder without a name that is known holds, and what to give."""
     found = [name for name in there if name.endswith(INDEX_SUFFIX)]
-    found = found or [name for name in there if WEIGHTS.fullmatch(name) and not _NO_WEIGHTS.fullmatch(name)]
+    found = found or weights_among(there)
     if found and all(SHARD.fullmatch(name) for name in found):
-        return f"with shards ({listed(found)}), but without their index. Get the {INDEX_SUFFIX} file that lists them"
+        shown = listed(map(quoted, found))
+        return f"with shards ({shown}), but without their index. Get the {INDEX_SUFFIX} file that lists them"
     if len(found) == 1:
         return f"with one checkpoint in it. Give that file: {plain(str(folder / found[0]), 1024)}"
     if found:
-        return f"with {len(found)} files that may be checkpoints: {listed(found)}. Give one of them"
+        return f"with {len(found)} files that may be checkpoints: {listed(map(quoted, found))}. Give one of them"
     for pattern, framework in _OTHERS:
         if any(re.fullmatch(pattern, name, re.DOTALL) for name in there):
             return f"with a model of {framework}. Give the PyTorch checkpoint"

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import codecs
 import html
+import os
 import re
 from pathlib import Path
 
+from converter.checkpoint.index import Checkpoint
 from converter.checkpoint.packed import describe_gzip, describe_tar
 from converter.checkpoint.source import SourceFile
 from converter.display import file_name, quoted
@@ -17,21 +19,10 @@ from converter.errors import NotACheckpointError, UnsupportedCheckpointError
 
 _HEAD = 4096  # bytes that are looked at
 _TITLE = 100  # characters
+_MANY = 10  # tensors
 
-JOIN_DCP = (
-    "one part of a checkpoint of torch.distributed.checkpoint. Where you trust it, run "
-    "torch.distributed.checkpoint.format_utils.dcp_to_torch_save({folder}, 'joined.pth'), and give joined.pth"
-)
-JOIN_ZERO = (
-    "one part of a DeepSpeed ZeRO checkpoint. Where you trust it, run `python zero_to_fp32.py . joined` in {folder}, "
-    "and give what it writes"
-)
+DCP_PART = re.compile(r".*\.distcp|\.metadata", re.DOTALL)
 ZERO_PART = re.compile(r"(?:\w+_)?zero_pp_rank_\d+_mp_rank_\d+_(?:optim|model)_states\.pt")
-# parts of checkpoints, some of which would open as if they were whole
-_PARTS = (
-    (re.compile(r".*\.distcp|\.metadata", re.DOTALL), JOIN_DCP, "."),
-    (ZERO_PART, JOIN_ZERO, ".."),
-)
 
 _TENSORFLOW = "a TensorFlow {}. Give the PyTorch checkpoint"
 _NAMES = (
@@ -66,12 +57,63 @@ _PICKLE = (
 )
 
 
+def dcp_in(folder: Path) -> str:
+    """What a folder of many files is, and what makes one of them."""
+    command = f"torch.distributed.checkpoint.format_utils.dcp_to_torch_save({_path(folder)}, 'joined.pth')"
+    return f"a checkpoint of torch.distributed.checkpoint. Where you trust it, run {command}, and give joined.pth"
+
+
+def zero_in(folder: Path) -> str:
+    """The same for the folder in which DeepSpeed keeps its steps and its script."""
+    return (
+        "a DeepSpeed ZeRO checkpoint. Where you trust it, run `python zero_to_fp32.py . joined` in "
+        f"{_path(folder)}, and give what it writes"
+    )
+
+
+def unpacked_in(folder: Path) -> str | None:
+    """The same for the members of a zip archive of torch.save; None if the folder holds something else."""
+    if not (os.path.isdir(folder / "data") and all(os.path.isfile(folder / name) for name in ("data.pkl", "version"))):
+        return None
+    above, name = map(_path, os.path.split(os.path.abspath(folder)))
+    command = f"cd {above} && zip -0 -r -D packed.pth {name}"
+    return f"an unpacked file of torch.save. Run `{command}` to pack it again, and give packed.pth"
+
+
 def refuse_parts(path: Path) -> None:
-    """Raise UnsupportedCheckpointError for a file that is by its name a part of a checkpoint of many processes."""
-    for pattern, sentence, folder in _PARTS:
-        if pattern.fullmatch(path.name):
-            where = quoted(str(path.parent if folder == "." else path.parent / folder))
-            raise UnsupportedCheckpointError(f"{file_name(path)}: is {sentence.format(folder=where)}.")
+    """Raise UnsupportedCheckpointError for a file that is by its name a part of a checkpoint of several files.
+
+    Some of them would open as if they were whole.
+    """
+    what = None
+    if DCP_PART.fullmatch(path.name):
+        what = dcp_in(path.parent)
+    elif ZERO_PART.fullmatch(path.name):
+        what = zero_in(_two_above(path))
+    elif path.name == "data.pkl":
+        what = unpacked_in(path.parent)
+    if what is not None:
+        raise UnsupportedCheckpointError(f"{file_name(path)}: is one part of {what}.")
+
+
+def refuse_placeholders(checkpoint: Checkpoint) -> None:
+    """Raise UnsupportedCheckpointError if many tensors have no elements, as where DeepSpeed keeps these elsewhere."""
+    count = len(checkpoint.tensors)
+    empty = sum(0 in tensor.shape for tensor in checkpoint.tensors.values())
+    if empty >= _MANY and 3 * empty > count:  # buffers are whole there: of a network with batch norm, half of all
+        raise UnsupportedCheckpointError(
+            f"{file_name(checkpoint.path)}: {empty} of its {count} tensors have no elements. Most likely it is one "
+            f"part of {zero_in(_two_above(checkpoint.path))}."
+        )
+
+
+def _two_above(path: Path) -> Path:
+    return Path(os.path.abspath(path)).parent.parent
+
+
+def _path(path: str | Path) -> str:
+    """A path in quotes, for a command."""
+    return quoted(str(path), 1024)
 
 
 def refuse_foreign(source: SourceFile) -> None:
@@ -128,18 +170,21 @@ def _by_text(head: bytes) -> str | None:
         kind = "a web page" if is_page else "XML, most likely the answer of a server"
         titles = (re.search(rf"<{tag}[^>]*>([^<]+)", text, re.IGNORECASE) for tag in ("code", "title"))
         title = next((" ".join(html.unescape(found[1]).split()) for found in titles if found), "")
-        said = f" that says {quoted(title, _TITLE)}" if title else ""
+        is_legible = 4 * title.count("\ufffd") < len(title)  # its encoding may be another
+        said = f" that says {quoted(title, _TITLE)}" if is_legible else ""
         return f"{kind}{said}. The download went wrong: get the file again from its download link"
     first = " ".join(text.splitlines()[0].split())[:_TITLE]
     return f"text ({quoted(first)}), so neither torch.save nor safetensors wrote it. Give the checkpoint itself"
 
 
 def _text(head: bytes) -> str | None:
-    """`head` as text without blanks before it, if it is text. A byte order mark says in which encoding."""
+    """`head` as text without blanks before it, if it is text. A byte order mark says in which encoding.
+
+    Web pages come in all encodings: theirs need not be known, as their tags are ASCII in each.
+    """
     encoding = "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
-    try:
-        text = codecs.getincrementaldecoder(encoding)().decode(head)  # the last character may be cut in two
-    except UnicodeDecodeError:
-        return None
+    text = codecs.getincrementaldecoder(encoding)("replace").decode(head)  # the last character may be cut in two
     text = text.removeprefix("\ufeff").lstrip()
+    if "\ufffd" in text and not text.startswith("<"):
+        return None
     return text if all(character.isprintable() or character.isspace() for character in text) else None

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, NoReturn
 
 from converter.display import counted, plain
-from converter.errors import CorruptCheckpointError, UnsupportedCheckpointError
+from converter.errors import UnsupportedCheckpointError, damaged
 
 # the largest checkpoint known, with optimizer and averaged weights, takes 0.2 million opcodes in 5 MB
 OPCODE_LIMIT = 1_000_000
@@ -110,9 +110,7 @@ class _Machine:
         self.memo: dict[int, object] = {}
 
     def fail(self, problem: str) -> NoReturn:
-        raise CorruptCheckpointError(
-            f"{self.label}, byte {self.position}: {problem}. The file is damaged or crafted; get it again."
-        )
+        raise damaged(f"{self.label}, byte {self.position}", problem)
 
     def execute(self, name: str, argument: Any) -> None:
         _OPCODES[name](self, name, argument)

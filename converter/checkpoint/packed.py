@@ -12,22 +12,16 @@ import zlib
 from collections.abc import Callable
 
 from converter.checkpoint.source import SourceFile
-from converter.checkpoint.zip_archive import END, ENTRY, PROGRAM, is_program
-from converter.display import file_name, quoted
-from converter.errors import NotACheckpointError
+from converter.checkpoint.zip_archive import END, ENTRY, PROGRAM, find_directory, is_program
+from converter.display import file_name, listed, quoted
+from converter.errors import CheckpointError, NotACheckpointError
 
 WEIGHTS = re.compile(r".*\.(?:pth|pt|bin|ckpt|pkl|safetensors)(?:\.tar)?", re.IGNORECASE | re.DOTALL)
-_NAMED = 5
 _BLOCK = 512  # bytes of a tar header, and what all sizes are rounded up to
 _HEADERS = 100  # of a tar
 _PEEK = 64 * 1024  # bytes of a gzip that are unpacked
 _DIRECTORY_LIMIT = 1024 * 1024  # bytes of a zip directory
 _OLD_TORCH = {"storages", "tensors", "pickle"}  # members of the tar files of torch before 0.1.10
-
-
-def listed(names: list[str]) -> str:
-    """A few names of files for a message."""
-    return ", ".join(map(quoted, names[:_NAMED])) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def describe_tar(source: SourceFile) -> str | None:
@@ -38,7 +32,7 @@ def describe_tar(source: SourceFile) -> str | None:
     if set(names) >= _OLD_TORCH:
         return "a tar archive. If torch older than 0.1.10 wrote it, load it there and save it again"
     if found := [name for name in names if WEIGHTS.fullmatch(name)]:
-        return f"a tar archive with {listed(found)} in it. Unpack it (tar -xf), and give that file"
+        return f"a tar archive with {listed(map(quoted, found))} in it. Unpack it (tar -xf), and give that file"
     return "a tar archive, without a checkpoint among its first members. Give the checkpoint itself"
 
 
@@ -51,7 +45,7 @@ def describe_gzip(source: SourceFile) -> str:
         inside = b""
     if names := _tar_names(lambda offset, length: inside[offset : offset + length], len(inside)):
         found = [name for name in names if WEIGHTS.fullmatch(name)]
-        holds = f" with {listed(found)} in it" if found else ""
+        holds = f" with {listed(map(quoted, found))} in it" if found else ""
         return f"a tar archive{holds}, compressed with gzip. Unpack it (tar -xzf), and give the checkpoint in it"
     name = _gzip_name(packed)
     holds = f" from {name}" if name else ""
@@ -77,7 +71,7 @@ def refuse_other_zip(source: SourceFile) -> None:
     elif "model.weights.h5" in names or {"config.json", "metadata.json"} <= set(names):
         what = "a Keras model. Give the PyTorch checkpoint"
     elif found := [name for name in names if WEIGHTS.fullmatch(name)]:
-        what = f"a zip archive with {listed(found)} in it. Unpack it (unzip), and give that file"
+        what = f"a zip archive with {listed(map(quoted, found))} in it. Unpack it (unzip), and give that file"
     else:
         what = "a zip archive without data.pkl, so torch.save did not write it. Give the checkpoint itself"
     raise NotACheckpointError(f"{file_name(source.path)}: is {what}.") from None
@@ -117,8 +111,11 @@ def _zip_names(source: SourceFile) -> list[str]:
     position = tail.rfind(b"PK\5\6")
     if position < 0 or position + END.size > len(tail):
         return []
-    *_, size, offset, _ = END.unpack_from(tail, position)
-    if offset + size > source.size or size > _DIRECTORY_LIMIT:
+    try:
+        offset, size, _ = find_directory(source, start + position)
+    except CheckpointError:
+        return []
+    if size > _DIRECTORY_LIMIT:
         return []
     data = source.read(offset, size, "zip directory")
     names: list[str] = []

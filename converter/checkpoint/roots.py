@@ -15,7 +15,7 @@ from converter.checkpoint.source import SourceFile
 from converter.checkpoint.state_dicts import StateDict, find_state_dicts, unique
 from converter.checkpoint.storage import Storage
 from converter.checkpoint.tensors import StorageReference, Unreadable, build_tensor, is_tensor
-from converter.display import counted, file_name, quoted
+from converter.display import counted, file_name, listed, quoted
 from converter.errors import RootError, UnsupportedCheckpointError
 
 Item = TypeVar("Item")
@@ -245,4 +245,4 @@ def _wanted(found: Sequence[StateDict], wanted: str, label: str) -> tuple[StateD
 
 def _present(candidates: Sequence[StateDict]) -> str:
     shown = [f"{quoted(c.name) if c.name else 'the file itself'} ({counted(c.size, 'tensor')})" for c in candidates]
-    return ", ".join(shown[:_NAMED]) + (f" and {len(shown) - _NAMED} more" if len(shown) > _NAMED else "")
+    return listed(shown, _NAMED)

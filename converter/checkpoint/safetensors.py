@@ -7,19 +7,16 @@ byte left over.
 from __future__ import annotations
 
 from math import prod
-from typing import Any, NoReturn
 
 from converter.checkpoint.dtypes import BY_SAFETENSORS_TAG
 from converter.checkpoint.index import Checkpoint, TensorInfo
 from converter.checkpoint.source import SourceFile
 from converter.checkpoint.storage import Storage
-from converter.checkpoint.strict_json import parse_json
+from converter.checkpoint.strict_json import OBJECT_LIMIT, read_json_object
 from converter.checkpoint.tensors import DIMENSION_LIMIT
 from converter.checkpoint.truncated import cut_off
 from converter.display import file_name, quoted
-from converter.errors import CorruptCheckpointError, UnsupportedCheckpointError
-
-JSON_LIMIT = 16 * 1024 * 1024  # bytes of a header or index; some 100,000 tensors
+from converter.errors import UnsupportedCheckpointError, damaged
 
 
 def open_safetensors(source: SourceFile) -> Checkpoint:
@@ -41,14 +38,14 @@ def _read_header(source: SourceFile) -> tuple[dict[str, TensorInfo], dict[str, s
     label = file_name(source.path)
     length = int.from_bytes(source.read(0, 8, "length of the header"), "little")
     start = 8 + length
-    if source.size < start <= 8 + JSON_LIMIT and source.read(8, 1, "header") == b"{":
+    if source.size < start <= 8 + OBJECT_LIMIT and source.read(8, 1, "header") == b"{":
         raise cut_off(source, start, "its header", at_least=True)
     if start > source.size:
-        fail(label, f"the header should end at byte {start}, but the file ends at byte {source.size}")
+        raise damaged(label, f"the header should end at byte {start}, but the file ends at byte {source.size}")
     document = read_json_object(source, 8, length, "header")
     metadata = document.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        fail(label, "`__metadata__` does not map strings to strings")
+        raise damaged(label, "`__metadata__` does not map strings to strings")
     entries = [_Entry(name, entry, label) for name, entry in document.items()]
     entries.sort(key=lambda entry: (entry.begin, entry.end))
     tensors: dict[str, TensorInfo] = {}
@@ -57,7 +54,7 @@ def _read_header(source: SourceFile) -> tuple[dict[str, TensorInfo], dict[str, s
     for entry in entries:
         if entry.begin != end:
             problem = "a gap or an overlap"
-            fail(
+            raise damaged(
                 label,
                 f"tensor {quoted(entry.name)} begins at byte {entry.begin} of the data, expected {end}: {problem}",
             )
@@ -69,7 +66,7 @@ def _read_header(source: SourceFile) -> tuple[dict[str, TensorInfo], dict[str, s
             )
             continue
         if prod(entry.shape) * dtype.itemsize != entry.end - entry.begin:
-            fail(
+            raise damaged(
                 label,
                 f"tensor {quoted(entry.name)} {list(entry.shape)} of {dtype} does not fill the "
                 f"{entry.end - entry.begin} bytes that it is given",
@@ -83,7 +80,7 @@ def _read_header(source: SourceFile) -> tuple[dict[str, TensorInfo], dict[str, s
         )  # fmt: skip
         tensors[entry.name] = TensorInfo(entry.name, dtype, entry.shape, _contiguous_strides(entry.shape), storage)
     if start + end != source.size:
-        fail(label, f"the tensors end at byte {start + end}, the file at byte {source.size}")
+        raise damaged(label, f"the tensors end at byte {start + end}, the file at byte {source.size}")
     return tensors, unsupported, metadata
 
 
@@ -93,14 +90,14 @@ class _Entry:
     def __init__(self, name: str, entry: object, label: str) -> None:
         self.name = name
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-            fail(label, f"tensor {quoted(name)} is not described by dtype, shape and data_offsets")
+            raise damaged(label, f"tensor {quoted(name)} is not described by dtype, shape and data_offsets")
         self.tag = entry["dtype"]
         if not isinstance(self.tag, str):
-            fail(label, f"tensor {quoted(name)}: its dtype is not a string")
+            raise damaged(label, f"tensor {quoted(name)}: its dtype is not a string")
         self.shape = tuple(_counts(entry["shape"], f"tensor {quoted(name)}: its shape", label))
         offsets = _counts(entry["data_offsets"], f"tensor {quoted(name)}: its data_offsets", label)
         if len(offsets) != 2 or offsets[0] > offsets[1]:
-            fail(label, f"tensor {quoted(name)}: its data_offsets are not a range")
+            raise damaged(label, f"tensor {quoted(name)}: its data_offsets are not a range")
         self.begin, self.end = offsets
 
 
@@ -108,7 +105,7 @@ def _counts(value: object, what: str, label: str) -> list[int]:
     if not isinstance(value, list) or not all(
         isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 1 << 63 for item in value
     ):
-        fail(label, f"{what} is not a list of sizes")
+        raise damaged(label, f"{what} is not a list of sizes")
     if len(value) > DIMENSION_LIMIT:
         raise UnsupportedCheckpointError(
             f"{label}: {what} has {len(value)} entries, {DIMENSION_LIMIT} is the limit. Reshape it."
@@ -118,24 +115,3 @@ def _counts(value: object, what: str, label: str) -> list[int]:
 
 def _contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
-
-
-def read_json_object(source: SourceFile, offset: int, length: int, what: str) -> dict[str, Any]:
-    """The JSON object in `length` bytes of a file; `what` names it in messages. Raises CheckpointError."""
-    label = file_name(source.path)
-    if length > JSON_LIMIT:
-        raise UnsupportedCheckpointError(
-            f"{label}: its {what} has {length} bytes, and {JSON_LIMIT} is the limit. Save the weights in several files."
-        )
-    try:
-        document = parse_json(source.read(offset, length, what))
-    except ValueError as error:
-        fail(label, f"the {what} is not valid JSON ({error})")
-    if not isinstance(document, dict):
-        fail(label, f"the {what} is not a JSON object")
-    return document
-
-
-def fail(label: str, problem: str) -> NoReturn:
-    """Raise CorruptCheckpointError."""
-    raise CorruptCheckpointError(f"{label}: {problem}. The file is damaged or crafted; get it again.")

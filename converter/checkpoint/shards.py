@@ -14,15 +14,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from converter.checkpoint.index import Checkpoint
-from converter.checkpoint.safetensors import fail, read_json_object
 from converter.checkpoint.source import SourceFile
-from converter.display import file_name, quoted
-from converter.errors import CheckpointError, CorruptCheckpointError, NotACheckpointError, UnsupportedCheckpointError
+from converter.checkpoint.strict_json import read_json_object
+from converter.display import file_name, listed, quoted
+from converter.errors import (
+    CheckpointError,
+    CorruptCheckpointError,
+    NotACheckpointError,
+    UnsupportedCheckpointError,
+    damaged,
+)
 
 INDEX_SUFFIX = ".index.json"
 SHARD_LIMIT = 1000  # each is a file held open; the largest model published so has some 200
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
-_NAMED = 5
 
 
 def open_sharded(index: SourceFile, open_file: Callable[[SourceFile], Checkpoint]) -> Checkpoint:
@@ -44,16 +49,20 @@ def open_sharded(index: SourceFile, open_file: Callable[[SourceFile], Checkpoint
                 )
             for key in (*shard.tensors, *shard.unsupported, *shard.objects):
                 if key in held:
-                    fail(label, f"tensor {quoted(key)} is in both {quoted(held[key])} and {quoted(name)}")
+                    raise damaged(label, f"tensor {quoted(key)} is in both {quoted(held[key])} and {quoted(name)}")
                 if key not in weight_map and key not in shard.objects:
-                    fail(label, f"tensor {quoted(key)} is in shard {quoted(name)}, and the index does not list it")
+                    raise damaged(
+                        label, f"tensor {quoted(key)} is in shard {quoted(name)}, and the index does not list it"
+                    )
                 held[key] = name
             shards.append(_with_keys_of_its_own(shard))
         for key, name in weight_map.items():
             if key not in held:
-                fail(label, f"lists tensor {quoted(key)} in shard {quoted(name)}, which does not hold it")
+                raise damaged(label, f"lists tensor {quoted(key)} in shard {quoted(name)}, which does not hold it")
             if held[key] != name:
-                fail(label, f"lists tensor {quoted(key)} in shard {quoted(name)}, but it is in {quoted(held[key])}")
+                raise damaged(
+                    label, f"lists tensor {quoted(key)} in shard {quoted(name)}, but it is in {quoted(held[key])}"
+                )
         opened.pop_all()
     index.close()
     return _joined(index.path, shards)
@@ -89,7 +98,7 @@ def _weight_map(index: SourceFile) -> dict[str, str]:
     document = read_json_object(index, 0, index.size, "index")
     weight_map = document.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        fail(file_name(index.path), "the index has no `weight_map` from tensor names to file names")
+        raise damaged(file_name(index.path), "the index has no `weight_map` from tensor names to file names")
     return weight_map
 
 
@@ -102,15 +111,14 @@ def _refuse_names(index: SourceFile, names: list[str]) -> None:
         )
     for name in names:
         if name in ("", "..") or Path(name).name != name or not name.isprintable():
-            fail(label, f"the shard {quoted(name)} is not a plain file name")
+            raise damaged(label, f"the shard {quoted(name)} is not a plain file name")
         if name.endswith(INDEX_SUFFIX):
             itself = "itself" if name == index.path.name else f"the index {quoted(name)}"
-            fail(label, f"lists {itself} as a shard")
+            raise damaged(label, f"lists {itself} as a shard")
     if missing := [name for name in names if not os.path.exists(index.path.parent / name)]:
-        listed = ", ".join(map(quoted, missing[:_NAMED])) + (", ..." if len(missing) > _NAMED else "")
         is_there = "which is not there" if len(missing) == 1 else f"{len(missing)} shards which are not there"
         raise CorruptCheckpointError(
-            f"{label}: lists {listed}, {is_there}. Get all of its shards and put them beside it."
+            f"{label}: lists {listed(map(quoted, missing))}, {is_there}. Get all of its shards and put them beside it."
         )
 
 

@@ -20,7 +20,7 @@ from converter.checkpoint.modules import (
 from converter.checkpoint.opcodes import Dict, Instance
 from converter.checkpoint.tensors import is_tensor
 from converter.display import quoted
-from converter.errors import CorruptCheckpointError, RootError
+from converter.errors import RootError, damaged
 
 # keys of what trainers keep for each weight under its own name and in its own shape
 _NO_WEIGHTS = re.compile(
@@ -152,8 +152,6 @@ def unique(pairs: Pairs, label: str) -> Pairs:
     for key, _ in pairs:
         if isinstance(key, str):
             if key in seen:
-                raise CorruptCheckpointError(
-                    f"{label}: {quoted(key)} is there twice. The file is damaged or crafted; get it again."
-                )
+                raise damaged(label, f"{quoted(key)} is there twice")
             seen.add(key)
     return pairs

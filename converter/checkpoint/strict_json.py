@@ -10,9 +10,12 @@ from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Any, NoReturn
 
-from converter.display import plain, quoted
+from converter.checkpoint.source import SourceFile
+from converter.display import file_name, plain, quoted
+from converter.errors import UnsupportedCheckpointError, damaged
 
 SIZE_LIMIT = 64 << 20  # bytes of a file
+OBJECT_LIMIT = 16 << 20  # bytes of one inside a checkpoint: a header or an index; some 100,000 tensors
 _CONTAINER_LIMIT = 1_000_000  # lists and objects in it
 
 
@@ -47,6 +50,23 @@ def read_limited(path: Path, limit: int = SIZE_LIMIT) -> bytes:
     if len(data) > limit:
         raise ValueError(f"larger than {limit >> 20} MiB")
     return data
+
+
+def read_json_object(source: SourceFile, offset: int, length: int, what: str) -> dict[str, Any]:
+    """The JSON object in `length` bytes of a checkpoint; `what` names it in messages. Raises CheckpointError."""
+    label = file_name(source.path)
+    if length > OBJECT_LIMIT:
+        raise UnsupportedCheckpointError(
+            f"{label}: its {what} has {length} bytes, and {OBJECT_LIMIT} is the limit. Save the weights in several "
+            "files."
+        )
+    try:
+        document = parse_json(source.read(offset, length, what))
+    except ValueError as error:
+        raise damaged(label, f"the {what} is not valid JSON ({error})") from None
+    if not isinstance(document, dict):
+        raise damaged(label, f"the {what} is not a JSON object")
+    return document
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from converter.checkpoint.index import TensorInfo
 from converter.checkpoint.opcodes import Dict, Global, Instance, Persistent
 from converter.checkpoint.storage import Storage
 from converter.display import number, plain, quoted
-from converter.errors import CorruptCheckpointError
+from converter.errors import damaged
 
 DIMENSION_LIMIT = 32  # numpy's own before 2.0
 EXPANSION_LIMIT = 64 * 1024 * 1024  # bytes of a tensor that has more elements than its storage
@@ -90,9 +90,7 @@ def build_tensor(name: str, value: object, label: str, find: Callable[[StorageRe
         function, arguments = _unwrap(value)
         return _view(name, function, arguments, find)
     except Malformed as error:
-        raise CorruptCheckpointError(
-            f"{label}: tensor {quoted(name)}: {error}. The file is damaged or crafted; get it again."
-        ) from None
+        raise damaged(label, f"tensor {quoted(name)}: {error}") from None
 
 
 def _unwrap(value: object) -> tuple[Global, tuple[object, ...]]:

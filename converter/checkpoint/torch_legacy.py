@@ -12,14 +12,14 @@ import struct
 from typing import TYPE_CHECKING, NoReturn
 
 from converter.checkpoint.index import Checkpoint
-from converter.checkpoint.opcodes import BYTE_LIMIT, Unpickled, interpret
+from converter.checkpoint.opcodes import BYTE_LIMIT, Global, Unpickled, interpret
 from converter.checkpoint.roots import Knows, take_root
 from converter.checkpoint.source import SourceFile
 from converter.checkpoint.storage import Storage
 from converter.checkpoint.tensors import Malformed, StorageReference, Unreadable, storage_reference
 from converter.checkpoint.truncated import cut_off
 from converter.display import counted, file_name, number, quoted
-from converter.errors import CheckpointError, CorruptCheckpointError, UnsupportedCheckpointError
+from converter.errors import CheckpointError, CorruptCheckpointError, UnsupportedCheckpointError, damaged
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -39,8 +39,19 @@ def is_torch_legacy(source: SourceFile) -> bool:
 
 def open_torch_legacy(source: SourceFile, root: str | None, knows: Knows | None) -> Checkpoint:
     """Index the pickles of `source`. Raises CheckpointError."""
-    label = file_name(source.path)
     window = _Window(source)
+    try:
+        found, keys, names = _pickles(window, file_name(source.path))
+    except CorruptCheckpointError:
+        if window.is_exhausted:
+            raise cut_off(source, None, "its pickles") from None
+        raise
+    storages = _Storages(source, found, keys)
+    return take_root(source, "torch-legacy", found.value, root, storages.find, names, knows=knows)
+
+
+def _pickles(window: _Window, label: str) -> tuple[Unpickled, Unpickled, frozenset[Global]]:
+    """The object, the keys of the storages, and the names in all pickles."""
     interpret(window, f"{label}: magic number", _SMALL)
     protocol = interpret(window, f"{label}: protocol", _SMALL).value
     if protocol != _PROTOCOL:
@@ -52,9 +63,7 @@ def open_torch_legacy(source: SourceFile, root: str | None, knows: Knows | None)
     facts = interpret(window, f"{label}: facts about the machine", _SMALL)
     found = interpret(window, f"{label}: object")
     keys = interpret(window, f"{label}: storage keys")
-    storages = _Storages(source, found, keys)
-    names = found.globals | keys.globals | facts.globals
-    return take_root(source, "torch-legacy", found.value, root, storages.find, names, knows=knows)
+    return found, keys, found.globals | keys.globals | facts.globals
 
 
 class _File(io.RawIOBase):
@@ -79,18 +88,26 @@ class _File(io.RawIOBase):
 
 
 class _Window(io.BufferedReader):
-    """The pickles at the beginning of a source. A length stated in them never reads beyond the end of the file."""
+    """The pickles at the beginning of a source. A length stated in them never reads beyond the end of the file.
+
+    `is_exhausted`: more was asked for than there is, though no more than a sound pickle has.
+    """
 
     def __init__(self, source: SourceFile) -> None:
         super().__init__(_File(source), buffer_size=1 << 16)
         self._size = source.size
+        self.is_exhausted = False
 
     def read(self, size: int | None = -1, /) -> bytes:
         left = min(self._size - self.tell(), BYTE_LIMIT)
-        return super().read(left if size is None or size < 0 else min(size, left))
+        wanted = left if size is None or size < 0 else size
+        self.is_exhausted |= left < wanted <= BYTE_LIMIT
+        return super().read(min(wanted, left))
 
     def readline(self, size: int | None = -1, /) -> bytes:
-        return super().readline(BYTE_LIMIT)
+        line = super().readline(BYTE_LIMIT)
+        self.is_exhausted |= not line.endswith(b"\n") and self.tell() == self._size
+        return line
 
 
 class _Storages:
@@ -174,4 +191,4 @@ class _Storages:
         return keys.end + sum(8 + found.nbytes for found in references if isinstance(found, StorageReference))
 
     def _fail(self, problem: str) -> NoReturn:
-        raise CorruptCheckpointError(f"{self._label}: {problem}. The file is damaged or crafted; get it again.")
+        raise damaged(self._label, problem)

@@ -15,7 +15,7 @@ from converter.checkpoint.storage import Storage
 from converter.checkpoint.tensors import Malformed, StorageReference
 from converter.checkpoint.zip_archive import ZipArchive
 from converter.display import counted, file_name, quoted
-from converter.errors import CorruptCheckpointError, NotACheckpointError
+from converter.errors import NotACheckpointError, damaged
 
 NOTES = "conversion.json"  # what a conversion says of itself; torch never asks for it
 _NOTES_LIMIT = 16 * 1024 * 1024
@@ -34,9 +34,8 @@ def open_torch_zip(source: SourceFile, root: str | None, knows: Knows | None) ->
     found = interpret(io.BytesIO(archive.read(_PICKLE, BYTE_LIMIT)), f"{label}: {archive.label(_PICKLE)}")
     size = archive.members[_PICKLE].size
     if found.end != size:
-        raise CorruptCheckpointError(
-            f"{label}: {archive.label(_PICKLE)}: {counted(size - found.end, 'byte')} after the end of the pickle. "
-            "The file is damaged or crafted; get it again."
+        raise damaged(
+            f"{label}: {archive.label(_PICKLE)}", f"{counted(size - found.end, 'byte')} after the end of the pickle"
         )
     storages = _Storages(archive, _is_big_endian(archive))
     return take_root(source, "torch-zip", found.value, root, storages.find, found.globals, _notes(archive), knows)
@@ -55,9 +54,8 @@ def _is_big_endian(archive: ZipArchive) -> bool:
         return False
     order = archive.read(_BYTE_ORDER, limit=64)
     if order not in (b"little", b"big"):
-        raise CorruptCheckpointError(
-            f"{file_name(archive.source.path)}: {archive.label(_BYTE_ORDER)} is {order!r}, expected 'little' or 'big'. "
-            "The file is damaged or crafted; get it again."
+        raise damaged(
+            file_name(archive.source.path), f"{archive.label(_BYTE_ORDER)} is {order!r}, expected 'little' or 'big'"
         )
     return order == b"big"
 

@@ -16,14 +16,17 @@ _PICKLE_LIMIT = 16 * 1024 * 1024  # bytes; the largest pickle known has 5 MB
 _FIRST_HEADER = struct.Struct("<26x2H")  # of it, the lengths of name and extra field
 
 
-def cut_off(source: SourceFile, expected: int, where: str, *, at_least: bool = False) -> CorruptCheckpointError:
-    """The error for a file that should have `expected` bytes, or more; it ends inside `where`."""
-    there, needed = gigabytes(source.size), gigabytes(expected)
-    if there == needed:
-        there, needed = counted(source.size, "byte"), counted(expected, "byte")
+def cut_off(source: SourceFile, expected: int | None, where: str, *, at_least: bool = False) -> CorruptCheckpointError:
+    """The error for a file that ends inside `where`. It should have `expected` bytes, or more, if that is known."""
+    amount = gigabytes(source.size)
+    if expected is not None:
+        there, needed = amount, gigabytes(expected)
+        if there == needed:
+            there, needed = counted(source.size, "byte"), counted(expected, "byte")
+        amount = f"{there} of {'at least ' if at_least else ''}{needed}"
     return CorruptCheckpointError(
-        f"{file_name(source.path)}: has {there} of {'at least ' if at_least else ''}{needed}, and ends inside {where}: "
-        "most likely its download broke off. Get it again, or resume the download."
+        f"{file_name(source.path)}: has {amount}, and ends inside {where}: most likely its download broke off. Get it "
+        "again, or resume the download."
     )
 
 
@@ -34,10 +37,7 @@ def cut_off_zip(source: SourceFile) -> CorruptCheckpointError:
         expected = _bytes_of_storages(source)
     if expected > source.size:
         return cut_off(source, expected, "the zip archive", at_least=True)
-    return CorruptCheckpointError(
-        f"{file_name(source.path)}: has {gigabytes(source.size)}, and ends inside the zip archive, without its "
-        "directory: most likely its download broke off. Get it again, or resume the download."
-    )
+    return cut_off(source, None, "the zip archive, without its directory")
 
 
 def _bytes_of_storages(source: SourceFile) -> int:

@@ -16,7 +16,7 @@ from typing import NoReturn
 from converter.checkpoint.source import SourceFile
 from converter.checkpoint.truncated import cut_off_zip
 from converter.display import counted, file_name, quoted
-from converter.errors import CorruptCheckpointError, NotACheckpointError, UnsupportedCheckpointError
+from converter.errors import NotACheckpointError, UnsupportedCheckpointError, damaged
 
 # the format's records, without what is of variable length
 END = struct.Struct("<4s4H2LH")
@@ -90,28 +90,17 @@ class ZipArchive:
         return f"member {quoted(self.members[name].name)}"
 
     def _fail(self, problem: str) -> NoReturn:
-        raise CorruptCheckpointError(f"{self._label}: {problem}. The file is damaged or crafted; get it again.")
+        raise damaged(self._label, problem)
 
     def _find_directory(self) -> tuple[int, int, int]:
-        """Offset, size and number of entries of the central directory, which ends where the end records begin."""
+        """`find_directory` of a file that ends with its end record."""
         end = self.source.size - END.size
         if end < 0:
             raise cut_off_zip(self.source)
-        signature, disk, first_disk, here, count, size, offset, comment = END.unpack(
-            self.source.read(end, END.size, "end of the zip directory")
-        )
+        signature, *_, comment = END.unpack(self.source.read(end, END.size, "end of the zip directory"))
         if signature != b"PK\5\6" or comment:
             self._refuse_end()
-        if (disk, first_disk) not in ((0, 0), (0xFFFF, 0xFFFF)) or here != count:
-            self._fail(f"byte {end}: the zip archive is split over several disks")
-        locator = end - END64_LOCATOR.size
-        if locator >= END64.size and self.source.read(locator, 4, "end of the zip directory") == b"PK\6\7":
-            end, offset, size, count = self._find_directory64(locator, offset, size, count)
-        if offset + size != end:
-            self._fail(
-                f"the zip directory should end at byte {end}, but is said to be bytes {offset} to {offset + size}"
-            )
-        return offset, size, count
+        return find_directory(self.source, end)
 
     def _refuse_end(self) -> NoReturn:
         """The file does not end as it should: say whether it is cut off, or something was appended."""
@@ -120,23 +109,6 @@ class ZipArchive:
         if position < 0 or tail - position < END.size:
             raise cut_off_zip(self.source)
         self._fail(f"{tail - position - END.size} bytes follow the end of the zip archive, or its comment is cut off")
-
-    def _find_directory64(self, locator: int, *narrow: int) -> tuple[int, int, int, int]:
-        """Where the zip64 end record begins, and what it says. `narrow` fields must agree unless all bits are 1."""
-        _, disk, record, disks = END64_LOCATOR.unpack(
-            self.source.read(locator, END64_LOCATOR.size, "zip64 locator")
-        )  # fmt: skip
-        if record != locator - END64.size or disk or disks > 1:
-            self._fail(f"byte {locator}: the zip64 end record is not where its locator says (byte {record})")
-        signature, length, _, _, disk, first_disk, here, count, size, offset = END64.unpack(
-            self.source.read(record, END64.size, "zip64 end record")
-        )
-        if signature != b"PK\6\6" or length != END64.size - 12 or disk or first_disk or here != count:
-            self._fail(f"byte {record}: the zip64 end record contradicts itself")
-        for short, full, most in zip(narrow, (offset, size, count), (0xFFFFFFFF, 0xFFFFFFFF, 0xFFFF), strict=True):
-            if short not in (full, most):
-                self._fail(f"byte {record}: the zip64 end record says {full} where the end record says {short}")
-        return record, offset, size, count
 
     def _read_directory(self, offset: int, size: int, count: int) -> list[Member]:
         if size > DIRECTORY_LIMIT:
@@ -254,3 +226,39 @@ class ZipArchive:
                 self._fail(f"member {quoted(member.name)} is there twice")
             stripped[name] = member
         return stripped
+
+
+def find_directory(source: SourceFile, end: int) -> tuple[int, int, int]:
+    """Offset, size and number of entries of the central directory, by the end record at `end` and that of zip64.
+
+    Raises CorruptCheckpointError if they contradict each other, or if it does not end where they begin.
+    """
+    label = file_name(source.path)
+    _, disk, first_disk, here, count, size, offset, _ = END.unpack(source.read(end, END.size, "end record"))
+    if (disk, first_disk) not in ((0, 0), (0xFFFF, 0xFFFF)) or here != count:
+        raise damaged(label, f"byte {end}: the zip archive is split over several disks")
+    locator = end - END64_LOCATOR.size
+    if locator >= END64.size and source.read(locator, 4, "end of the zip directory") == b"PK\6\7":
+        end, offset, size, count = _find_directory64(source, label, locator, offset, size, count)
+    if offset + size != end:
+        problem = f"the zip directory should end at byte {end}, but is said to be bytes {offset} to {offset + size}"
+        raise damaged(label, problem)
+    return offset, size, count
+
+
+def _find_directory64(source: SourceFile, label: str, locator: int, *narrow: int) -> tuple[int, int, int, int]:
+    """Where the zip64 end record begins, and what it says. `narrow` fields must agree unless all bits are 1."""
+    _, disk, record, disks = END64_LOCATOR.unpack(source.read(locator, END64_LOCATOR.size, "zip64 locator"))
+    if record != locator - END64.size or disk or disks > 1:
+        problem = f"byte {locator}: the zip64 end record is not where its locator says (byte {record})"
+        raise damaged(label, problem)
+    signature, length, _, _, disk, first_disk, here, count, size, offset = END64.unpack(
+        source.read(record, END64.size, "zip64 end record")
+    )
+    if signature != b"PK\6\6" or length != END64.size - 12 or disk or first_disk or here != count:
+        raise damaged(label, f"byte {record}: the zip64 end record contradicts itself")
+    for short, full, most in zip(narrow, (offset, size, count), (0xFFFFFFFF, 0xFFFFFFFF, 0xFFFF), strict=True):
+        if short not in (full, most):
+            problem = f"byte {record}: the zip64 end record says {full} where the end record says {short}"
+            raise damaged(label, problem)
+    return record, offset, size, count

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.output import parse_size, print_json, progress, reports
-from converter.display import gigabytes, plain
+from converter.display import gigabytes, listed, plain
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from converter.writing.convert import Conversion
     from converter.writing.ledger import CustomTable
 
-_ROOTS = 5  # state dicts named beside the one that is taken
 _EPILOG = """\b
 Examples:
   convert --src official.pth --dst glip-t.safetensors
@@ -198,8 +197,7 @@ def _print_summary(checkpoint: Checkpoint, plan: Plan) -> None:
         if name != checkpoint.root and 10 * count > len(checkpoint.tensors)  # not a loss or two
     ]
     if checkpoint.root or others:
-        more = f" and {len(others) - _ROOTS} more" if len(others) > _ROOTS else ""
-        hint = f"; also there: {', '.join(map(plain, others[:_ROOTS]))}{more} (--root chooses)" if others else ""
+        hint = f"; also there: {listed(map(plain, others))} (--root chooses)" if others else ""
         click.echo(f"taken from the file: {plain(checkpoint.root) or 'its top level'}{hint}")
     sources = sum(len(step.sources) for step in (*plan.steps, *plan.carried))
     if plan.wrappers:

@@ -11,6 +11,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from converter.checkpoint.folders import weights_among
+from converter.checkpoint.shards import INDEX_SUFFIX
+from converter.checkpoint.shards import SHARD as NUMBERED
 from converter.display import file_name, plain, quoted
 from converter.errors import HubError
 from converter.hub.hashes import hash_file
@@ -245,13 +248,20 @@ def _check_model(at: str, there: set[str]) -> None:
     if not {SINGLE, INDEX} & there:
         missing |= {SINGLE}
     if missing:
-        checkpoint = next((name for name in sorted(there) if name.endswith((".pth", ".pt", ".bin"))), None)
-        hint = (
-            f"It has {plain(checkpoint)}: convert --src hf://{at.split('@')[0]}/{plain(checkpoint)}"
-            if checkpoint
-            else "Check the name and the revision"
-        )
-        raise HubError(f"{plain(at)}: holds no converted model: no {', '.join(map(plain, sorted(missing)))}. {hint}.")
+        names = ", ".join(map(plain, sorted(missing)))
+        raise HubError(f"{plain(at)}: holds no converted model: no {names}. {_to_convert(at, there)}.")
+
+
+def _to_convert(at: str, there: set[str]) -> str:
+    """What can be converted of a repository: a file that is whole by its name, or all shards that an index lists."""
+    repo_id, _, revision = at.partition("@")
+    if whole := [name for name in weights_among(there) if not NUMBERED.fullmatch(name)]:
+        name = plain(min(whole, key=lambda name: (name.endswith(".bin"), not name.endswith(".pth"), name)))
+        return f"It has {name}: convert --src hf://{repo_id}/{name}" + (f"@{plain(revision)}" if revision else "")
+    if any(name.endswith(INDEX_SUFFIX) for name in there):
+        command = f"hf download {repo_id} --local-dir model" + (f" --revision {plain(revision)}" if revision else "")
+        return f"It has shards: {command}, then convert --src model"
+    return "Check the name and the revision"
 
 
 def is_model_file(name: str) -> bool:

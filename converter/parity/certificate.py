@@ -22,7 +22,7 @@ from converter import __version__
 from converter.checkpoint import Checkpoint, TensorInfo
 from converter.checkpoint.dtypes import all_finite
 from converter.checkpoint.hashes import Stamps, file_sha256, stamps, tensor_hashes
-from converter.display import counted, file_name, plain
+from converter.display import counted, file_name, listed, plain
 from converter.errors import CaptureError, ConverterError
 from converter.mapping.load import load_table
 from converter.parity.capture import Capture, load_capture, write_capture
@@ -134,7 +134,7 @@ def read_weights(
     if ledger is not None and ledger["sha256"] != digest:
         raise CaptureError(f"{file_name(path)}: its ledger is of other weights. Convert again.")
     if spoiled:
-        named = ", ".join(map(plain, list(spoiled)[:10])) + (", ..." if len(spoiled) > 10 else "")
+        named = listed(map(plain, spoiled), 10)
         raise CaptureError(
             f"{file_name(path)}: holds numbers that are NaN or infinite in {counted(len(spoiled), 'tensor')}: {named}. "
             "Convert a sound checkpoint."

@@ -12,7 +12,7 @@ from typing import Any
 
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.hashes import stamps
-from converter.display import file_name, plain
+from converter.display import file_name, listed, plain
 from converter.errors import HubError
 from converter.hub.hashes import Hashes, hash_bytes, hash_file
 from converter.hub.requests import holds_token
@@ -90,8 +90,8 @@ def _check_names(folder: Path, paths: Iterable[Path], unverified: bool) -> None:
     foreign = [path.name for path in paths if not path.is_file() or not _is_allowed(path.name)]
     if foreign:
         raise HubError(
-            f"{file_name(folder)}: holds what is not published: {', '.join(map(plain, foreign[:10]))}"
-            f"{', ...' if len(foreign) > 10 else ''}. Move it elsewhere; expected only {', '.join((*KEPT, *WRITTEN))}."
+            f"{file_name(folder)}: holds what is not published: {listed(map(plain, foreign), 10)}. "
+            f"Move it elsewhere; expected only {', '.join((*KEPT, *WRITTEN))}."
         )
     if links := [path.name for path in paths if path.is_symlink() and not _is_inside(path.resolve(), folder.resolve())]:
         raise HubError(

@@ -15,8 +15,8 @@ WRITTEN = (".safetensors", *ARCHIVES)
 _OTHERS = {
     ".7z", ".ckpt", ".csv", ".gguf", ".gz", ".h5", ".hdf5", ".html", ".jpeg", ".jpg", ".json", ".keras", ".md",
     ".model", ".msgpack", ".npy", ".npz", ".onnx", ".params", ".pb", ".pdparams", ".pickle", ".pkl", ".png", ".rar",
-    ".sft", ".tar", ".tflite", ".tgz", ".th", ".torch", ".ts", ".txt", ".weights", ".xml", ".xz", ".yaml", ".yml",
-    ".zip", ".zst",
+    ".sft", ".st", ".tar", ".tflite", ".tgz", ".th", ".torch", ".ts", ".txt", ".weights", ".xml", ".xz", ".yaml",
+    ".yml", ".zip", ".zst",
 }  # fmt: skip
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 import warnings
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -73,7 +76,60 @@ def test_a_part_of_zero_sends_to_the_folder_above(part: str, tmp_path: Path) -> 
     inner = deepspeed(tmp_path) / "global_step10"
     torch.save({"module": {"layer.weight": torch.ones(0)}}, inner / "zero_pp_rank_0_mp_rank_00_model_states.pt")
     message = refusal(inner / part, UnsupportedCheckpointError)
-    assert f"run `python zero_to_fp32.py . joined` in '{inner}/..'" in message
+    assert f"run `python zero_to_fp32.py . joined` in '{tmp_path}'" in message
+
+
+def test_the_folder_above_is_named_from_inside_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(deepspeed(tmp_path) / "global_step10")
+    for given in (Path(ZERO[0]), Path()):
+        assert f"joined` in '{tmp_path}'" in refusal(given, UnsupportedCheckpointError)
+
+
+@pytest.mark.parametrize("buffers", [0, 20])
+def test_names_without_numbers_are_a_part_of_zero(buffers: int, tmp_path: Path) -> None:
+    path = deepspeed(tmp_path) / "global_step10" / "mp_rank_00_model_states.pt"
+    weights = {f"{i}.weight": torch.ones(0) for i in range(12)} | {f"{i}.mean": torch.ones(3) for i in range(buffers)}
+    torch.save({"module": weights, "ds_version": "0.15"}, path)
+    message = refusal(path, UnsupportedCheckpointError)
+    assert f"12 of its {12 + buffers} tensors have no elements. Most likely it is one part of a DeepSpeed" in message
+    assert f"run `python zero_to_fp32.py . joined` in '{tmp_path}'" in message
+
+
+def test_a_few_tensors_without_elements_are_read(tmp_path: Path) -> None:
+    weights = {str(i): torch.ones(0, 3) for i in range(9)}
+    torch.save(weights, tmp_path / "a.pth")
+    assert contents(tmp_path / "a.pth") == loaded(weights)
+
+
+@pytest.fixture
+def unpacked(tmp_path: Path) -> Path:
+    """A file of torch.save, unpacked into a folder of its own."""
+    torch.save({"model": STATE_DICT}, tmp_path / "model.pth")
+    with zipfile.ZipFile(tmp_path / "model.pth") as file:
+        file.extractall(tmp_path / "a folder")
+    return tmp_path / "a folder" / "model"
+
+
+@pytest.mark.parametrize("given", [".", "data.pkl"])
+def test_an_unpacked_file_of_torch_says_how_to_pack_it_again(given: str, unpacked: Path) -> None:
+    message = refusal(unpacked / given, UnsupportedCheckpointError)
+    assert ("is an unpacked file of torch.save. Run" in message) == (given == ".")
+    assert ("is one part of an unpacked file of torch.save. Run" in message) == (given == "data.pkl")
+
+
+@pytest.mark.skipif(shutil.which("zip") is None, reason="needs zip")
+def test_what_packs_a_file_of_torch_again_makes_one_that_is_read(unpacked: Path) -> None:
+    command = refusal(unpacked, UnsupportedCheckpointError).split("`")[1]
+    subprocess.run(command, shell=True, check=True, capture_output=True)
+    assert contents(unpacked.parent / "packed.pth") == loaded(STATE_DICT)
+    assert loaded(torch.load(unpacked.parent / "packed.pth")["model"]) == loaded(STATE_DICT)
+
+
+def test_a_folder_with_a_pickle_beside_data_is_not_called_unpacked(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    torch.save(STATE_DICT, tmp_path / "data.pkl")
+    assert "Give that file" in refusal(tmp_path, NotACheckpointError)
+    assert contents(tmp_path / "data.pkl") == loaded(STATE_DICT)
 
 
 def test_the_last_step_is_looked_into(tmp_path: Path) -> None:

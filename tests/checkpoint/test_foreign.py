@@ -129,6 +129,11 @@ TEXTS: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: codecs.BOM_UTF16_BE + ("\n\n" + PAGE).encode("utf-16-be"),
         "a web page that says 'Sign in & wait'.",
     ),
+    "page in Latin-1": (
+        lambda: PAGE.replace("Sign in", "Accès refusé").encode("latin-1"),
+        "a web page that says 'Acc\ufffds refus\ufffd & wait'.",
+    ),
+    "page in GBK": (lambda: "\n<html><title>请先登录</title>".encode("gbk"), "a web page. The download went wrong"),
     "answer of Azure": (
         lambda: codecs.BOM_UTF8 + AZURE.encode(),
         "XML, most likely the answer of a server that says 'PublicAccessNotPermitted'. The download went wrong: get",
@@ -141,6 +146,7 @@ TEXTS: dict[str, tuple[Callable[[], bytes], str]] = {
     "JSON": (lambda: b'{"message": "Not Found"}', 'is text (\'{"message": "Not Found"}\'), so neither torch.save'),
     "YAML": (lambda: b"MODEL:\n  META_ARCHITECTURE: x\n", "is text ('MODEL:'), so neither"),
     "Python": (lambda: b"#!/usr/bin/env python\nimport torch\n", "is text ('#!/usr/bin/env python')"),
+    "text in Latin-1": (lambda: "Accès refusé".encode("latin-1"), "begins with b'Acc\\xe8s re', so neither"),
     "blanks": (lambda: b" \n" * 3000, "begins with"),
 }
 MODELS: dict[str, tuple[Callable[[], bytes], str]] = {
@@ -241,6 +247,28 @@ def test_of_a_tar_with_large_members_the_headers_alone_are_read(write: Write) ->
     with path.open("ab") as file:
         file.write(tarred("model.pth"))
     assert "with 'model.pth' in it" in refusal(path, NotACheckpointError)
+
+
+def test_a_zip_beyond_4_gib_is_named_too(apart: Apart, tmp_path: Path) -> None:
+    hole = 5 << 30  # which takes no room on the disk
+    path = tmp_path / "glip.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
+        file.writestr("model.pth", saved())
+        (member,) = file.infolist()
+        member.file_size = member.compress_size = hole
+        file.start_dir = member.header_offset + hole + 100
+    assert path.stat().st_size > hole
+    assert zipfile.ZipFile(path).getinfo("model.pth").file_size == hole
+    (outcome,) = apart(path)
+    assert "is a zip archive with 'model.pth' in it. Unpack it (unzip), and give that file." in str(outcome.refusal)
+    assert (outcome.seconds < 2, outcome.growth < 100) == (True, True)
+
+
+def test_a_zip_with_a_comment_is_named_too(write: Write) -> None:
+    path = write(zipped("model.pth"))
+    with zipfile.ZipFile(path, "a") as file:
+        file.comment = b"of a release"
+    assert "is a zip archive with 'model.pth' in it." in refusal(path, NotACheckpointError)
 
 
 def test_large_files_take_little(apart: Apart, tmp_path: Path) -> None:

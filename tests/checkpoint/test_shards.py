@@ -163,6 +163,13 @@ def test_missing_shards_are_named(index: Path) -> None:
     assert f"'{SHARDS[1]}', '{SHARDS[2]}', 2 shards which are not there" in refusal(index, CorruptCheckpointError)
 
 
+def test_of_many_missing_shards_some_are_named(tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {f"w{i}": f"{i}.safetensors" for i in range(9)}}))
+    message = refusal(index, CorruptCheckpointError)
+    assert "'4.safetensors' and 4 more, 9 shards which are not there" in message
+
+
 def test_a_tensor_in_two_shards_is_named_with_both(index: Path) -> None:
     name = next(key for key, shard in weight_map(index).items() if shard == SHARDS[0])
     last = index.parent / SHARDS[2]

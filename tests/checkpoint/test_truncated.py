@@ -73,6 +73,27 @@ def test_a_file_cut_anywhere_is_refused(keep: int, path: Path) -> None:
     refusal(path, CheckpointError)
 
 
+@pytest.mark.parametrize("protocol", [1, 2, 4])
+def test_a_legacy_file_cut_anywhere_in_its_pickles_is_cut_off(protocol: int, tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save({"model": {"w": torch.ones(9)}}, path, pickle_protocol=protocol, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    begin = whole.index(b"model")
+    for keep in range(begin, len(whole) - 36):  # up to the numbers
+        path.write_bytes(whole[:keep])
+        message = refusal(path, CorruptCheckpointError)
+        assert ("most likely its download broke off" in message, "crafted" in message) == (True, False), (keep, message)
+
+
+def test_a_legacy_file_whose_pickle_stops_amid_the_file_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save({"model": {"w": torch.ones(9)}}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    for what in (b"X\5\xff\xff\xffmodel", b"\xff\5\0\0\0model"):  # a length beyond all pickles, an unknown opcode
+        path.write_bytes(whole.replace(b"X\5\0\0\0model", what))
+        assert "damaged or crafted" in refusal(path, CorruptCheckpointError)
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_an_archive_that_does_not_begin_with_its_pickle_is_cut_off_too(tmp_path: Path) -> None:
     path = tmp_path / "script.pt"

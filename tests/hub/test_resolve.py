@@ -201,8 +201,17 @@ def test_a_private_repository_needs_a_token(
 def test_a_repository_without_a_model_says_what_it_has(hub: HubServer, cache: Path) -> None:
     hub.storage.create(REPO, True, "somebody")
     assert "holds no converted model" in refused(lambda: get(REPO, cache))
-    hub.push(REPO, {"glip.pth": b"x"})
-    assert f"convert --src hf://{REPO}/glip.pth" in refused(lambda: get(REPO, cache))
+    shards = [f"pytorch_model-0000{number}-of-00002.bin" for number in (1, 2)]
+    hub.push(REPO, dict.fromkeys((*shards, "optimizer.pt"), b"x"))
+    assert "Check the name and the revision." in refused(lambda: get(REPO, cache))
+    hub.push(REPO, {"pytorch_model.bin.index.json": b"{}"})
+    assert f"It has shards: hf download {REPO} --local-dir model, then convert --src model." in refused(
+        lambda: get(REPO, cache)
+    )
+    for name in ("pytorch_model.bin", "checkpoints/model.pt", "glip.pth"):
+        hub.push(REPO, {name: b"x"})
+        assert refused(lambda: get(REPO, cache)).endswith(f"It has {name}: convert --src hf://{REPO}/{name}.")
+    assert refused(lambda: get(f"{REPO}@main", cache)).endswith(f"convert --src hf://{REPO}/glip.pth@main.")
 
 
 def test_an_index_without_its_shards_is_refused(folder: Path, hub: HubServer, cache: Path) -> None:

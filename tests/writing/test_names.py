@@ -29,6 +29,8 @@ MEANT = {
     "glip.ckpt": "glip.safetensors",
     "glip.CKPT": "glip.safetensors",
     "glip.th": "glip.safetensors",
+    "glip.sft": "glip.safetensors",
+    "glip.st": "glip.safetensors",
     "glip.h5": "glip.safetensors",
     "glip.weights": "glip.safetensors",
     "glip.pth.tar": "glip.pth",

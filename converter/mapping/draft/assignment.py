@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from converter.display import listed
 from converter.mapping.draft.names import Unit
 from converter.mapping.draft.words import Matrix, Neighbours, Vocabulary
 
@@ -103,15 +104,14 @@ def _near(row: int, column: int, score: Matrix, sources: Sequence[str], targets:
     rivals = [i for i in np.argsort(-score[:, column], kind="stable") if i != row]
     said = []
     if others:
-        said.append(f"{sources[row]!r} could also become {_listed([targets[i] for i in others])}")
+        said.append(f"{sources[row]!r} could also become {_some(targets[i] for i in others)}")
     if rivals:
-        said.append(f"{targets[column]!r} could also come from {_listed([sources[i] for i in rivals])}")
+        said.append(f"{targets[column]!r} could also come from {_some(sources[i] for i in rivals)}")
     return "the names do not tell candidates of one shape apart: " + "; ".join(said)
 
 
-def _listed(labels: Sequence[str]) -> str:
-    more = f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else ""
-    return ", ".join(repr(label.rstrip("._")) for label in labels[:_NAMED]) + more
+def _some(labels: Iterable[str]) -> str:
+    return listed((repr(label.rstrip("._")) for label in labels), _NAMED)
 
 
 def _by_order(sources: Sequence[str], targets: Sequence[str]) -> list[Choice]:
