@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from converter.cli.output import print_json, reports
-from converter.cli.run_options import MODEL, root, run_options
+from converter.cli.run_options import JOINED, MODEL, root, run_options
 from converter.display import gigabytes
 from converter.errors import DestinationError
 
 _EPILOG = f"""{MODEL}
+{JOINED}
 
 \b
 Examples:
@@ -66,13 +67,14 @@ def capture(
         raise click.BadParameter(f"{min(unknown)!r} is not one of float32, bfloat16, float16", param_hint="--errors")
     if destination.suffix != ".safetensors":
         raise DestinationError(f"{destination.name}: captures are safetensors; let --dst end in '.safetensors'")
-    from converter.cli.families import load_subject
+    from converter.cli.families import load_subject, open_weights
     from converter.writing.staging import check_destination
 
     sources = [*(model.iterdir() if model.is_dir() else [model]), *([inputs] if inputs else [])]
     check_destination(destination, force=force, inputs=sources)
 
-    subject = load_subject(model, device, dtype, tf32, threads, root)
+    with open_weights(model, root) as checkpoint:
+        subject = load_subject(model, checkpoint, device, dtype, tf32, threads)
     from converter.parity.capture import load_capture, write_capture
     from converter.parity.record import inputs_of, record
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.output import accept_table, print_json, progress, reports
-from converter.cli.parity import coverage, mutation_score, score_line, weight_files
-from converter.cli.run_options import MODEL, references, root, run_options
+from converter.cli.parity import coverage, mutation_score, score_line
+from converter.cli.run_options import JOINED, MODEL, references, root, run_options
 from converter.display import plain, quoted
 from converter.errors import CaptureError, DestinationError
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from converter.parity.run import Report
 
 _CERTIFY = f"""{MODEL}
-The certificate is then of what `convert` makes of it.
+The certificate is then of what `convert` makes of it; where `convert` asks for
+--dtype, convert first.
 
 \b
 Examples:
@@ -33,7 +34,10 @@ Examples:
   converter certify glip-t/ --reference captures/glip-t.safetensors --mutate 500
   converter certify glip-t/ --reference captures/one.safetensors --reference captures/two.safetensors
   converter certify official.pth --reference captures/glip-t.safetensors"""
-_VERIFY = """\b
+_VERIFY = f"""{MODEL}
+{JOINED}
+
+\b
 Examples:
   converter verify glip-t.safetensors
   converter verify glip-t/ --dtype float32 --json
@@ -69,9 +73,7 @@ def certify(
     every number is finite. It also records what lies beside the weights and decides results: configuration,
     preprocessing, vocabulary.
     """
-    from converter.cli.families import family_at, load_subject
-
-    family = family_at(model, root)
+    from converter.cli.families import family_of_weights, load_subject, open_weights
     from converter.parity.capture import load_capture
     from converter.parity.certificate import certificate_path, certify, read_weights
     from converter.parity.coverage_report import proof_of_rows, to_json
@@ -81,11 +83,13 @@ def certify(
     if path.exists() and not force:
         raise DestinationError(f"{path} exists; --force replaces it")
     with ExitStack() as opened:
+        checkpoint = opened.enter_context(open_weights(model, root, joined=None))
+        family = family_of_weights(model, checkpoint)
         captures = [opened.enter_context(load_capture(reference)) for reference in references]
         _check_names(captures)
-        with progress(_size(model, root), "hashing") as advance:
-            weights = read_weights(model, family, advance, root)  # before it is loaded: what is certified was loaded
-        subject = load_subject(model, "cpu", "float32", False, threads, root)
+        with progress(checkpoint.size, "hashing") as advance:
+            weights = read_weights(model, checkpoint, family, advance)
+        subject = load_subject(model, checkpoint, "cpu", "float32", False, threads)
         runs = _compared(subject, captures)
         problems = [f"{report.capture}, {report.dtype}: {problem}" for report in runs for problem in report.problems]
         if problems:
@@ -168,10 +172,10 @@ def verify(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Check that this copy of MODEL is what was certified, and computes the same on this machine.
+    """Check that MODEL, here or on the Hub (org/name[@revision]), is what was certified, and computes the same here.
 
-    MODEL is a file, a folder, or org/name[@revision] of the Hub. Configuration, preprocessing, vocabulary and every
-    tensor are compared with what was certified, then the fingerprint is computed again. The reference is not needed.
+    Configuration, preprocessing, vocabulary and every tensor are compared with what was certified, then the fingerprint
+    is computed again. The reference is not needed.
     """
     from converter.cli.sources import locate
 
@@ -184,18 +188,17 @@ def verify(
         )
     if not model.exists():
         raise CaptureError(f"{model}: no such file or folder")
-    from converter.cli.families import family_at, load_subject
+    from converter.cli.families import family_of_weights, load_subject, open_weights
     from converter.parity.certificate import verify
 
-    family = family_at(model, root)
-    with progress(_size(model, root), "hashing") as advance:
+    with open_weights(model, root) as checkpoint, progress(checkpoint.size, "hashing") as advance:
         result = verify(
             model,
-            family,
-            lambda: load_subject(model, device, dtype, tf32, threads, root),
+            checkpoint,
+            family_of_weights(model, checkpoint),
+            lambda: load_subject(model, checkpoint, device, dtype, tf32, threads),
             certificate=certificate,
             accepted_tables=accepted_tables,
-            root=root,
             on_bytes=advance,
         )
     if as_json:
@@ -245,7 +248,3 @@ def _print_verification(result: Verification) -> None:
             f"nearest to the limit: {worst.name}, {worst.relative:.1e}"
         )
     click.echo(verdict(result.passed))
-
-
-def _size(model: Path, root: str | None) -> int:
-    return sum(path.stat().st_size for path in weight_files(model, root))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.output import print_json, progress, reports
-from converter.cli.run_options import MODEL, root, run_options
+from converter.cli.run_options import JOINED, MODEL, root, run_options
 from converter.display import plain
 from converter.errors import DestinationError, ModelError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from converter.parity.family import Detector
 
 _EPILOG = f"""{MODEL}
+{JOINED}
 
 \b
 Examples:
@@ -82,13 +83,14 @@ def detect(
     """Find in each IMAGE what a prompt names, with MODEL, here or on the Hub (org/name, hf://org/name/file.pth)."""
     _check_prompt(prompt, names, caption, spans)
     places = _places(out, images, force)
-    from converter.cli.families import family_at, load_subject
+    from converter.cli.families import family_of_weights, load_subject, open_weights
     from converter.cli.sources import locate
 
     located = locate(model_source, quiet=as_json)
     model = located.path
-    wanted = family_at(model, root).prompt(names or prompt, caption, spans)
-    subject = load_subject(model, device, dtype, tf32, threads, root)
+    with open_weights(model, root) as checkpoint:
+        wanted = family_of_weights(model, checkpoint).prompt(names or prompt, caption, spans)
+        subject = load_subject(model, checkpoint, device, dtype, tf32, threads)
     detector = subject.family.detector(subject.model, model, vocab)
     with progress(len(images), "detecting", " pictures") as advance:
         entries = list(_entries(images, places, detector, wanted, threshold, advance))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -72,7 +73,8 @@ def diff(
 
     tables: list[Table | None] | None = [None] if no_table else [load_table(table_name)] if table_name else None
     paths = [locate(text, quiet=as_json).path for text in (a, b)]
-    with open_known(paths[0], root_a) as first, open_known(paths[1], root_b) as second:
+    opened = partial(open_known, source=table_name, or_target=True)
+    with opened(paths[0], root_a) as first, opened(paths[1], root_b) as second:
         total = sum(tensor.nbytes for tensor in first.tensors.values())
         with progress(total, "comparing") as advance:
             if tables is None:

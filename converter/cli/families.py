@@ -36,10 +36,14 @@ def family_of(model: str) -> Family[Any]:
     return family
 
 
-def family_at(path: Path, root: str | None = None) -> Family[Any]:
-    """The family of the weights in a checkpoint of any known format. Raises as `open_converted`, or ModelError."""
-    with _open(path, root) as checkpoint:
-        return family_of_weights(path, checkpoint)
+def open_weights(path: Path, root: str | None = None, joined: str | None = "float32") -> Checkpoint:
+    """The checkpoint of any known format at `path`, as `open_converted` gives it. Raises as that, or ModelError.
+
+    To make its plan takes time: a command opens its model once, and hands it on.
+    """
+    if not path.exists():
+        raise ModelError(f"{path}: no such file or folder; give a checkpoint, or what `convert` wrote")
+    return open_converted(path, root, joined)
 
 
 def family_of_weights(path: Path, checkpoint: Checkpoint) -> Family[Any]:
@@ -48,29 +52,18 @@ def family_of_weights(path: Path, checkpoint: Checkpoint) -> Family[Any]:
 
 
 def load_subject(
-    path: Path,
-    device: str,
-    dtype: str,
-    tf32: bool = False,
-    threads: int | None = None,
-    root: str | None = None,
+    path: Path, checkpoint: Checkpoint, device: str, dtype: str, tf32: bool = False, threads: int | None = None
 ) -> Subject:
-    """The model in a checkpoint of any known format, where and as it is to run.
+    """The model in a checkpoint that `open_weights` opened from `path`, where and as it is to run.
 
-    CaptureError if there is no such device, else raises as `open_converted` and `Family.load`.
+    CaptureError if there is no such device, CheckpointError if the file was changed meanwhile, else raises as
+    `Family.load`.
     """
     from converter.parity.device import DTYPES, prepare
     from converter.parity.family import Subject
 
     place = prepare(device, tf32, threads)
-    with _open(path, root) as checkpoint:
-        family = family_of_weights(path, checkpoint)
-        model = family.load(path, checkpoint)
-        checkpoint.verify_unchanged()
+    family = family_of_weights(path, checkpoint)
+    model = family.load(path, checkpoint)
+    checkpoint.verify_unchanged()
     return Subject(family, model.to(device=place, dtype=DTYPES[dtype]))
-
-
-def _open(path: Path, root: str | None) -> Checkpoint:
-    if not path.exists():
-        raise ModelError(f"{path}: no such file or folder; give a checkpoint, or what `convert` wrote")
-    return open_converted(path, root)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from converter.cli.output import print_json, progress, reports
-from converter.cli.run_options import MODEL, references, root, run_options
+from converter.cli.run_options import JOINED, MODEL, references, root, run_options
 from converter.errors import CaptureError, DestinationError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from converter.checkpoint import Checkpoint
     from converter.parity.capture import Capture, Mode
     from converter.parity.coverage import Coverage
     from converter.parity.family import Subject
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from converter.parity.run import Report
 
 _EPILOG = f"""{MODEL}
+{JOINED}
 
 \b
 Examples:
@@ -87,14 +89,12 @@ def parity(
     as_json: bool,
 ) -> None:
     """Compare MODEL, here or on the Hub (org/name, hf://org/name/file.pth), with a capture, tap by tap."""
-    from converter.cli.families import load_subject
+    from converter.cli.families import load_subject, open_weights
     from converter.cli.sources import locate
 
     if cover and dtype != "float64":
         raise click.UsageError(f"--coverage is told by a model in float64; leave out --dtype {dtype}")
     model = locate(model_source, quiet=as_json).path
-    _check_outputs([html, junit], model, references, root)
-    subject = load_subject(model, device, dtype, tf32, threads, root)
     from converter.checkpoint.hashes import file_sha256
     from converter.parity.capture import load_capture
     from converter.parity.run import parity as compare
@@ -102,14 +102,17 @@ def parity(
     both: Sequence[Mode] = ("propagated", "injected")
     modes = [each for each in both if mode in (each, "both")]
     with ExitStack() as stack:
+        checkpoint = stack.enter_context(open_weights(model, root))
+        _check_outputs([html, junit], [*checkpoint.files, *references])
+        subject = load_subject(model, checkpoint, device, dtype, tf32, threads)
         captures = [stack.enter_context(load_capture(path)) for path in references]
         pages = html is not None
         found = [compare(subject, c, modes=modes, gate=gate, pictures=pages, twice=True) for c in captures]
         result = _Result(
             found, *_of_weights(subject, captures, gate, cover, mutate) if _passed(found) else (None, None)
         )
-    hashes = {str(path): file_sha256(path) for path in (*weight_files(model, root), *references)}
-    proof = _proof_of_rows(model, root) if cover else ""
+        hashes = {str(path): file_sha256(path) for path in (*checkpoint.files, *references)}
+        proof = _proof_of_rows(model, checkpoint) if cover else ""
     _write_reports(result, hashes, proof, html, junit)
     if as_json:
         print_json(_json(result, hashes, proof))
@@ -141,26 +144,22 @@ def _of_weights(
     return found, mutation_score(subject, captures, mutate or None, gate, found)
 
 
-def _proof_of_rows(model: Path, root: str | None) -> str:
+def _proof_of_rows(model: Path, checkpoint: Checkpoint) -> str:
     """What shows that rows of embeddings that no capture uses are right: the record of the conversion of this file."""
     from converter.checkpoint.hashes import tensor_hashes
     from converter.parity.coverage_report import proof_of_rows
-    from converter.writing.in_memory import open_converted
     from converter.writing.ledger import digest_of_checkpoint
     from converter.writing.records import find_record
 
-    with open_converted(model, root) as checkpoint:
-        ledger = find_record(model, checkpoint, "conversion")
-        return proof_of_rows(ledger, digest_of_checkpoint(checkpoint, tensor_hashes(checkpoint)) if ledger else "")
+    ledger = find_record(model, checkpoint, "conversion")
+    return proof_of_rows(ledger, digest_of_checkpoint(checkpoint, tensor_hashes(checkpoint)) if ledger else "")
 
 
-def _check_outputs(outputs: Sequence[Path | None], model: Path, references: Sequence[Path], root: str | None) -> None:
+def _check_outputs(outputs: Sequence[Path | None], inputs: Sequence[Path]) -> None:
     """DestinationError for an output that would replace an input."""
     for output in outputs:
-        if output is not None and output.exists():
-            inputs = (*weight_files(model, root), *references)
-            if any(path.exists() and output.samefile(path) for path in inputs):
-                raise DestinationError(f"{output} is one of the inputs; choose another place")
+        if output is not None and output.exists() and any(path.exists() and output.samefile(path) for path in inputs):
+            raise DestinationError(f"{output} is one of the inputs; choose another place")
 
 
 def _write_reports(result: _Result, hashes: dict[str, str], proof: str, html: Path | None, junit: Path | None) -> None:
@@ -217,14 +216,6 @@ def _print(result: _Result, proof: str, rows: int, asked: bool) -> None:
         _print_score(result.score)
     elif asked and not _passed(result.reports):
         click.echo("no mutations were made and no coverage computed, since the comparison does not pass")
-
-
-def weight_files(model: Path, root: str | None = None) -> list[Path]:
-    """The files that hold the weights."""
-    from converter.writing.in_memory import open_converted
-
-    with open_converted(model, root) as checkpoint:
-        return checkpoint.files
 
 
 def coverage(subject: Subject, captures: Sequence[Capture], gate: str | None = None) -> Coverage:

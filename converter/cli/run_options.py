@@ -18,8 +18,10 @@ references = click.option(
 )
 root = click.option("--root", help="State dict to take where the file holds several (model, model_ema, ...).")
 MODEL = """\b
-MODEL is a file or folder that `convert` wrote, or any checkpoint that it reads:
+MODEL is what `convert` wrote, or a checkpoint of any format that it recognises:
 that is converted on the way, in memory, by the same plan and the same checks."""
+JOINED = """\
+Tensors of several dtypes that become one are then joined as float32."""
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 

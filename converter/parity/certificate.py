@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import json
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,7 +41,7 @@ from converter.parity.record import record
 from converter.parity.report import json_safe, to_json
 from converter.parity.run import Report, parity
 from converter.parity.setup import Setup, read_setup
-from converter.writing.in_memory import open_converted
+from converter.planning.formats import open_known
 from converter.writing.ledger import CustomTable, digest_of_checkpoint, is_by_unknown_table, table_entry, tables_in
 from converter.writing.ledger import to_json as json_bytes
 from converter.writing.records import find_record
@@ -54,13 +54,13 @@ FINGERPRINT_ERRORS = ("float32", "bfloat16")
 class Weights:
     """A model as it lay on the disk before it was loaded.
 
-    `root`: the state dict that was asked for, of several; `before`: stamps of its files then; `sha256`, `tensors`:
-    hashes of all tensors and of each; `setup`: what else decides results; `ledger`: of the conversion, None where there
-    is none; `tables`: what it, or else the weights themselves, say of tables.
+    `root`: the state dict that was taken, of several; `before`: stamps of its files then; `sha256`, `tensors`: hashes
+    of all tensors and of each; `setup`: what else decides results; `ledger`: of the conversion, None where there is
+    none; `tables`: what it, or else the weights themselves, say of tables.
     """
 
     path: Path
-    root: str | None
+    root: str
     before: Stamps
     sha256: str
     tensors: Mapping[str, str]
@@ -108,11 +108,11 @@ def certificate_path(weights: Path) -> Path:
 
 def read_weights(
     path: Path,
+    checkpoint: Checkpoint,
     family: Family[Any],
     on_bytes: Callable[[int], object] = lambda count: None,
-    root: str | None = None,
 ) -> Weights:
-    """What is to be certified, as `open_converted` gives it; to be called before the model is loaded.
+    """What is to be certified, as `open_converted` opened it from `path`; to be called before the model is loaded.
 
     Raises CaptureError, naming the tensors, where any number is NaN or infinite: no capture notices those that it does
     not use. CheckpointError or ModelError if it cannot be read.
@@ -123,12 +123,11 @@ def read_weights(
         if tensor.name not in spoiled and not all_finite(chunk, tensor.dtype):
             spoiled[tensor.name] = None
 
-    with open_converted(path, root) as checkpoint:
-        before = _stamps(path, checkpoint, family)
-        setup, ledger = read_setup(path, checkpoint, family), find_record(path, checkpoint, "conversion")
-        tables = ledger or tables_in(checkpoint)
-        hashes = tensor_hashes(checkpoint, on_bytes, look)
-        digest = digest_of_checkpoint(checkpoint, hashes)
+    before = _stamps(path, checkpoint.files, family)
+    setup, ledger = read_setup(path, checkpoint, family), find_record(path, checkpoint, "conversion")
+    tables = ledger or tables_in(checkpoint)
+    hashes = tensor_hashes(checkpoint, on_bytes, look)
+    digest = digest_of_checkpoint(checkpoint, hashes)
     if setup.unread:
         raise CaptureError(f"{file_name(path)}: {setup.unread[0]}. Take it out.", setup.unread[1:])
     if ledger is not None and ledger["sha256"] != digest:
@@ -139,13 +138,19 @@ def read_weights(
             f"{file_name(path)}: holds numbers that are NaN or infinite in {counted(len(spoiled), 'tensor')}: {named}. "
             "Convert a sound checkpoint."
         )
-    return Weights(path, root, before, digest, hashes, setup, ledger, tables)
+    return Weights(path, checkpoint.root, before, digest, hashes, setup, ledger, tables)
 
 
-def _stamps(path: Path, checkpoint: Checkpoint, family: Family[Any]) -> Stamps:
-    """Of all files that decide what is loaded from a file or folder."""
+def _stamps(path: Path, files: Iterable[Path], family: Family[Any]) -> Stamps:
+    """Of all files that decide what is loaded from a file or folder; `files` are those that hold its weights."""
     names = ("config.json", "conversion.json", *family.files)
-    return stamps([*checkpoint.files, *(file for name in names if (file := path / name).is_file())])
+    return stamps([*files, *(file for name in names if (file := path / name).is_file())])
+
+
+def _stamps_now(path: Path, root: str, family: Family[Any]) -> Stamps:
+    """As `_stamps`; which files hold the weights is looked up again."""
+    with open_known(path, root or None) as checkpoint:
+        return _stamps(path, checkpoint.files, family)
 
 
 def certify(
@@ -166,8 +171,7 @@ def certify(
     if not reports or not all(report.passed for report in reports):
         raise CaptureError(f"{where}: not certified, since not every comparison passed.")
     loaded = json_safe(family.config(subject.model))
-    with open_converted(weights.path, weights.root) as checkpoint:
-        is_same = _stamps(weights.path, checkpoint, family) == weights.before
+    is_same = _stamps_now(weights.path, weights.root, family) == weights.before
     if not is_same or loaded != weights.setup.settings["config"]:
         raise CaptureError(
             f"{where}: changed since it was loaded: what was compared is no longer in the file. "
@@ -225,17 +229,17 @@ def score_json(score: Score) -> dict[str, Any]:
 
 def verify(
     weights: Path,
+    checkpoint: Checkpoint,
     family: Family[Any],
     load: Callable[[], Subject],
     *,
     certificate: Path | None = None,
     accepted_tables: Collection[str] = (),
-    root: str | None = None,
     on_bytes: Callable[[int], object] = lambda count: None,
 ) -> Verification:
     """Check a copy of certified weights: settings, files and every tensor's hash, then the fingerprint on this machine.
 
-    The copy may be a checkpoint that `open_converted` converts on the way.
+    `checkpoint` is the copy, as `open_converted` opened it from `weights`.
     `load` gives the model where and in the dtype in which it is to be checked. `certificate`: by default beside it.
     `accepted_tables`: hashes of tables that were never released, and may have made it.
     Raises CaptureError if there is no sound certificate or such a table is not accepted, CheckpointError or ModelError
@@ -243,22 +247,20 @@ def verify(
     """
     path = certificate or certificate_path(weights)
     evidence = read_evidence(path)
-    with open_converted(weights, root) as checkpoint:
-        before = _stamps(weights, checkpoint, family)
-        if (ledger := find_record(weights, checkpoint, "conversion")) is not None:
-            check_same_table(weights, ledger, evidence)
-        tables = ledger or tables_in(checkpoint)
-        custom = tuple(check_tables(weights, tables, evidence, accepted_tables))
-        is_unknown = made_by_unknown_table(tables, evidence)
-        setup = (*_other_ledger(ledger, evidence), *read_setup(weights, checkpoint, family).differences(evidence.setup))
-        tensors = compare_tensors(checkpoint, evidence, on_bytes)
+    before = _stamps(weights, checkpoint.files, family)
+    if (ledger := find_record(weights, checkpoint, "conversion")) is not None:
+        check_same_table(weights, ledger, evidence)
+    tables = ledger or tables_in(checkpoint)
+    custom = tuple(check_tables(weights, tables, evidence, accepted_tables))
+    is_unknown = made_by_unknown_table(tables, evidence)
+    setup = (*_other_ledger(ledger, evidence), *read_setup(weights, checkpoint, family).differences(evidence.setup))
+    tensors = compare_tensors(checkpoint, evidence, on_bytes)
     report = None
     if not (setup or any(tensors)):
         with open_fingerprint(evidence) as capture:
             report = parity(load(), capture, modes=["propagated"])
-    with open_converted(weights, root) as checkpoint:
-        if _stamps(weights, checkpoint, family) != before:
-            raise CaptureError(f"{file_name(weights)}: changed meanwhile. Verify it again once nothing writes to it.")
+    if _stamps_now(weights, checkpoint.root, family) != before:
+        raise CaptureError(f"{file_name(weights)}: changed meanwhile. Verify it again once nothing writes to it.")
     return Verification(path, *tensors, setup, custom, is_unknown, report)
 
 

@@ -213,7 +213,7 @@ class Fit:
             if not wrong and is_mixed and dtype is None:
                 wrong.append(
                     f"{transfer.rule.pointer} joins tensors of different dtypes: {', '.join(map(str, sources))}. "
-                    "State with --dtype in which one to write them"
+                    "State with `convert --dtype` in which one to write them"
                 )
             if not wrong and transfer.ops:
                 proof = (transfer.ops, tuple(shape for _, shape in transfer.sources))

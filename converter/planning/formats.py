@@ -93,14 +93,21 @@ def recognise(contents: Contents, spec: Spec | None = None) -> Table:
 
 
 def open_known(
-    path: str | Path, root: str | None = None, source: str | None = None, *, merge: bool = True
+    path: str | Path,
+    root: str | None = None,
+    source: str | None = None,
+    *,
+    or_target: bool = False,
+    merge: bool = True,
 ) -> Checkpoint:
     """Open a checkpoint; of several state dicts in it, the one that is in a known format, or in the format `source`.
 
-    Adapters are merged into their weights, unless `merge` is False. Raises CheckpointError as `open_checkpoint`,
-    TableError as `load_format`.
+    `or_target`: or, beside `source`, in the naming of its target. Adapters are merged into their weights, unless
+    `merge` is False. Raises CheckpointError as `open_checkpoint`, TableError as `load_format`.
     """
     formats = [load_format(source)] if source else []
+    if or_target:
+        formats += [hub_table(table.spec) for table in formats]
 
     def known(names: Collection[str]) -> int:
         forms = Counter(islice(map(form_of, names), _MOST_NAMES))

@@ -25,19 +25,20 @@ from converter.writing.records import find_record
 from converter.writing.transfer import made_by
 
 
-def open_converted(path: Path, root: str | None = None) -> Checkpoint:
+def open_converted(path: Path, root: str | None = None, joined: str | None = "float32") -> Checkpoint:
     """The checkpoint at `path` in its spec's own naming: what `convert` wrote as it is, any other `in_memory`.
 
-    `root` names the state dict to take where there are several. Raises CheckpointError, PlanError as `convert` does,
-    and ModelError where a conversion has a damaged record of what it is.
+    `root` names the state dict to take where there are several. `joined`: the dtype of what is joined of tensors of
+    several dtypes, for who runs a model has none to state; with None that is refused, as by `convert` without --dtype.
+    Raises CheckpointError, PlanError as `convert` does, and ModelError where a conversion has a damaged record of what
+    it is.
     """
     checkpoint = open_known(path, root)
     try:
         if find_record(path, checkpoint, "config") is not None:
             return checkpoint
         source, target = choose_formats(checkpoint, None, None)
-        # who runs a model has no dtype to state; tensors of several dtypes that become one are joined as float32
-        return in_memory(checkpoint, make_route(source, target, checkpoint, dtype="float32", only_joins=True))
+        return in_memory(checkpoint, make_route(source, target, checkpoint, dtype=joined, only_joins=True))
     except BaseException:
         checkpoint.close()
         raise

@@ -17,6 +17,8 @@ from converter.cli import main
 from converter.errors import HubError, ModelError, PlanError
 from converter.glip import GLIP, Detector, zoo
 from converter.glip.detect.preprocessing import glip_preprocessing
+from converter.planning.fit import make_plan
+from converter.planning.plan import Plan
 from tests.support.bert_vocabulary import small_vocabulary
 from tests.support.hub.server import HubServer
 from tests.support.small_folder import SETTINGS
@@ -125,6 +127,55 @@ def test_every_command_takes_the_state_dict_that_is_asked_for(there: Path, tmp_p
     run("verify", there / "two.pth", "--root", "second")
     assert "changed: head.box.weight" in run("verify", there / "two.pth", "--root", "first", code=1).stdout
     (there / "two.parity.json").unlink()
+
+
+@pytest.fixture
+def plans(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """One entry for every plan that is made."""
+    made: list[object] = []
+
+    def counted(*arguments: Any, **options: Any) -> Plan:
+        made.append(arguments)
+        return make_plan(*arguments, **options)
+
+    monkeypatch.setattr("converter.planning.formats.make_plan", counted)
+    return made
+
+
+def test_a_command_makes_one_plan(there: Path, tmp_path: Path, plans: list[object]) -> None:
+    official, reference = tmp_path / "glip-official.pth", ("--reference", there / "here.safetensors")
+    official.hardlink_to(there / "glip-official.pth")
+    for page in ("page.html", "junit.xml"):
+        (tmp_path / page).write_text("old")
+    pages = ("--html", tmp_path / "page.html", "--junit", tmp_path / "junit.xml")
+    made = {}
+    for command, *rest in (
+        ("parity", *reference, *pages, "--mode", "propagated", "--coverage"),
+        ("certify", *reference, "--mutate", 0),
+        ("verify",),
+        ("capture", "--dst", tmp_path / "out.safetensors"),
+    ):
+        plans.clear()
+        run(command, official, *rest)
+        made[command] = len(plans)
+    plans.clear()
+    refused("detect", official, *options("detect", there, tmp_path), code=7)  # of a picture that is not there
+    assert made | {"detect": len(plans)} == dict.fromkeys(("parity", "certify", "verify", "capture", "detect"), 1)
+
+
+def test_what_convert_asks_a_dtype_for_is_run_and_not_certified(there: Path, tmp_path: Path) -> None:
+    """Nobody has said of which dtype it is, so there is no conversion that a certificate could be of."""
+    state = torch.load(there / "glip-official.pth", weights_only=True)["model"]
+    name = next(name for name in state if name.endswith("layer.0.attention.self.key.weight"))
+    state[name] = state[name].double()
+    torch.save(state, tmp_path / "mixed.pth")
+    asked = refused("convert", "--src", tmp_path / "mixed.pth", "--dst", tmp_path / "own.safetensors", code=5)
+    assert any("joins tensors of different dtypes" in problem for problem in asked["problems"])
+    reference = ("--reference", there / "here.safetensors", "--mode", "propagated")
+    run("parity", tmp_path / "mixed.pth", *reference)
+    GLIP.from_pretrained(tmp_path / "mixed.pth")
+    assert refused("certify", tmp_path / "mixed.pth", *reference[:2], code=5) == asked
+    assert not (tmp_path / "mixed.parity.json").exists()
 
 
 def test_detections_are_the_same(there: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from converter.errors import CaptureError
 from converter.glip import GLIP
-from converter.glip.family import FAMILY
-from converter.parity.certificate import certificate_path, certify, read_weights, verify
+from converter.parity.certificate import certificate_path, certify
 from converter.parity.family import Subject
 from converter.parity.mutate import mutation_score
 from converter.parity.run import parity
+from tests.support.certifying import read_weights, verify
 from tests.support.saved_glip import ledger, save, saved_glip
 from tests.support.small_capture import small_capture
 from tests.support.small_folder import small_folder
@@ -31,7 +31,7 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("certified")
     weights = saved_glip(folder)
     with small_capture(tmp_path_factory.mktemp("capture")) as capture:
-        found = read_weights(weights, FAMILY)
+        found = read_weights(weights)
         model = GLIP.from_pretrained(weights).double()
         certify(
             found,
@@ -62,7 +62,7 @@ def change(path: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> Non
 
 
 def test_a_copy_passes(copy: Path) -> None:
-    result = verify(copy, FAMILY, loading(copy))
+    result = verify(copy, loading(copy))
     assert result.passed
     assert result.report is not None
     assert len(result.report.modes["propagated"]) == 68
@@ -70,12 +70,12 @@ def test_a_copy_passes(copy: Path) -> None:
 
 
 def test_a_copy_passes_in_float32(copy: Path) -> None:
-    assert verify(copy, FAMILY, lambda: subject(GLIP.from_pretrained(copy))).passed
+    assert verify(copy, lambda: subject(GLIP.from_pretrained(copy))).passed
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_format_that_cannot_be_judged_is_not_passed(dtype: torch.dtype, copy: Path) -> None:
-    assert verify(copy, FAMILY, lambda: subject(GLIP.from_pretrained(copy).to(dtype))).passed is None
+    assert verify(copy, lambda: subject(GLIP.from_pretrained(copy).to(dtype))).passed is None
 
 
 def test_one_bit_flipped_in_one_tensor_fails(copy: Path) -> None:
@@ -83,13 +83,13 @@ def test_one_bit_flipped_in_one_tensor_fails(copy: Path) -> None:
         tensors["fpn.p6.weight"].view(torch.int64)[0, 0, 0, 0] ^= 1
 
     change(copy, flip)
-    result = verify(copy, FAMILY, loading(copy))
+    result = verify(copy, loading(copy))
     assert (result.passed, result.changed, result.report) == (False, ("fpn.p6.weight",), None)
 
 
 def test_a_tensor_missing_or_added_fails(copy: Path) -> None:
     change(copy, lambda tensors: tensors.update(more=tensors.pop("head.bias")))
-    result = verify(copy, FAMILY, loading(copy))
+    result = verify(copy, loading(copy))
     assert (result.passed, result.missing, result.added) == (False, ("head.bias",), ("more",))
 
 
@@ -100,7 +100,7 @@ def test_the_same_weights_in_a_model_that_computes_something_else_fail(copy: Pat
         model.backbone.norms[0].eps = 1e-6
         return subject(model)
 
-    result = verify(copy, FAMILY, other)
+    result = verify(copy, other)
     assert result.passed is False
     assert result.report is not None
     assert result.report.first is not None
@@ -113,15 +113,15 @@ def test_nothing_is_certified_that_did_not_pass(tmp_path: Path) -> None:
         model.head.bias += 1
     weights = save(model, tmp_path / "wrong.safetensors")
     with small_capture(tmp_path) as capture, pytest.raises(CaptureError, match="not every comparison passed"):
-        certify(read_weights(weights, FAMILY), [capture], [parity(subject(model), capture)], None, subject(model))
+        certify(read_weights(weights), [capture], [parity(subject(model), capture)], None, subject(model))
     with small_capture(tmp_path) as capture, pytest.raises(CaptureError):
-        certify(read_weights(weights, FAMILY), [capture], [], None, subject(model))
+        certify(read_weights(weights), [capture], [], None, subject(model))
     assert not certificate_path(weights).exists()
 
 
 def test_weights_that_were_replaced_meanwhile_are_not_certified(copy: Path, tmp_path: Path) -> None:
     certificate_path(copy).unlink()
-    before = read_weights(copy, FAMILY)
+    before = read_weights(copy)
     model = GLIP.from_pretrained(copy).double()
     shutil.copy(copy, tmp_path / "other")
     (tmp_path / "other").replace(copy)  # the same bytes: who replaced them can replace them again
@@ -130,7 +130,7 @@ def test_weights_that_were_replaced_meanwhile_are_not_certified(copy: Path, tmp_
         with pytest.raises(CaptureError, match="changed since it was loaded"):
             certify(before, [capture], [parity(subject(model), capture)], None, subject(model))
         assert not certificate_path(copy).exists()
-        certify(read_weights(copy, FAMILY), [capture], [parity(subject(model), capture)], None, subject(model))
+        certify(read_weights(copy), [capture], [parity(subject(model), capture)], None, subject(model))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
@@ -145,11 +145,11 @@ def test_a_number_that_is_not_finite_is_named_before_anything_is_run(
         model.get_parameter(name)[0, -1] = value
     weights = save(model, tmp_path / "spoiled.safetensors")
     with pytest.raises(CaptureError, match=rf"NaN or infinite in 1 tensor: {name}\. "):
-        read_weights(weights, FAMILY)
+        read_weights(weights)
 
 
 def test_a_configuration_that_was_changed_meanwhile_is_not_certified(copy: Path, tmp_path: Path) -> None:
-    before = read_weights(copy, FAMILY)
+    before = read_weights(copy)
     other = small_glip(anchor_sizes=[32, 64, 128, 256, 512])
     (tmp_path / "capture").mkdir()
     with small_capture(tmp_path / "capture") as capture:
@@ -160,7 +160,7 @@ def test_a_configuration_that_was_changed_meanwhile_is_not_certified(copy: Path,
 
 def test_a_tokenizer_that_was_changed_meanwhile_is_not_certified(copy: Path, tmp_path: Path) -> None:
     folder = small_folder(tmp_path / "folder")
-    before = read_weights(folder, FAMILY)
+    before = read_weights(folder)
     (tmp_path / "capture").mkdir()
     with small_capture(tmp_path / "capture") as capture:
         model = subject(GLIP.from_pretrained(folder).double())
@@ -174,20 +174,20 @@ def test_a_ledger_of_other_weights_is_not_certified(copy: Path, tmp_path: Path) 
     folder = small_folder(tmp_path / "folder")
     (folder / "conversion.json").write_text(json.dumps(ledger(copy) | {"sha256": "0" * 64}))
     with pytest.raises(CaptureError, match="its ledger is of other weights"):
-        read_weights(folder, FAMILY)
+        read_weights(folder)
 
 
 def test_a_setting_that_nothing_reads_is_not_certified(copy: Path, tmp_path: Path) -> None:
     """Detection parameters, and of a single file the preprocessing: only a folder's is used."""
     folder = small_folder(tmp_path / "folder")
     config = json.loads((folder / "config.json").read_text())
-    assert read_weights(folder, FAMILY).setup.settings["preprocessing"]["shorter_side"] == 96
+    assert read_weights(folder).setup.settings["preprocessing"]["shorter_side"] == 96
     (folder / "config.json").write_text(json.dumps(config | {"detection": {"nms_threshold": 0.9}}))
     with pytest.raises(CaptureError, match=r"detection\.nms_threshold: the configuration states 0\.9, which nothing"):
-        read_weights(folder, FAMILY)
+        read_weights(folder)
     save_file(load_file(copy), copy, {"config": json.dumps(config)})
     with pytest.raises(CaptureError, match=r"longer_side: .* states 160, which nothing reads; 1333 is used\. Take"):
-        read_weights(copy, FAMILY)
+        read_weights(copy)
 
 
 def test_a_certificate_that_would_not_be_one_is_not_written(copy: Path, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_certificate_that_would_not_be_one_is_not_written(copy: Path, tmp_path
     (tmp_path / "capture").mkdir()
     model = subject(GLIP.from_pretrained(copy))
     with small_capture(tmp_path / "capture") as capture, pytest.raises(CaptureError, match="not compared in float64"):
-        certify(read_weights(copy, FAMILY), [capture], [parity(model, capture)], None, model)
+        certify(read_weights(copy), [capture], [parity(model, capture)], None, model)
     assert not certificate_path(copy).exists()
 
 
@@ -219,15 +219,15 @@ def test_without_a_ledger_the_weights_name_their_table(tmp_path: Path) -> None:
     (tmp_path / "capture").mkdir()
     with small_capture(tmp_path / "capture") as capture:
         model = subject(GLIP.from_pretrained(folder).double())
-        path = certify(read_weights(folder, FAMILY), [capture], [parity(model, capture)], None, model)
+        path = certify(read_weights(folder), [capture], [parity(model, capture)], None, model)
     content = json.loads(path.read_text())
     assert (content["table"], "unknown_table" in content) == (tables["table"], False)
     with pytest.raises(CaptureError, match="rests on custom table 'mine'"):
-        verify(folder, FAMILY, loading(folder))
+        verify(folder, loading(folder))
     content["table"] = None
     path.write_text(json.dumps(content))
     with pytest.raises(CaptureError, match="rests on custom table 'mine'"):
-        verify(folder, FAMILY, loading(folder))
+        verify(folder, loading(folder))
 
 
 def test_a_folder_has_its_certificate_inside(certified: Path, tmp_path: Path) -> None:
@@ -259,17 +259,17 @@ def test_a_damaged_certificate_is_refused(damage: str, copy: Path) -> None:
     DAMAGE[damage](content)
     path.write_text(json.dumps(content))
     with pytest.raises(ConverterError):
-        verify(copy, FAMILY, loading(copy))
+        verify(copy, loading(copy))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", "[" * 100_000, "\x00"])
 def test_what_is_no_certificate_is_refused(text: str, copy: Path) -> None:
     certificate_path(copy).write_text(text)
     with pytest.raises(CaptureError):
-        verify(copy, FAMILY, loading(copy))
+        verify(copy, loading(copy))
 
 
 def test_weights_without_a_certificate_are_refused(tmp_path: Path) -> None:
     weights = saved_glip(tmp_path)
     with pytest.raises(CaptureError, match="there is no certificate"):
-        verify(weights, FAMILY, loading(weights))
+        verify(weights, loading(weights))

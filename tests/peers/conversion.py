@@ -14,6 +14,13 @@ from converter.cli import main
 from converter.glip import GLIP
 
 
+def convert(source: Path, destination: Path, *options: str) -> Path:
+    """What the command line makes of `source`."""
+    result = CliRunner().invoke(main, ["convert", "--src", str(source), "--dst", str(destination), *options])
+    assert result.exit_code == 0, result.output
+    return destination
+
+
 @dataclass(frozen=True)
 class Official:
     """A checkpoint in the official format with synthetic weights."""
@@ -36,7 +43,4 @@ class Official:
 
     def _convert(self, name: str, *options: str) -> Path:
         path = self.path.with_name(name)
-        if not path.exists():
-            result = CliRunner().invoke(main, ["convert", "--src", str(self.path), "--dst", str(path), *options])
-            assert result.exit_code == 0, result.output
-        return path
+        return path if path.exists() else convert(self.path, path, *options)

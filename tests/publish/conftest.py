@@ -11,13 +11,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from converter.glip import GLIP
-from converter.glip.family import FAMILY
-from converter.parity.certificate import certify, read_weights
+from converter.parity.certificate import certify
 from converter.parity.coverage import coverage
 from converter.parity.coverage_report import proof_of_rows, to_json
 from converter.parity.mutate import mutation_score
 from converter.parity.run import parity
 from tests.support.bert_vocabulary import small_vocabulary
+from tests.support.certifying import read_weights
 from tests.support.saved_glip import ledger, saved_glip
 from tests.support.small_capture import small_capture
 from tests.support.small_glip import subject
@@ -33,7 +33,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     single = folder / "glip.safetensors"
     save_file(load_file(weights), single, metadata | {"conversion": json.dumps(ledger(weights))})
     with small_capture(tmp_path_factory.mktemp("capture")) as capture:
-        found = read_weights(single, FAMILY)
+        found = read_weights(single)
         model = GLIP.from_pretrained(single).double()
         certify(
             found,

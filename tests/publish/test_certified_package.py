@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from converter.cli import main
 from converter.errors import CaptureError
 from converter.glip.family import FAMILY
-from converter.parity.certificate import verify
 from converter.parity.evidence import read_evidence
 from tests.support.bert_vocabulary import small_vocabulary
+from tests.support.certifying import verify
 from tests.support.hub.server import HubServer
 from tests.support.packaging import edit, packaged, run
 from tests.support.publishing import Clock, go
@@ -100,13 +100,13 @@ def test_what_differs_is_named_and_not_published(what: str, package: Path, hub: 
 
 def test_other_detection_parameters_are_named(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("converter.glip.model.config.NMS_THRESHOLD", 0.5)
-    result = verify(package, FAMILY, loading(package))
+    result = verify(package, loading(package))
     assert (result.passed, result.problems) == (False, ["detection.nms_threshold: 0.5 here, 0.6 certified"])
 
 
 def test_a_ledger_of_other_weights_is_named(package: Path) -> None:
     edit(package / "conversion.json", lambda c: c.update(sha256="0" * 64))
-    result = verify(package, FAMILY, loading(package))
+    result = verify(package, loading(package))
     assert result.passed is False
     assert (
         f"of weights with sha256 {'0' * 64} here, {read_evidence(package / 'parity.json').sha256} certified"
@@ -121,7 +121,7 @@ def test_a_package_has_what_was_certified_and_what_was_added(conversions: Path, 
     assert all(after.settings[key] == value for key, value in before.settings.items())
     assert before.files == {}
     assert after.files.keys() == {"vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
-    assert verify(package, FAMILY, loading(package)).passed
+    assert verify(package, loading(package)).passed
 
 
 def test_every_file_that_is_published_beside_weights_is_looked_at(conversions: Path) -> None:
@@ -132,7 +132,7 @@ def test_every_file_that_is_published_beside_weights_is_looked_at(conversions: P
 def test_a_package_can_be_packaged_again(package: Path, conversions: Path) -> None:
     again = conversions / "again"
     assert run(conversions, "out", again, "--repo-id", "somebody/small").exit_code == 0
-    assert verify(again, FAMILY, loading(again)).passed
+    assert verify(again, loading(again)).passed
 
 
 def test_another_vocabulary_than_the_certified_one_is_refused(package: Path, conversions: Path) -> None:

@@ -17,9 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from converter.glip import GLIP
-from converter.glip.family import FAMILY
-from converter.parity.certificate import verify
 from converter.parity.evidence import read_evidence
+from tests.support.certifying import verify
 from tests.support.packaging import edit, packaged, run
 from tests.support.small_glip import loading
 
@@ -48,7 +47,7 @@ def test_the_model_loads_and_is_the_same(conversions: Path) -> None:
 
 def test_the_copy_verifies(conversions: Path) -> None:
     out = packaged(conversions)
-    assert verify(out, FAMILY, loading(out)).passed
+    assert verify(out, loading(out)).passed
 
 
 def test_config_says_architecture_preprocessing_and_origin(conversions: Path) -> None:
@@ -74,7 +73,7 @@ def test_shards_come_with_their_index(conversions: Path) -> None:
     out = packaged(conversions, "glip")
     assert {"model-00001-of-00002.safetensors", "model.safetensors.index.json"} <= {p.name for p in out.iterdir()}
     assert GLIP.from_pretrained(out).config.vocab_size == 50
-    assert verify(out, FAMILY, loading(out)).passed
+    assert verify(out, loading(out)).passed
 
 
 def test_twice_gives_the_same_bytes(conversions: Path) -> None:

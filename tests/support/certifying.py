@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from converter.glip import GLIP
 from converter.glip.family import FAMILY
+from converter.parity import certificate
 from converter.parity.capture import Capture, load_capture
-from converter.parity.certificate import certificate_path, certify, read_weights
+from converter.parity.certificate import Verification, Weights, certificate_path, certify
 from converter.parity.coverage import coverage
 from converter.parity.coverage_report import proof_of_rows, to_json
+from converter.parity.family import Subject
 from converter.parity.mutate import mutation_score
 from converter.parity.run import parity
+from converter.writing.in_memory import open_converted
 from tests.support.saved_glip import saved_glip
 from tests.support.small_capture import write
 from tests.support.small_glip import subject
+
+
+def read_weights(path: Path) -> Weights:
+    """What is to be certified, in a file or folder that is opened for it."""
+    with open_converted(path) as checkpoint:
+        return certificate.read_weights(path, checkpoint, FAMILY)
+
+
+def verify(path: Path, load: Callable[[], Subject], **options: Any) -> Verification:
+    """A file or folder that is opened for it, beside its certificate."""
+    with open_converted(path) as checkpoint:
+        return certificate.verify(path, checkpoint, FAMILY, load, **options)
 
 
 def certified_small(folder: Path, captures: int = 1) -> Path:
@@ -43,7 +60,7 @@ def named(folder: Path, name: str) -> Capture:
 
 def certify_beside(weights: Path, captures: list[Capture], mutations: int = 5) -> None:
     """Every capture in float64 and float32."""
-    before = read_weights(weights, FAMILY)
+    before = read_weights(weights)
     model = GLIP.from_pretrained(weights)
     single = [parity(subject(model), capture) for capture in captures]
     double = [parity(subject(model.double()), capture) for capture in captures]

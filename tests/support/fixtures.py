@@ -76,9 +76,9 @@ def hub(
 def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A converted model with its certificate, as it is published."""
     from converter.glip import GLIP
-    from converter.glip.family import FAMILY
-    from converter.parity.certificate import certify, read_weights
+    from converter.parity.certificate import certify
     from converter.parity.run import parity
+    from tests.support.certifying import read_weights
 
     folder = tmp_path_factory.mktemp("certified")
     model = small_glip()
@@ -92,7 +92,7 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # of layers as small as these, several threads make ten times the work
     with small_capture(tmp_path_factory.mktemp("capture")) as capture:
-        weights = read_weights(folder, FAMILY)
+        weights = read_weights(folder)
         double = GLIP.from_pretrained(folder).double()
         certify(weights, [capture], [parity(subject(double), capture)], None, subject(double))
     torch.set_num_threads(threads)

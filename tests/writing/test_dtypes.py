@@ -104,7 +104,7 @@ def test_what_is_joined_must_be_of_one_dtype_or_be_cast_to_one(to: str, dtype: t
     (problem,) = refusal(*convert, code=5)["problems"]
     name = str(dtype).removeprefix("torch.")
     assert "joins tensors of different dtypes: " in problem
-    assert problem.endswith(f", {VALUE} (6, 6) {name}. State with --dtype in which one to write them")
+    assert problem.endswith(f", {VALUE} (6, 6) {name}. State with `convert --dtype` in which one to write them")
 
 
 @pytest.mark.parametrize("dtype", list(DTYPES))
