@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -21,6 +22,8 @@ from converter.display import quoted
 from converter.errors import TableError
 from converter.mapping.cast import cast, is_float
 from converter.mapping.entries import Transfer
+from converter.mapping.load import hub_table
+from converter.mapping.names import form_of
 from converter.mapping.ops import Array, Shape, apply_ops
 from converter.mapping.table import Table
 from converter.mapping.transfers import transfers
@@ -164,7 +167,7 @@ class _Side:
 
     def __init__(self, letter: str, checkpoint: Checkpoint, table: Table | None) -> None:
         self.letter, self.checkpoint, self.table = letter, checkpoint, table
-        self._short: Callable[[str], str] = table.short if table else str
+        self._short: Callable[[str], str] = partial(_short, table, hub_table(table.spec)) if table else str
         self.family: Family = "unknown"
         self.plan: Plan | None = None
         self.unreadable = {**checkpoint.objects, **checkpoint.unsupported}
@@ -279,6 +282,11 @@ class _Side:
             arrays = apply_ops(seen.step.ops, [self.checkpoint.read(source) for source in seen.sources])
             self._made.update(zip((target.name for target in seen.step.targets), arrays, strict=True))
         return cast(self._made.pop(name), seen.step.sources[0].dtype, seen.dtype, name).ravel()
+
+
+def _short(table: Table, target: Table, name: str) -> str:
+    """`name` without wrappers, whichever side of the table it is of."""
+    return (table if table.names.knows(form_of(name)) else target).short(name)
 
 
 def _compare(side_a: _Side, side_b: _Side, name: str, tolerance: float | None) -> Pair | None:
