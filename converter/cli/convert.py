@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.output import parse_size, print_json, progress, reports
-from converter.display import gigabytes, listed, plain
+from converter.display import gigabytes, plain
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
@@ -186,19 +186,14 @@ def _size(plan: Plan) -> int:
 
 
 def _print_summary(checkpoint: Checkpoint, plan: Plan) -> None:
+    from converter.cli.sources import taken_from
     from converter.writing.ledger import UNKNOWN_TABLE
 
     also = f" (same architecture: {', '.join(plan.variant.also)})" if plan.variant.also else ""
     click.echo(f"from {plan.table} to {plan.format}" + (f", {plan.part} alone" if plan.part else ""))
     click.echo(f"variant: {plan.variant.name}{also}")
-    others = [
-        name or "its top level"
-        for name, count in checkpoint.roots.items()
-        if name != checkpoint.root and 10 * count > len(checkpoint.tensors)  # not a loss or two
-    ]
-    if checkpoint.root or others:
-        hint = f"; also there: {listed(map(plain, others))} (--root chooses)" if others else ""
-        click.echo(f"taken from the file: {plain(checkpoint.root) or 'its top level'}{hint}")
+    if taken := taken_from(checkpoint):
+        click.echo(f"taken from the file: {taken}")
     sources = sum(len(step.sources) for step in (*plan.steps, *plan.carried))
     if plan.wrappers:
         shown = ", ".join(f"{plain(name)} ({count})" for name, count in plan.wrappers.items())

@@ -7,8 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from converter.checkpoint import Checkpoint
-from converter.display import quoted
+from converter.cli.sources import taken_from
+from converter.display import file_name, quoted
 from converter.errors import ModelError
 from converter.mapping.documents import installed_families
 from converter.mapping.spec import load_spec
@@ -43,7 +46,12 @@ def open_weights(path: Path, root: str | None = None, joined: str | None = "floa
     """
     if not path.exists():
         raise ModelError(f"{path}: no such file or folder; give a checkpoint, or what `convert` wrote")
-    return open_converted(path, root, joined)
+    checkpoint = open_converted(path, root, joined)
+    if checkpoint.layout == "in-memory":
+        taken = taken_from(checkpoint)
+        said = f"{file_name(path)}: converted on the way" + (f"; taken from it: {taken}" if taken else "")
+        click.echo(said, err=True)
+    return checkpoint
 
 
 def family_of_weights(path: Path, checkpoint: Checkpoint) -> Family[Any]:

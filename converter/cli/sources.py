@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from converter.checkpoint import Checkpoint
+from converter.display import listed, plain
 from converter.hub.requests import show_progress
 from converter.hub.resolve import is_on_hub, resolve
 
@@ -19,6 +21,19 @@ class Located:
 
     path: Path
     origin: dict[str, Any] | None
+
+
+def taken_from(checkpoint: Checkpoint) -> str:
+    """Which state dict of a file was taken, and which others could be; "" where there is one, without a name."""
+    others = [
+        name or "its top level"
+        for name, count in checkpoint.roots.items()
+        if name != checkpoint.root and 10 * count > len(checkpoint.tensors)  # not a loss or two
+    ]
+    if not checkpoint.root and not others:
+        return ""
+    hint = f"; also there: {listed(map(plain, others))} (--root chooses)" if others else ""
+    return f"{plain(checkpoint.root) or 'its top level'}{hint}"
 
 
 def locate(text: str, *, quiet: bool = False) -> Located:

@@ -209,6 +209,15 @@ def test_a_certificate_is_that_of_the_converted_file(there: Path, tmp_path: Path
     assert "changed: head.text_bias" in run("verify", tmp_path / "glip-official.pth", code=1).stdout
 
 
+def test_what_was_taken_is_said(there: Path, tmp_path: Path) -> None:
+    model = torch.load(there / "glip-official.pth", weights_only=True)["model"]
+    torch.save({"model": model, "model_ema": dict(model)}, tmp_path / "two.pth")
+    beside = ["--reference", there / "here.safetensors", "--mode", "propagated"]
+    shown = run("parity", tmp_path / "two.pth", *beside).stderr
+    assert "two.pth: converted on the way; taken from it: model; also there: model_ema (--root chooses)" in shown
+    assert "converted on the way" not in run("parity", there / "own.safetensors", *beside).stderr
+
+
 def test_what_is_packaged_and_published_is_converted_first(there: Path, tmp_path: Path) -> None:
     message = refused("package", there / "glip-official.pth", tmp_path / "out", code=7)["message"]
     assert "Run `convert` first" in message
