@@ -56,7 +56,7 @@ def describe_gzip(source: SourceFile) -> str:
     holds += next((kind for magic, kind in kinds if inside.startswith(magic)), "")
     if inside[8:9] == b"{":
         holds += ": safetensors, it seems"
-    return f"compressed with gzip{holds}. Unpack it first (gunzip)"
+    return f"compressed with gzip{holds}. Unpack it first (gzip -dc)"
 
 
 def refuse_other_zip(source: SourceFile) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.output import parse_size, print_json, progress, reports
-from converter.display import gigabytes, plain
+from converter.display import file_name, gigabytes, plain
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
@@ -234,7 +234,7 @@ def _tables(checkpoint: Checkpoint, plan: Plan) -> tuple[list[CustomTable], bool
 
 def _print_done(checkpoint: Checkpoint, plan: Plan, destination: Path, done: Conversion) -> None:
     _print_summary(checkpoint, plan)
-    click.echo(f"written: {destination}" + (f" ({len(done.files)} files)" if len(done.files) > 1 else ""))
+    click.echo(f"written: {file_name(destination)}" + (f" ({len(done.files)} files)" if len(done.files) > 1 else ""))
     click.echo(f"sha256 of the ledger: {done.ledger['sha256']}")
 
 

@@ -100,8 +100,11 @@ def _why_not(checkpoint: Checkpoint) -> str:
 
 
 def _next(file: str, root: str | None, checkpoint: Checkpoint, formats: list[Table]) -> str | None:
-    """The command that converts the file, as it is to be typed, or that lists what is wrong; None where it is done."""
-    if any(table.is_hub for table in formats):
+    """The command that converts the file, as it is to be typed, or that lists what is wrong; None where it is done.
+
+    A name that no terminal can show cannot be typed either.
+    """
+    if any(table.is_hub for table in formats) or not file.isprintable():
         return None
     stem = Path(file.partition("@")[0]).name.partition(".")[0] or "converted"
     name = f"{stem}.{formats[0].spec.name}" if formats else stem

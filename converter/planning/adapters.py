@@ -52,7 +52,7 @@ def with_adapters_merged(checkpoint: Checkpoint) -> Checkpoint:
         _check(checkpoint, adapter, settings)
         computed[_plain(adapter.weight)] = partial(_merge, checkpoint, adapter, settings.alpha / settings.rank)
     said = (
-        f"a LoRA adapter of {counted(len(adapters), 'layer')}: merged into their weights "
+        f"the matrices of a LoRA adapter of {counted(len(adapters), 'layer')}, merged into their weights "
         f"(alpha {settings.alpha:g}, rank {settings.rank})"
     )
     # with their adapters gone, layers have their own names again

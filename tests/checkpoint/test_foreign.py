@@ -98,9 +98,9 @@ PACKED: dict[str, tuple[Callable[[], bytes], str]] = {
     "stored zip": (lambda: zipped("model.pth", method=zipfile.ZIP_STORED), "a zip archive with 'model.pth' in it."),
     "gzip": (
         lambda: gzipped("model.pth", saved()),
-        "compressed with gzip from 'model.pth': a zip archive, as torch.save writes them. Unpack it first (gunzip).",
+        "compressed with gzip from 'model.pth': a zip archive, as torch.save writes them. Unpack it first (gzip -dc).",
     ),
-    "gzip without a name": (lambda: gzip.compress(bytes(9)), "compressed with gzip. Unpack it first (gunzip)."),
+    "gzip without a name": (lambda: gzip.compress(bytes(9)), "compressed with gzip. Unpack it first (gzip -dc)."),
     "gzip of a legacy file": (
         lambda: gzip.compress(saved(_use_new_zipfile_serialization=False)),
         "compressed with gzip: a pickle, as torch.save wrote them.",
@@ -110,7 +110,7 @@ PACKED: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: tarred("a/model.pth", mode="w:gz"),
         "a tar archive with 'a/model.pth' in it, compressed with gzip. Unpack it (tar -xzf), and give the checkpoint",
     ),
-    "damaged gzip": (lambda: b"\x1f\x8b" + bytes(100), "compressed with gzip. Unpack it first (gunzip)."),
+    "damaged gzip": (lambda: b"\x1f\x8b" + bytes(100), "compressed with gzip. Unpack it first (gzip -dc)."),
     "bzip2": (lambda: bz2.compress(saved()), "compressed with bzip2. Unpack it first"),
     "xz": (lambda: lzma.compress(saved()), "compressed with xz. Unpack it first"),
     "zstd": (lambda: b"\x28\xb5\x2f\xfd\x04\x58" + bytes(50), "compressed with Zstandard. Unpack it first"),
