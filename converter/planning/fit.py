@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from converter.checkpoint import DTYPES, DType
-from converter.display import quoted
+from converter.display import counted, quoted
 from converter.errors import PlanError, TableError
 from converter.mapping.cast import is_float
 from converter.mapping.entries import Bound, Ignore, Transfer
@@ -118,8 +118,8 @@ def headline(fits: Fits, keys: int, problems: int) -> str:
         )
     beside = [tensor.name for tensor in fit.tensors.values() if not tensor.name.startswith(fit.naming.prefix)]
     hint = (
-        f". {len(beside)} names do not begin with {quoted(fit.naming.prefix)}; --root {fit.naming.prefix[:-1]} leaves "
-        "them out"
+        f". Not behind {quoted(fit.naming.prefix)}: {counted(len(beside), 'name')}, which --root "
+        f"{fit.naming.prefix[:-1]} leaves out"
     )
     return f"{table.name}: the checkpoint does not fit {fit.variant.name}: {found}, {problems} problems" + (
         hint if fit.naming.prefix and 0 < len(beside) < len(fit.tensors) / 2 else ""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -106,3 +107,32 @@ def test_what_is_no_wrapper_is_never_taken_off(
     said = "\n".join([error["message"], *error["problems"]])
     assert word.partition(".")[0] in said
     assert not (tmp_path / "never.safetensors").exists()
+
+
+def test_what_lies_beside_a_wrapped_model_is_left_out_by_the_root(plain: Mapping[str, Any], tmp_path: Path) -> None:
+    item = {**{f"model.{name}": tensor for name, tensor in bare().items()}, "criterion.weight": torch.ones(3)}
+    torch.save({"state_dict": item}, tmp_path / "a.pth")
+    error = refusal("convert", "--src", tmp_path / "a.pth", "--dst", tmp_path / "x.safetensors", code=5)
+    assert "Not behind 'model.': 1 name, which --root model leaves out" in error["message"]
+    assert converted({"state_dict": item}, tmp_path / "b", "--root", "model") == plain
+
+
+@pytest.mark.parametrize("value", [[[1.0]], np.ones((1, 1), np.float32)], ids=["list", "array"])
+def test_a_weight_that_is_no_tensor_is_not_left_out(value: object, tmp_path: Path) -> None:
+    """The prompt is optional: without it the model would be another one."""
+    torch.save({**bare(), "rpn.tunable_linear.weight": value}, tmp_path / "a.pth")
+    error = refusal("convert", "--src", tmp_path / "a.pth", "--dst", tmp_path / "x.safetensors", code=5)
+    assert "rpn.tunable_linear.weight" in "\n".join(error["problems"])
+
+
+def test_of_two_copies_one_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
+    item: dict[str, Any] = {f"model.{name}": tensor.numpy() for name, tensor in bare().items()}
+    torch.save({**item, **{f"ema.{name}": tensor for name, tensor in moved().items()}}, tmp_path / "a.pth")
+    error = refusal("convert", "--src", tmp_path / "a.pth", "--dst", tmp_path / "x.safetensors", code=5)
+    assert "is there twice" in error["problems"][0]
+
+
+def test_a_number_that_is_learned_is_no_counter(tmp_path: Path) -> None:
+    torch.save({**bare(), "rpn.head.steps": torch.tensor(0.3)}, tmp_path / "a.pth")
+    error = refusal("convert", "--src", tmp_path / "a.pth", "--dst", tmp_path / "x.safetensors", code=5)
+    assert "rpn.head.steps" in error["problems"][0]
