@@ -102,7 +102,10 @@ def lint(names: tuple[str, ...], as_json: bool) -> None:
     from converter.mapping.lint import lint_wrappers
     from converter.mapping.load import load_table
 
-    problems = [] if names else lint_wrappers()
+    problems = []
+    if not names:
+        list_documents("spec")  # checks them
+        problems += lint_wrappers()
     for name in names or [document.name for document in list_documents("table")]:
         table = load_table(name)
         problems += [f"{table.name}: {problem}" for problem in problems_of(table)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import TableError
-from converter.mapping.documents import Document, find_document, names_of
+from converter.mapping.documents import Document, find_document, known_paths, names_of
 from converter.mapping.spec import SUFFIXES, Spec, load_spec
 from converter.mapping.table import SavedAs, Table
 
@@ -55,7 +55,8 @@ def load_table(name_or_path: str | Path) -> Table:
 def load_target(name: str, path: Path) -> Spec:
     """The whole spec that a table at `path` names: beside it, or built in."""
     beside = path.parent / f"{name}.json"
-    return load_spec(beside if beside.is_file() else name)
+    # one that has a name is not checked by the schema again for each of its tables
+    return load_spec(beside if beside.is_file() and beside not in known_paths() else name)
 
 
 def _as_known(document: Document) -> Document:

@@ -13,6 +13,7 @@ from converter.mapping.documents import mappings_folder, names_of
 from converter.mapping.load import load_table
 from converter.mapping.released import is_released, released
 from converter.mapping.spec import load_spec
+from tests.support.small_files import refusal
 
 DO = (
     "mappings/released.json does not list {1}, the hash that {0} has now. If it was changed on purpose, put this one "
@@ -77,3 +78,11 @@ def test_a_family_vouches_for_its_own_tables_alone(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("converter.mapping.documents.installed_families", lambda: (family,))
     assert is_released("its-own", "a" * 64)
     assert not is_released("glip-official", "b" * 64)
+
+
+@pytest.mark.usefixtures("small_mappings")
+def test_lint_checks_the_specs_that_are_read_unchecked() -> None:
+    path = documents.mappings_folder() / "glip.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"unheard": 1}))
+    error = refusal("lint", code=4)
+    assert "glip.json breaks mappings/schema.json" in error["message"]
