@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 from converter.checkpoint.adapters import AdapterSettings, adapter_settings
 from converter.checkpoint.opcodes import Dict, Global, Instance, Persistent
-from converter.display import counted, plain
+from converter.display import counted, listed, plain
 from converter.errors import UnsupportedCheckpointError
 
 Pairs = list[tuple[object, object]]
@@ -29,7 +28,7 @@ _SHOWN = 12  # attributes named in a sentence
 
 
 @dataclass(frozen=True, slots=True)
-class StateDict:
+class ModuleState:
     """What `state_dict()` would give, in its order, sentences on what else the modules hold, and their adapters."""
 
     pairs: Pairs
@@ -92,14 +91,14 @@ def is_module(value: object) -> bool:
     return _parts(value) is not None
 
 
-def module_state_dict(module: Instance, label: str, budget: Budget) -> StateDict:
+def module_state_dict(module: Instance, label: str, budget: Budget) -> ModuleState:
     """The state dict of a pickled module. `label` begins messages; `budget` is that of the file.
 
     Raises UnsupportedCheckpointError for modules that contain themselves, or are beyond what a model can be.
     """
     reader = _Reader(label, budget)
     reader.read(module, "", 0)
-    return StateDict(reader.pairs, tuple(reader.sentences(module)), tuple(reader.adapters))
+    return ModuleState(reader.pairs, tuple(reader.sentences(module)), tuple(reader.adapters))
 
 
 @dataclass(slots=True)
@@ -152,15 +151,10 @@ class _Reader:
         said += [f"{plain(name)} of {counted(count, 'module')}: not run" for name, count in self.hooks.items() if count]
         if self.others:
             rare_first = sorted(self.others, key=lambda name: self.others[name])
-            shown = ", ".join(map(plain, rare_first[:_SHOWN]))
-            more = f" and {len(self.others) - _SHOWN} more" if len(self.others) > _SHOWN else ""
-            said.append(f"other attributes of its modules: {shown}{more}")
+            said.append(f"other attributes of its modules: {listed(map(plain, rare_first), _SHOWN)}")
         if self.transient:
-            shown = ", ".join(map(plain, islice(self.transient, 3)))
-            said.append(
-                f"{counted(len(self.transient), 'buffer')} that state_dict() leaves out, too: {shown}"
-                + (", ..." if len(self.transient) > 3 else "")
-            )
+            buffers = counted(len(self.transient), "buffer")
+            said.append(f"{buffers} that state_dict() leaves out, too: {listed(map(plain, self.transient), 3)}")
         return said
 
 
