@@ -130,12 +130,16 @@ def _check(folder: Path, files: list[Path], force: bool) -> None:
     for path in files:
         if path.is_dir() or path.is_symlink():
             raise DestinationError(f"{path} is not a plain file; choose another --out or --name")
-        if path.exists() and not force:
-            raise DestinationError(f"{path} exists; --force replaces it, --name chooses another name")
+    _check_new(files[-1], force)  # a spec alone may be that of a run which was killed before it wrote the table
+
+
+def _check_new(path: Path, force: bool) -> None:
+    if path.exists() and not force:
+        raise DestinationError(f"{path} exists; --force replaces it, --name chooses another name")
 
 
 def _write(files: list[Path], documents: list[Mapping[str, Any]], force: bool) -> None:
-    """Write the documents once all of them were found to load; a table that is there is replaced in one step."""
+    """Write the documents once all of them were found to load, the table last; each is replaced in one step."""
     from converter.mapping.draft.propose import to_text
     from converter.mapping.load import load_table
     from converter.writing.destination import writing
@@ -154,10 +158,12 @@ def _write(files: list[Path], documents: list[Mapping[str, Any]], force: bool) -
     folder = files[0].parent
     with writing(folder):
         folder.mkdir(exist_ok=True)
-    done = done_with(file_name(files[-1]))
-    for path, text in zip(files, texts, strict=True):
-        write = partial(Path.write_text, data=text, encoding="utf-8")
-        write_whole(path, write, force=force, on_done=done if path == files[-1] else lambda: None)
+        specs = [path for path in files[:-1] if not path.exists() or path.read_bytes() != texts[0].encode()]
+    for path in specs:
+        _check_new(path, force)
+        write_whole(path, partial(Path.write_text, data=texts[0], encoding="utf-8"), force=force)
+    write = partial(Path.write_text, data=texts[-1], encoding="utf-8")
+    write_whole(files[-1], write, force=force, on_done=done_with(file_name(files[-1])))
 
 
 def _as_json(result: Draft, files: list[Path]) -> dict[str, Any]:

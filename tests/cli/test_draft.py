@@ -66,6 +66,19 @@ def test_nothing_is_replaced_without_force(files: tuple[Path, Path, Path]) -> No
     assert run("--src", source, "--target", target, "--out", out, "--force").exit_code == 0
 
 
+def test_what_was_killed_between_the_spec_and_the_table_goes_on(files: tuple[Path, Path, Path]) -> None:
+    source, target, out = files
+    arguments = ["--src", source, "--target", target, "--out", out]
+    run(*arguments)
+    (out / "mine.json").unlink()
+    assert run(*arguments).exit_code == 0
+    (out / "mine.json").unlink()
+    (out / "theirs-v2.json").write_text("reviewed for days")
+    assert run(*arguments).exit_code == 6
+    assert (out / "theirs-v2.json").read_text() == "reviewed for days"
+    assert not (out / "mine.json").exists()
+
+
 def test_a_target_may_be_a_spec_or_nothing_known(files: tuple[Path, Path, Path]) -> None:
     source, target, out = files
     unknown = run("--src", source, "--target", "no-such-model", "--out", out)
