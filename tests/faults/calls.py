@@ -1,0 +1,150 @@
+"""The system calls of a commit, as strace lists them, and the faults that each is given.
+
+A commit begins at the first call that opens the folder where the result goes, asks how much space it has, or makes
+something in it, and ends with the process.
+Calls about memory and waiting threads are left out: what they do to the process no file shows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_LEFT_OUT = {
+    "brk", "clock_nanosleep", "futex", "getpid", "gettid", "madvise", "mmap", "mprotect", "mremap", "munmap",
+    "rseq", "sched_getaffinity", "sched_yield", "set_robust_list",
+}  # fmt: skip
+# what each may give on a disk that is full, broken, read-only, remote or another user's, after their manual pages;
+# calls about signals, and those that cannot fail, have none
+_ERRORS = {
+    "chmod": ("EIO", "EPERM", "EROFS"),
+    "clone3": ("EAGAIN",),
+    "close": ("EIO", "ENOSPC"),
+    "dup": ("EMFILE",),
+    "fallocate": ("EIO", "ENOSPC", "EOPNOTSUPP"),
+    "fchmod": ("EIO", "EPERM", "EROFS"),
+    "fcntl": ("ENOLCK", "EIO"),
+    "fdatasync": ("EIO", "ENOSPC", "EDQUOT"),
+    "flock": ("ENOLCK", "EIO", "EOPNOTSUPP"),
+    "fstat": ("EIO",),
+    "fstatfs": ("EIO",),
+    "fsync": ("EIO", "ENOSPC", "EDQUOT", "EINVAL"),
+    "ftruncate": ("EIO", "ENOSPC", "EFBIG", "EPERM"),
+    "getcwd": ("ENOENT",),
+    "getdents64": ("EIO",),
+    "ioctl": ("EIO",),
+    "link": ("EIO", "ENOSPC", "EACCES", "EPERM", "EEXIST", "EMLINK", "EROFS"),
+    "linkat": ("EIO", "ENOSPC", "EACCES", "EPERM", "EEXIST", "ENOENT", "EROFS"),
+    "lseek": ("EIO",),
+    "lstat": ("EIO", "EACCES"),
+    "mkdir": ("EIO", "ENOSPC", "EACCES", "EEXIST", "EROFS"),
+    "mkdirat": ("EIO", "ENOSPC", "EACCES", "EEXIST", "EROFS"),
+    "newfstatat": ("EIO", "EACCES"),
+    "open": ("EIO", "ENOSPC", "EACCES", "EMFILE", "ENOENT", "EROFS"),
+    "openat": ("EIO", "ENOSPC", "EACCES", "EMFILE", "EOPNOTSUPP", "EROFS"),
+    "pread64": ("EIO",),
+    "preadv": ("EIO",),
+    "preadv2": ("EIO",),
+    "pwrite64": ("EIO", "ENOSPC", "EDQUOT", "EFBIG"),
+    "read": ("EIO",),
+    "rename": ("EIO", "ENOSPC", "EACCES", "EPERM", "EROFS"),
+    "renameat": ("EIO", "ENOSPC", "EACCES", "EPERM", "EROFS"),
+    "renameat2": ("EIO", "ENOSPC", "EACCES", "EINVAL", "ENOSYS", "EEXIST"),
+    "rmdir": ("EIO", "EACCES", "EBUSY", "ENOTEMPTY"),
+    "stat": ("EIO", "EACCES"),
+    "statfs": ("EIO", "EACCES"),
+    "statx": ("EIO", "EACCES"),
+    "unlink": ("EIO", "EACCES", "EPERM", "EROFS"),
+    "unlinkat": ("EIO", "EACCES", "EPERM", "EROFS"),
+    "write": ("EIO", "ENOSPC", "EPIPE"),
+}
+_CALL = re.compile(r"^(?:(\d+) +)?(\w+)\(")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The `number`-th `name` of a thread since strace attached. `shown`: as strace prints it.
+
+    `in_thread`: made by another thread than the first; then the first thread to come that far is meant. `is_late`: made
+    after the last call that names the folder where the result goes.
+    """
+
+    name: str
+    number: int
+    shown: str
+    in_thread: bool = False
+    is_late: bool = False
+
+    @property
+    def changes_names(self) -> bool:
+        """Whether it gives, takes or moves the name of something."""
+        return self.name.startswith(("link", "rename", "unlink", "mkdir", "rmdir"))
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What happens at a call: `kind` is `kill`, `interrupt` or `error`, `what` the signal or the error."""
+
+    call: Call
+    kind: str
+    what: str
+
+    def options(self) -> list[str]:
+        """Those of strace that make it happen, and list the calls of that name."""
+        how = f"error={self.what}" if self.kind == "error" else f"signal={self.what}"
+        name, number = self.call.name, self.call.number
+        follow = ["-f"] if self.call.in_thread else []
+        return [*follow, "-e", f"trace={name}", "-e", f"inject={name}:{how}:when={number}"]
+
+    def happened(self, trace: str) -> bool:
+        """Whether the run came to that call."""
+        marks = {"error": "(INJECTED)", "kill": "killed by SIGKILL"}
+        return marks.get(self.kind, f"--- {self.what} {{") in trace
+
+
+def calls_of_commit(trace: str, destination_folder: str) -> list[Call]:
+    """The calls in what `strace -f` wrote of a whole run, from the first one that concerns the destination's folder."""
+    folder = re.escape(destination_folder)
+    begins = re.compile(rf'(open(at)?|statfs)\(.*"{folder}"|open(at)?\(.*"{folder}/.*O_CREAT|mkdir(at)?\(.*"{folder}/')
+    calls: list[Call] = []
+    counts: Counter[tuple[str, str]] = Counter()
+    lines = trace.splitlines()
+    first = next((match[1] for line in lines if (match := _CALL.match(line))), None)
+    last = max((i for i, line in enumerate(lines) if re.search(rf'"{folder}["/]', line)), default=0)
+    began = False
+    for i, line in enumerate(lines):
+        match = _CALL.match(line)
+        if match is None:
+            continue
+        thread, name = match[1], match[2]
+        counts[thread, name] += 1
+        began = began or begins.search(line) is not None
+        if began and name not in _LEFT_OUT:
+            shown = line.removeprefix(thread or "").strip()[:160]
+            calls.append(Call(name, counts[thread, name], shown, thread != first, i > last))
+    return [call for call in calls if not call.in_thread] + _of_threads(call for call in calls if call.in_thread)
+
+
+def _of_threads(calls: Iterable[Call]) -> list[Call]:
+    """One for each name and number: which thread makes it first is chance."""
+    found: dict[tuple[str, int], Call] = {}
+    for call in calls:
+        found.setdefault((call.name, call.number), call)
+    return list(found.values())
+
+
+def kills(calls: Iterable[Call]) -> list[Fault]:
+    """Each call is not made, for the process is killed as it begins."""
+    return [Fault(call, "kill", "SIGKILL") for call in calls]
+
+
+def interrupts(calls: Iterable[Call]) -> list[Fault]:
+    """Each call is interrupted, every third by SIGTERM, the others by SIGINT, as Ctrl-C does."""
+    return [Fault(call, "interrupt", "SIGTERM" if i % 3 == 2 else "SIGINT") for i, call in enumerate(calls)]
+
+
+def errors(calls: Iterable[Call]) -> list[Fault]:
+    """Each call that can fail fails, with each error that it may have."""
+    return [Fault(call, "error", error) for call in calls for error in _ERRORS.get(call.name, ())]

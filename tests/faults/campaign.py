@@ -1,0 +1,131 @@
+"""Many faults, on several processes, and the table of what came of them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, Queue
+
+from tests.faults.calls import Fault, errors, interrupts, kills
+from tests.faults.injection import NO_EXCHANGE, NO_LINKS, NO_TMPFILE, WHOLE, Broken, Outcome, System, Workplace
+from tests.faults.scenarios import SCENARIOS, Scenario
+
+KINDS = ("kill", "interrupt", "error")
+_COLUMNS = ("old", "new", "recoverable", "mixed", "wrong exit", "leftover", "other")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A fault that is to be tried."""
+
+    scenario: Scenario
+    system: System
+    fault: Fault
+
+
+@contextmanager
+def workplace(instead: str | None = None) -> Iterator[Workplace]:
+    """A workplace in a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="faults") as folder, Workplace(Path(folder) / "w", instead) as place:
+        yield place
+
+
+def systems_of(scenario: Scenario) -> tuple[System, ...]:
+    """The systems on which a scenario is tried: two folders are exchanged only where there was one before."""
+    exchanges = scenario.force and "." not in scenario.layout.destination
+    return (WHOLE, NO_TMPFILE, NO_LINKS, *([NO_EXCHANGE] if exchanges else []))
+
+
+def all_tasks(place: Workplace, scenarios: Iterable[Scenario] = SCENARIOS) -> tuple[list[Task], list[Broken]]:
+    """Every fault of every scenario, and the scenarios that do not work on a system.
+
+    On one that lacks something: kills and interrupts, as long as anything is done where the result goes. What follows
+    is the same everywhere.
+    """
+    tasks, broken = [], []
+    for scenario in scenarios:
+        for system in systems_of(scenario):
+            try:
+                calls = place.calls(scenario, system)
+            except Broken as error:
+                broken.append(error)
+                continue
+            if system is WHOLE:
+                faults = kills(calls) + interrupts(calls) + errors(calls)
+            else:
+                calls = [call for call in calls if not call.in_thread and not call.is_late]
+                faults = kills(calls) + interrupts(calls)
+            tasks += [Task(scenario, system, fault) for fault in faults]
+    return tasks, broken
+
+
+def sample(tasks: Sequence[Task], count: int) -> list[Task]:
+    """Some `count` of them, the same ones each time.
+
+    On a whole system all kills and interrupts where a name changes: that is where results get mixed. The others are
+    spread over all scenarios, systems and kinds.
+    """
+    chosen = [task for task in tasks if _is_critical(task)]
+    others = [task for task in tasks if not _is_critical(task)]
+    step = max(1, len(others) // max(1, count - len(chosen)))
+    return chosen + others[:: step if step % 2 else step + 1]
+
+
+def _is_critical(task: Task) -> bool:
+    return task.system is WHOLE and task.fault.kind != "error" and task.fault.call.changes_names
+
+
+def run_all(
+    tasks: Sequence[Task], workers: int, on_done: Callable[[Task, Outcome | None], None] = lambda task, outcome: None
+) -> list[Outcome]:
+    """Try all of them; those that a run did not come to are not among the outcomes."""
+    queue: Queue[Task] = Queue()
+    for task in tasks:
+        queue.put(task)
+    outcomes: list[Outcome] = []
+
+    def work() -> None:
+        with workplace() as place:
+            while True:
+                try:
+                    task = queue.get_nowait()
+                except Empty:
+                    return
+                outcome = place.inject(task.scenario, task.fault, task.system)
+                on_done(task, outcome)
+                if outcome is not None:
+                    outcomes.append(outcome)
+
+    with ThreadPoolExecutor(workers) as pool:
+        for future in [pool.submit(work) for _ in range(workers)]:
+            future.result()
+    return outcomes
+
+
+def table(outcomes: Iterable[Outcome]) -> str:
+    """How many faults of each kind, in each scenario, on each system, came to what. In Markdown."""
+    counts: dict[tuple[str, str, str], Counter[str]] = {}
+    for outcome in outcomes:
+        key = (outcome.scenario.name, outcome.system.name, outcome.fault.kind)
+        counts.setdefault(key, Counter()).update(_columns(outcome))
+    order = {scenario.name: number for number, scenario in enumerate(SCENARIOS)}
+    rows = sorted(counts, key=lambda key: (order[key[0]], key[1] != "whole", key[1], KINDS.index(key[2])))
+    lines: list[tuple[str, ...]] = [("scenario", "system", "kind", "faults", *_COLUMNS)]
+    lines += [(*key, *(str(counts[key][column]) for column in ("faults", *_COLUMNS))) for key in rows]
+    for kind in KINDS:
+        total = sum((count for key, count in counts.items() if key[2] == kind), Counter())
+        lines.append(("all", "all", kind, *(str(total[column]) for column in ("faults", *_COLUMNS))))
+    lines.insert(1, tuple("---" if i < 3 else "---:" for i in range(len(lines[0]))))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _columns(outcome: Outcome) -> list[str]:
+    """Those in which an outcome counts: its state, and each thing that is wrong."""
+    found = {column for column in _COLUMNS[4:6] for wrong in outcome.wrong if wrong.startswith(column)}
+    others = [wrong for wrong in outcome.wrong if not wrong.startswith(("mixed", *_COLUMNS[4:6]))]
+    return ["faults", outcome.state, *found, *(["other"] if others else [])]

@@ -1,0 +1,238 @@
+"""One fault: the disk before it, the run, the disk after it, and what the same command makes of that."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from tests import ROOT
+from tests.faults.calls import Call, Fault, calls_of_commit
+from tests.faults.disk import Reference, Seen, Tensors, look, reads_as, same, snapshot
+from tests.faults.scenarios import SCENARIOS, Scenario, empty_destination, make_sources
+from tests.faults.server import Answer, Request
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """What the system cannot do. `strace`: options that take it away."""
+
+    name: str
+    strace: tuple[str, ...] = ()
+    without_tmpfile: bool = False
+
+
+WHOLE = System("whole")
+NO_TMPFILE = System("no O_TMPFILE", without_tmpfile=True)
+NO_LINKS = System("no O_TMPFILE, no hard links", ("-e", "inject=link,linkat:error=EPERM"), without_tmpfile=True)
+NO_EXCHANGE = System("no RENAME_EXCHANGE", ("-e", "inject=renameat2:error=EINVAL"))
+
+
+class Broken(Exception):
+    """A scenario does not work on a system, without any fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a fault. `state`: old, new, mixed, or recoverable: no file is torn and the same command gives new.
+
+    `wrong`: what is not as promised, each in a few words. `removed`: leftovers that the next run took away.
+    """
+
+    scenario: Scenario
+    system: System
+    fault: Fault
+    state: str
+    wrong: tuple[str, ...]
+    removed: tuple[str, ...]
+    answer: Answer
+    found: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """For who has to reproduce it."""
+        call = self.fault.call
+        where = f"{call.name} #{call.number}{' in a thread' if call.in_thread else ''}"
+        said = self.answer.errors.strip().rpartition("\n")[2]
+        return (
+            f"[{self.scenario.name} | {self.system.name}] {self.fault.what} at {where}: {self.state}, exit "
+            f"{self.answer.code}, {'; '.join(self.wrong) or 'as promised'}\n    {call.shown}\n    there: "
+            f"{', '.join(self.found)}\n    said: {said}"
+        )
+
+
+@dataclass
+class Workplace:
+    """A folder with a server of its own: what is to be converted, and where results go.
+
+    `instead`: what the server runs in place of the program, `module:function`.
+    """
+
+    folder: Path
+    instead: str | None = None
+    _references: dict[Scenario, Reference] = field(default_factory=dict, repr=False)
+
+    def __enter__(self) -> Self:
+        make_sources(self.folder)
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.server"],
+            cwd=ROOT,
+            env={"PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            self._prepare()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._server:  # which closes its stdin, and waits
+            pass
+
+    def _prepare(self) -> None:
+        """The sources in the other formats, and everything imported."""
+        for source in ("old", "new"):
+            again = ["convert", "--src", f"in/{source}.pth", "--table", "in/tiny-table.json", "--keep-residue"]
+            for arguments in (again, [*again, "--force"]):
+                self._ask(Request(".", [*arguments, "--dst", f"in/{source}.safetensors"], instead="warm up"))
+        for scenario in SCENARIOS:
+            self._ask(Request(".", scenario.command(), instead="warm up"))
+            self._ask(Request(".", scenario.back("back.pth"), instead="warm up"))
+
+    def reference(self, scenario: Scenario) -> Reference:
+        """What lies there before a run and after one without faults: made once, and checked against the sources."""
+        if scenario not in self._references:
+            self._references[scenario] = self._make_reference(scenario)
+        return self._references[scenario]
+
+    def _make_reference(self, scenario: Scenario) -> Reference:
+        empty_destination(self.folder)
+        if scenario.force:
+            self._succeed(scenario.command("old"))
+        old, old_tensors = snapshot(self.folder / "d"), self._read(scenario) if scenario.force else None
+        place = self.folder / "states" / scenario.name
+        shutil.copytree(self.folder / "d", place)
+        self._succeed(scenario.command())
+        new, new_tensors = snapshot(self.folder / "d"), self._read(scenario)
+        assert new_tensors is not None
+        for tensors, source in ((old_tensors, "old"), (new_tensors, "new")):
+            if tensors is not None:
+                _check_whole(tensors, torch.load(self.folder / "in" / f"{source}.pth"), scenario)
+        return Reference(old, new, old_tensors, new_tensors)
+
+    def calls(self, scenario: Scenario, system: System = WHOLE) -> list[Call]:
+        """Those of the commit, from a run without faults. Raises Broken if that run fails."""
+        self.restore(scenario)
+        answer = self.run(scenario.command(), ["-f", *system.strace], system, self.instead)
+        seen = look(snapshot(self.folder / "d"), self.reference(scenario))
+        if answer.code != 0 or seen != Seen("new", ()):
+            raise Broken(f"[{scenario.name} | {system.name}] fails without a fault: {seen}, {answer}")
+        taken = {"link", "linkat"} if system is NO_LINKS else {"renameat2"} if system is NO_EXCHANGE else set()
+        return [call for call in calls_of_commit(answer.trace, "d") if call.name not in taken]
+
+    def inject(self, scenario: Scenario, fault: Fault, system: System = WHOLE) -> Outcome | None:
+        """What comes of a fault; None if the run did not come to it."""
+        self.restore(scenario)
+        answer = self.run(scenario.command(), [*system.strace, *fault.options()], system, self.instead)
+        if not fault.happened(answer.trace) and answer.code is not None:
+            return None
+        found = snapshot(self.folder / "d")
+        return self._judge(scenario, fault, system, answer, look(found, self.reference(scenario)), tuple(found))
+
+    def _judge(
+        self, scenario: Scenario, fault: Fault, system: System, answer: Answer, seen: Seen, found: tuple[str, ...]
+    ) -> Outcome:
+        reference = self.reference(scenario)
+        state, wrong, removed = seen.state, [], seen.leftovers
+        if state == "between" and "pair" in scenario.name:
+            state = reads_as(self._read(scenario), reference) or state
+        exact = seen.is_exact
+        again = seen if exact else self._again(scenario, system, state)
+        if state in ("between", "torn"):
+            state = "recoverable" if state == "between" and again == Seen("new", ()) else "mixed"
+        elif not exact and again != Seen("new", ()):
+            wrong.append(f"the next run leaves {again.state}, and {', '.join(again.leftovers) or 'nothing else'}")
+        if state == "mixed":
+            wrong.append("mixed")
+        if answer.code is None:
+            wrong.append("hangs")
+        elif fault.kind != "kill" and (answer.code == 0) != (state == "new"):
+            wrong.append(f"wrong exit: {answer.code}")
+        if fault.kind == "interrupt" and seen.leftovers:
+            wrong.append(f"leftover: {', '.join(seen.leftovers)}")
+        if "Traceback" in answer.errors:
+            wrong.append("traceback")
+        return Outcome(scenario, system, fault, state, tuple(wrong), removed, answer, found)
+
+    def _again(self, scenario: Scenario, system: System, state: str) -> Seen:
+        """What the same command, without a fault, makes of what lies there.
+
+        Where the result is there it may refuse that without --force, which then has to tidy up.
+        """
+        command = scenario.command()
+        answer = self.run(command, list(system.strace) if system.strace else None, system)
+        if answer.code == 6 and state == "new" and not scenario.force:
+            command = [*command, "--force"]
+            answer = self.run(command, list(system.strace) if system.strace else None, system)
+        seen = look(snapshot(self.folder / "d"), self.reference(scenario))
+        return seen if answer.code == 0 else Seen(f"{seen.state} (exit {answer.code}: {answer.errors.strip()})", ())
+
+    def run(self, arguments: list[str], strace: list[str] | None, system: System, instead: str | None = None) -> Answer:
+        """Run the program once."""
+        return self._ask(Request(".", arguments, strace, system.without_tmpfile, instead))
+
+    def _read(self, scenario: Scenario) -> Tensors | None:
+        """What lies at the destination, as torch.load sees it; None where there is nothing that can be read.
+
+        It is read from a copy: who reads may tidy up.
+        """
+        copy = self.folder / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(self.folder / "d", copy / "d")
+        shutil.copytree(self.folder / "in", copy / "in")
+        path = copy / scenario.layout.destination
+        if not scenario.layout.is_archive:
+            path = copy / "back.pth"
+            if self._ask(Request("copy", scenario.back("back.pth"))).code != 0:
+                return None
+        return dict(torch.load(path, weights_only=True)) if path.exists() else None
+
+    def restore(self, scenario: Scenario) -> None:
+        """What lies there before a run."""
+        self.reference(scenario)
+        shutil.rmtree(self.folder / "d")
+        shutil.copytree(self.folder / "states" / scenario.name, self.folder / "d")
+
+    def _succeed(self, arguments: list[str]) -> None:
+        answer = self.run(arguments, None, WHOLE)
+        assert answer.code == 0, answer
+
+    def _ask(self, request: Request) -> Answer:
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        where = {**asdict(request), "folder": str(self.folder / request.folder)}
+        self._server.stdin.write(json.dumps(where) + "\n")
+        self._server.stdin.flush()
+        return Answer(**json.loads(self._server.stdout.readline()))
+
+
+def _check_whole(tensors: Tensors, source: Tensors, scenario: Scenario) -> None:
+    """What a run without faults wrote reads as its source: all of it, or all that a table keeps of it."""
+    if scenario.layout.keeps:
+        assert same(tensors, source), scenario
+    else:
+        short = {name.removeprefix("module."): tensor for name, tensor in source.items()}
+        assert same(tensors, {name: short[name] for name in tensors}), scenario
+        assert short.keys() - tensors.keys() == {"position_ids", "training.weight"}, scenario
