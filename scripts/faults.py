@@ -12,6 +12,7 @@ Needs Linux and strace. The exit code is 1 if anything came out otherwise than d
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 import time
@@ -41,7 +42,11 @@ def main() -> int:
     print(*broken, sep="\n")
     missed: list[Task] = []
 
+    done = itertools.count(1)
+
     def show(task: Task, outcome: Outcome | None) -> None:
+        if (count := next(done)) % 500 == 0:
+            print(f"{count} of {len(tasks)} after {time.monotonic() - start:.0f} s", file=sys.stderr)
         if outcome is None:
             missed.append(task)
         elif outcome.wrong:
@@ -49,10 +54,10 @@ def main() -> int:
 
     outcomes = run_all(tasks, arguments.workers, show)
     text = table(outcomes)
-    wrong = sum(bool(outcome.wrong) for outcome in outcomes)
+    wrong = [outcome for outcome in outcomes if outcome.wrong]
     removed = sum(bool(outcome.removed) for outcome in outcomes)
     print(f"\n{text}\n")
-    print(f"{len(outcomes)} faults in {time.monotonic() - start:.0f} s, {wrong} not as promised")
+    print(f"{len(outcomes)} faults in {time.monotonic() - start:.0f} s, {len(wrong)} not as promised")
     print(f"{removed} left something, which the next run removed; {len(missed)} did not happen: a run has other calls")
     if arguments.output:
         arguments.output.write_text(text + "\n")

@@ -106,10 +106,10 @@ class Workplace:
         for source in ("old", "new"):
             again = ["convert", "--src", f"in/{source}.pth", "--table", "in/tiny-table.json", "--keep-residue"]
             for arguments in (again, [*again, "--force"]):
-                self._ask(Request(".", [*arguments, "--dst", f"in/{source}.safetensors"], instead="warm up"))
+                self._ask(Request(".", [*arguments, "--dst", f"in/{source}.safetensors"], warms_up=True))
         for scenario in SCENARIOS:
-            self._ask(Request(".", scenario.command(), instead="warm up"))
-            self._ask(Request(".", scenario.back("back.pth"), instead="warm up"))
+            self._ask(Request(".", scenario.command(), warms_up=True))
+            self._ask(Request(".", scenario.back("back.pth"), warms_up=True))
 
     def reference(self, scenario: Scenario) -> Reference:
         """What lies there before a run and after one without faults: made once, and checked against the sources."""
@@ -166,14 +166,9 @@ class Workplace:
             wrong.append(f"the next run leaves {again.state}, and {', '.join(again.leftovers) or 'nothing else'}")
         if state == "mixed":
             wrong.append("mixed")
-        if answer.code is None:
-            wrong.append("hangs")
-        elif fault.kind != "kill" and (answer.code == 0) != (state == "new"):
-            wrong.append(f"wrong exit: {answer.code}")
+        wrong += _wrong_in(answer, fault, state)
         if fault.kind == "interrupt" and seen.leftovers:
             wrong.append(f"leftover: {', '.join(seen.leftovers)}")
-        if "Traceback" in answer.errors:
-            wrong.append("traceback")
         return Outcome(scenario, system, fault, state, tuple(wrong), removed, answer, found)
 
     def _again(self, scenario: Scenario, system: System, state: str) -> Seen:
@@ -226,6 +221,21 @@ class Workplace:
         self._server.stdin.write(json.dumps(where) + "\n")
         self._server.stdin.flush()
         return Answer(**json.loads(self._server.stdout.readline()))
+
+
+def _wrong_in(answer: Answer, fault: Fault, state: str) -> list[str]:
+    """What the exit code and stderr say that they should not. A killed process says nothing."""
+    if answer.code is None:
+        return ["hangs"]
+    wrong = ["traceback"] if "Traceback" in answer.errors else []
+    if fault.kind == "kill":
+        return wrong
+    if (answer.code == 0) != (state == "new"):
+        wrong.append(f"wrong exit: {answer.code}")
+    stopped = {"SIGINT": 130, "SIGTERM": 143}
+    if state != "new" and answer.code not in ({stopped[fault.what]} if fault.kind == "interrupt" else range(2, 10)):
+        wrong.append(f"no exit code for that: {answer.code}")
+    return wrong
 
 
 def _check_whole(tensors: Tensors, source: Tensors, scenario: Scenario) -> None:

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-_SECONDS = 10  # a run takes less than one
+_SECONDS = 20  # a run takes less than one
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,8 @@ class Request:
     """`arguments` of `converter`, run in `folder`. `strace`: its options, if it is to be attached to the program.
 
     `without_tmpfile`: as on a system whose Python has no O_TMPFILE. `instead`: what is run in place of the program, as
-    `module:function`, for a harness that is tested itself.
+    `module:function`, for a harness that is tested itself. `warms_up`: it is run here, not in a process of its own, so
+    that whatever is imported late or cached is there for those that follow.
     """
 
     folder: str
@@ -38,6 +39,7 @@ class Request:
     strace: list[str] | None = None
     without_tmpfile: bool = False
     instead: str | None = None
+    warms_up: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +67,20 @@ def main() -> None:
         answers.flush()
 
 
-def warm_up(folder: Path, arguments: list[str]) -> None:
-    """Run the program once in this process, so that whatever is imported late or cached is there when it forks."""
+def _warm_up(request: Request) -> None:
     before = os.getcwd()
-    os.chdir(folder)
+    os.chdir(request.folder)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         from converter.cli import main as command
 
         with contextlib.suppress(SystemExit):
-            command(arguments)
+            command(request.arguments)
     os.chdir(before)
 
 
 def _serve(request: Request) -> Answer | None:
-    if request.instead == "warm up":
-        warm_up(Path(request.folder), request.arguments)
+    if request.warms_up:
+        _warm_up(request)
         return Answer(0, "", "", "")
     paths = [Path(request.folder) / name for name in ("stdout", "stderr", "trace")]
     for path in paths:
