@@ -1,7 +1,7 @@
 """The system calls of a commit, as strace lists them, and the faults that each is given.
 
-A commit begins at the first call that opens the folder where the result goes, asks how much space it has, or makes
-something in it, and ends with the process.
+A commit begins at the first call that makes something in the folder where the result goes, or takes or moves a name in
+it, and ends with the process. What comes before only reads.
 Calls about memory and waiting threads are left out: what they do to the process no file shows.
 """
 
@@ -105,9 +105,9 @@ class Fault:
 
 
 def calls_of_commit(trace: str, destination_folder: str) -> list[Call]:
-    """The calls in what `strace -f` wrote of a whole run, from the first one that concerns the destination's folder."""
+    """The calls in what `strace -f` wrote of a whole run, from the first one of the commit on."""
     folder = re.escape(destination_folder)
-    begins = re.compile(rf'(open(at)?|statfs)\(.*"{folder}"|open(at)?\(.*"{folder}/.*O_CREAT|mkdir(at)?\(.*"{folder}/')
+    begins = re.compile(rf'open(at)?\(.*"{folder}["/].*(O_TMPFILE|O_CREAT)|(mkdir|unlink|link|rename)\w*\(.*"{folder}/')
     calls: list[Call] = []
     counts: Counter[tuple[str, str]] = Counter()
     lines = trace.splitlines()
