@@ -1,0 +1,36 @@
+"""A sample of all faults: the disk shows the old, the new, or what the same command makes the new of."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from tests.faults.campaign import KINDS, all_tasks, run_all, sample, table, workplace
+from tests.faults.injection import Outcome
+from tests.faults.scenarios import SCENARIOS
+
+pytestmark = pytest.mark.usefixtures("strace")
+_FAULTS = 400
+
+
+@pytest.fixture(scope="module")
+def outcomes(strace: None) -> list[Outcome]:
+    with workplace() as place:
+        tasks, broken = all_tasks(place)
+    assert not broken, "\n".join(map(str, broken))
+    return run_all(sample(tasks, _FAULTS), workers=1)
+
+
+def test_what_lies_there_and_the_exit_code_are_as_promised(outcomes: list[Outcome]) -> None:
+    print(table(outcomes))
+    assert [str(outcome) for outcome in outcomes if outcome.wrong] == []
+
+
+def test_the_sample_is_of_everything(outcomes: list[Outcome]) -> None:
+    """A harness that injects nothing finds nothing."""
+    assert {outcome.scenario for outcome in outcomes} == set(SCENARIOS)
+    counts = Counter(outcome.fault.kind for outcome in outcomes)
+    assert all(counts[kind] > 60 for kind in KINDS), counts
+    states = Counter((outcome.scenario, outcome.state) for outcome in outcomes)
+    assert all(states[scenario, state] > 2 for scenario in SCENARIOS for state in ("old", "new")), states
