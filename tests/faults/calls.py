@@ -61,6 +61,11 @@ _ERRORS = {
     "write": ("EIO", "ENOSPC", "EPIPE"),
 }
 _CALL = re.compile(r"^(?:(\d+) +)?(\w+)\(")
+_ONLY_LOOK = {
+    "fcntl", "getdents64", "ioctl", "lseek", "lstat", "newfstatat", "open", "openat", "read", "stat", "statx"
+}  # fmt: skip
+_OPENS = re.compile(r"^(?:\d+ +)?open(?:at)?\((.*)\) += (\d+)$")
+_CLOSES = re.compile(r"^(?:\d+ +)?close\((\d+)\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,7 @@ class Call:
     """The `number`-th `name` of a thread since strace attached. `shown`: as strace prints it.
 
     `in_thread`: made by another thread than the first; then the first thread to come that far is meant. `is_late`: made
-    after the last call that names the folder where the result goes.
+    after the last call that names the folder where the result goes. `only_reads`: of a descriptor that is not written.
     """
 
     name: str
@@ -76,6 +81,7 @@ class Call:
     shown: str
     in_thread: bool = False
     is_late: bool = False
+    only_reads: bool = False
 
     @property
     def changes_names(self) -> bool:
@@ -113,17 +119,21 @@ def calls_of_commit(trace: str, destination_folder: str) -> list[Call]:
     lines = trace.splitlines()
     first = next((match[1] for line in lines if (match := _CALL.match(line))), None)
     last = max((i for i, line in enumerate(lines) if re.search(rf'"{folder}["/]', line)), default=0)
-    began = False
+    began, reading = False, set[str]()
     for i, line in enumerate(lines):
         match = _CALL.match(line)
         if match is None:
             continue
         thread, name = match[1], match[2]
         counts[thread, name] += 1
+        if opened := _OPENS.match(line):
+            (reading.add if "O_RDONLY" in opened[1] else reading.discard)(opened[2])
         began = began or begins.search(line) is not None
         if began and name not in _LEFT_OUT:
             shown = line.removeprefix(thread or "").strip()[:160]
-            calls.append(Call(name, counts[thread, name], shown, thread != first, i > last))
+            closes = _CLOSES.match(line)
+            reads = closes is not None and closes[1] in reading
+            calls.append(Call(name, counts[thread, name], shown, thread != first, i > last, reads))
     return [call for call in calls if not call.in_thread] + _of_threads(call for call in calls if call.in_thread)
 
 
@@ -146,5 +156,14 @@ def interrupts(calls: Iterable[Call]) -> list[Fault]:
 
 
 def errors(calls: Iterable[Call]) -> list[Fault]:
-    """Each call that can fail fails, with each error that it may have."""
-    return [Fault(call, "error", error) for call in calls for error in _ERRORS.get(call.name, ())]
+    """Each call that can fail fails, with each error that it may have.
+
+    To close what was only read cannot fail: nothing still has to be written. It must not be made to, either: strace
+    then leaves it open, with the lock that is held on it. Of late calls that change nothing, one error is enough.
+    """
+    return [Fault(call, "error", error) for call in calls if not call.only_reads for error in _errors_of(call)]
+
+
+def _errors_of(call: Call) -> tuple[str, ...]:
+    found = _ERRORS.get(call.name, ())
+    return found[:1] if call.is_late and call.name in _ONLY_LOOK else found

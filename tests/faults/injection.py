@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -232,10 +234,18 @@ def _wrong_in(answer: Answer, fault: Fault, state: str) -> list[str]:
         return wrong
     if (answer.code == 0) != (state == "new"):
         wrong.append(f"wrong exit: {answer.code}")
-    stopped = {"SIGINT": 130, "SIGTERM": 143}
-    if state != "new" and answer.code not in ({stopped[fault.what]} if fault.kind == "interrupt" else range(2, 10)):
+    if state != "new" and answer.code not in _codes(fault):
         wrong.append(f"no exit code for that: {answer.code}")
     return wrong
+
+
+def _codes(fault: Fault) -> Collection[int]:
+    """Those of a command that did not do its work."""
+    if fault.kind == "error":
+        return range(2, 10)
+    number = signal.Signals[fault.what]
+    # of several threads each gets a signal, the last perhaps when the program no longer waits for any
+    return {128 + number, *([-number] if fault.call.in_thread else [])}
 
 
 def _check_whole(tensors: Tensors, source: Tensors, scenario: Scenario) -> None:

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-_SECONDS = 20  # a run takes less than one
+_SECONDS = 10  # a run takes less than one
 
 
 @dataclass(frozen=True, slots=True)

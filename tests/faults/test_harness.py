@@ -77,6 +77,7 @@ def test_a_commit_begins_where_something_is_made_and_counts_each_thread() -> Non
 8  <... pwrite64 resumed>) = 1
 9  pwrite64(4, "z", 1, 2) = 1
 7  linkat(6, "4", AT_FDCWD, "d/out", AT_SYMLINK_FOLLOW) = 0
+7  close(3) = 0
 7  close(4) = 0
 7  +++ exited with 0 +++
 """
@@ -85,6 +86,10 @@ def test_a_commit_begins_where_something_is_made_and_counts_each_thread() -> Non
         ("openat", 2, False, False),
         ("linkat", 1, False, False),
         ("close", 1, False, True),
+        ("close", 2, False, True),
         ("pwrite64", 1, True, False),
         ("pwrite64", 2, True, False),
     ]
+    assert {(fault.call.name, fault.call.number) for fault in errors(calls)} == {
+        ("openat", 2), ("linkat", 1), ("close", 2), ("pwrite64", 1), ("pwrite64", 2)
+    }  # fmt: skip
