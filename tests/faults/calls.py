@@ -7,6 +7,7 @@ Calls about memory and waiting threads are left out: what they do to the process
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -151,8 +152,9 @@ def kills(calls: Iterable[Call]) -> list[Fault]:
 
 
 def interrupts(calls: Iterable[Call]) -> list[Fault]:
-    """Each call is interrupted, every third by SIGTERM, the others by SIGINT, as Ctrl-C does."""
-    return [Fault(call, "interrupt", "SIGTERM" if i % 3 == 2 else "SIGINT") for i, call in enumerate(calls)]
+    """Each call is interrupted, most by SIGINT, as Ctrl-C does, the others by SIGTERM or SIGHUP in turn."""
+    signals = itertools.cycle(("SIGINT", "SIGINT", "SIGTERM", "SIGINT", "SIGINT", "SIGHUP"))
+    return [Fault(call, "interrupt", name) for call, name in zip(calls, signals, strict=False)]
 
 
 def errors(calls: Iterable[Call]) -> list[Fault]:

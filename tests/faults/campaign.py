@@ -1,4 +1,4 @@
-"""Many faults, on several processes, and the table of what came of them."""
+"""Many faults, on several processes, and the tables of what came of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.faults.injection import NO_EXCHANGE, NO_LINKS, NO_TMPFILE, WHOLE, Bro
 from tests.faults.scenarios import SCENARIOS, Scenario
 
 KINDS = ("kill", "interrupt", "error")
-_COLUMNS = ("old", "new", "recoverable", "mixed", "wrong exit", "leftover", "other")
+_COLUMNS = ("faults", "old", "new", "recoverable", "mixed", "wrong exit", "leftover", "other")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,25 +107,31 @@ def run_all(
     return outcomes
 
 
-def table(outcomes: Iterable[Outcome]) -> str:
-    """How many faults of each kind, in each scenario, on each system, came to what. In Markdown."""
-    counts: dict[tuple[str, str, str], Counter[str]] = {}
-    for outcome in outcomes:
-        key = (outcome.scenario.name, outcome.system.name, outcome.fault.kind)
-        counts.setdefault(key, Counter()).update(_columns(outcome))
-    order = {scenario.name: number for number, scenario in enumerate(SCENARIOS)}
-    rows = sorted(counts, key=lambda key: (order[key[0]], key[1] != "whole", key[1], KINDS.index(key[2])))
-    lines: list[tuple[str, ...]] = [("scenario", "system", "kind", "faults", *_COLUMNS)]
-    lines += [(*key, *(str(counts[key][column]) for column in ("faults", *_COLUMNS))) for key in rows]
-    for kind in KINDS:
-        total = sum((count for key, count in counts.items() if key[2] == kind), Counter())
-        lines.append(("all", "all", kind, *(str(total[column]) for column in ("faults", *_COLUMNS))))
-    lines.insert(1, tuple("---" if i < 3 else "---:" for i in range(len(lines[0]))))
+def tables(outcomes: Sequence[Outcome]) -> str:
+    """How many faults of each kind came to what: in each scenario, and on each system. In Markdown."""
+    scenarios = [scenario.name for scenario in SCENARIOS]
+    systems = [system.name for system in (WHOLE, NO_TMPFILE, NO_LINKS, NO_EXCHANGE)]
+    return "\n\n".join(
+        (
+            _table("scenario", scenarios, [(outcome.scenario.name, outcome) for outcome in outcomes]),
+            _table("system", systems, [(outcome.system.name, outcome) for outcome in outcomes]),
+        )
+    )
+
+
+def _table(title: str, names: Sequence[str], outcomes: Iterable[tuple[str, Outcome]]) -> str:
+    counts = {(name, kind): Counter[str]() for name in (*names, "all") for kind in KINDS}
+    for name, outcome in outcomes:
+        for key in (name, "all"):
+            counts[key, outcome.fault.kind].update(_columns(outcome))
+    lines = [(title, "kind", *_COLUMNS), ("---", "---", *["---:"] * len(_COLUMNS))]
+    lines += [(*key, *(str(found[column]) for column in _COLUMNS)) for key, found in counts.items() if found]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _columns(outcome: Outcome) -> list[str]:
     """Those in which an outcome counts: its state, and each thing that is wrong."""
-    found = {column for column in _COLUMNS[4:6] for wrong in outcome.wrong if wrong.startswith(column)}
-    others = [wrong for wrong in outcome.wrong if not wrong.startswith(("mixed", *_COLUMNS[4:6]))]
+    known = ("wrong exit", "leftover")
+    found = {column for column in known for wrong in outcome.wrong if wrong.startswith(column)}
+    others = [wrong for wrong in outcome.wrong if not wrong.startswith(("mixed", *known))]
     return ["faults", outcome.state, *found, *(["other"] if others else [])]

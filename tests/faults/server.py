@@ -54,8 +54,9 @@ class Answer:
 
 def main() -> None:
     """Serve until stdin ends."""
-    # a shell lets what it starts in the background ignore Ctrl-C
+    # a shell lets what it starts in the background ignore Ctrl-C, and nohup the end of the terminal
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     requests, answers = sys.stdin, sys.stdout
     for line in requests:
         request = Request(**json.loads(line))

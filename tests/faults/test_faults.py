@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from tests.faults.campaign import KINDS, all_tasks, run_all, sample, table, workplace
+from tests.faults.campaign import KINDS, all_tasks, run_all, sample, tables, workplace
 from tests.faults.injection import Outcome
 from tests.faults.scenarios import SCENARIOS
 
@@ -23,7 +23,7 @@ def outcomes(strace: None) -> list[Outcome]:
 
 
 def test_what_lies_there_and_the_exit_code_are_as_promised(outcomes: list[Outcome]) -> None:
-    print(table(outcomes))
+    print(tables(outcomes))
     assert [str(outcome) for outcome in outcomes if outcome.wrong] == []
 
 
