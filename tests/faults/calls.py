@@ -99,11 +99,11 @@ class Fault:
     what: str
 
     def options(self) -> list[str]:
-        """Those of strace that make it happen, and list the calls of that name."""
+        """Those of strace that make it happen, if calls of that name are traced."""
         how = f"error={self.what}" if self.kind == "error" else f"signal={self.what}"
         name, number = self.call.name, self.call.number
         follow = ["-f"] if self.call.in_thread else []
-        return [*follow, "-e", f"trace={name}", "-e", f"inject={name}:{how}:when={number}"]
+        return [*follow, "-e", f"inject={name}:{how}:when={number}"]
 
     def happened(self, trace: str) -> bool:
         """Whether the run came to that call."""
@@ -152,9 +152,13 @@ def kills(calls: Iterable[Call]) -> list[Fault]:
 
 
 def interrupts(calls: Iterable[Call]) -> list[Fault]:
-    """Each call is interrupted, most by SIGINT, as Ctrl-C does, the others by SIGTERM or SIGHUP in turn."""
+    """Each call is interrupted, most by SIGINT, as Ctrl-C does, the others by SIGTERM or SIGHUP in turn.
+
+    Not the last one: who has left is not interrupted.
+    """
     signals = itertools.cycle(("SIGINT", "SIGINT", "SIGTERM", "SIGINT", "SIGINT", "SIGHUP"))
-    return [Fault(call, "interrupt", name) for call, name in zip(calls, signals, strict=False)]
+    there = [call for call in calls if not call.name.startswith("exit")]
+    return [Fault(call, "interrupt", name) for call, name in zip(there, signals, strict=False)]
 
 
 def errors(calls: Iterable[Call]) -> list[Fault]:

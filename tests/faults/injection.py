@@ -24,17 +24,24 @@ from tests.faults.server import Answer, Request
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """What the system cannot do. `strace`: options that take it away."""
+    """What the system cannot do: `without` are calls that always fail, with `error`."""
 
     name: str
-    strace: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    error: str = ""
     without_tmpfile: bool = False
+
+    def options(self, *traced: str) -> list[str]:
+        """Those of strace: calls that are to fail have to be traced, like those that are `traced` besides."""
+        calls = ",".join((*traced, *self.without))
+        fails = ["-e", f"inject={','.join(self.without)}:error={self.error}"] if self.without else []
+        return ["-e", f"trace={calls}", *fails]
 
 
 WHOLE = System("whole")
 NO_TMPFILE = System("no O_TMPFILE", without_tmpfile=True)
-NO_LINKS = System("no O_TMPFILE, no hard links", ("-e", "inject=link,linkat:error=EPERM"), without_tmpfile=True)
-NO_EXCHANGE = System("no RENAME_EXCHANGE", ("-e", "inject=renameat2:error=EINVAL"))
+NO_LINKS = System("no O_TMPFILE, no hard links", ("link", "linkat"), "EPERM", without_tmpfile=True)
+NO_EXCHANGE = System("no RENAME_EXCHANGE", ("renameat2",), "EINVAL")
 
 
 class Broken(Exception):
@@ -137,17 +144,18 @@ class Workplace:
     def calls(self, scenario: Scenario, system: System = WHOLE) -> list[Call]:
         """Those of the commit, from a run without faults. Raises Broken if that run fails."""
         self.restore(scenario)
-        answer = self.run(scenario.command(), ["-f", *system.strace], system, self.instead)
+        answer = self.run(scenario.command(), ["-f", *system.options("all")], system, self.instead)
         seen = look(snapshot(self.folder / "d"), self.reference(scenario))
         if answer.code != 0 or seen != Seen("new", ()):
             raise Broken(f"[{scenario.name} | {system.name}] fails without a fault: {seen}, {answer}")
-        taken = {"link", "linkat"} if system is NO_LINKS else {"renameat2"} if system is NO_EXCHANGE else set()
-        return [call for call in calls_of_commit(answer.trace, "d") if call.name not in taken]
+        return [call for call in calls_of_commit(answer.trace, "d") if call.name not in system.without]
 
     def inject(self, scenario: Scenario, fault: Fault, system: System = WHOLE) -> Outcome | None:
         """What comes of a fault; None if the run did not come to it."""
         self.restore(scenario)
-        answer = self.run(scenario.command(), [*system.strace, *fault.options()], system, self.instead)
+        answer = self.run(
+            scenario.command(), [*system.options(fault.call.name), *fault.options()], system, self.instead
+        )
         if not fault.happened(answer.trace) and answer.code is not None:
             return None
         found = snapshot(self.folder / "d")
@@ -179,10 +187,10 @@ class Workplace:
         Where the result is there it may refuse that without --force, which then has to tidy up.
         """
         command = scenario.command()
-        answer = self.run(command, list(system.strace) if system.strace else None, system)
+        answer = self.run(command, system.options() if system.without else None, system)
         if answer.code == 6 and state == "new" and not scenario.force:
             command = [*command, "--force"]
-            answer = self.run(command, list(system.strace) if system.strace else None, system)
+            answer = self.run(command, system.options() if system.without else None, system)
         seen = look(snapshot(self.folder / "d"), self.reference(scenario))
         return seen if answer.code == 0 else Seen(f"{seen.state} (exit {answer.code}: {answer.errors.strip()})", ())
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from tests.faults.campaign import KINDS, all_tasks, run_all, sample, tables, workplace
+from tests.faults.campaign import KINDS, Task, all_tasks, run_all, sample, tables, workplace
 from tests.faults.injection import Outcome
 from tests.faults.scenarios import SCENARIOS
 
@@ -15,16 +15,29 @@ _FAULTS = 400
 
 
 @pytest.fixture(scope="module")
-def outcomes(strace: None) -> list[Outcome]:
+def tried(strace: None) -> list[tuple[Task, Outcome | None]]:
+    """Faults, and what came of each; nothing where the run did not come to it."""
     with workplace() as place:
         tasks, broken = all_tasks(place)
     assert not broken, "\n".join(map(str, broken))
-    return run_all(sample(tasks, _FAULTS), workers=1)
+    found: list[tuple[Task, Outcome | None]] = []
+    run_all(sample(tasks, _FAULTS), 1, lambda task, outcome: found.append((task, outcome)))
+    return found
+
+
+@pytest.fixture(scope="module")
+def outcomes(tried: list[tuple[Task, Outcome | None]]) -> list[Outcome]:
+    return [outcome for _, outcome in tried if outcome is not None]
 
 
 def test_what_lies_there_and_the_exit_code_are_as_promised(outcomes: list[Outcome]) -> None:
     print(tables(outcomes))
     assert [str(outcome) for outcome in outcomes if outcome.wrong] == []
+
+
+def test_what_is_to_be_injected_happens(tried: list[tuple[Task, Outcome | None]]) -> None:
+    """What a thread does is chance; what the program does from its beginning to its end is not."""
+    assert [task for task, outcome in tried if outcome is None and not task.fault.call.in_thread] == []
 
 
 def test_the_sample_is_of_everything(outcomes: list[Outcome]) -> None:
