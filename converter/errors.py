@@ -14,7 +14,7 @@
     └── HubError                   9   the Hub, or what is to go there: not published, or not downloaded
 
 1 is also the exit code of a comparison that found a difference. 2 is click's own code for a wrong command line,
-130 and 143 are Ctrl-C and SIGTERM.
+129, 130 and 143 are SIGHUP, Ctrl-C and SIGTERM. Once the result is on the disk the code is 0, whatever fails then.
 A message says what was found, where, what was expected and what to do next.
 """
 

@@ -34,7 +34,7 @@ Exit codes:
   4 a table is wrong                   5 the table does not fit the checkpoint
   6 the destination cannot be written  7 weights do not fit the model
   8 could not be compared              9 not published, or not downloaded
-  130 interrupted      143 terminated"""
+  129 hung up          130 interrupted      143 terminated"""
 
 
 @click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})

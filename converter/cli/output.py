@@ -20,6 +20,7 @@ from converter.display import plain
 from converter.errors import CaptureError, ConverterError, ConverterWarning, HubError
 
 P = ParamSpec("P")
+Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 _SHOWN_PROBLEMS = 40
 # module -> the package to install for it, and what a command needs it for
 _OPTIONAL = {
@@ -37,11 +38,17 @@ class Outcome:
     """What a run has come to, as the object of click's context.
 
     `done`: the result that is on the disk, once nothing is left but to tell of it. The exit code is 0 from then on, and
-    what fails is a warning. `signal`: the one that ends the run, if it is not Ctrl-C.
+    what fails is a warning. `signal`: the one that ends the run, if it is not Ctrl-C. `is_program`: the process ends
+    with the run.
     """
 
     done: str | None = None
     signal: int | None = None
+    is_program: bool = False
+
+    def after(self, handler: Handler) -> Handler:
+        """What is to be done on a signal from now on: nothing if all is done and the process is about to end."""
+        return signal.SIG_IGN if self.is_program and self.done is not None else handler
 
 
 def done_with(result: str) -> Callable[[], None]:
@@ -92,7 +99,7 @@ def _signals_unwind(outcome: Outcome) -> Iterator[None]:
     with ExitStack() as handlers:
         for number in (signal.SIGTERM, signal.SIGHUP):
             if (before := signal.getsignal(number)) is not signal.SIG_IGN:
-                handlers.callback(signal.signal, number, before)
+                handlers.callback(lambda number, before: signal.signal(number, outcome.after(before)), number, before)
                 signal.signal(number, end)
         yield
 

@@ -24,12 +24,13 @@ def run_program(command: click.Command, name: str) -> NoReturn:
     A command finishes its work even when its output cannot be written. If it fails, its own exit code stands. If it
     succeeds but its output was lost, the exit code says so, unless what it was to do is on the disk.
     """
-    output, outcome = _Stream(sys.stdout, 1), Outcome()
+    output, outcome = _Stream(sys.stdout, 1), Outcome(is_program=True)
     sys.stdout, sys.stderr = _text(output, sys.stdout), _text(_Stream(sys.stderr, 2), sys.stderr)
     try:
         code = _exit_code(command, name, outcome)
     except KeyboardInterrupt:  # outside of the command
         code = 128 + signal.SIGINT
+    signal.signal(signal.SIGINT, outcome.after(signal.getsignal(signal.SIGINT)))
     if outcome.done is not None:
         code = 0
     sys.stdout.flush()
@@ -45,11 +46,17 @@ def run_program(command: click.Command, name: str) -> NoReturn:
 
 
 def _exit_code(command: click.Command, name: str, outcome: Outcome) -> str | int | None:
+    """As click's own, but for an interruption outside of the command."""
     try:
-        command.main(prog_name=name, obj=outcome)
+        code: int | None = command.main(prog_name=name, obj=outcome, standalone_mode=False)
+        return code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return 128 + signal.SIGINT
     except SystemExit as end:
         return end.code
-    return 0
 
 
 class _Stream(io.FileIO):

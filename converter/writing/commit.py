@@ -23,7 +23,7 @@ from types import FrameType
 
 from converter.display import file_name, listed
 from converter.errors import ConverterWarning, DestinationError
-from converter.writing.destination import recorded
+from converter.writing.destination import LEDGER, recorded
 
 _PATIENCE = 60.0  # seconds; names are given in milliseconds, unless the disk is busy
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL, errno.ENOSYS}
@@ -138,29 +138,45 @@ def abandoned(path: Path) -> Iterator[bool]:
 
 
 def remove_leftovers(destination: Path) -> None:
-    """Remove what dead processes left that were to write `destination`. What cannot be removed stays."""
-    name = re.compile(rf"\.{re.escape(destination.name)}\.[0-9a-f]{{8}}\.partial")
+    """Remove what dead processes left that were to write `destination`. What cannot be removed stays.
+
+    A folder that was put aside, and in whose place there is none, is put back.
+    """
+    name = re.compile(rf"\.{re.escape(destination.name)}\.[0-9a-f]{{8}}\.(partial|aside)")
     with suppress(OSError):
-        left = [entry.path for entry in os.scandir(destination.parent) if name.fullmatch(entry.name)]
+        left = sorted(entry.path for entry in os.scandir(destination.parent) if name.fullmatch(entry.name))
         if not left:
             return
         with Parent(destination.parent), signals_held():
             for path in map(Path, left):
                 with abandoned(path) as is_abandoned, suppress(OSError):
-                    if is_abandoned:
+                    if is_abandoned and not (path.suffix == ".aside" and _put_back(path, destination)):
                         discard(path, destination, recorded(path)) if path.is_dir() else path.unlink()
+
+
+def _put_back(folder: Path, destination: Path) -> bool:
+    try:
+        os.rename(folder, destination)  # replaces nothing but an empty folder
+    except OSError as error:
+        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
+            raise
+        return False
+    return True
 
 
 def discard(folder: Path, destination: Path, names: Collection[str]) -> None:
     """Remove a folder and its files `names`. What else is in it, nobody knows why, is moved to `destination`.
 
-    OSError if it stays.
+    Its record goes last: until then it is known what is to be removed. OSError if it stays.
     """
-    for name in names:
+    record = {LEDGER} & {*names}
+    for name in {*names} - record:
         (folder / name).unlink(missing_ok=True)
-    kept = sorted(os.listdir(folder))
+    kept = sorted({*os.listdir(folder)} - record)
     for name in kept:
         rename_new(folder / name, destination / name)
+    for name in record:
+        (folder / name).unlink(missing_ok=True)
     folder.rmdir()
     if kept:
         said = f"{file_name(destination)}: kept what arrived there meanwhile: {listed(kept)}"
@@ -176,13 +192,14 @@ def rename_new(path: Path, final: Path) -> None:
         os.rename(path, final)
 
 
-def exchange(new: Path, old: Path, aside: Path) -> Path:
-    """Give a folder the name of another one, atomically where the system can; where the other is now.
+def exchange(new: Path, old: Path) -> Path:
+    """Give a folder, under a `partial_name`, the name of another one; where the other is now.
 
-    Where the system cannot, that is `aside`.
+    Where the system cannot do it in one step, the other is put aside first: `remove_leftovers` puts it back.
     """
     if _rename(new, old, _EXCHANGE):
         return new
+    aside = new.with_suffix(".aside")
     os.rename(old, aside)
     try:
         os.rename(new, old)

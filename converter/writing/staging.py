@@ -190,7 +190,7 @@ class Staging:
         old: Path | None = None
         if self._force and self.destination.exists() and any(self.destination.iterdir()):
             names = replaceable(self.destination, self._replaces)
-            old = exchange(new, self.destination, self._partial())
+            old = exchange(new, self.destination)
         else:
             os.rename(new, self.destination)  # replaces nothing but an empty folder
         self._built = None

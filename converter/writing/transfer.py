@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from converter.checkpoint import Checkpoint
+from converter.display import file_name
+from converter.errors import DestinationError
 from converter.mapping.cast import cast
 from converter.mapping.ops import Array, Concat, Op, Reshape, apply_ops
 from converter.planning.plan import Step
@@ -42,12 +44,14 @@ def flushing(descriptors: Iterable[int]) -> Iterator[None]:
                     os.fdatasync(descriptor)
 
     thread = threading.Thread(target=flush)
-    thread.start()
     try:
+        with suppress(RuntimeError):  # the system starts no more threads; the last fsync waits, then
+            thread.start()
         yield
     finally:
         done.set()
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
 
 
 class _Cancelled(Exception):
@@ -82,7 +86,14 @@ class Transfer:
         ordered = sorted(steps, key=lambda step: -sum(map(nbytes, step.targets)))
         pool = ThreadPoolExecutor(_THREADS)
         try:
-            done, _ = wait([pool.submit(self._run, step) for step in ordered], return_when=FIRST_EXCEPTION)
+            try:
+                moving = [pool.submit(self._run, step) for step in ordered]
+            except RuntimeError as error:
+                raise DestinationError(
+                    f"{file_name(self.destination)} cannot be written: {error}; end other programs, or raise the limit "
+                    "of processes (ulimit -u)"
+                ) from error
+            done, _ = wait(moving, return_when=FIRST_EXCEPTION)
             for future in done:
                 if not isinstance(future.exception(), _Cancelled):
                     future.result()

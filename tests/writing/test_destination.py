@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,42 @@ def test_a_folder_that_the_dead_left_goes_and_what_others_put_there_stays(folder
         commit.remove_leftovers(tmp_path / "own")
     assert names(tmp_path) == {"official.pth", "own"}
     assert (tmp_path / "own" / "arrived").read_bytes() == b"mine"
+
+
+def test_what_was_put_aside_is_put_back_where_nothing_took_its_place(folder: list[Any], tmp_path: Path) -> None:
+    """On a system that cannot exchange two folders, a kill between two renames."""
+    own = tmp_path / "own"
+    before = {path.name: path.read_bytes() for path in own.iterdir()}
+    os.rename(own, tmp_path / ".own.0123abcd.aside")
+    leftover(own, "0123abcd").mkdir()
+    refusal(*folder[:-1], code=6)
+    assert {path.name: path.read_bytes() for path in own.iterdir()} == before
+    assert names(tmp_path) == {"official.pth", "own"}
+    os.rename(own, tmp_path / ".own.0123abcd.aside")
+    (tmp_path / "own").mkdir()
+    refusal(*folder[:-1], code=6)
+    assert {path.name: path.read_bytes() for path in own.iterdir()} == before
+    shutil.copytree(own, tmp_path / ".own.0123abcd.aside")
+    run(*folder)
+    assert names(tmp_path) == {"official.pth", "own"}
+
+
+def test_the_record_of_a_folder_goes_last(folder: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else nobody knew what is still to be removed."""
+    real = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "config.json":
+            raise PermissionError(13, "Permission denied")
+        real(path, missing_ok)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", refuse)
+        assert "is still there, as .own." in run(*folder).stderr
+    (left,) = names(tmp_path) - {"official.pth", "own"}
+    assert {"conversion.json", "config.json"} <= names(tmp_path / left)
+    run(*folder)
+    assert names(tmp_path) == {"official.pth", "own"}
 
 
 def test_a_leftover_is_not_followed(tmp_path: Path) -> None:
