@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.numpy import load_file
 from tests.support.program import Program
 from tests.support.tiny import expected_target, tiny_weights, write_table
 
-Listing = dict[str, bytes | None]  # every name below a folder, hidden ones too: its bytes, or None for a folder
+Listing = dict[str, bytes | None]  # every name below a folder, hidden ones too: its bytes, or None if it is no file
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,14 @@ def make_jobs(folder: Path, program: Program) -> Jobs:
 
 
 def listing(folder: Path) -> Listing:
-    """What is in a folder, at any depth."""
-    paths = sorted(folder.rglob("*"))
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in paths}
+    """What is in a folder, at any depth; of a link, where it leads to."""
+
+    def content(path: Path) -> bytes | None:
+        if path.is_symlink():
+            return b"-> " + os.fsencode(os.readlink(path))
+        return path.read_bytes() if path.is_file() else None
+
+    return {str(path.relative_to(folder)): content(path) for path in sorted(folder.rglob("*"))}
 
 
 def _check_values(form: str, seed: int, place: Path) -> None:

@@ -81,7 +81,8 @@ def _carry_out(order: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         if (child := os.fork()) == 0:
             try:
-                for number, stream in enumerate((os.open(order["stdin"], os.O_RDONLY), out.fileno(), err.fileno())):
+                given = os.open(order["stdin"], os.O_RDWR if Path(order["stdin"]).is_fifo() else os.O_RDONLY)
+                for number, stream in enumerate((given, out.fileno(), err.fileno())):
                     os.dup2(stream, number)
                 _become(order)
             finally:
