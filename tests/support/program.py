@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import select
 import signal
 import subprocess
@@ -103,7 +102,7 @@ def _become(order: dict[str, Any]) -> None:
         sys.argv = ["converter", *order["arguments"]]
         exec(order["before"], {"arguments": sys.argv})
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-        runpy.run_module("converter", run_name="__main__", alter_sys=True)
+        sys.modules["converter.cli"].converter_main()
     except SystemExit as end:
         code = end.code or 0
     except BaseException:
