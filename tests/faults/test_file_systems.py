@@ -215,7 +215,8 @@ import importlib, subprocess, contextlib
 command = importlib.import_module("converter.cli.convert")
 @contextlib.contextmanager
 def progress(total, description):
-    yield lambda count: subprocess.run(["mount", "-o", "remount,abort", {str(tmp_path / "mount")!r}])
+    abort = ["mount", "-o", "remount,abort", {str(tmp_path / "mount")!r}]
+    yield lambda count: subprocess.run(abort, capture_output=True)
 command.progress = progress
 """
     with mounted("ext4", tmp_path) as mount, Program(mount.prefix) as program:
