@@ -196,9 +196,11 @@ class Checkpoint(Closing):
             yield piece.toreadonly()
 
     def verify_unchanged(self) -> None:
-        """Raise CorruptCheckpointError if a file's size or modification time changed since opening."""
+        """Raise CorruptCheckpointError if a file was written to since opening, or one of several was replaced."""
         for source in self.sources:
             source.verify_unchanged()
+            if len(self.sources) > 1:
+                source.verify_in_place()
 
     def close(self) -> None:
         """Close the files."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,10 @@ from typing import Self
 
 from converter.display import file_name
 from converter.errors import CorruptCheckpointError, NotACheckpointError
+
+# file systems tell time in steps: FAT in 2 s, others in 1 s, exFAT in 10 ms (its specification, 7.4.5 to 7.4.9).
+# (what the time of a file in such steps is a multiple of, how long a second change may leave it the same), in ns
+_STEPS = ((10**9, 2 * 10**9), (10**7, 10**7))
 
 
 class Closing(ABC):
@@ -34,10 +39,14 @@ class Closing(ABC):
 class SourceFile(Closing):
     """An open regular file of known size. There is no shared seek position and no mapping into memory."""
 
-    __slots__ = ("_fd", "_stamp", "path", "size")
+    __slots__ = ("_fd", "_status", "path", "size")
 
     def __init__(self, path: Path) -> None:
-        """Open `path` without waiting: a FIFO, a device or a folder is refused before a byte is read."""
+        """Open `path`; a FIFO, a device or a folder is refused at once, before a byte is read.
+
+        Where the file system tells time in coarse steps, a file of this very moment is waited for, at most 2 s: before
+        the step is over, `verify_unchanged` could not see that it is written again.
+        """
         self.path = path
         self._fd = -1
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -50,10 +59,13 @@ class SourceFile(Closing):
             message = f"{file_name(path)}: cannot be opened ({reason}). Check the path and its permissions."
             raise NotACheckpointError(message) from error
         self.size = status.st_size
-        self._stamp = (status.st_size, status.st_mtime_ns)
+        self._status = status
         try:
             _refuse_special(path, status.st_mode)
-        except NotACheckpointError:
+            if step := _rest_of_step(status.st_mtime_ns):
+                time.sleep(step / 1e9)
+                self.verify_unchanged()
+        except BaseException:
             self.close()
             raise
 
@@ -84,12 +96,35 @@ class SourceFile(Closing):
             done += count
 
     def verify_unchanged(self) -> None:
-        """Raise CorruptCheckpointError if the size or modification time is not what it was at opening."""
-        status = os.fstat(self._fd)
-        if (status.st_size, status.st_mtime_ns) != self._stamp:
+        """Raise CorruptCheckpointError if the file was written to since it was opened.
+
+        Its time may have been put back after that (cp -p, tar, rsync), which the time of the change of the inode shows;
+        a file that another one replaced under its name is as it was.
+        """
+        before, now = self._status, os.fstat(self._fd)
+        changed = (before.st_size, before.st_mtime_ns) != (now.st_size, now.st_mtime_ns)
+        if before.st_ctime_ns != now.st_ctime_ns and _held(before) == _held(now):
+            changed = True
+        if changed:
             raise CorruptCheckpointError(
-                f"{file_name(self.path)}: was changed while it was read ({self._stamp[0]} bytes at opening, "
-                f"{status.st_size} bytes now). Run again once nothing writes to it."
+                f"{file_name(self.path)}: was changed while it was read ({before.st_size} bytes at opening, "
+                f"{now.st_size} bytes now). Run again once nothing writes to it."
+            )
+
+    def verify_in_place(self) -> None:
+        """Raise CorruptCheckpointError if its name does not lead to this file any more.
+
+        Of one file, what was opened is a whole; of several, those opened before and after a replacement do not belong
+        together.
+        """
+        try:
+            is_there = os.path.samestat(os.stat(self.path), self._status)
+        except OSError:
+            is_there = False
+        if not is_there:
+            raise CorruptCheckpointError(
+                f"{file_name(self.path)}: was replaced or removed while it was read together with others. Run again "
+                "once nothing writes to them."
             )
 
     def close(self) -> None:
@@ -97,6 +132,18 @@ class SourceFile(Closing):
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _held(status: os.stat_result) -> tuple[int, ...]:
+    """What else moves the time of the inode and harms no reader: links to it, its owners and permissions."""
+    return status.st_nlink, status.st_mode, status.st_uid, status.st_gid
+
+
+def _rest_of_step(modified: int) -> int:
+    """Nanoseconds until a change of a file of that time would show; 0 where it shows at once."""
+    length = next((length for grain, length in _STEPS if modified % grain == 0), 0)
+    passed = time.time_ns() - modified
+    return length - passed if 0 <= passed < length else 0  # a time to come is another machine's
 
 
 def _refuse_special(path: Path, mode: int) -> None:
