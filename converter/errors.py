@@ -97,3 +97,7 @@ class HubError(ConverterError):
     """A model cannot be published as it is, or the Hub did not do what was asked. Nothing is half published."""
 
     exit_code = 9
+
+
+class ConverterWarning(UserWarning):
+    """Something that does not change the result, or comes too late to."""

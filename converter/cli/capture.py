@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from converter.cli.output import print_json, reports
+from converter.cli.output import done_with, print_json, reports
 from converter.cli.run_options import JOINED, MODEL, root, run_options
-from converter.display import gigabytes
+from converter.display import file_name, gigabytes
 from converter.errors import DestinationError
 
 _EPILOG = f"""{MODEL}
@@ -68,7 +68,7 @@ def capture(
     if destination.suffix != ".safetensors":
         raise DestinationError(f"{destination.name}: captures are safetensors; let --dst end in '.safetensors'")
     from converter.cli.families import load_subject, open_weights
-    from converter.writing.staging import check_destination
+    from converter.writing.destination import check_destination
 
     sources = [*(model.iterdir() if model.is_dir() else [model]), *([inputs] if inputs else [])]
     check_destination(destination, force=force, inputs=sources)
@@ -85,7 +85,7 @@ def capture(
             subject.family.inputs(other)  # refuses what the model cannot be run on
             given = inputs_of(other)
     tensors, facts = record(subject, given, name or destination.stem, wanted)
-    write_capture(destination, tensors, facts, compact=compact)
+    write_capture(destination, tensors, facts, compact=compact, on_done=done_with(file_name(destination)))
     size = destination.stat().st_size
     if as_json:
         print_json({"destination": str(destination), "bytes": size, "tensors": len(tensors), **facts})

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import accept_table, print_json, progress, reports
+from converter.cli.output import accept_table, done_with, print_json, progress, reports
 from converter.cli.parity import coverage, mutation_score, score_line
 from converter.cli.run_options import JOINED, MODEL, references, root, run_options
-from converter.display import plain, quoted
+from converter.display import file_name, plain, quoted
 from converter.errors import CaptureError, DestinationError
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def certify(
         covered = coverage(subject, captures)
         score = mutation_score(subject, captures, mutate, None, covered) if mutate else None
         proof = proof_of_rows(weights.ledger, weights.sha256)
-        certify(weights, captures, runs, score, subject, to_json(covered, proof))
+        certify(weights, captures, runs, score, subject, to_json(covered, proof), done_with(file_name(path)))
     if as_json:
         result = {"certificate": str(path), "passed": True, "mutation_score": score and score.value}
         print_json(result | {"unknown_table": is_by_unknown_table(weights.tables)})

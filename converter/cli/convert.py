@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import parse_size, print_json, progress, reports
+from converter.cli.output import done_with, parse_size, print_json, progress, reports
 from converter.display import file_name, gigabytes, plain
 
 if TYPE_CHECKING:
@@ -111,29 +111,24 @@ def convert(
     from converter.planning.formats import open_known
     from converter.writing.convert import convert as write_conversion
     from converter.writing.names import is_file_name
-    from converter.writing.staging import check_destination
+    from converter.writing.residue import prepare
 
     if max_shard_size is not None and is_file_name(destination):
         raise click.UsageError("--max-shard-size needs a folder as --dst, not a file")
     located = locate(source, quiet=as_json)
     with open_known(located.path, root, source_format) as checkpoint, ExitStack() as opened:
-        check_destination(destination, force=force, inputs=checkpoint.files)
+        inputs = list(checkpoint.files)
+        prepare(destination, force=force, inputs=inputs, keep=keep_residue, dry_run=dry_run)
         plan, residue = _plan(checkpoint, source_format, target_format, residue_file, opened, variant, dtype)
         if dry_run:
             print_json(_plan_json(checkpoint, plan)) if as_json else _print_plan(checkpoint, plan)
             return
         with progress(_size(plan), destination.name) as advance:
             done = write_conversion(
-                checkpoint,
-                plan,
-                destination,
-                max_shard_size=max_shard_size,
-                force=force,
-                residue=residue,
-                keep_residue=keep_residue,
-                origin=located.origin,
-                on_bytes=advance,
-            )
+                checkpoint, plan, destination, max_shard_size=max_shard_size, force=force, residue=residue,
+                keep_residue=keep_residue, origin=located.origin, on_bytes=advance,
+                on_done=done_with(file_name(destination)),
+            )  # fmt: skip
         if as_json:
             print_json({"destination": str(destination), "files": done.files, "bytes": done.size, **done.ledger})
         else:
@@ -154,7 +149,7 @@ def _plan(
     from converter.errors import RootError
     from converter.planning.formats import choose_formats, hub_holding, make_route
     from converter.writing.buffers import verify_left_out
-    from converter.writing.residue import ledger_sha256, read_residue, residue_beside
+    from converter.writing.residue import read_residue, residue_beside
 
     source, target = choose_formats(checkpoint, source_format, target_format)
     residue = kept = None
@@ -167,7 +162,7 @@ def _plan(
                 raise RootError(f"{path}: {found}. Leave out --residue.")
             click.echo(f"{path.name} {found}, and is not used", err=True)
             residue = kept = None
-        elif residue_file is None and kept.belongs_to != ledger_sha256(checkpoint):
+        elif residue_file is None and not kept.belongs(checkpoint):
             click.echo(f"{path.name} belongs to another conversion and is not used; --residue insists", err=True)
             residue = kept = None
         elif target.is_hub:

@@ -114,8 +114,9 @@ def detect(
 
 
 def _write(out: Path, content: dict[str, Any]) -> None:
+    from converter.writing.destination import writing
     from converter.writing.ledger import to_json
-    from converter.writing.staging import write_whole, writing
+    from converter.writing.staging import write_whole
 
     with writing(out):
         out.mkdir(exist_ok=True)
@@ -153,7 +154,8 @@ def _entries(
 
 def _detect_in(path: Path, detector: Detector, prompt: Any, threshold: float, place: Path | None) -> dict[str, Any]:
     """What is found in a picture, drawn to `place` where there is one. Raises ModelError."""
-    from converter.writing.staging import write_whole, writing
+    from converter.writing.destination import writing
+    from converter.writing.staging import write_whole
 
     picture = detector.read(path)
     found = detector.detect(picture, prompt, threshold)
@@ -169,8 +171,8 @@ def _detect_in(path: Path, detector: Detector, prompt: Any, threshold: float, pl
 
 def _places(out: Path | None, images: tuple[Path, ...], force: bool) -> list[Path | None]:
     """Where each drawing goes; nothing is made yet. DestinationError if something would be lost."""
+    from converter.writing.destination import writing
     from converter.writing.names import check_folder_name
-    from converter.writing.staging import writing
 
     if out is None:
         return [None] * len(images)

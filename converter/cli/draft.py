@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import print_json, progress, reports
-from converter.display import counted, plain
+from converter.cli.output import done_with, print_json, progress, reports
+from converter.display import counted, file_name, plain
 from converter.errors import DestinationError, TableError
 
 if TYPE_CHECKING:
@@ -138,7 +138,8 @@ def _write(files: list[Path], documents: list[Mapping[str, Any]], force: bool) -
     """Write the documents once all of them were found to load; a table that is there is replaced in one step."""
     from converter.mapping.draft.propose import to_text
     from converter.mapping.load import load_table
-    from converter.writing.staging import write_whole, writing
+    from converter.writing.destination import writing
+    from converter.writing.staging import write_whole
 
     texts = [to_text(document) for document in documents]
     if max(map(len, texts)) > 4 << 20:
@@ -153,8 +154,10 @@ def _write(files: list[Path], documents: list[Mapping[str, Any]], force: bool) -
     folder = files[0].parent
     with writing(folder):
         folder.mkdir(exist_ok=True)
+    done = done_with(file_name(files[-1]))
     for path, text in zip(files, texts, strict=True):
-        write_whole(path, partial(Path.write_text, data=text, encoding="utf-8"), force=force)
+        write = partial(Path.write_text, data=text, encoding="utf-8")
+        write_whole(path, write, force=force, on_done=done if path == files[-1] else lambda: None)
 
 
 def _as_json(result: Draft, files: list[Path]) -> dict[str, Any]:

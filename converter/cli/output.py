@@ -7,14 +7,17 @@ import json
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NoReturn, ParamSpec
 
 import click
 
-from converter.errors import CaptureError, ConverterError, HubError
+from converter.display import plain
+from converter.errors import CaptureError, ConverterError, ConverterWarning, HubError
 
 P = ParamSpec("P")
 _SHOWN_PROBLEMS = 40
@@ -29,46 +32,103 @@ _OPTIONAL = {
 }
 
 
+@dataclass(slots=True)
+class Outcome:
+    """What a run has come to, as the object of click's context.
+
+    `done`: the result that is on the disk, once nothing is left but to tell of it. The exit code is 0 from then on, and
+    what fails is a warning. `signal`: the one that ends the run, if it is not Ctrl-C.
+    """
+
+    done: str | None = None
+    signal: int | None = None
+
+
+def done_with(result: str) -> Callable[[], None]:
+    """What a command has called once `result` is on the disk and its work is done."""
+    outcome = click.get_current_context().ensure_object(Outcome)
+
+    def done() -> None:
+        outcome.done = result
+
+    return done
+
+
 def reports(command: Callable[P, None]) -> Callable[P, None]:
-    """Add `--json`; turn an error into one message and its exit code. With `--json` the message is JSON on stdout."""
+    """Add `--json`; turn an error into one message and its exit code. With `--json` the message is JSON on stdout.
+
+    What fails once the command's work is done is a warning.
+    """
 
     @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        terminated = False
-
-        def terminate(number: int, frame: FrameType | None) -> NoReturn:
-            """SIGTERM unwinds like Ctrl-C does, so that nothing half-written stays."""
-            nonlocal terminated
-            terminated = True
-            raise KeyboardInterrupt
-
-        before = signal.signal(signal.SIGTERM, terminate)
-        try:
-            command(*args, **kwargs)
-        except ConverterError as error:
-            _fail(error, as_json=bool(kwargs.get("as_json")))
-        except ModuleNotFoundError as error:
-            module = (error.name or "").split(".")[0]
-            if module not in _OPTIONAL:
-                raise
-            package, why = _OPTIONAL[module]
-            kind = HubError if module == "huggingface_hub" else CaptureError
-            missing = kind(f"this command {why} and needs {package}: pip install {package}")
-            _fail(missing, as_json=bool(kwargs.get("as_json")))
-        except KeyboardInterrupt as interruption:
-            known = str(interruption) or "nothing is half-written"
-            click.echo(f"{'terminated' if terminated else 'interrupted'}; {known}", err=True)
-            sys.exit(143 if terminated else 130)
-        except Exception:
-            if not terminated:  # else the signal came where Python turns it into an error of its own
-                raise
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        if terminated:
-            sys.exit(143)
+        outcome = click.get_current_context().ensure_object(Outcome)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", ConverterWarning)
+            warnings.showwarning = functools.partial(_show, warnings.showwarning)
+            try:
+                with _signals_unwind(outcome):
+                    command(*args, **kwargs)
+            except (Exception, KeyboardInterrupt) as error:
+                if outcome.done is not None:
+                    _warn(f"{outcome.done} is complete; what came then: {_reason(error, outcome)}")
+                else:
+                    _stop(error, outcome, as_json=bool(kwargs.get("as_json")))
+            if outcome.signal is not None and outcome.done is None:
+                sys.exit(128 + outcome.signal)
 
     return wrapped
+
+
+@contextmanager
+def _signals_unwind(outcome: Outcome) -> Iterator[None]:
+    """SIGTERM and SIGHUP unwind like Ctrl-C does, so that nothing half-written stays. nohup stays what it is."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        outcome.signal = number
+        raise KeyboardInterrupt
+
+    with ExitStack() as handlers:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if (before := signal.getsignal(number)) is not signal.SIG_IGN:
+                handlers.callback(signal.signal, number, before)
+                signal.signal(number, end)
+        yield
+
+
+def _stop(error: Exception | KeyboardInterrupt, outcome: Outcome, *, as_json: bool) -> NoReturn:
+    """End a run that has not done its work."""
+    if isinstance(error, ConverterError):
+        _fail(error, as_json=as_json)
+    if isinstance(error, ModuleNotFoundError) and (module := (error.name or "").split(".")[0]) in _OPTIONAL:
+        package, why = _OPTIONAL[module]
+        kind = HubError if module == "huggingface_hub" else CaptureError
+        _fail(kind(f"this command {why} and needs {package}: pip install {package}"), as_json=as_json)
+    if isinstance(error, KeyboardInterrupt):
+        click.echo(f"{_reason(error, outcome)}; {str(error) or 'nothing is half-written'}", err=True)
+        sys.exit(128 + (outcome.signal or signal.SIGINT))
+    if outcome.signal is not None:  # it came where Python turns it into an error of its own
+        sys.exit(128 + outcome.signal)
+    raise error
+
+
+def _reason(error: Exception | KeyboardInterrupt, outcome: Outcome) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted" if outcome.signal is None else "terminated"
+    return plain(str(error) or type(error).__name__, 1024)
+
+
+def _show(others: Callable[..., None], message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """`warnings.showwarning` for people: our own in one line, `others` as ever."""
+    if issubclass(category, ConverterWarning):
+        _warn(str(message))
+    else:
+        others(message, category, *place)
+
+
+def _warn(text: str) -> None:
+    click.echo(f"warning: {text}", err=True)
 
 
 def _fail(error: ConverterError, *, as_json: bool) -> NoReturn:

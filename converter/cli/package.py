@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import print_json, progress, reports
-from converter.display import gigabytes
+from converter.cli.output import done_with, print_json, progress, reports
+from converter.display import file_name, gigabytes
 
 if TYPE_CHECKING:
     from converter.publish.package import Package
@@ -78,7 +78,7 @@ def package(
             on_bytes=advance,
         )
     if not dry_run:
-        write_package(made, out, force=force)
+        write_package(made, out, force=force, on_done=done_with(file_name(out)))
     if as_json:
         print_json(_json(made, out, dry_run))
     else:

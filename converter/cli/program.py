@@ -1,15 +1,17 @@
-"""Running a command as a program: output that cannot be written changes a success into an error, never a failure."""
+"""Running a command as a program, and its exit code where the output cannot be written."""
 
 from __future__ import annotations
 
 import errno
 import io
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 import click
 
+from converter.cli.output import Outcome
 from converter.errors import DestinationError
 
 if TYPE_CHECKING:
@@ -20,23 +22,34 @@ def run_program(command: click.Command, name: str) -> NoReturn:
     """Run a command with the arguments of the process, and end the process with the exit code it deserves.
 
     A command finishes its work even when its output cannot be written. If it fails, its own exit code stands. If it
-    succeeds but its output was lost, the exit code says so.
+    succeeds but its output was lost, the exit code says so, unless what it was to do is on the disk.
     """
-    output = _Stream(sys.stdout, 1)
+    output, outcome = _Stream(sys.stdout, 1), Outcome()
     sys.stdout, sys.stderr = _text(output, sys.stdout), _text(_Stream(sys.stderr, 2), sys.stderr)
     try:
-        command.main(prog_name=name)
-        code: str | int | None = 0
-    except SystemExit as end:
-        code = end.code
+        code = _exit_code(command, name, outcome)
+    except KeyboardInterrupt:  # outside of the command
+        code = 128 + signal.SIGINT
+    if outcome.done is not None:
+        code = 0
     sys.stdout.flush()
     if output.failure is not None and not code:
-        if output.failure.errno == errno.EPIPE:
+        if outcome.done is not None:
+            click.echo(f"warning: the output cannot be written: {output.failure.strerror}", err=True)
+        elif output.failure.errno == errno.EPIPE:
             code = 1  # as click does; the reader is gone, so there is nobody to tell
         else:
             click.echo(f"error: the output cannot be written: {output.failure.strerror}", err=True)
             code = DestinationError.exit_code
     sys.exit(code)
+
+
+def _exit_code(command: click.Command, name: str, outcome: Outcome) -> str | int | None:
+    try:
+        command.main(prog_name=name, obj=outcome)
+    except SystemExit as end:
+        return end.code
+    return 0
 
 
 class _Stream(io.FileIO):

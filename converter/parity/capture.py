@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -241,10 +241,18 @@ def error_of_probes(activation: Activation, probes: Tensor, found: Tensor) -> fl
     return distance(probe(activation.name, found), probes) / (activation.norm or 1.0)
 
 
-def write_capture(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, compact: bool) -> None:
+def write_capture(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+    *,
+    compact: bool,
+    on_done: Callable[[], object] = lambda: None,
+) -> None:
     """Write a capture, whole or not at all; equal content gives equal bytes.
 
-    `tensors` as the format names them; `facts` what `capture.schema.json` asks for, `compact` aside.
+    `tensors` as the format names them; `facts` what `capture.schema.json` asks for, `compact` aside. `on_done` is
+    called once it is there, before anything else can fail.
     """
     kept: dict[str, Tensor] = {}
     probes: dict[str, dict[str, Any]] = {}
@@ -264,4 +272,4 @@ def write_capture(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str,
         except SafetensorError as error:  # which says in words what the system refused
             raise OSError(plain(str(error))) from error
 
-    write_whole(path, save)
+    write_whole(path, save, on_done=on_done)

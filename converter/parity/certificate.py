@@ -160,12 +160,13 @@ def certify(
     score: Score | None,
     subject: Subject,
     coverage: Mapping[str, Any] | None = None,
+    on_done: Callable[[], object] = lambda: None,
 ) -> Path:
     """Write the certificate of `weights`, from which `subject`, in float64, was loaded afterwards.
 
     `reports`: of each capture in float64, and in other dtypes as there are. `coverage`: which weights the captures
-    depend on, JSON. CaptureError if a report did not pass, if the files changed since `read_weights`, or if the
-    certificate would not be one.
+    depend on, JSON. `on_done` is called once the certificate is there, before anything else can fail. CaptureError if a
+    report did not pass, if the files changed since `read_weights`, or if the certificate would not be one.
     """
     where, family = file_name(weights.path), subject.family
     if not reports or not all(report.passed for report in reports):
@@ -195,7 +196,7 @@ def certify(
     path = certificate_path(weights.path)
     data = json_bytes(content)
     evidence_of(json.loads(data), path)  # as whoever gets it reads it
-    write_whole(path, lambda partial: partial.write_bytes(data))
+    write_whole(path, lambda partial: partial.write_bytes(data), on_done=on_done)
     return path
 
 

@@ -17,16 +17,14 @@ from converter.parity.family import Companions, Family
 from converter.parity.setup import Setup, read_setup
 from converter.publish.card import Facts, model_card
 from converter.publish.checks import check_architecture, check_setup, check_weights, content_of, read_records
-from converter.writing.ledger import CustomTable, to_json
+from converter.writing.destination import CONFIG, LEDGER, check_destination, writing
+from converter.writing.ledger import FILES, CustomTable, to_json
 from converter.writing.names import check_folder_name
 from converter.writing.shards import INDEX_NAME
-from converter.writing.staging import Staging, check_destination, writing
+from converter.writing.staging import Staging
 from converter.writing.transfer import write_at
 
 CERTIFICATE, REPORT, CARD = "parity.json", "report.html", "README.md"
-DOCUMENTS = (
-    CERTIFICATE, REPORT, CARD, "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +78,7 @@ def make_package(
         parameters = sum(tensor.numel for tensor in checkpoint.tensors.values())
     documents |= companions.files
     described = _config(config, ledger, companions, model_name)
-    documents["config.json"] = to_json(described)
-    documents["conversion.json"] = to_json(ledger)
+    documents[CONFIG] = to_json(described)
     if evidence is not None:
         documents[CERTIFICATE] = _certificate(conversion, evidence, companions, described)
     report = report or _beside(conversion, ".report.html", REPORT)
@@ -99,6 +96,7 @@ def make_package(
         doubts=tuple(companions.doubts),
     )
     documents[CARD] = model_card(facts).encode()
+    documents[LEDGER] = to_json({**ledger, FILES: sorted((LEDGER, *documents, *weights))})
     return Package(documents, weights, evidence, facts.custom, facts.by_unknown_table)
 
 
@@ -152,8 +150,13 @@ def _config(
     }
 
 
-def write_package(package: Package, destination: Path, *, force: bool = False) -> None:
-    """Write the folder. Raises DestinationError; whatever is raised, the destination is as it was."""
+def write_package(
+    package: Package, destination: Path, *, force: bool = False, on_done: Callable[[], object] = lambda: None
+) -> None:
+    """Write the folder. Raises DestinationError; whatever is raised, the destination is as it was.
+
+    `on_done` is called once the folder is there, before anything else can fail.
+    """
     check_package_destination(destination, force=force, inputs=package.weights.values())
     with Staging(destination, force=force) as staging:
         here = destination.parent.stat().st_dev
@@ -165,13 +168,13 @@ def write_package(package: Package, destination: Path, *, force: bool = False) -
                 write_at(descriptor, content, 0)
         for name, source in package.weights.items():
             staging.take(name, source)
-        staging.commit()
+        staging.commit(on_done)
 
 
 def check_package_destination(destination: Path, *, force: bool, inputs: Collection[Path]) -> None:
     """Refuse, before anything is read, a destination that can't be a folder of ours."""
     check_folder_name(destination, "a package is")
-    check_destination(destination, force=force, inputs=list(inputs), also_ours=DOCUMENTS)
+    check_destination(destination, force=force, inputs=list(inputs))
 
 
 def _check_name(model_name: str | None, ledger: Mapping[str, Any], about: Mapping[str, Any]) -> None:

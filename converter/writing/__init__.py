@@ -12,5 +12,7 @@ In the order in which data passes:
     ledger.py         conversion.json: where every tensor came from, and the hash of each
     records.py        conversion.json and config.json, read back
     names.py          what the name of a destination says: a file, a folder, or by mistake neither
-    staging.py        files without a name until all are complete; the commit that renames them
+    destination.py    what may be written where, and what may be replaced
+    commit.py         the steps at which names are given; what dead processes left
+    staging.py        files without a name until all are complete, and their order when they get one
 """

@@ -15,7 +15,9 @@ from converter.display import quoted
 from converter.errors import DestinationError, PlanError
 from converter.planning.plan import Plan
 from converter.writing.buffers import implied_value
+from converter.writing.destination import CONFIG, LEDGER, RESIDUE, writing
 from converter.writing.ledger import (
+    FILES,
     TABLES,
     config_document,
     digest_of_sources,
@@ -25,9 +27,9 @@ from converter.writing.ledger import (
     to_json,
 )
 from converter.writing.names import ARCHIVES, is_file_name
-from converter.writing.residue import check_residue_destination, residue_metadata, residue_path, steps_to_keep
+from converter.writing.residue import prepare, residue_metadata, residue_path, steps_to_keep
 from converter.writing.shards import INDEX_NAME, Shard, lay_out, nbytes, shard_index
-from converter.writing.staging import Staging, check_destination, writing
+from converter.writing.staging import Staging
 from converter.writing.torch_archive import lay_out_archive
 from converter.writing.transfer import Transfer, flushing, raw_bytes, write_at
 
@@ -69,23 +71,24 @@ def convert(
     keep_residue: bool = False,
     origin: Mapping[str, Any] | None = None,
     on_bytes: Callable[[int], None] = lambda count: None,
+    on_done: Callable[[], object] = lambda: None,
 ) -> Conversion:
     """Write what `plan` says to `destination`: one file if it ends in `.safetensors` or `.pth`, else a folder.
 
     `residue` is where the plan's carried steps read; `keep_residue` writes what is left out beside the result; `origin`
     says where the checkpoint came from, for the ledger. `on_bytes` is called from several threads with the number of
-    bytes written since the last call.
+    bytes written since the last call, `on_done` once the result is there, before anything else can fail.
     Raises DestinationError, CheckpointError, or PlanError for a value that a cast cannot hold. Whatever is raised, the
-    destination is as it was.
+    destination is as it was. What cannot be done afterwards is a ConverterWarning.
     """
     _check_names(plan)
     sources = [checkpoint, *([residue] if residue else [])]
-    _check_destinations(sources, destination, force=force, keep_residue=keep_residue)
+    prepare(destination, force=force, inputs=[path for s in sources for path in s.files], keep=keep_residue)
     # hashes are not known yet, but their length is, and so is the length of every header
     draft = draft_ledger(checkpoint, plan, origin)
     outputs, shards = _outputs(plan, destination, draft, max_shard_size)
     kept = [_residue_output(plan, destination, draft)] if keep_residue else []
-    with Staging(destination, force=force) as staging:
+    with Staging(destination, force=force, replaces={RESIDUE}) as staging:
         staging.require_space(sum(output.size for output in (*outputs, *kept)))
         opened = [(output, staging.create(output.name, output.size)) for output in (*outputs, *kept)]
         places = _places(opened[: len(outputs)])
@@ -103,22 +106,14 @@ def convert(
                     write_at(descriptor, piece, position)
         if not is_file_name(destination):
             _add_documents(staging, plan, shards, ledger)
-        staging.commit()
-    size = sum(nbytes(tensor) for tensor in plan.targets)
-    return Conversion(destination, tuple(output.name for output, _ in opened), size, ledger)
+        staging.commit(on_done)
+    return Conversion(destination, staging.names, sum(nbytes(tensor) for tensor in plan.targets), ledger)
 
 
 def _check_names(plan: Plan) -> None:
     names = Counter(tensor.name for tensor in plan.targets)
     if twice := [f"{quoted(name)} is written {count} times" for name, count in names.items() if count > 1]:
         raise PlanError(f"{plan.format}: {len(twice)} names are not unique; the table or the residue is wrong", twice)
-
-
-def _check_destinations(sources: Iterable[Checkpoint], destination: Path, *, force: bool, keep_residue: bool) -> None:
-    inputs = [path for source in sources for path in source.files]
-    check_destination(destination, force=force, inputs=inputs)
-    if keep_residue and is_file_name(destination):
-        check_residue_destination(destination, force=force, inputs=inputs)
 
 
 def _places(opened: Iterable[tuple[_Output, int]]) -> _Places:
@@ -171,7 +166,7 @@ def _outputs(
 def _residue_output(plan: Plan, destination: Path, draft: dict[str, Any]) -> _Output:
     tensors = [target for step in steps_to_keep(plan) for target in step.targets]
     (shard,) = lay_out(tensors, residue_path(destination).name)
-    return _safetensors(shard, lambda ledger: residue_metadata(plan, ledger["sha256"]), draft)
+    return _safetensors(shard, lambda ledger: residue_metadata(plan, ledger), draft)
 
 
 def _safetensors(shard: Shard, metadata: Callable[[dict[str, Any]], dict[str, str]], draft: dict[str, Any]) -> _Output:
@@ -192,12 +187,13 @@ def _metadata(plan: Plan, ledger: dict[str, Any], single: bool) -> dict[str, str
 
 
 def _add_documents(staging: Staging, plan: Plan, shards: list[Shard], ledger: dict[str, Any]) -> None:
-    documents = {"conversion.json": to_json(ledger)}
+    documents: dict[str, bytes] = {}
     config = config_document(plan) if plan.written is None else plan.written.config
     if config is not None:
-        documents["config.json"] = to_json(config)
+        documents[CONFIG] = to_json(config)
     if len(shards) > 1:
         documents[INDEX_NAME] = shard_index(shards)
+    documents[LEDGER] = to_json({**ledger, FILES: sorted((LEDGER, *documents, *staging.names))})
     for name, content in documents.items():
         with writing(staging.destination):
             write_at(staging.create(name, len(content)), content, 0)

@@ -7,9 +7,11 @@ metadata says which conversion it belongs to, which buffers the original had and
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from converter.checkpoint import DTYPES, Checkpoint, DType, open_checkpoint
 from converter.checkpoint.strict_json import parse_json
@@ -18,17 +20,19 @@ from converter.errors import CheckpointError, CorruptCheckpointError, Destinatio
 from converter.mapping.ops import Shape
 from converter.mapping.table import Table
 from converter.planning.plan import Naming, Plan, Residue, Step, Tensor
-from converter.writing.ledger import ledger_of, to_json
+from converter.writing.commit import Parent, abandoned, remove_leftovers, signals_held
+from converter.writing.destination import RESIDUE, check_destination, writing
+from converter.writing.ledger import digest_of_ledger, ledger_of, to_json
 from converter.writing.names import is_file_name
 from converter.writing.shards import INDEX_NAME
-from converter.writing.staging import check_destination
+from converter.writing.staging import waiting_name
 
 METADATA_KEY = "residue"
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A residue as it was read. `format`: the format it was left out of; `belongs_to`: `sha256` of the ledger.
+    """A residue as it was read. `format`: the format it was left out of; `belongs_to`: `digest_of_ledger`.
 
     `buffers`: full names and dtypes of the original's buffers that can be rebuilt. `names`: full names in the original
     that are not just `prefix` plus the table's short name. `shapes`: those that the table takes as well, by full name.
@@ -41,6 +45,12 @@ class Kept:
     buffers: Mapping[str, DType]
     names: tuple[str, ...]
     shapes: Mapping[str, Shape]
+
+    def belongs(self, weights: Checkpoint) -> bool:
+        """Whether the conversion that wrote `weights` left this out."""
+        ledger = ledger_of(weights)
+        # older ones state the hash of the tensors
+        return ledger is not None and self.belongs_to in (digest_of_ledger(ledger), ledger.get("sha256"))
 
     def residue(self, table: Table) -> Residue:
         """By the short names of `table`, the format that it was left out of.
@@ -76,35 +86,70 @@ def residue_path(destination: Path) -> Path:
     """Where the residue of a conversion to `destination` lies: beside a file, inside a folder."""
     if is_file_name(destination):
         return destination.with_name(f"{destination.name}.residue.safetensors")
-    return destination / "residue.safetensors"
+    return destination / RESIDUE
 
 
 def residue_beside(checkpoint: Checkpoint) -> Path | None:
-    """The residue beside the file of a checkpoint, or in its folder, if there is one."""
+    """The residue beside the file of a checkpoint, or in its folder, if there is one.
+
+    That of a conversion which was killed at the end still waits for its name.
+    """
     places = [residue_path(checkpoint.path)]
     if checkpoint.path.name in ("model.safetensors", INDEX_NAME):
-        places.append(checkpoint.path.parent / "residue.safetensors")
-    return next((path for path in places if path.is_file()), None)
+        places.append(checkpoint.path.parent / RESIDUE)
+    there = [path for path in (*places, *map(waiting_name, places[:1])) if path.is_file()]
+    return next((path for path in there if _belongs(path, checkpoint)), next(iter(there), None))
 
 
-def check_residue_destination(destination: Path, *, force: bool, inputs: list[Path]) -> None:
-    """Refuse to write a residue beside the file `destination` where there is another that does not belong to it.
+def _belongs(residue: Path, weights: Checkpoint) -> bool:
+    try:
+        with open_checkpoint(residue) as opened:
+            return read_residue(opened).belongs(weights)
+    except CheckpointError:
+        return False
 
-    Raises DestinationError, also with `force`: nothing else holds what is in a residue.
+
+def _are_pair(residue: Path, weights: Path) -> bool:
+    try:
+        with open_checkpoint(weights) as opened:
+            return _belongs(residue, opened)
+    except CheckpointError:
+        return False
+
+
+def _settle(destination: Path) -> None:
+    """Remove what dead conversions to `destination` left, and finish one that had done all but name its residue."""
+    remove_leftovers(destination)
+    final = residue_path(destination)
+    waiting = waiting_name(final)
+    if not is_file_name(destination) or not os.path.lexists(waiting):
+        return
+    with writing(destination), Parent(destination.parent), signals_held(), abandoned(waiting) as is_abandoned:
+        if is_abandoned and _are_pair(waiting, destination) and not _are_pair(final, destination):
+            os.replace(waiting, final)
+        elif is_abandoned:
+            waiting.unlink()
+
+
+def prepare(destination: Path, *, force: bool, inputs: list[Path], keep: bool, dry_run: bool = False) -> None:
+    """Tidy the destination of a conversion and check it, and that of its residue where it is to `keep` one.
+
+    A residue is lost in no case, since nothing else holds what is in it: it is replaced only by a new one, and only
+    where it belongs to the weights that are replaced with it. Raises DestinationError.
     """
+    if not dry_run:
+        _settle(destination)
+    check_destination(destination, force=force, inputs=inputs, replaces={RESIDUE} if keep else ())
+    if not keep:
+        return
     beside = residue_path(destination)
-    check_destination(beside, force=force, inputs=inputs)
-    if beside.exists():
-        try:
-            with open_checkpoint(beside) as kept, open_checkpoint(destination) as written:
-                belongs = read_residue(kept).belongs_to == ledger_sha256(written)
-        except CheckpointError:
-            belongs = False
-        if not belongs:
-            raise DestinationError(
-                f"{beside} does not belong to {destination.name}; --force would lose what only it holds. Move it, or "
-                "choose another destination"
-            )
+    if is_file_name(destination):
+        check_destination(beside, force=force or not destination.exists(), inputs=inputs)
+    if os.path.lexists(beside) and not _are_pair(beside, destination):
+        raise DestinationError(
+            f"{beside} does not belong to {destination.name}; --force would lose what only it holds. Move it, or "
+            "choose another destination"
+        )
 
 
 def steps_to_keep(plan: Plan) -> list[Step]:
@@ -113,13 +158,13 @@ def steps_to_keep(plan: Plan) -> list[Step]:
     return [Step("residue", (tensor,), (tensor,), ()) for tensor in kept]
 
 
-def residue_metadata(plan: Plan, ledger_sha256: str) -> dict[str, str]:
+def residue_metadata(plan: Plan, ledger: Mapping[str, Any]) -> dict[str, str]:
     """The metadata of the file, of the same length whatever the hash."""
     left_out = {out.tensor.name for out in plan.left_out}
     shapes = {plan.naming.full(short): shape for short, shape in plan.naming.shapes.items()}
     about = {
         "format": plan.table,
-        "belongs_to": ledger_sha256,
+        "belongs_to": digest_of_ledger(ledger),
         "prefix": plan.naming.prefix,
         "names": [name for name in plan.naming.others.values() if name not in left_out],
         "shapes": {name: list(shape) for name, shape in shapes.items() if name not in left_out},
@@ -145,9 +190,3 @@ def read_residue(checkpoint: Checkpoint) -> Kept:
             "move this one away."
         )
     return Kept(checkpoint, format, belongs_to, prefix, buffers, names, shapes)
-
-
-def ledger_sha256(checkpoint: Checkpoint) -> str | None:
-    """The sha256 in the ledger of the conversion that wrote a checkpoint, if one of ours did."""
-    found = (ledger_of(checkpoint) or {}).get("sha256")
-    return found if isinstance(found, str) else None

@@ -23,9 +23,9 @@ from converter.checkpoint import Checkpoint
 from converter.mapping.cast import cast
 from converter.mapping.ops import Array, Concat, Op, Reshape, apply_ops
 from converter.planning.plan import Step
+from converter.writing.destination import writing
 from converter.writing.names import ARCHIVES
 from converter.writing.shards import nbytes
-from converter.writing.staging import writing
 
 _THREADS = 3  # two cores: one thread waits for the disk while two compute
 

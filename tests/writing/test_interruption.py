@@ -51,11 +51,8 @@ def test_a_signal_leaves_nothing(
     number: signal.Signals, code: int, name: str, there: bool, arguments: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / name
-    if there and out.suffix:
-        out.write_bytes(b"old")
-    elif there:
-        out.mkdir()
-        (out / "model.safetensors").write_bytes(b"old")
+    if there:
+        main([*arguments, str(out)], standalone_mode=False)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     command = [sys.executable, "-c", STOPPED, str(int(number)), *arguments, str(out), *(["--force"] * there)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from converter.cli import main
 from converter.errors import DestinationError
 from converter.publish.package import check_package_destination
+from converter.writing.destination import check_destination
 from converter.writing.names import WRITTEN, check_folder_name, is_file_name
-from converter.writing.staging import check_destination
 
 MEANT = {
     "glip.safetensor": "glip.safetensors",

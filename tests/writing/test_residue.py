@@ -93,17 +93,6 @@ def test_names_come_back_as_they_were(original: str, tmp_path: Path) -> None:
     assert equal(load_file(tmp_path / "back.safetensors"), weights)
 
 
-def test_a_folder_keeps_its_residue_inside(tmp_path: Path) -> None:
-    torch.save(official(), tmp_path / "official.pth")
-    run("convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / "own", "--keep-residue")
-    assert (tmp_path / "own" / "residue.safetensors").is_file()
-    for source in ("own", "own/model.safetensors"):
-        run("convert", "--src", tmp_path / source, "--dst", tmp_path / "b.pth", "--to", "glip-official", "--force")
-        assert equal(torch.load(tmp_path / "b.pth", weights_only=True)["model"], official_of(tmp_path / "official.pth"))
-    run("convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / "own", "--force")
-    assert not (tmp_path / "own" / "residue.safetensors").exists()
-
-
 def test_without_the_residue_it_is_said_what_is_missing_and_what_that_does(tmp_path: Path) -> None:
     torch.save(official(), tmp_path / "official.pth")
     own = tmp_path / "own.safetensors"
@@ -292,24 +281,6 @@ def test_two_files_of_one_stem_keep_a_residue_each(tmp_path: Path) -> None:
         back = ["convert", "--src", tmp_path / f"s.{ending}", "--dst", tmp_path / "b.pth", "--to", "glip-official"]
         run(*back, "--force")
         assert equal(torch.load(tmp_path / "b.pth", weights_only=True)["model"], official_of(tmp_path / "official.pth"))
-
-
-def test_a_residue_is_replaced_only_with_the_file_that_it_belongs_to(tmp_path: Path) -> None:
-    torch.save(official(), tmp_path / "official.pth")
-    own = tmp_path / "own.safetensors"
-    arguments = ["convert", "--src", tmp_path / "official.pth", "--dst", own, "--keep-residue", "--force"]
-    run(*arguments)
-    torch.save(official(), tmp_path / "official.pth")
-    run(*arguments)
-    residue_path(own).write_bytes(b"precious")
-    assert "does not belong to own.safetensors" in refusal(*arguments, code=6)["message"]
-    assert residue_path(own).read_bytes() == b"precious"
-    residue_path(own).unlink()
-    run(*arguments)
-    own.unlink()
-    kept = residue_path(own).read_bytes()
-    assert "does not belong to own.safetensors" in refusal(*arguments, code=6)["message"]
-    assert residue_path(own).read_bytes() == kept
 
 
 @pytest.mark.parametrize("arguments", [[], ["--to", "glip"], ["--residue"]])

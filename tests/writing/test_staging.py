@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from converter.errors import DestinationError
-from converter.writing import staging
-from converter.writing.staging import Staging, check_destination, write_whole
+from converter.writing import commit, staging
+from converter.writing.destination import check_destination
+from converter.writing.staging import Staging, write_whole
 
 
 @pytest.fixture(params=["anonymous", "named", "without links"])
@@ -36,12 +38,17 @@ def write(destination: Path, files: dict[str, bytes], *, force: bool = False, fa
         stage.commit()
 
 
+def record(*names: str) -> bytes:
+    """What says that a folder's files were written together."""
+    return json.dumps({"tensors": {}, "files": ["conversion.json", *names]}).encode()
+
+
 def listing(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_a_file_appears(tmp_path: Path, system: str) -> None:
-    write(tmp_path / "a.safetensors", {"a": b"new"})
+    write(tmp_path / "a.safetensors", {"a.safetensors": b"new"})
     assert listing(tmp_path) == {"a.safetensors": b"new"}
     assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o666 & ~_umask()
 
@@ -60,30 +67,30 @@ def test_a_folder_appears(tmp_path: Path, system: str) -> None:
 @pytest.mark.parametrize("name", ["a.safetensors", "model"])
 def test_nothing_is_left_of_a_failure(tmp_path: Path, system: str, name: str) -> None:
     with pytest.raises(RuntimeError):
-        write(tmp_path / name, {"x": b"new"}, fail=True)
+        write(tmp_path / name, {name: b"new"}, fail=True)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_force_replaces_a_file(tmp_path: Path, system: str) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"old")
     with pytest.raises(RuntimeError):
-        write(tmp_path / "a.safetensors", {"a": b"new"}, force=True, fail=True)
+        write(tmp_path / "a.safetensors", {"a.safetensors": b"new"}, force=True, fail=True)
     assert listing(tmp_path) == {"a.safetensors": b"old"}
-    write(tmp_path / "a.safetensors", {"a": b"new"}, force=True)
+    write(tmp_path / "a.safetensors", {"a.safetensors": b"new"}, force=True)
     assert listing(tmp_path) == {"a.safetensors": b"new"}
 
 
 @pytest.mark.parametrize("atomic", [True, False])
 def test_force_replaces_a_folder(tmp_path: Path, system: str, atomic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not atomic:
-        monkeypatch.setattr(staging.sys, "platform", "other")
-    write(tmp_path / "model", {"model-00001-of-00002.safetensors": b"old"})
+        monkeypatch.setattr(commit.sys, "platform", "other")
+    write(tmp_path / "model", {"conversion.json": record("shard"), "shard": b"old"})
     write(tmp_path / "model", {"model.safetensors": b"new"}, force=True)
     assert listing(tmp_path) == {"model/model.safetensors": b"new"}
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
-@pytest.mark.parametrize("name", ["a.safetensors", "model"])
+@pytest.mark.parametrize("name", ["model.safetensors", "model"])
 def test_a_second_writer_loses_and_harms_nothing(tmp_path: Path, system: str, name: str) -> None:
     with Staging(tmp_path / name, force=False) as late:
         os.pwrite(late.create("model.safetensors", 4), b"late", 0)
@@ -201,7 +208,7 @@ def test_a_document_does_not_follow_a_planted_link(tmp_path: Path, monkeypatch: 
 def test_a_document_replaces_another_only_by_force(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     path.write_text("old")
-    with pytest.raises(DestinationError, match="File exists"):
+    with pytest.raises(DestinationError, match="something of that name appeared meanwhile"):
         write_whole(path, lambda partial: partial.write_text("new"), force=False)
     assert listing(tmp_path) == {"table.json": b"old"}
     write_whole(path, lambda partial: partial.write_text("new"))

@@ -1,0 +1,120 @@
+"""Weights and the residue beside them: at no moment is there a pair of which one half is of other weights."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from converter.checkpoint import open_checkpoint
+from converter.writing.residue import read_residue, residue_path
+from converter.writing.staging import waiting_name
+from tests.support.small_files import equal, official, official_of, refusal, run
+
+pytestmark = pytest.mark.usefixtures("small_mappings")
+
+
+def test_a_folder_keeps_its_residue_inside(tmp_path: Path) -> None:
+    torch.save(official(), tmp_path / "official.pth")
+    run("convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / "own", "--keep-residue")
+    assert (tmp_path / "own" / "residue.safetensors").is_file()
+    for source in ("own", "own/model.safetensors"):
+        run("convert", "--src", tmp_path / source, "--dst", tmp_path / "b.pth", "--to", "glip-official", "--force")
+        assert equal(torch.load(tmp_path / "b.pth", weights_only=True)["model"], official_of(tmp_path / "official.pth"))
+    again = ["convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / "own", "--force"]
+    kept = (tmp_path / "own" / "residue.safetensors").read_bytes()
+    assert "holds residue.safetensors, which --force would lose" in refusal(*again, code=6)["message"]
+    assert (tmp_path / "own" / "residue.safetensors").read_bytes() == kept
+    run(*again, "--keep-residue")
+    (tmp_path / "own" / "residue.safetensors").write_bytes(b"precious")
+    assert "does not belong to own" in refusal(*again, "--keep-residue", code=6)["message"]
+
+
+def test_a_residue_is_replaced_only_with_the_file_that_it_belongs_to(tmp_path: Path) -> None:
+    torch.save(official(), tmp_path / "official.pth")
+    own = tmp_path / "own.safetensors"
+    arguments = ["convert", "--src", tmp_path / "official.pth", "--dst", own, "--keep-residue", "--force"]
+    run(*arguments)
+    torch.save(official(), tmp_path / "official.pth")
+    run(*arguments)
+    residue_path(own).write_bytes(b"precious")
+    assert "does not belong to own.safetensors" in refusal(*arguments, code=6)["message"]
+    assert residue_path(own).read_bytes() == b"precious"
+    residue_path(own).unlink()
+    run(*arguments)
+    own.unlink()
+    kept = residue_path(own).read_bytes()
+    assert "does not belong to own.safetensors" in refusal(*arguments, code=6)["message"]
+    assert residue_path(own).read_bytes() == kept
+
+
+@pytest.fixture
+def between(tmp_path: Path) -> list[Any]:
+    """An old pair, and beside it, waiting, the residue of other weights, which lie in `new`: the command for those."""
+    for name, more in (("old", 0), ("new", 1)):
+        weights = {
+            key: tensor + more if tensor.is_floating_point() and "anchor" not in key else tensor
+            for key, tensor in official().items()
+        }
+        torch.save(weights, tmp_path / f"{name}.pth")
+        own = tmp_path / name / "own.safetensors"
+        own.parent.mkdir()
+        run("convert", "--src", tmp_path / f"{name}.pth", "--dst", own, "--keep-residue")
+    os.replace(
+        residue_path(tmp_path / "new" / "own.safetensors"),
+        waiting_name(residue_path(tmp_path / "old" / "own.safetensors")),
+    )
+    destination = tmp_path / "old" / "own.safetensors"
+    return ["convert", "--src", tmp_path / "new.pth", "--dst", destination, "--keep-residue", "--force"]
+
+
+@pytest.mark.parametrize("holds", ["old", "new"])
+def test_between_two_names_there_is_one_pair(holds: str, between: list[Any], tmp_path: Path) -> None:
+    """Before and after the weights got their name; the same command then gives the new pair."""
+    own = tmp_path / "old" / "own.safetensors"
+    if holds == "new":
+        os.replace(tmp_path / "new" / "own.safetensors", own)
+    back = ["convert", "--src", own, "--dst", tmp_path / "back.pth", "--to", "glip-official", "--force"]
+    run(*back)
+    assert equal(torch.load(tmp_path / "back.pth", weights_only=True)["model"], official_of(tmp_path / f"{holds}.pth"))
+    run(*between)
+    assert {path.name for path in own.parent.iterdir()} == {own.name, residue_path(own).name}
+    run(*back)
+    assert equal(torch.load(tmp_path / "back.pth", weights_only=True)["model"], official_of(tmp_path / "new.pth"))
+
+
+def test_a_residue_that_waits_gets_its_name_from_a_run_that_is_refused(between: list[Any], tmp_path: Path) -> None:
+    """Who copies the two files afterwards has both."""
+    own = tmp_path / "old" / "own.safetensors"
+    os.replace(tmp_path / "new" / "own.safetensors", own)
+    assert "exists" in refusal(*between[:-1], code=6)["message"]
+    assert {path.name for path in own.parent.iterdir()} == {own.name, residue_path(own).name}
+    with open_checkpoint(residue_path(own)) as residue, open_checkpoint(own) as weights:
+        assert read_residue(residue).belongs(weights)
+
+
+def test_a_dry_run_leaves_what_waits(between: list[Any], tmp_path: Path) -> None:
+    before = sorted((tmp_path / "old").iterdir())
+    run(*between, "--dry-run")
+    assert sorted((tmp_path / "old").iterdir()) == before
+
+
+def test_the_same_tensors_of_another_file_have_another_residue(tmp_path: Path) -> None:
+    """The hash of the tensors alone does not tell two conversions apart."""
+    weights = {"plain": official(), "short": {key.removeprefix("module."): t for key, t in official().items()}}
+    for name, tensors in weights.items():
+        torch.save(tensors if name == "plain" else {"weights": tensors}, tmp_path / f"{name}.pth")
+        run("convert", "--src", tmp_path / f"{name}.pth", "--dst", tmp_path / f"{name}.safetensors", "--keep-residue")
+    plain, short = tmp_path / "plain.safetensors", tmp_path / "short.safetensors"
+    assert equal(load_file(plain), load_file(short))
+    with (
+        open_checkpoint(residue_path(plain)) as residue,
+        open_checkpoint(plain) as own,
+        open_checkpoint(short) as other,
+    ):
+        assert read_residue(residue).belongs(own)
+        assert not read_residue(residue).belongs(other)
