@@ -15,6 +15,7 @@ from converter.publish.card import mark_unverified
 from tests.support.hub.server import HubServer
 from tests.support.publishing import CANARY, REPO, change_card, shard
 from tests.support.stopping import (
+    SIGNALS,
     STOPPED,
     Point,
     Tally,
@@ -120,13 +121,16 @@ def problems(stage: Stage, point: Point, run: Run, watch: Watch) -> Iterator[str
         yield "the token is told"
     if point.how == "cut" or (code in (1, -signal.SIGINT) and not stage.hub.requests):
         return  # Python's own and click's way to end, before the command began
+    if "every hash as here" in run.told and code in (0, -SIGNALS[point.how]):
+        return  # all was told, and the interpreter was on its way out
     if "Traceback" in said:
         yield "a traceback"
-    if code not in (0, STOPPED[point.how]):
-        yield f"exit {code} after {len(watch.fired)} signals"
+    is_second = code == -SIGNALS[point.how] and len(watch.fired) > 1  # two threads came to that call
+    if code not in (0, STOPPED[point.how]) and not is_second:
+        yield f"exit {code}"
     if code == 0 and watch.is_early:
         yield "stopped before the commit, and it was made"
-    if code in (130, 143):
+    if code != 0 and point.how != "kill":
         yield from _what_is_said(stage, state, said)
 
 
@@ -169,7 +173,7 @@ def test_a_publication_stopped_at_any_request(stage: Stage, every_point: bool) -
     carry_out(stage.hub, stage.start(), None)
     points = request_points(stage.hub.requests)
     tally = Tally(f"publish, {stage.name}, at its {len(stage.hub.requests)} requests")
-    for point in sample(points, None if every_point else 20):
+    for point in sample(points, None if every_point else 10):
         stop(stage, point, tally)
     print(tally)
     assert not tally.wrong, "\n".join(tally.wrong)
@@ -182,7 +186,7 @@ def test_a_publication_stopped_at_any_system_call(stage: Stage, every_point: boo
     stage.reset()
     carry_out(stage.hub, stage.start(), None, tmp_path / "log")
     tally = Tally(f"publish, {stage.name}, at its system calls")
-    for point in sample(call_points(tmp_path / "log"), None if every_point else 20):
+    for point in sample(call_points(tmp_path / "log"), None if every_point else 10):
         stop(stage, point, tally)
     print(tally)
     assert not tally.wrong, "\n".join(tally.wrong)

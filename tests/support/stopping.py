@@ -131,7 +131,6 @@ def call_points(log: Path, hows: Iterable[str] = ("kill", "int")) -> Iterator[Po
 def sample(points: Iterable[Point], count: int | None) -> list[Point]:
     """So many of them, from all over; None: all."""
     listed = list(points)
-    count = int(os.environ["POINTS"]) if "POINTS" in os.environ else count
     return listed if count is None else Random(0).sample(listed, min(count, len(listed)))
 
 
@@ -155,4 +154,5 @@ class Tally:
             f"  {how:4}  exit {code:>5}  {state:20} {count:5}"
             for (how, code, state), count in sorted(self.seen.items())
         ]
-        return "\n".join(lines + [f"  {note}: {count}" for note, count in sorted(self.notes.items())])
+        lines += [f"  {note}: {count}" for note, count in sorted(self.notes.items())]
+        return "\n".join(lines + self.wrong)
