@@ -66,7 +66,8 @@ class Stage:
         for path in self.cache.glob("hub/*/blobs/*"):
             content = path.read_bytes()
             hashes = (hashlib.sha256(content).hexdigest(), blob_sha1(content))
-            if not path.name.endswith(".incomplete") and path.name not in hashes:
+            is_probe = path.name.startswith("tmp_") and not content  # the client's, to see what a new file may be
+            if not path.name.endswith(".incomplete") and not is_probe and path.name not in hashes:
                 found.append(path.name)
         return found
 
