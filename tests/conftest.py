@@ -38,6 +38,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-point", action="store_true", help="stop programs at every point, not at some: an hour")
+
+
+@pytest.fixture
+def every_point(request: pytest.FixtureRequest) -> bool:
+    """Whether programs are to be stopped at every point that there is."""
+    return bool(request.config.getoption("--every-point"))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """A file is one process's, so that what its tests share is made once; full-size models are divided one by one."""

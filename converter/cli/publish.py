@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import accept_table, print_json, progress, reports
+from converter.cli.output import accept_table, done_with, print_json, progress, reports
 from converter.display import counted, gigabytes, plain
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def publish(
             accepted_tables=accepted_tables,
             dry_run=dry_run,
             on_bytes=advance,
+            on_done=done_with(f"{repo_id} on the Hub") if not dry_run else lambda: None,
             say=lambda line: click.echo(line, err=True),
         )
     if as_json:

@@ -53,7 +53,18 @@ class Failure:
     """Why a request gave no answer. `wait`: seconds that the Hub asks to wait; `text`: one line, without secrets."""
 
     kind: Literal[
-        "repository", "revision", "file", "access", "token", "stale", "busy", "lost", "unreachable", "offline", "other"
+        "repository",
+        "revision",
+        "file",
+        "access",
+        "token",
+        "stale",
+        "busy",
+        "lost",
+        "unreachable",
+        "offline",
+        "disk",
+        "other",
     ]
     text: str
     status: int | None = None
@@ -155,6 +166,8 @@ def _failure(error: Exception) -> Failure:
         return Failure("busy", "the Hub's answer is not JSON")
     if isinstance(error, OSError) and "Consistency check failed" in str(error):
         return Failure("lost", "the download ended too early")
+    if isinstance(error, OSError) and error.strerror:
+        return Failure("disk", f"{error.strerror}{f' ({plain(str(error.filename), 1024)})' if error.filename else ''}")
     return Failure("other", text, status)
 
 

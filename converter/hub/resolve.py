@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,6 +22,7 @@ from converter.hub.requests import Failure, Retry, attempt, insist, quiet
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
 
 T = TypeVar("T")
 _FILES = (".safetensors", ".pth", ".pt", ".bin", ".json")  # a mistyped path, not a repository
@@ -152,34 +154,52 @@ def _downloaded(
             raise HubError(f"{plain(at)}: {_not_downloaded(answer, wanted, is_path=is_path)}")
         return answer
 
+    def files_of(commit: str) -> dict[str, RepoFile]:
+        tree = ask(lambda: list(api.list_repo_tree(wanted.repo_id, recursive=True, revision=commit)))
+        return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+
     # what follows is repeated by the client, too, for up to 23 seconds each time: first, whether the Hub answers at all
-    ask(lambda: api.model_info(wanted.repo_id, revision=wanted.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT))
-    local = ask(lambda: _fetch(api, wanted, cache_dir))
+    info = ask(lambda: api.model_info(wanted.repo_id, revision=wanted.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT))
+    remote: dict[str, RepoFile] = {}
+    if wanted.file is None:
+        remote = files_of(str(info.sha))
+        _check_model(at, set(remote))
+        # Ctrl-C ends a download of this thread at once; for those that snapshot_download makes in others it would wait
+        for name in filter(is_model_file, remote):
+            ask(partial(_fetch, api, Reference(wanted.repo_id, name, info.sha), cache_dir))
+    local = ask(lambda: _fetch(api, wanted, cache_dir))  # of a model: nothing but which commit its revision is now
     folder = _snapshot(local, wanted)
     commit = folder.name
-    tree = ask(lambda: list(api.list_repo_tree(wanted.repo_id, recursive=True, revision=commit)))
-    remote = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    if commit != info.sha or not remote:
+        remote = files_of(commit)
     if wanted.file is None:
         _check_model(at, set(remote))
-    names = [wanted.file] if wanted.file else [name for name in remote if is_model_file(name)]
+    names = [wanted.file] if wanted.file else list(filter(is_model_file, remote))
 
-    def sha256(name: str) -> str:
-        """SHA-256 of the file in the cache, which is downloaded once more if it is damaged."""
-        found = hash_file(folder / name, on_bytes)
-        if not found.match(remote[name]):
-            say(f"{plain(name)}: damaged in the cache; downloading it again")
-            ask(lambda: _fetch(api, Reference(wanted.repo_id, name, commit), cache_dir, again=True))
-            found = hash_file(folder / name)
-        if not found.match(remote[name]):
-            own, stated = found.beside(remote[name])
-            raise HubError(
-                f"{plain(at)}: {plain(name)} is damaged, and was again after a second download: its hash is {own}, the "
-                f"Hub states {stated}. "
-                f"Remove {file_name((folder / name).resolve())} and try again later."
-            )
-        return found.sha256
+    def again(name: str) -> None:
+        say(f"{plain(name)}: damaged in the cache; downloading it again")
+        ask(lambda: _fetch(api, Reference(wanted.repo_id, name, commit), cache_dir, again=True))
 
-    return Resolved(local, wanted.repo_id, wanted.file, commit, {name: sha256(name) for name in names})
+    sums = {name: _checked(at, folder / name, remote[name], partial(again, name), on_bytes) for name in names}
+    return Resolved(local, wanted.repo_id, wanted.file, commit, sums)
+
+
+def _checked(
+    at: str, path: Path, remote: RepoFile, again: Callable[[], object], on_bytes: Callable[[int], object]
+) -> str:
+    """SHA-256 of a file in the cache, which is downloaded `again` once if it is damaged."""
+    found = hash_file(path, on_bytes)
+    if not found.match(remote):
+        again()
+        found = hash_file(path)
+    if not found.match(remote):
+        own, stated = found.beside(remote)
+        raise HubError(
+            f"{plain(at)}: {plain(remote.path)} is damaged, and was again after a second download: its hash is {own}, "
+            f"the Hub states {stated}. Remove {file_name(path.resolve())} and try again later."
+        )
+    _remove_leftovers(path.resolve())
+    return found.sha256
 
 
 def _from_cache(wanted: Reference, cache_dir: Path | None, on_bytes: Callable[[int], object]) -> Resolved:
@@ -237,6 +257,23 @@ def _fetch(
     )
 
 
+def _remove_leftovers(blob: Path) -> None:
+    """Remove what downloads of a file left that were killed; the client never looks at it again once the file is there.
+
+    A download that is running holds the client's lock.
+    """
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+
+    # NAME.incomplete, or NAME.RANDOM.incomplete: huggingface_hub 2.4, file_download._download_to_tmp_and_move
+    leftovers = [path for path in blob.parent.glob(f"{blob.name}.*") if path.suffix == ".incomplete"]
+    lock = blob.parents[2] / ".locks" / blob.parents[1].name / f"{blob.name}.lock"
+    with suppress(OSError):  # a lock that is held raises one, too
+        if leftovers:
+            with WeakFileLock(lock, timeout=0.1):
+                for path in leftovers:
+                    path.unlink()
+
+
 def _snapshot(path: Path, wanted: Reference) -> Path:
     """The folder of a commit in the cache, `snapshots/COMMIT`, that `wanted` was found in or is."""
     return path if wanted.file is None else path.parents[wanted.file.count("/")]
@@ -280,6 +317,7 @@ def _not_downloaded(failure: Failure, wanted: Reference, *, is_path: bool) -> st
         "busy": f"{failure.text}. Try again later, or set HF_HUB_OFFLINE=1 to use what is in the cache",
         "unreachable": f"{'no such file or folder here, and ' if is_path else ''}{failure.text}. Check the connection, "
         "or set HF_HUB_OFFLINE=1 to use what is in the cache",
+        "disk": f"the cache cannot be written: {failure.text}. Free some space, or let HF_HOME name another folder",
         "lost": f"{failure.text}. Check the connection, or set HF_HUB_OFFLINE=1 to use what is in the cache",
     }
     return hints.get(failure.kind, failure.text) + "."

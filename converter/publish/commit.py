@@ -7,7 +7,6 @@ meanwhile. Where the answer to a commit is lost, the history of the repository s
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from converter import __version__
 from converter.display import file_name, plain, quoted
 from converter.errors import HubError
+from converter.hub.hashes import hash_file
 from converter.hub.requests import Failure, Retry, attempt, pause, quiet
 from converter.parity.family import Family
 from converter.publish.folder import GIT_ATTRIBUTES, LocalFile, is_written, read_folder
-from converter.publish.repository import MAIN, Repository, check_repository_name
+from converter.publish.repository import MAIN, Repository, check_repository_name, command_line
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete
@@ -68,6 +68,7 @@ def publish(
     dry_run: bool = False,
     retry: Retry | None = None,
     on_bytes: Callable[[int], object] = lambda count: None,
+    on_done: Callable[[], object] = lambda: None,
     say: Callable[[str], object] = lambda line: None,
 ) -> Publication:
     """Make the repository hold what `folder` holds, by one commit on `revision` or as a pull request.
@@ -75,18 +76,12 @@ def publish(
     family_of: the family of a model by its name. private: of a repository that is created now (default: yes).
     unverified: publish without a certificate; the card is marked so. accepted_tables: hashes of tables that were never
     released, and may have made the weights. dry_run: only compare. `on_bytes` gets the bytes hashed before anything is
-    sent, `say` lines for people.
+    sent, `say` lines for people; `on_done` is called once every file was read back.
     Raises HubError; CaptureError for a certificate that is invalid or of other weights; ModelError for documents of
     other weights; CheckpointError for weights that cannot be read. An interruption says what is known to be published.
     """
     check_repository_name(repo_id)
-    if revision is not None and not revision.strip():
-        raise HubError(f"--revision: {quoted(revision)} is not the name of a branch. Leave it out for {MAIN}.")
-    for option, value in (("--revision", revision), ("--message", message)):
-        if not _is_text(value or ""):
-            raise HubError(f"{option}: {quoted(value or '')} is not UTF-8. Write it anew.")
-    if create_pr and revision not in (None, MAIN):
-        raise HubError(f"--create-pr proposes a change to {MAIN}; leave out --revision {plain(str(revision))}.")
+    _check_options(revision, message, create_pr)
     files = read_folder(folder, family_of, unverified=unverified, accepted_tables=accepted_tables, on_bytes=on_bytes)
     with quiet():
         repository = Repository(
@@ -94,35 +89,30 @@ def publish(
             revision=revision or MAIN,
             private=private,
             create_pr=create_pr,
-            again=_command(folder, repo_id, revision or MAIN, create_pr, message, private, unverified, accepted_tables),
+            again=command_line(
+                folder, repo_id, revision or MAIN, create_pr, message, private, unverified, accepted_tables
+            ),
             retry=retry or Retry(),
             say=say,
         )
         publisher = _Publisher(repository, files, message)
         try:
-            return publisher.run(dry_run)
+            done = publisher.run(dry_run)
+            on_done()
+            return done
         except KeyboardInterrupt:
             raise KeyboardInterrupt(publisher.outcome) from None
 
 
-def _command(
-    folder: Path,
-    repo_id: str,
-    revision: str,
-    create_pr: bool,
-    message: str | None,
-    private: bool | None,
-    unverified: bool,
-    accepted_tables: Collection[str],
-) -> str:
-    """The command line that does the same again."""
-    options = [] if revision == MAIN else ["--revision", revision]
-    options += ["--create-pr"] if create_pr else []
-    options += ["--message", message.strip()] if message and message.strip() else []
-    options += [] if private is None else ["--private" if private else "--public"]
-    options += ["--unverified"] if unverified else []
-    options += [word for sha256 in accepted_tables for word in ("--accept-table", sha256)]
-    return shlex.join(["converter", "publish", str(folder), repo_id, *options])
+def _check_options(revision: str | None, message: str | None, create_pr: bool) -> None:
+    """HubError for those that nothing can be published with."""
+    if revision is not None and not revision.strip():
+        raise HubError(f"--revision: {quoted(revision)} is not the name of a branch. Leave it out for {MAIN}.")
+    for option, value in (("--revision", revision), ("--message", message)):
+        if not _is_text(value or ""):
+            raise HubError(f"{option}: {quoted(value or '')} is not UTF-8. Write it anew.")
+    if create_pr and revision not in (None, MAIN):
+        raise HubError(f"--create-pr proposes a change to {MAIN}; leave out --revision {plain(str(revision))}.")
 
 
 def _is_text(value: str) -> bool:
@@ -230,19 +220,27 @@ class _Publisher:
 
         repository = self._repository
         additions = [CommitOperationAdd(file.name, file.content or str(file.path)) for file in files]
-        # by content: what was received whole is not sent again, by another attempt or another run
-        repository.ask(
-            lambda: self._api.preupload_lfs_files(
-                self._repo_id,
-                additions,
-                revision=repository.revision,
-                create_pr=repository.create_pr,
-                free_memory=False,
-            ),
-            "uploading; nothing was published",
-        )
+        # Ctrl-C ends an upload of this thread at once; for several, which the client makes in others, it would wait
+        alone = [[addition] for file, addition in zip(files, additions, strict=True) if file.content is None]
+        others = [addition for file, addition in zip(files, additions, strict=True) if file.content is not None]
+        for group in filter(None, (*alone, others)):
+            # by content: what was received whole is not sent again, by another attempt or another run
+            repository.ask(
+                partial(
+                    self._api.preupload_lfs_files,
+                    self._repo_id,
+                    group,
+                    revision=repository.revision,
+                    create_pr=repository.create_pr,
+                    free_memory=False,
+                ),
+                "uploading; nothing was published",
+            )
         for file, addition in zip(files, additions, strict=True):
-            if addition.upload_info.sha256.hex() != file.hashes.sha256:
+            is_as_read = (
+                file.content is not None or hash_file(file.path) == file.hashes
+            )  # storage may believe what it got
+            if not is_as_read or addition.upload_info.sha256.hex() != file.hashes.sha256:
                 raise HubError(
                     f"{file_name(file.path)}: changed while it was uploaded; nothing was published. Wait until it is "
                     f"written, and run: {repository.again}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from converter import __version__
@@ -161,6 +162,26 @@ class Repository:
             hints["access"] = "Sign in again (hf auth login) or set HF_TOKEN, and run"
         hint = hints.get(failure.kind, "Change what it names, then run")
         raise HubError(f"{self.repo_id}: {doing}: {failure.text}. {hint}: {self.again}")
+
+
+def command_line(
+    folder: Path,
+    repo_id: str,
+    revision: str,
+    create_pr: bool,
+    message: str | None,
+    private: bool | None,
+    unverified: bool,
+    accepted_tables: Collection[str],
+) -> str:
+    """The command line that does the same again."""
+    options = [] if revision == MAIN else ["--revision", revision]
+    options += ["--create-pr"] if create_pr else []
+    options += ["--message", message.strip()] if message and message.strip() else []
+    options += [] if private is None else ["--private" if private else "--public"]
+    options += ["--unverified"] if unverified else []
+    options += [word for sha256 in accepted_tables for word in ("--accept-table", sha256)]
+    return shlex.join(["converter", "publish", str(folder), repo_id, *options])
 
 
 def check_repository_name(repo_id: str) -> None:

@@ -17,6 +17,8 @@ craft_files.py       zip, legacy and safetensors files that lie
 reading.py           what a reader makes of such a file
 publishing.py        whose token, which repository, how a refusal reads
 hub/                 a stand-in of the Hub
+warm.py              programs that have imported everything, forked for each run, and strace attached to them
+stopping.py          such a program stopped at a request to the Hub, or at a system call
 official_standin/    a stand-in of the official package, as scripts/capture_official.py imports it
 second_family/       a package with a family of its own
 """

@@ -66,6 +66,23 @@ class Connection(BaseHTTPRequestHandler):
         return self.server.hub  # type: ignore[attr-defined,no-any-return]
 
     def _serve(self) -> None:
+        """One request, and to whoever watches its number and how far it is."""
+        self.number = self.hub.next_number()
+        try:
+            if self._goes_on("received"):
+                self._dispatch()
+                self._goes_on("answered")
+        finally:
+            self._goes_on("over")
+
+    def _goes_on(self, moment: str) -> bool:
+        """Tell whoever watches; False, and no connection any more, if that is what they want."""
+        goes_on = self.hub.watch(moment, self.number)
+        if not goes_on:
+            self._drop()
+        return goes_on
+
+    def _dispatch(self) -> None:
         url = urlsplit(self.path)
         self.query = parse_qs(url.query)
         self._unread = self._body()
@@ -148,6 +165,8 @@ class Connection(BaseHTTPRequestHandler):
     def _answer(self, code: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
         if self.fault is not None and self.fault.kind == "drop-after":
             self._drop()
+            return
+        if not self._goes_on("done"):
             return
         self.send_response(code)
         for key, value in {"X-Request-Id": secrets.token_hex(8), **(headers or {})}.items():

@@ -147,6 +147,8 @@ class Reading(Connection):
             self._answer(code, b"", {**headers, "Content-Length": str(size)})
             return
         kind = self.fault.kind if self.fault else ""
+        if not self._goes_on("done"):
+            return
         self.send_response(code)
         for key, value in {**headers, "Content-Length": str(end - start)}.items():
             self.send_header(key, value)
@@ -159,9 +161,13 @@ class Reading(Connection):
                 byte = file.read(1)
                 self.wfile.write(bytes([byte[0] ^ 1]))
                 start += 1
-            while start < end:
-                chunk = file.read(min(CHUNK, end - start))
-                self.wfile.write(chunk)
-                start += len(chunk)
+            half = start + (end - start) // 2
+            for limit in (half, end):
+                while start < limit:
+                    chunk = file.read(min(CHUNK, limit - start))
+                    self.wfile.write(chunk)
+                    start += len(chunk)
+                if limit == half and not self._goes_on("half"):
+                    return
         if kind == "truncate":
             self._drop()

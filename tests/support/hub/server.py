@@ -29,7 +29,9 @@ Where it differs from the real Hub:
 from __future__ import annotations
 
 import hashlib
+import itertools
 import shutil
+import sys
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable
@@ -48,11 +50,22 @@ class _Handler(Reading, Writing):
     """All endpoints."""
 
 
+class _Http(ThreadingHTTPServer):
+    def handle_error(self, request: object, address: object) -> None:
+        """A client that was killed needs no traceback."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, address)  # type: ignore[arg-type]
+
+
 class HubServer:
-    """`url` is the endpoint. `tokens` maps a token to (user, role); `requests` lists (endpoint, method, path)."""
+    """`url` is the endpoint. `tokens` maps a token to (user, role); `requests` lists (endpoint, method, path).
+
+    `watch` is called with each request's number, from 1, when it is `received` and nothing was done yet, `done` and not
+    answered yet, `half` sent (of a download), `answered`, and `over`. Where it returns False the connection is cut.
+    """
 
     def __init__(self) -> None:
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self._http = _Http(("127.0.0.1", 0), _Handler)
         self._http.daemon_threads = True
         self._http.hub = self  # type: ignore[attr-defined]
         self.port = self._http.server_address[1]
@@ -64,9 +77,15 @@ class HubServer:
         self.storage = Storage(folder)
         self.tokens: dict[str, tuple[str, str]] = {}
         self.faults: dict[str, deque[Fault | Callable[[], None]]] = defaultdict(deque)
-        self.requests: list[tuple[str, str, str]] = []
+        self.restart()
         self.chunk_size: int | None = None  # multipart above it
         self.page = 1000  # entries per page of a listing
+
+    def restart(self) -> None:
+        """Forget who asked for what, and who watches; keep what is stored."""
+        self.requests: list[tuple[str, str, str]] = []
+        self.watch: Callable[[str, int], bool] = lambda moment, number: True
+        self._numbers = itertools.count(1)
 
     def start(self) -> None:
         self._thread.start()
@@ -79,6 +98,10 @@ class HubServer:
     def fail(self, endpoint: str, *faults: Fault | Callable[[], None]) -> None:
         """Before the next requests of `endpoint`, one each; a function is called and the request goes on."""
         self.faults[endpoint].extend(faults)
+
+    def next_number(self) -> int:
+        """Of the request that has just come."""
+        return next(self._numbers)
 
     def count(self, endpoint: str) -> int:
         return sum(name == endpoint for name, _, _ in self.requests)

@@ -1,0 +1,198 @@
+"""A download that is killed, interrupted or cut off anywhere: nothing in the cache is taken for what it is not."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.hub.server import HubServer
+from tests.support.hub.storage import blob_sha1
+from tests.support.publishing import CANARY, REPO
+from tests.support.stopping import SIGNALS, STOPPED, Point, Tally, Watch, call_points, carry_out, request_points, sample
+from tests.support.tiny import tiny_weights, write_table
+from tests.support.warm import HANGS, Run, Warm, why_no_strace
+
+MODULES = (
+    "converter.cli", "converter.cli.sources", "converter.hub.resolve", "converter.writing.convert", "jsonschema",
+    "encodings.idna", "multiprocessing.synchronize", "huggingface_hub.hf_api", "huggingface_hub._snapshot_download",
+    "huggingface_hub.file_download",
+)  # fmt: skip
+SCENARIOS = ("file", "model")
+
+
+@dataclass
+class Stage:
+    """A command that downloads a file, or a model, of a Hub that has both, into a cache that is empty."""
+
+    hub: HubServer
+    warm: Warm
+    offline: Warm
+    folder: Path
+    command: tuple[str, ...]
+    result: tuple[str, bytes | None] = ("", None)
+    requests: int = 0
+
+    @property
+    def cache(self) -> Path:
+        return self.folder / "home"
+
+    @property
+    def destination(self) -> Path:
+        return self.folder / "out.safetensors"
+
+    def reset(self) -> None:
+        self.hub.restart()
+        shutil.rmtree(self.cache, ignore_errors=True)
+        self.destination.unlink(missing_ok=True)
+
+    def start(self, warm: Warm | None = None) -> Run:
+        return (warm or self.warm).start("converter.cli:converter_main", self.command, self.folder)
+
+    def made(self, run: Run) -> tuple[str, bytes | None]:
+        """What a run told and wrote."""
+        return run.told, self.destination.read_bytes() if self.destination.exists() else None
+
+    def damaged(self) -> list[str]:
+        """Files of the cache that are named by a hash which is not theirs."""
+        found = []
+        for path in self.cache.glob("hub/*/blobs/*"):
+            content = path.read_bytes()
+            hashes = (hashlib.sha256(content).hexdigest(), blob_sha1(content))
+            is_probe = path.name.startswith("tmp_") and not content  # the client's, to see what a new file may be
+            if not path.name.endswith(".incomplete") and not is_probe and path.name not in hashes:
+                found.append(path.name)
+        return found
+
+    def leftovers(self) -> list[Path]:
+        """Parts of files. (Of a client killed as it asks for the umask, an empty `tmp_...` stays for ever.)"""
+        return list(self.cache.rglob("*.incomplete"))
+
+
+@pytest.fixture
+def stage(request: pytest.FixtureRequest, folder: Path, hub: HubServer, tmp_path: Path) -> Iterator[Stage]:
+    place = tmp_path / "run"
+    place.mkdir()
+    torch.save(tiny_weights(), tmp_path / "tiny.pth")
+    (folder / "parity.json").unlink()
+    hub.storage.create(REPO, True, "somebody")
+    hub.push(REPO, {path.name: path.read_bytes() for path in (*folder.iterdir(), tmp_path / "tiny.pth")})
+    command = {
+        "file": (
+            "convert",
+            "--src",
+            f"hf://{REPO}/tiny.pth",
+            "--dst",
+            "out.safetensors",
+            "--table",
+            str(write_table(tmp_path)),
+        ),
+        "model": ("inspect", REPO, "--json"),
+    }[request.param]
+    environment = {
+        "HF_ENDPOINT": hub.url, "HF_HOME": str(place / "home"), "HF_TOKEN": CANARY, "HOME": str(tmp_path),
+        "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }  # fmt: skip
+    with ExitStack() as stack:
+        warm, offline = (
+            stack.enter_context(Warm(MODULES, environment | more)) for more in ({}, {"HF_HUB_OFFLINE": "1"})
+        )
+        stage = Stage(hub, warm, offline, place, command)
+        yield stage
+
+
+def problems(stage: Stage, point: Point, run: Run, watch: Watch) -> Iterator[str]:
+    """What is wrong with how a run ended that was stopped at a point."""
+    made, code = stage.made(run), run.code
+    if code == HANGS:
+        yield "it hangs"
+    if code == 0 and made[1] != stage.result[1]:
+        yield "exit 0, and it is another file"
+    if code == 0 and made[0] != stage.result[0] and "is complete; what came then" not in run.said:
+        yield "exit 0, and it tells something else"
+    if made[1] not in (None, stage.result[1]):
+        yield "half a file was written"
+    if CANARY in run.said + run.told:
+        yield "the token is told"
+    if point.how == "cut" or (code in (1, -signal.SIGINT) and not stage.hub.requests):
+        return  # Python's own and click's way to end, before the command began
+    if run.told == stage.result[0] and code in (0, -SIGNALS[point.how]):
+        return  # all was told, and the interpreter was on its way out
+    if "Traceback" in run.said:
+        yield "a traceback"
+    if code not in (0, STOPPED[point.how]):
+        yield f"exit {code}"
+    if code == 0 and not point.call and watch.fired and point.number < stage.requests:
+        yield "stopped, and it goes on"
+    if code in (130, 143) and not run.said.strip().splitlines()[-1].startswith(("interrupted; ", "terminated; ")):
+        yield "it does not say what happened"
+
+
+def stop(stage: Stage, point: Point, tally: Tally) -> None:
+    """Stop a run there, look at the cache, use it without the Hub, and run the same command again."""
+    stage.reset()
+    run = stage.start()
+    watch = carry_out(stage.hub, run, point)
+    code, said = run.code, run.said
+    assert code is not None
+    found = list(problems(stage, point, run, watch))
+    if damaged := stage.damaged():
+        found.append(f"damaged in the cache: {damaged}")
+    left = stage.leftovers()
+    state = f"{'whole' if stage.made(run)[1] or code == 0 else 'nothing'}{', leftovers' if left else ''}"
+    if not watch.fired:
+        tally.notes["not reached"] += 1
+    stage.destination.unlink(missing_ok=True)
+    for what, warm, codes in (("offline", stage.offline, (0, 9)), ("again", stage.warm, (0,))):
+        again = stage.start(warm)
+        carry_out(stage.hub, again, None)
+        if again.code not in codes:
+            found.append(f"{what}: exit {again.code}: {again.said}")
+        elif again.code == 0 and stage.made(again) != stage.result:
+            found.append(f"{what}: another result")
+        if again.code == 0:
+            tally.notes[f"{what}: succeeds"] += 1
+        stage.destination.unlink(missing_ok=True)
+    if stage.leftovers():
+        found.append(f"again: {stage.leftovers()} stay")
+    tally.add(point, state, code, found, said)
+
+
+def expect(stage: Stage, log: Path | None = None) -> None:
+    """Run it once, undisturbed."""
+    stage.reset()
+    run = stage.start()
+    carry_out(stage.hub, run, None, log)
+    assert run.code == 0, run.said
+    stage.result = stage.made(run)
+    stage.requests = len(stage.hub.requests)
+
+
+@pytest.mark.parametrize("stage", SCENARIOS, indirect=True)
+def test_a_download_stopped_at_any_request(stage: Stage, every_point: bool) -> None:
+    expect(stage)
+    requests = stage.hub.requests
+    tally = Tally(f"download, {stage.command[0]}, at its {len(requests)} requests")
+    for point in sample(request_points(requests), None if every_point else 8):
+        stop(stage, point, tally)
+    print(tally)
+    assert not tally.wrong, "\n".join(tally.wrong)
+
+
+@pytest.mark.parametrize("stage", SCENARIOS, indirect=True)
+def test_a_download_stopped_at_any_system_call(stage: Stage, every_point: bool, tmp_path: Path) -> None:
+    if why := why_no_strace():
+        pytest.skip(why)
+    expect(stage, tmp_path / "log")
+    tally = Tally(f"download, {stage.command[0]}, at its system calls")
+    for point in sample(call_points(tmp_path / "log"), None if every_point else 8):
+        stop(stage, point, tally)
+    print(tally)
+    assert not tally.wrong, "\n".join(tally.wrong)
