@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from converter.cli.output import done_with, print_json, reports
+from converter.cli.output import PATH, done_with, print_json, reports
 from converter.cli.run_options import JOINED, MODEL, root, run_options
 from converter.display import file_name, gigabytes
 from converter.errors import DestinationError
@@ -25,13 +25,13 @@ environment; the inputs of that capture, real images or not, can be used here.""
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=PATH)
 @click.option(
     "--dst", "destination", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Capture to write."
 )
 @click.option(
     "--inputs",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Capture whose images and captions to use. Default: two small synthetic images.",
 )
 @click.option("--compact", is_flag=True, help="Keep a few hundred numbers of each activation instead of all.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import accept_table, done_with, print_json, progress, reports
+from converter.cli.output import PATH, accept_table, done_with, print_json, progress, reports
 from converter.cli.parity import coverage, mutation_score, score_line
 from converter.cli.run_options import JOINED, MODEL, references, root, run_options
 from converter.display import file_name, plain, quoted
@@ -49,7 +49,7 @@ certificate, a table that was never released, or no tolerance is known for this 
 
 
 @click.command(epilog=_CERTIFY)
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=PATH)
 @references
 @root
 @click.option(
@@ -156,7 +156,7 @@ def _print_certified(path: Path, runs: list[Report], covered: Coverage, score: S
 
 @click.command(epilog=_VERIFY)
 @click.argument("model_source", metavar="MODEL")
-@click.option("--certificate", type=click.Path(path_type=Path), help="Default: beside the weights.")
+@click.option("--certificate", type=PATH, help="Default: beside the weights.")
 @root
 @accept_table
 @run_options("float64")

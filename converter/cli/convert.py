@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import done_with, parse_size, print_json, progress, reports
+from converter.cli.output import PATH, done_with, parse_size, print_json, progress, reports
 from converter.display import file_name, gigabytes, plain
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ Exit codes: see 'converter --help'."""
     "--dst",
     "destination",
     required=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="File (.safetensors, .pth) or folder to write.",
 )
 @click.option(
@@ -69,7 +69,7 @@ Exit codes: see 'converter --help'."""
 @click.option(
     "--residue",
     "residue_file",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="What an earlier conversion kept. Default: the one that lies beside --src, if it belongs to it.",
 )
 @click.option("--root", help="State dict to take where the file holds several (model, model_ema, ...).")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import print_json, progress, reports
+from converter.cli.output import PATH, print_json, progress, reports
 from converter.cli.run_options import JOINED, MODEL, root, run_options
 from converter.display import plain
 from converter.errors import DestinationError, ModelError
@@ -46,19 +46,19 @@ class _Score(click.FloatRange):
 
 @click.command(epilog=_EPILOG)
 @click.argument("model_source", metavar="MODEL")
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
+@click.argument("images", nargs=-1, required=True, type=PATH, metavar="IMAGE...")
 @click.option("--prompt", metavar="NAMES", help="Class names, a full stop after each: 'person. dog.'")
 @click.option("--name", "names", multiple=True, help="A class name, which may hold full stops. Repeatable.")
 @click.option("--caption", help="A sentence; its phrases are named by --span.")
 @click.option("--span", "spans", multiple=True, metavar="FROM:TO", help="A phrase of --caption, in characters.")
 @click.option(
     "--vocab",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="vocab.txt or tokenizer.json. Default: in MODEL's folder, else BERT base uncased from the Hub.",
 )
 @root
 @click.option("--threshold", type=_Score(0, 1), default=0.5, show_default=True, help="Keep what scores above this.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder to write drawn pictures and detections.json to.")
+@click.option("--out", type=PATH, help="Folder to write drawn pictures and detections.json to.")
 @click.option("--force", is_flag=True, help="Write into a folder that is not empty.")
 @run_options("float32")
 @reports

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, ParamSpec
 
@@ -20,6 +21,7 @@ from converter.display import plain
 from converter.errors import CaptureError, ConverterError, ConverterWarning, HubError
 
 P = ParamSpec("P")
+PATH = click.Path(path_type=Path, readable=False)  # what cannot be read is told by who reads it
 Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 _SHOWN_PROBLEMS = 40
 # module -> the package to install for it, and what a command needs it for

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import done_with, print_json, progress, reports
+from converter.cli.output import PATH, done_with, print_json, progress, reports
 from converter.display import file_name, gigabytes
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ Exit codes: see 'converter --help'; 8 also for a certificate of other weights.""
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("conversion", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("conversion", type=PATH)
+@click.argument("out", type=PATH)
 @click.option(
     "--vocab",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="vocab.txt or tokenizer.json. Default: in CONVERSION's folder, else BERT base uncased from the Hub.",
 )
 @click.option("--model-name", metavar="NAME", help="The released model that this is: glip-t-a, -b, -c, glip-t, glip-l.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import accept_table, done_with, print_json, progress, reports
+from converter.cli.output import PATH, accept_table, done_with, print_json, progress, reports
 from converter.display import counted, gigabytes, plain
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ Exit codes: 0 published, or already so; 7 config.json or conversion.json describ
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=PATH)
 @click.argument("repo_id")
 @click.option("--revision", help="Branch to commit to.  [default: main]")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of changing main.")

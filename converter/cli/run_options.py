@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
+
+from converter.cli.output import PATH
 
 references = click.option(
     "--reference",
     "references",
     required=True,
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Capture to compare with. Repeatable: of several, each is compared with.",
 )
 root = click.option("--root", help="State dict to take where the file holds several (model, model_ema, ...).")

@@ -8,7 +8,8 @@ metadata says which conversion it belongs to, which buffers the original had and
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,19 +103,25 @@ def residue_beside(checkpoint: Checkpoint) -> Path | None:
 
 
 def _belongs(residue: Path, weights: Checkpoint) -> bool:
-    try:
-        with open_checkpoint(residue) as opened:
-            return read_residue(opened).belongs(weights)
-    except CheckpointError:
-        return False
+    with _no_is_no() as answer, open_checkpoint(residue) as opened:
+        answer.append(read_residue(opened).belongs(weights))
+    return any(answer)
 
 
 def _are_pair(residue: Path, weights: Path) -> bool:
+    with _no_is_no() as answer, open_checkpoint(weights) as opened:
+        answer.append(_belongs(residue, opened))
+    return any(answer)
+
+
+@contextmanager
+def _no_is_no() -> Iterator[list[bool]]:
+    """Pass over what is not there or damaged, and raise what leaves open what is there: too many open files, say."""
     try:
-        with open_checkpoint(weights) as opened:
-            return _belongs(residue, opened)
-    except CheckpointError:
-        return False
+        yield []
+    except CheckpointError as error:
+        if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+            raise
 
 
 def _settle(destination: Path) -> None:
@@ -124,7 +131,13 @@ def _settle(destination: Path) -> None:
     waiting = waiting_name(final)
     if not is_file_name(destination) or not os.path.lexists(waiting):
         return
-    with writing(destination), Parent(destination.parent), signals_held(), abandoned(waiting) as is_abandoned:
+    with (
+        suppress(CheckpointError),  # if it cannot be told whose it is, it stays
+        writing(destination),
+        Parent(destination.parent),
+        signals_held(),
+        abandoned(waiting) as is_abandoned,
+    ):
         if is_abandoned and _are_pair(waiting, destination) and not _are_pair(final, destination):
             os.replace(waiting, final)
         elif is_abandoned:
@@ -135,7 +148,8 @@ def prepare(destination: Path, *, force: bool, inputs: list[Path], keep: bool, d
     """Tidy the destination of a conversion and check it, and that of its residue where it is to `keep` one.
 
     A residue is lost in no case, since nothing else holds what is in it: it is replaced only by a new one, and only
-    where it belongs to the weights that are replaced with it. Raises DestinationError.
+    where it belongs to the weights that are replaced with it. Raises DestinationError, and CheckpointError where that
+    cannot be told.
     """
     if not dry_run:
         _settle(destination)

@@ -56,7 +56,7 @@ class Staging:
         self._files: dict[str, int] = {}
         self._named: dict[str, Path] = {}
         self._taken: dict[str, Path] = {}
-        self._built: tuple[Path, int] | None = None
+        self._built: Path | None = None
 
     def __enter__(self) -> Staging:
         remove_leftovers(self.destination)
@@ -65,14 +65,16 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with signals_held(), suppress(OSError):  # the next run removes what cannot be removed now
-            for path in self._named.values():
-                path.unlink(missing_ok=True)
-            if self._built is not None:
-                shutil.rmtree(self._built[0])
-        for descriptor in self._descriptors:
-            with suppress(OSError):  # fsync said whether the content arrived
-                os.close(descriptor)
+        with signals_held():
+            # first: some file systems (NFS, FUSE) keep open files, and so their folder, under names of their own
+            for descriptor in self._descriptors:
+                with suppress(OSError):  # fsync said whether the content arrived
+                    os.close(descriptor)
+            with suppress(OSError):  # the next run removes what cannot be removed now
+                for path in self._named.values():
+                    path.unlink(missing_ok=True)
+                if self._built is not None:
+                    shutil.rmtree(self._built)
 
     def create(self, name: str, size: int) -> int:
         """Descriptor of a new file of `size` bytes. Raises DestinationError where it cannot be made."""
@@ -177,16 +179,17 @@ class Staging:
         path = self._partial()
         with Parent(path.parent), signals_held():
             path.mkdir()
-            self._built = path, self._opened(path, os.O_RDONLY | os.O_DIRECTORY)
+            self._built = path
+            descriptor = self._opened(path, os.O_RDONLY | os.O_DIRECTORY)
         for name in sorted(self._files, key=lambda name: name != LEDGER):
             self._name(name, path / name, replace=False)
         for name, source in self._taken.items():
             _link_or_copy(source, path / name)
-        os.fsync(self._built[1])
+        os.fsync(descriptor)
 
     def _commit_folder(self, parent: Parent, on_done: Callable[[], object]) -> None:
         assert self._built is not None
-        new, _ = self._built
+        new = self._built
         old: Path | None = None
         if self._force and self.destination.exists() and any(self.destination.iterdir()):
             names = replaceable(self.destination, self._replaces)

@@ -221,12 +221,9 @@ def confined() -> Iterator[Program]:
         yield started
 
 
-REPORTED_BY_CLICK = pytest.mark.xfail(strict=True, reason="click looks at it first, and says how the command is used")
-
-
 @pytest.mark.parametrize(
     "where",
-    ["source", pytest.param("residue", marks=REPORTED_BY_CLICK), "table", "spec", "shard", "folder of the source"],
+    ["source", "residue", "table", "spec", "shard", "folder of the source"],
 )
 def test_what_may_not_be_read(where: str, confined: Program, jobs: Jobs, tmp_path: Path) -> None:
     write_table(tmp_path)

@@ -104,13 +104,7 @@ def exfat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Mount, Pro
         yield mount, (one, other)
 
 
-# whether both get so far depends on their timing
-LEFT = pytest.mark.xfail(strict=False, reason="a folder whose files are open stays there as what FUSE calls hidden")
-
-
-@pytest.mark.parametrize(
-    "form", [pytest.param(form, marks=LEFT) if form in ("folder", "shards") else form for form in FORMS]
-)
+@pytest.mark.parametrize("form", FORMS)
 def test_the_result_is_of_one_where_there_are_no_links(form: str, exfat: tuple[Mount, Programs], jobs: Jobs) -> None:
     """There a rename would replace what is there: nothing but a lock keeps two writers apart."""
     mount, programs = exfat
@@ -183,11 +177,6 @@ def test_a_dead_one_is_cleaned_up(form: str, force: bool, programs: Programs, jo
     assert jobs.seed(form, tmp_path) == 1
 
 
-# its files go in any order, and without its record nobody knows whose the others are
-UNKNOWN = pytest.mark.xfail(strict=False, reason="the record of a folder may be removed before what it tells of")
-
-
-@UNKNOWN
 @pytest.mark.parametrize("step", range(1, 9))
 def test_one_that_is_killed_while_it_removes_the_old_folder(
     step: int, programs: Programs, jobs: Jobs, tmp_path: Path

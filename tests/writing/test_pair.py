@@ -97,6 +97,24 @@ def test_a_residue_that_waits_gets_its_name_from_a_run_that_is_refused(between: 
         assert read_residue(residue).belongs(weights)
 
 
+def test_a_residue_stays_if_it_cannot_be_told_whose_it_is(
+    between: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "old" / "own.safetensors"
+    real = os.open
+
+    def refuse(path: Any, *arguments: Any, **options: Any) -> int:
+        if str(path) == str(own):
+            raise OSError(24, "Too many open files")
+        return real(path, *arguments, **options)
+
+    before = sorted(own.parent.iterdir())
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuse)
+        assert "Too many open files" in refusal(*between, code=3)["message"]
+    assert sorted(own.parent.iterdir()) == before
+
+
 def test_a_dry_run_leaves_what_waits(between: list[Any], tmp_path: Path) -> None:
     before = sorted((tmp_path / "old").iterdir())
     run(*between, "--dry-run")
