@@ -19,6 +19,7 @@ from converter.display import file_name, quoted
 from converter.errors import CorruptCheckpointError, UnsupportedCheckpointError
 
 PIECES_LIMIT = 10_000  # reads for one strided tensor
+NAME_LIMIT = 1000  # characters; the longest that is known, of modules in modules, has some 150
 
 Layout = Literal["torch-zip", "torch-legacy", "torch-sharded", "safetensors", "safetensors-sharded", "in-memory"]
 
@@ -222,6 +223,14 @@ class Checkpoint(Closing):
                 f"{file_name(self.path)}: tensor {quoted(info.name)}: a bool holds a byte other than 0 and 1. "
                 "The file is damaged; get it again."
             )
+
+
+def refuse_long_name(name: str, label: str) -> None:
+    """Raise UnsupportedCheckpointError for a name of a tensor that would take long to compare with patterns."""
+    if len(name) > NAME_LIMIT:
+        raise UnsupportedCheckpointError(
+            f"{label}: tensor {quoted(name)}: {NAME_LIMIT} characters are the limit. Save it by a shorter name."
+        )
 
 
 def _resolve_signs(info: TensorInfo, values: NDArray[Any]) -> None:

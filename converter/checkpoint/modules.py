@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from converter.checkpoint.adapters import AdapterSettings, adapter_settings
 from converter.checkpoint.opcodes import Dict, Global, Instance, Persistent
@@ -57,27 +56,13 @@ class Budget:
             )
 
 
-def items_of(value: object) -> list[Any] | None:
+def pairs_of(value: object) -> Pairs | None:
     """The items of a dict, or of an object filled like one, as the list that holds them; None for anything else."""
     if isinstance(value, Dict):
         return value.pairs
     if not isinstance(value, Instance):
         return None
-    if value.function == ORDERED_DICT:
-        # Python 2 hands an OrderedDict its items as a list of lists, newer ones fill it afterwards
-        match value.arguments:
-            case (list(given),) if not value.pairs:
-                return given
-        return value.pairs
-    return value.pairs or None
-
-
-def pairs_of(value: object) -> Pairs | None:
-    """`items_of` as pairs; an item that is not a pair is skipped."""
-    items = items_of(value)
-    if items is None or (isinstance(value, Dict | Instance) and items is value.pairs):
-        return items
-    return [(item[0], item[1]) for item in items if isinstance(item, list | tuple) and len(item) == 2]
+    return value.pairs if value.function == ORDERED_DICT else value.pairs or None
 
 
 def attributes_of(value: object) -> Pairs:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import pickletools
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, Any, NoReturn
 
-from converter.display import counted, plain
+from converter.display import plain
 from converter.errors import UnsupportedCheckpointError, damaged
 
 # the largest checkpoint known, with optimizer and averaged weights, takes 0.2 million opcodes in 5 MB
@@ -61,11 +62,13 @@ class Persistent:
 
 @dataclass(frozen=True, slots=True)
 class Unpickled:
-    """The value of a pickle, the names and outside references in it, and where in the stream it ended."""
+    """The value of a pickle, and where in the stream it ended; and all that it names, refers to outside and calls,
+    whether the value holds it or not, the last two in order."""
 
     value: object
     globals: frozenset[Global]
     references: tuple[Persistent, ...]
+    calls: tuple[Instance, ...]
     end: int
 
 
@@ -85,16 +88,15 @@ def interpret(stream: IO[bytes], label: str, limit: int = OPCODE_LIMIT) -> Unpic
                 count += 1
                 machine.position = position or 0
                 if count > limit or machine.position - start > BYTE_LIMIT:
-                    raise UnsupportedCheckpointError(
-                        f"{label}, byte {machine.position}: the pickle goes on after {counted(count - 1, 'opcode')}, "
-                        f"the limit is {limit}, or {BYTE_LIMIT} bytes. Save the weights alone, without other objects."
+                    machine.refuse_size(
+                        f"goes on after {count - 1} opcodes, the limit is {limit}, or {BYTE_LIMIT} bytes"
                     )
                 machine.execute(opcode.name, argument)
                 machine.position = stream.tell()  # of the next opcode, in case genops fails on it
         except (ValueError, OverflowError) as error:  # all that genops raises
             machine.fail(plain(str(error)))
     value = machine.pop("STOP")
-    return Unpickled(value, frozenset(machine.globals), tuple(machine.references), stream.tell())
+    return Unpickled(value, frozenset(machine.globals), tuple(machine.references), tuple(machine.calls), stream.tell())
 
 
 class _Machine:
@@ -105,12 +107,19 @@ class _Machine:
         self.position = 0
         self.globals: set[Global] = set()
         self.references: list[Persistent] = []
+        self.calls: list[Instance] = []
+        self.given = 0  # entries of what calls were given
         self.stack: list[object] = []
         self.below: list[list[object]] = []  # stacks put aside by MARK
         self.memo: dict[int, object] = {}
 
     def fail(self, problem: str) -> NoReturn:
         raise damaged(f"{self.label}, byte {self.position}", problem)
+
+    def refuse_size(self, problem: str) -> NoReturn:
+        raise UnsupportedCheckpointError(
+            f"{self.label}, byte {self.position}: the pickle {problem}. Save the weights alone, without other objects."
+        )
 
     def execute(self, name: str, argument: Any) -> None:
         _OPCODES[name](self, name, argument)
@@ -134,13 +143,8 @@ class _Machine:
         found = Global(str(module), str(name))
         self.globals.add(found)
         if len(self.globals) > NAME_LIMIT:
-            raise UnsupportedCheckpointError(
-                f"{self.label}, byte {self.position}: the pickle names more than {NAME_LIMIT} classes and functions. "
-                "Save the weights alone, without other objects."
-            )
+            self.refuse_size(f"names more than {NAME_LIMIT} classes and functions")
         return found
-
-    # one method for each kind of opcode
 
     def nothing(self, name: str, argument: Any) -> None:
         pass
@@ -153,6 +157,12 @@ class _Machine:
 
     def literal(self, name: str, argument: Any) -> None:
         self.stack.append(argument)
+
+    def text_of_python2(self, name: str, argument: Any) -> None:
+        """Bytes, which genops gives as Latin-1; torch.load takes them for UTF-8. In numpy's arrays they are neither."""
+        with suppress(UnicodeDecodeError):
+            argument = argument.encode("latin-1").decode()
+        self.literal(name, argument)
 
     def mark(self, name: str, argument: Any) -> None:
         self.below.append(self.stack)
@@ -237,6 +247,8 @@ class _Machine:
         self.need(name)
         if isinstance(target := self.stack[-1], Instance):  # on anything else, a function say, it means nothing here
             target.states.append(state)
+        elif isinstance(target, Dict | list):
+            self.fail(f"{name} finds a dict or a list, which have no attributes")
 
     def name_in_text(self, name: str, argument: Any) -> None:
         self.stack.append(self.push_global(*argument.partition(" ")[::2]))
@@ -255,7 +267,8 @@ class _Machine:
         arguments: object = self.pop(name)
         if name == "NEWOBJ_EX":
             arguments = (self.pop(name), arguments)
-        self.stack.append(Instance(self.pop(name), arguments))
+        callee = self.pop(name)
+        self.stack.append(self.called(callee, arguments) if name == "REDUCE" else Instance(callee, arguments))
 
     def call_marked(self, name: str, argument: Any) -> None:
         """INST names its callee in text; OBJ has it after the mark."""
@@ -266,20 +279,50 @@ class _Machine:
             callee = items.pop(0)
         else:
             self.fail("OBJ finds no class")
-        self.stack.append(Instance(callee, tuple(items)))
+        self.stack.append(self.called(callee, tuple(items)))
+
+    def called(self, callee: object, arguments: object) -> Instance:
+        """A call with arguments as they are now: what they become later, by the memo, it never sees."""
+        made = Instance(callee, tuple(map(self.as_it_is, arguments)) if isinstance(arguments, tuple) else arguments)
+        if isinstance(callee, Global) and callee.name in _DICTS and isinstance(made.arguments, tuple):
+            made.pairs = self.items(callee.name, *made.arguments)
+        self.calls.append(made)
+        return made
+
+    def as_it_is(self, item: object) -> object:
+        if not isinstance(item, list | tuple | Dict):
+            return item
+        self.given += len(item.pairs if isinstance(item, Dict) else item)
+        if self.given > OPCODE_LIMIT:  # one list may be the argument of a thousand calls
+            self.refuse_size(f"gives calls more than {OPCODE_LIMIT} values")
+        return Dict([*item.pairs]) if isinstance(item, Dict) else type(item)(item)
+
+    def items(self, name: str, *given: object) -> list[tuple[object, object]]:
+        """What an OrderedDict or a Counter begins with: a dict's items or, as Python 2 writes them, a list of pairs."""
+        match given:
+            case ():
+                return []
+            case (Dict(pairs=pairs) | Instance(function=Global(name="OrderedDict" | "Counter"), pairs=pairs),):
+                return [*pairs] if self.as_it_is(pairs) else []
+            case (list() | tuple() as pairs,) if name == "OrderedDict":
+                if all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+                    return [(key, item) for key, item in pairs]
+        self.fail(f"{name} is made of what is neither a dict nor a list of pairs")
 
     def persistent(self, name: str, argument: Any) -> None:
         self.references.append(Persistent(argument if name == "PERSID" else self.pop(name)))
         self.stack.append(self.references[-1])
 
 
+_DICTS = ("OrderedDict", "Counter")  # those that torch.load calls
 _CONSTANTS: dict[str, object] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _Handler = Callable[[_Machine, str, Any], None]
 _BY_HANDLER: tuple[tuple[_Handler, str], ...] = (
     (_Machine.nothing, "PROTO FRAME STOP"),
     (_Machine.refuse, "NEXT_BUFFER READONLY_BUFFER"),
     (_Machine.constant, "NONE NEWTRUE NEWFALSE EMPTY_TUPLE"),
-    (_Machine.literal, "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING"),
+    (_Machine.literal, "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING"),
+    (_Machine.text_of_python2, "BINSTRING SHORT_BINSTRING"),
     (_Machine.literal, "BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8"),
     (_Machine.literal, "UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8"),
     (_Machine.mark, "MARK"),

@@ -129,6 +129,11 @@ class _SortedOut:
         outside = 0
         for key, item in pairs:
             if not isinstance(key, str):
+                if is_tensor(item):
+                    raise UnsupportedCheckpointError(
+                        f"{self.label}: a tensor in the state dict has {describe_key(key)} for its name. Save it by a "
+                        "name."
+                    )
                 self.skipped.append(f"{describe_key(key)}: not named by a string ({describe(item)})")
             elif not key.startswith(self.prefix):
                 outside += is_tensor(item)

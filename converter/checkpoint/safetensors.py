@@ -6,10 +6,12 @@ byte left over.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from math import prod
+from operator import mul
 
 from converter.checkpoint.dtypes import BY_SAFETENSORS_TAG
-from converter.checkpoint.index import Checkpoint, TensorInfo
+from converter.checkpoint.index import Checkpoint, TensorInfo, refuse_long_name
 from converter.checkpoint.source import SourceFile
 from converter.checkpoint.storage import Storage
 from converter.checkpoint.strict_json import OBJECT_LIMIT, read_json_object
@@ -88,6 +90,7 @@ class _Entry:
     """What the header says of one tensor, each part of the type it must be."""
 
     def __init__(self, name: str, entry: object, label: str) -> None:
+        refuse_long_name(name, label)
         self.name = name
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
             raise damaged(label, f"tensor {quoted(name)} is not described by dtype, shape and data_offsets")
@@ -95,6 +98,8 @@ class _Entry:
         if not isinstance(self.tag, str):
             raise damaged(label, f"tensor {quoted(name)}: its dtype is not a string")
         self.shape = tuple(_counts(entry["shape"], f"tensor {quoted(name)}: its shape", label))
+        if prod(length or 1 for length in self.shape) >= 1 << 63:  # strides would be beyond 64 bits, even of no element
+            raise damaged(label, f"tensor {quoted(name)}: its shape is beyond what can be counted")
         offsets = _counts(entry["data_offsets"], f"tensor {quoted(name)}: its data_offsets", label)
         if len(offsets) != 2 or offsets[0] > offsets[1]:
             raise damaged(label, f"tensor {quoted(name)}: its data_offsets are not a range")
@@ -114,4 +119,4 @@ def _counts(value: object, what: str, label: str) -> list[int]:
 
 
 def _contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    return tuple(accumulate(shape[:0:-1], mul, initial=1))[::-1] if shape else ()

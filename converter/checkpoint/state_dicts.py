@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 from converter.checkpoint.adapters import AdapterSettings, adapter_settings
 from converter.checkpoint.describe import describe, describe_key, is_array, is_optimizer
+from converter.checkpoint.index import refuse_long_name
 from converter.checkpoint.modules import (
     Budget,
     Pairs,
     attributes_of,
     is_module,
-    items_of,
     module_state_dict,
     pairs_of,
 )
@@ -97,7 +97,7 @@ class _Finder:
     found: list[StateDict] = field(default_factory=list)
     adapters: dict[AdapterSettings, None] = field(default_factory=dict)
     budget: Budget = field(default_factory=Budget)
-    # by identity: thousands of names may refer to one and the same dict, and thousands of dicts to one list of items
+    # by identity: thousands of names may refer to one and the same dict
     seen: dict[int, StateDict | None] = field(default_factory=dict)
 
     def find(self, value: object) -> None:
@@ -106,9 +106,9 @@ class _Finder:
             path, trail, item = waiting.popleft()
             if is_tensor(item):  # what it is said to carry is no state dict
                 continue
-            items = items_of(item)
-            attributes = attributes_of(item) if items is None else []
-            identity = id(items) if items is not None else id(attributes or item)
+            pairs = pairs_of(item)
+            attributes = attributes_of(item) if pairs is None else []
+            identity = id(pairs) if pairs is not None else id(attributes or item)
             if identity in self.seen:
                 if (known := self.seen[identity]) is not None and len(known.others) < _OTHERS:
                     known.others.append(".".join(path))
@@ -117,7 +117,7 @@ class _Finder:
             if isinstance(item, Instance) and is_module(item):
                 self._add_module(path, trail, item, identity)
                 continue
-            pairs = attributes if items is None else pairs_of(item) or []
+            pairs = attributes if pairs is None else pairs
             if settings := adapter_settings(pairs, path):
                 self.adapters[settings] = None
             self._add(path, trail, pairs, (), identity)
@@ -139,8 +139,12 @@ class _Finder:
     def _add(
         self, path: tuple[str, ...], trail: tuple[Pairs, ...], pairs: Pairs, aside: tuple[str, ...], identity: int
     ) -> None:
-        named = [item for key, item in pairs if isinstance(key, str)]
-        tensors, arrays = sum(map(is_tensor, named)), sum(map(is_array, named))
+        named = [(key, item) for key, item in pairs if isinstance(key, str)]
+        weights = [(key, is_tensor(item)) for key, item in named if is_tensor(item) or is_array(item)]
+        for key, _ in weights:
+            refuse_long_name(key, self.label)
+        tensors = sum(is_one for _, is_one in weights)
+        arrays = len(weights) - tensors
         if tensors or arrays:
             found = self.seen[identity] = StateDict(path, trail, pairs, tensors, arrays, aside)
             self.found.append(found)

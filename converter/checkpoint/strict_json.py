@@ -15,21 +15,30 @@ from converter.display import file_name, plain, quoted
 from converter.errors import UnsupportedCheckpointError, damaged
 
 SIZE_LIMIT = 64 << 20  # bytes of a file
-OBJECT_LIMIT = 16 << 20  # bytes of one inside a checkpoint: a header or an index; some 100,000 tensors
-_CONTAINER_LIMIT = 1_000_000  # lists and objects in it
+# bytes of a text: the largest that is known, of a model of 90,000 tensors, has 9 MiB, and 16 MiB may take 130 in memory
+OBJECT_LIMIT = 16 << 20
+# commas, colons and brackets: a header has 12 for each tensor, an index of shards 2. No value is without one, so that
+# values take at most some 110 bytes for each
+_MARK_LIMIT = 300_000
+_DEPTH_LIMIT = 100  # what reads values by recursion must not meet its limit; documents have some 10 levels
+_DIGIT_LIMIT = 309  # of the largest float; what conversion to an integer takes grows with their square
 
 
 def parse_json(text: bytes | str) -> Any:
     """The value that a JSON text stands for. ValueError, in a few words, if it is not sound.
 
-    Beyond what `json.loads` refuses: a name twice in one object, numbers that are not finite, and more lists and
-    objects than a document of this project can need.
+    Beyond what `json.loads` refuses: a name twice in one object, numbers that are not finite, and more values, levels
+    or digits than a document of this project can need.
     """
     try:
         text = text if isinstance(text, str) else text.decode()
-        if text.count("[") + text.count("{") > _CONTAINER_LIMIT:
-            raise ValueError(f"more than {_CONTAINER_LIMIT} lists and objects")
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
+        if sum(map(text.count, ",:[{")) > _MARK_LIMIT:  # before anything is made of them
+            raise ValueError(f"more than {_MARK_LIMIT} commas, colons and brackets")
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite, parse_int=_integer
+        )
+        _refuse_depth(value)
+        return value
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except ValueError as error:
@@ -38,7 +47,7 @@ def parse_json(text: bytes | str) -> Any:
 
 def read_json(path: Path) -> Any:
     """The value in a JSON file, which may begin with a byte order mark. OSError, ValueError as the other two."""
-    return parse_json(read_limited(path).removeprefix(BOM_UTF8))
+    return parse_json(read_limited(path, OBJECT_LIMIT).removeprefix(BOM_UTF8))
 
 
 def read_limited(path: Path, limit: int = SIZE_LIMIT) -> bytes:
@@ -78,8 +87,23 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _refuse_depth(value: Any) -> None:
+    level, depth = [value], 0
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        depth += 1
+        if depth > _DEPTH_LIMIT:
+            raise ValueError("nested too deeply")
+        level = [below for item in level for below in (item.values() if isinstance(item, dict) else item)]
+
+
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a JSON number")
+
+
+def _integer(text: str) -> int:
+    if len(text) > _DIGIT_LIMIT:
+        raise ValueError(f"a number has {len(text)} digits")
+    return int(text)
 
 
 def _finite(text: str) -> float:

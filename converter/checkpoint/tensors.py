@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from converter.checkpoint.dtypes import BY_STORAGE_CLASS, DTYPES, DType
@@ -10,20 +10,22 @@ from converter.checkpoint.index import TensorInfo
 from converter.checkpoint.opcodes import Dict, Global, Instance, Persistent
 from converter.checkpoint.storage import Storage
 from converter.display import number, plain, quoted
-from converter.errors import damaged
+from converter.errors import UnsupportedCheckpointError, damaged
 
 DIMENSION_LIMIT = 32  # numpy's own before 2.0
 EXPANSION_LIMIT = 64 * 1024 * 1024  # bytes of a tensor that has more elements than its storage
 
-_ORDINARY = {  # function: its fewest and most arguments
+# functions, with their fewest and most arguments; source: torch/_utils.py of torch 2.13
+_ORDINARY = {
     Global("torch._utils", "_rebuild_tensor"): (4, 4),
     Global("torch._utils", "_rebuild_tensor_v2"): (6, 7),
     Global("torch._utils", "_rebuild_tensor_v3"): (7, 8),
 }
-_WRAPPERS = {  # function: where among its arguments the tensor is
-    Global("torch._utils", "_rebuild_parameter"): 0,
-    Global("torch._utils", "_rebuild_parameter_with_state"): 0,
-}
+_WITH_STATE = Global("torch._utils", "_rebuild_parameter_with_state")
+_WRAPPERS = {Global("torch._utils", "_rebuild_parameter"): (3, 3), _WITH_STATE: (4, 4)}
+# attributes that every tensor has. To set the first three changes its values, even where other tensors see them; torch
+# refuses most values of the others, and writes none of them
+_OWN = {"data", "real", "imag", "grad", "_grad", "grad_fn", "_grad_fn", "requires_grad", "names"}
 _KINDS = (  # words in the names of torch's other functions
     ("sparse", "sparse"),
     ("qtensor", "quantised"),
@@ -61,6 +63,14 @@ class StorageReference:
         """Bytes of the storage."""
         return self.numel * self.itemsize
 
+    def check(self, first: StorageReference) -> None:
+        """Raises Malformed if the storage is another one by the `first` reference to it, which counts in torch."""
+        if (self.dtype, self.itemsize, self.numel) != (first.dtype, first.itemsize, first.numel):
+            raise Malformed(
+                f"its storage {quoted(self.key)} has {self.numel} elements of {self.dtype or 'no type'} here and "
+                f"{first.numel} of {first.dtype or 'no type'} where it is first referred to"
+            )
+
 
 class Unreadable(Exception):
     """A sound tensor of a kind that is not read; the message says which and what to do."""
@@ -87,14 +97,41 @@ def build_tensor(name: str, value: object, label: str, find: Callable[[StorageRe
     storage; `label` begins that message.
     """
     try:
-        function, arguments = _unwrap(value)
-        return _view(name, function, arguments, find)
+        function, arguments, gradients = _unwrap(value)
+        tensor = _view(name, function, arguments, find)
+        for gradient in (*gradients, *arguments[4:5]):
+            _check_gradient(gradient, tensor.dtype)
+        return tensor
     except Malformed as error:
         raise damaged(label, f"tensor {quoted(name)}: {error}") from None
 
 
-def _unwrap(value: object) -> tuple[Global, tuple[object, ...]]:
-    """Function and arguments of the innermost tensor of parameters and subclasses."""
+def refuse_set_values(calls: Iterable[Instance], label: str) -> None:
+    """Raise UnsupportedCheckpointError if a call may give a tensor other values than its storage has.
+
+    They may be seen through other tensors, too, wherever in the pickle the call stands.
+    """
+    for call in calls:
+        if call.function in (_SUBCLASS, _WITH_STATE) and isinstance(call.arguments, tuple):
+            state = call.arguments[-1] if len(call.arguments) == 4 else None
+            for part in state if isinstance(state, tuple) else (state,):
+                if any(key in _OWN for key, _ in getattr(part, "pairs", ()) if isinstance(key, str)):
+                    raise UnsupportedCheckpointError(
+                        f"{label}: it sets values of a tensor where it is built. Load it where you trust it, and save "
+                        "ordinary tensors."
+                    )
+
+
+def _check_gradient(gradient: object, dtype: DType) -> None:
+    if not isinstance(gradient, bool):
+        raise Malformed("its requires_grad is neither true nor false")
+    if gradient and dtype.kind not in ("float", "complex"):
+        raise Malformed(f"it requires gradients, which {dtype} cannot have")
+
+
+def _unwrap(value: object) -> tuple[Global, tuple[object, ...], list[object]]:
+    """Function and arguments of the innermost tensor of parameters and subclasses, and which require gradients."""
+    gradients: list[object] = []
     for _ in range(8):  # a parameter of a subclass of ...; a value that contains itself ends here too
         if not (isinstance(value, Instance) and isinstance(value.function, Global)):
             raise Malformed("its wrapper does not contain a tensor")
@@ -104,9 +141,11 @@ def _unwrap(value: object) -> tuple[Global, tuple[object, ...]]:
         if not isinstance(arguments, tuple):
             raise Malformed("it is not built of a tuple of arguments")
         if function in _ORDINARY:
-            return function, arguments
-        if function in _WRAPPERS and arguments:
-            value = arguments[_WRAPPERS[function]]
+            return function, arguments, gradients
+        if function in _WRAPPERS:
+            _check_count(arguments, *_WRAPPERS[function])
+            value, gradient = arguments[:2]
+            gradients.append(gradient)
         elif function == _SUBCLASS and len(arguments) == 4:
             value = Instance(arguments[0], arguments[2])
         else:
@@ -119,9 +158,7 @@ def _unwrap(value: object) -> tuple[Global, tuple[object, ...]]:
 def _view(
     name: str, function: Global, arguments: tuple[object, ...], find: Callable[[StorageReference], Storage]
 ) -> TensorInfo:
-    fewest, most = _ORDINARY[function]
-    if not fewest <= len(arguments) <= most:
-        raise Malformed(f"it is built of {len(arguments)} arguments, expected {fewest} to {most}")
+    _check_count(arguments, *_ORDINARY[function])
     offset = _count(arguments[1], "the offset")
     shape = _counts(arguments[2], "the shape")
     strides = _counts(arguments[3], "the strides")
@@ -133,6 +170,10 @@ def _view(
     if dtype is None:
         raise Unreadable("its elements are quantised or without a type. Save it as an ordinary tensor")
     storage = find(reference)
+    component = dtype.itemsize // dtype.components
+    of_storage = reference.itemsize // (reference.dtype.components if reference.dtype else 1)
+    if storage.big_endian and component != of_storage:  # torch reverses the bytes of the storage's elements
+        raise Unreadable("its big-endian storage has elements of another size. Save it where numbers are little-endian")
     flags = _flags(arguments[6 if typed else 7 :])
     if ("conj" in flags and dtype.kind != "complex") or ("neg" in flags and dtype.kind not in ("float", "complex")):
         raise Malformed(f"{dtype} has no lazy {' or '.join(sorted(flags))}")
@@ -141,6 +182,11 @@ def _view(
     )  # fmt: skip
     _prove_inside(tensor)
     return tensor
+
+
+def _check_count(arguments: tuple[object, ...], fewest: int, most: int) -> None:
+    if not fewest <= len(arguments) <= most:
+        raise Malformed(f"it is built of {len(arguments)} arguments, expected {fewest} to {most}")
 
 
 def _prove_inside(tensor: TensorInfo) -> None:
@@ -154,6 +200,16 @@ def _prove_inside(tensor: TensorInfo) -> None:
             f"it expands {available} elements to {number(tensor.numel)}, beyond {EXPANSION_LIMIT} bytes. "
             "Save it unexpanded"
         )
+
+
+def first_references(references: Iterable[Persistent]) -> dict[str, Persistent]:
+    """By the key of a storage, what refers to it first; other references are left out."""
+    first: dict[str, Persistent] = {}
+    for persistent in references:
+        match persistent.reference:
+            case ("storage", _, str(key), *_):
+                first.setdefault(key, persistent)
+    return first
 
 
 def storage_reference(value: object) -> StorageReference:
@@ -215,9 +271,10 @@ def _flags(metadata: tuple[object, ...]) -> set[str]:
         return set()
     if not isinstance(metadata[0], Dict):
         raise Malformed("its metadata is not a dict")
-    flags: dict[str, bool] = {}
-    for key, value in metadata[0].pairs[:3]:
-        if not (isinstance(key, str) and key in ("conj", "neg") and isinstance(value, bool)):
+    flags: set[str] = set()
+    for key, value in metadata[0].pairs:
+        # torch sets a bit that is stated, even if it is stated as false; it writes none that is false
+        if not (isinstance(key, str) and key in ("conj", "neg") and key not in flags and value is True):
             raise Unreadable("it carries metadata other than conj and neg. Save it as an ordinary tensor")
-        flags[key] = value
-    return {name for name, value in flags.items() if value}
+        flags.add(key)
+    return flags

@@ -16,7 +16,14 @@ from converter.checkpoint.opcodes import BYTE_LIMIT, Global, Unpickled, interpre
 from converter.checkpoint.roots import Knows, take_root
 from converter.checkpoint.source import SourceFile
 from converter.checkpoint.storage import Storage
-from converter.checkpoint.tensors import Malformed, StorageReference, Unreadable, storage_reference
+from converter.checkpoint.tensors import (
+    Malformed,
+    StorageReference,
+    Unreadable,
+    first_references,
+    refuse_set_values,
+    storage_reference,
+)
 from converter.checkpoint.truncated import cut_off
 from converter.display import counted, file_name, number, quoted
 from converter.errors import CheckpointError, CorruptCheckpointError, UnsupportedCheckpointError, damaged
@@ -46,6 +53,7 @@ def open_torch_legacy(source: SourceFile, root: str | None, knows: Knows | None)
         if window.is_exhausted:
             raise cut_off(source, None, "its pickles") from None
         raise
+    refuse_set_values(found.calls, file_name(source.path))
     storages = _Storages(source, found, keys)
     return take_root(source, "torch-legacy", found.value, root, storages.find, names, knows=knows)
 
@@ -116,7 +124,8 @@ class _Storages:
     def __init__(self, source: SourceFile, found: Unpickled, keys: Unpickled) -> None:
         self._source = source
         self._label = file_name(source.path)
-        stated = self._stated(found)
+        self._stated = stated = self._stated_by(found)
+        self._first_parts = self._parts(found)
         if not isinstance(keys.value, list):
             self._fail("the list of storage keys is not a list")
         self._roots: dict[str, Storage] = {}
@@ -149,13 +158,15 @@ class _Storages:
         storage = self._roots.get(reference.key)
         if storage is None:
             raise Malformed(f"its storage {quoted(reference.key)} is missing from the list of storage keys")
-        if storage.nbytes != reference.nbytes:
-            raise Malformed(
-                f"its storage {quoted(reference.key)} has {storage.nbytes} bytes, expected {reference.nbytes}"
-            )
+        first = self._stated[reference.key]
+        if isinstance(first, Unreadable):
+            raise first
+        reference.check(first)
         if reference.view is None:
             return storage
         name, offset, numel = reference.view
+        if name in self._stated or self._first_parts[name] != (reference.key, offset, numel):
+            raise Malformed(f"its part {quoted(name)} of storage {quoted(reference.key)} is elsewhere another one")
         if offset + numel > reference.numel:
             raise Malformed(
                 f"its part {quoted(name)} of storage {quoted(reference.key)} ends at element {offset + numel} of "
@@ -167,15 +178,10 @@ class _Storages:
             self._views[reference.view] = Storage(self._source, name, label, start, numel * reference.itemsize)
         return self._views[reference.view]
 
-    def _stated(self, found: Unpickled) -> dict[str, StorageReference | Unreadable]:
+    def _stated_by(self, found: Unpickled) -> dict[str, StorageReference | Unreadable]:
         """What the pickle says of each storage, or why it cannot be known."""
         stated: dict[str, StorageReference | Unreadable] = {}
-        for persistent in found.references:
-            match persistent.reference:
-                case ("storage", _, str(key), *_):
-                    pass
-                case _:  # the source of a pickled module
-                    continue
+        for key, persistent in first_references(found.references).items():
             try:
                 stated[key] = storage_reference(persistent)
             except Unreadable as error:
@@ -183,6 +189,15 @@ class _Storages:
             except Malformed as error:
                 self._fail(f"storage {quoted(key)}: {error}")
         return stated
+
+    def _parts(self, found: Unpickled) -> dict[str, tuple[object, ...]]:
+        """By the name of a part, its storage and place where it is first referred to."""
+        parts: dict[str, tuple[object, ...]] = {}
+        for persistent in found.references:
+            match persistent.reference:
+                case ("storage", _, str(key), _, _, (str(name), int(offset), int(numel))):
+                    parts.setdefault(name, (key, offset, numel))
+        return parts
 
     def _needed(self, keys: Unpickled, stated: dict[str, StorageReference | Unreadable]) -> int:
         """Bytes of the file if it were whole, as far as the pickles say."""

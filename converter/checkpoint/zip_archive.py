@@ -11,6 +11,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from string import ascii_lowercase, ascii_uppercase
 from typing import NoReturn
 
 from converter.checkpoint.source import SourceFile
@@ -28,6 +29,7 @@ LOCAL = struct.Struct("<4s5H3L2H")
 DIRECTORY_LIMIT = 16 * 1024 * 1024  # bytes; some 200,000 members
 _ENCRYPTED, _SIZES_FOLLOW = 0x0001, 0x0008  # general purpose flags
 ZIP64_EXTRA = 1
+_SMALL = str.maketrans(ascii_uppercase, ascii_lowercase)
 # members that only TorchScript and exported programs have; the last one, of torch before 2.8, is in no folder
 _PROGRAM_MEMBERS = {"constants.pkl", "archive_format", "models/model.json", "serialized_exported_program.json"}
 PROGRAM = (
@@ -46,6 +48,11 @@ class Member:
     size: int
     crc: int
     packed: str = ""  # "compressed" or "encrypted", where it is
+
+
+def folded(name: str) -> str:
+    """A name as torch looks for it in an archive: without regard to ASCII capitals (miniz's default)."""
+    return name.translate(_SMALL)
 
 
 def is_program(names: Iterable[str]) -> bool:
@@ -220,10 +227,11 @@ class ZipArchive:
                 f"the zip archive has {len(roots)} root folders, {quoted(first)} and {quoted(second)} among them"
             )
         stripped: dict[str, Member] = {}
+        seen: dict[str, Member] = {}
         for member in members:
             name = member.name.partition("/")[2]
-            if name in stripped:
-                self._fail(f"member {quoted(member.name)} is there twice")
+            if (other := seen.setdefault(folded(name), member)) is not member:
+                self._fail(f"members {quoted(other.name)} and {quoted(member.name)} are one, but for capitals")
             stripped[name] = member
         return stripped
 

@@ -125,7 +125,9 @@ REBUILDERS = {
     "subclass by any function": call(
         name("torch._tensor", "_rebuild_from_type_v2"), name("os", "system"), name("torch", "Tensor"), ("id",), None
     ),
-    "parameter of any function": call(name("torch._utils", "_rebuild_parameter"), call(name("os", "system"), "id"), 1),
+    "parameter of any function": call(
+        name("torch._utils", "_rebuild_parameter"), call(name("os", "system"), "id"), True, None
+    ),
     "pickled bytes": call(name("torch.storage", "_load_from_bytes"), "x"),
 }
 

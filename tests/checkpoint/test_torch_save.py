@@ -192,10 +192,16 @@ def test_a_special_tensor_does_not_spoil_its_neighbours(kind: str, save: Save) -
 
 
 def test_what_is_no_tensor_is_named_and_left_aside(save: Save) -> None:
-    path = save({"w": torch.ones(2), "epoch": 3, 7: torch.ones(1), "deep": {"w": torch.ones(3)}, "none": None})
+    path = save({"w": torch.ones(2), "epoch": 3, 7: 1.5, "deep": {"w": torch.ones(3)}, "none": None})
     with open_checkpoint(path, root="") as checkpoint:
         skipped = " ".join(checkpoint.skipped)
-    assert [word in skipped for word in ("epoch", "deep", "none")] == [True, True, True]
+    assert [word in skipped for word in ("epoch", "int", "deep", "none")] == [True] * 4
+
+
+@pytest.mark.parametrize("key", [7, None, ("w", 1), True], ids=str)
+def test_a_tensor_whose_name_is_no_string_is_refused(key: object, save: Save) -> None:
+    message = refusal(save({"model": {"w": torch.ones(2), key: torch.ones(1)}}), UnsupportedCheckpointError)
+    assert "a tensor in the state dict has a key that is" in message
 
 
 def trainer_format(save: Save) -> tuple[Path, dict[str, torch.Tensor]]:

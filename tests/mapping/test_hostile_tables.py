@@ -167,8 +167,8 @@ HOSTILE: dict[str, tuple[Content, Content, str, str]] = {
         {"saved_as": {"config": {"a": "=" + "1+" * 500_000 + "1"}}}, {}, "/saved_as/config/a", "400 are the most"
     ),
     "not a number": ({"saved_as": {"config": {"a": float("nan")}}}, {}, "table.json", "NaN is not a JSON number"),
-    "great depth": ({"saved_as": {"config": {"a": depth(500)}}}, {}, "/saved_as/config/a", "deeper than 64"),
-    "many values": ({"facts": ["x"] * 300_000}, {}, "/facts/", "more than 200000 values"),
+    "great depth": ({"saved_as": {"config": {"a": depth(90)}}}, {}, "/saved_as/config/a", "deeper than 64"),
+    "many values": ({"facts": ["x"] * 250_000}, {}, "/facts/", "more than 200000 values"),
     "many faults": ({"rules": [{}] * 100_000}, {}, "/rules/0", "at least 100 places"),
     "many rules of many tensors": (
         {"rules": [RULE] * 3000}, shaped(1, each={"i": 20000}), "/rules", "3000 patterns and 20000 tensors are too many"
@@ -272,6 +272,6 @@ def test_what_is_no_json_is_refused(data: bytes, tmp_path: Path) -> None:
 
 def test_a_name_twice_among_many_is_found_at_once(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
-    path.write_text("{" + ",".join(f'"n{i}":0' for i in range(200_000)) + ', "n199999": 1}')
+    path.write_text("{" + ",".join(f'"n{i}":0' for i in range(140_000)) + ', "n139999": 1}')
     with at_most(5):
-        assert "'n199999' is there twice" in said_of(path)
+        assert "'n139999' is there twice" in said_of(path)

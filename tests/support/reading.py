@@ -57,8 +57,9 @@ def read_everything(path: Path, root: str | None = None) -> None:
 
 def bits(tensor: torch.Tensor) -> Bits:
     """What torch says the values of `tensor` are."""
-    plain = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), plain.view(torch.uint8).numpy().tobytes()
+    plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
+    flat = plain.as_strided((plain.numel(),), (1,))  # contiguous, and yet of any stride where a length is one
+    return str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), flat.view(torch.uint8).numpy().tobytes()
 
 
 def loaded(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Bits]:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.strict_json import read_json
-from converter.display import file_name
+from converter.display import file_name, listed, plain, quoted
 from converter.errors import ModelError
 
 _FIXED = {"channel_order": "bgr", "interpolation": "bilinear", "value_range": (0, 255)}
-_SIZES = ("shorter_side", "longer_side", "size_multiple", "caption_tokens")
+# The largest values. The reference tests at up to 2,500 pixels (TEST.MAX_SIZE, maskrcnn_benchmark/config/defaults.py),
+# pads to a multiple of 32, and has 256 tokens.
+_SIZES = {"shorter_side": 1 << 12, "longer_side": 1 << 12, "size_multiple": 1 << 10, "caption_tokens": 1 << 16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +47,20 @@ class Preprocessing:
     def __post_init__(self) -> None:
         for name, expected in _FIXED.items():
             if getattr(self, name) != expected:
-                raise ModelError(f"preprocessing: {name} is {getattr(self, name)!r}, expected {expected!r}.")
-        for name in _SIZES:
+                raise ModelError(f"preprocessing: {name} is {plain(repr(getattr(self, name)))}, expected {expected!r}.")
+        for name, most in _SIZES.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= 1 << 16:
-                raise ModelError(f"preprocessing: {name} is {value!r}, expected an integer from 1 to {1 << 16}.")
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
+                raise ModelError(
+                    f"preprocessing: {name} is {plain(repr(value))}, expected an integer from 1 to {most}."
+                )
         for name, least in (("mean", 0.0), ("std", 1e-3)):
             value = getattr(self, name)
             numbers = value if isinstance(value, tuple) else ()
             if len(numbers) != 3 or not all(isinstance(v, int | float) and least <= v <= 1e3 for v in numbers):
-                raise ModelError(f"preprocessing: {name} is {value!r}, expected three numbers from {least} to 1000.")
+                raise ModelError(
+                    f"preprocessing: {name} is {plain(repr(value))}, expected three numbers from {least} to 1000."
+                )
         if not isinstance(self.phrase_separator, str) or not isinstance(self.source, str):
             raise ModelError("preprocessing: phrase_separator and source must both be text.")
 
@@ -63,7 +69,8 @@ class Preprocessing:
         """The settings that `to_dict` wrote. ModelError names every field that is unknown or missing."""
         names = {field.name for field in fields(cls)}
         if not isinstance(values, Mapping) or set(values) != names:
-            differing = sorted(names ^ set(values)) if isinstance(values, Mapping) else type(values).__name__
+            is_mapping = isinstance(values, Mapping)
+            differing = listed(map(quoted, sorted(names ^ set(values)))) if is_mapping else type(values).__name__
             raise ModelError(f"preprocessing: expected exactly {', '.join(sorted(names))}; differing: {differing}.")
         fitted: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         return cls(**fitted)

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converter.checkpoint.strict_json import parse_json, read_limited
+from converter.checkpoint.strict_json import OBJECT_LIMIT, parse_json, read_limited
 from converter.display import file_name, plain, quoted
 from converter.errors import HubError, ModelError
 from converter.hub.resolve import resolve
@@ -170,11 +170,15 @@ def find_tokenizer(model: Path, vocabulary: Path | None) -> Tokenizer:
 
 
 _NAME = "BERT base uncased"
+_MOST_LINES = 1 << 19  # the largest published vocabularies have 262,144 entries
 
 
 def _read(path: Path) -> str:
     try:
-        return read_limited(path).decode()
+        text = read_limited(path, OBJECT_LIMIT).decode()
+        if text.count("\n") > _MOST_LINES:
+            raise ValueError(f"more than {_MOST_LINES} lines")
+        return text
     except UnicodeDecodeError:
         reason = "not UTF-8"
     except (OSError, ValueError) as error:

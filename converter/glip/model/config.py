@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -75,7 +76,7 @@ class GLIPConfig:
         unknown = [str(name) for name in values if name not in names]
         missing = [name for name in names if name not in values]
         if unknown or missing:
-            parts = [f"unknown fields {unknown}"] if unknown else []
+            parts = [f"unknown fields {reprlib.repr(unknown)}"] if unknown else []
             parts += [f"missing fields {missing}"] if missing else []
             raise ModelError(f"GLIP configuration: {' and '.join(parts)}. Expected exactly: {', '.join(names)}.")
         fitted: dict[str, Any] = {n: tuple(v) if isinstance(v := values[n], list) else v for n in names}
@@ -93,27 +94,40 @@ class GLIPConfig:
 
 _LENGTHS = {"depths": STAGES, "num_heads": STAGES, "anchor_strides": LEVELS, "anchor_sizes": LEVELS}
 
+# The largest values, for anybody may have written a configuration, and not all of it shows in the shapes of weights.
+_LAYERS = 64  # one takes some ms to build; the deepest published: 42 in a stage (Swin V2-G), 48 in a text encoder
+_WIDTH = 1 << 16  # a square matrix of it takes 16 GiB; the widest published is 16,384, of the MLP in Swin V2-G
+_ROWS = 1 << 19  # of an embedding; the largest published vocabularies have 262,144
+_PIXELS = 1 << 12  # the longest side of a picture that any detector is run at: see detect/preprocessing.py
+_MOST = {
+    **dict.fromkeys(("depths", "text_layers", "head_blocks"), _LAYERS),
+    **dict.fromkeys(("vocab_size", "max_positions", "type_vocab_size", "prompt_length"), _ROWS),
+    **dict.fromkeys(("patch_size", "anchor_strides", "anchor_sizes"), _PIXELS),
+    "window_size": 64,  # a head compares window_size**4 pairs of tokens: 64 MiB in float32; the largest published: 24
+}
 
-def _is_size(value: object, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+def _is_size(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def _type_problems(config: GLIPConfig) -> list[str]:
-    """One line for each field of a wrong type: expected are bool, tuple of positive ints, or positive int."""
+    """One line for each field of a wrong type or size: expected are bool, tuple of positive ints, or positive int."""
     problems = []
     for field in fields(config):
         value = getattr(config, field.name)
+        most = _MOST.get(field.name, _WIDTH)
         if field.name == "fusion":
             fits, expected = isinstance(value, bool), "true or false"
         elif field.name in _LENGTHS:
             length = _LENGTHS[field.name]
-            fits = isinstance(value, tuple) and len(value) == length and all(_is_size(v) for v in value)
-            expected = f"{length} positive integers"
+            fits = isinstance(value, tuple) and len(value) == length and all(_is_size(v, 1, most) for v in value)
+            expected = f"{length} integers from 1 to {most}"
         else:
             least = 0 if field.name == "prompt_length" else 1
-            fits, expected = _is_size(value, least), f"an integer of at least {least}"
+            fits, expected = _is_size(value, least, most), f"an integer from {least} to {most}"
         if not fits:
-            problems.append(f"{field.name} is {value!r}, expected {expected}")
+            problems.append(f"{field.name} is {reprlib.repr(value)}, expected {expected}")
     return problems
 
 
