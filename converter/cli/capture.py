@@ -85,7 +85,7 @@ def capture(
             subject.family.inputs(other)  # refuses what the model cannot be run on
             given = inputs_of(other)
     tensors, facts = record(subject, given, name or destination.stem, wanted)
-    write_capture(destination, tensors, facts, compact=compact, on_done=done_with(file_name(destination)))
+    write_capture(destination, tensors, facts, compact=compact, force=force, on_done=done_with(file_name(destination)))
     size = destination.stat().st_size
     if as_json:
         print_json({"destination": str(destination), "bytes": size, "tensors": len(tensors), **facts})

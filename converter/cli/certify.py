@@ -91,23 +91,30 @@ def certify(
             weights = read_weights(model, checkpoint, family, advance)
         subject = load_subject(model, checkpoint, "cpu", "float32", False, threads)
         runs = _compared(subject, captures)
-        problems = [f"{report.capture}, {report.dtype}: {problem}" for report in runs for problem in report.problems]
-        if problems:
-            if as_json:
-                print_json({"certificate": None, "passed": False, "problems": problems})
-            for problem in problems:
-                click.echo(problem, err=True)
-            click.echo(f"not certified: {len(problems)} comparisons did not pass", err=True)
-            sys.exit(1 if any(report.passed is False for report in runs) else CaptureError.exit_code)
+        _refuse_failed(runs, as_json)
         covered = coverage(subject, captures)
         score = mutation_score(subject, captures, mutate, None, covered) if mutate else None
         proof = proof_of_rows(weights.ledger, weights.sha256)
-        certify(weights, captures, runs, score, subject, to_json(covered, proof), done_with(file_name(path)))
+        known, done = to_json(covered, proof), done_with(file_name(path))
+        certify(weights, captures, runs, score, subject, known, force=force, on_done=done)
     if as_json:
         result = {"certificate": str(path), "passed": True, "mutation_score": score and score.value}
         print_json(result | {"unknown_table": is_by_unknown_table(weights.tables)})
     else:
         _print_certified(path, runs, covered, score)
+
+
+def _refuse_failed(runs: list[Report], as_json: bool) -> None:
+    """End the program where a comparison did not pass."""
+    problems = [f"{report.capture}, {report.dtype}: {problem}" for report in runs for problem in report.problems]
+    if not problems:
+        return
+    if as_json:
+        print_json({"certificate": None, "passed": False, "problems": problems})
+    for problem in problems:
+        click.echo(problem, err=True)
+    click.echo(f"not certified: {len(problems)} comparisons did not pass", err=True)
+    sys.exit(1 if any(report.passed is False for report in runs) else CaptureError.exit_code)
 
 
 def _check_names(captures: Sequence[Capture]) -> None:

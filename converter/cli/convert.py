@@ -126,7 +126,7 @@ def convert(
         with progress(_size(plan), destination.name) as advance:
             done = write_conversion(
                 checkpoint, plan, destination, max_shard_size=max_shard_size, force=force, residue=residue,
-                keep_residue=keep_residue, origin=located.origin, on_bytes=advance,
+                trusts_ledger=residue_file is None, keep_residue=keep_residue, origin=located.origin, on_bytes=advance,
                 on_done=done_with(file_name(destination)),
             )  # fmt: skip
         if as_json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +121,7 @@ def _write(out: Path, content: dict[str, Any]) -> None:
 
     with writing(out):
         out.mkdir(exist_ok=True)
-    write_whole(out / "detections.json", lambda partial: partial.write_bytes(to_json(content)))
+    write_whole(out / "detections.json", to_json(content))
 
 
 def _check_prompt(prompt: str | None, names: tuple[str, ...], caption: str | None, spans: tuple[str, ...]) -> None:
@@ -164,7 +165,9 @@ def _detect_in(path: Path, detector: Detector, prompt: Any, threshold: float, pl
         drawing = detector.draw(picture, found)
         with writing(place.parent):
             place.parent.mkdir(exist_ok=True)
-        write_whole(place, lambda partial: drawing.save(partial, format="PNG"))
+        picture_file = BytesIO()
+        drawing.save(picture_file, format="PNG")
+        write_whole(place, picture_file.getvalue())
         entry["drawing"] = str(place)
     return entry
 

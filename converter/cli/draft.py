@@ -6,7 +6,6 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,9 +160,8 @@ def _write(files: list[Path], documents: list[Mapping[str, Any]], force: bool) -
         specs = [path for path in files[:-1] if not path.exists() or path.read_bytes() != texts[0].encode()]
     for path in specs:
         _check_new(path, force)
-        write_whole(path, partial(Path.write_text, data=texts[0], encoding="utf-8"), force=force)
-    write = partial(Path.write_text, data=texts[-1], encoding="utf-8")
-    write_whole(files[-1], write, force=force, on_done=done_with(file_name(files[-1])))
+        write_whole(path, texts[0].encode(), force=force)
+    write_whole(files[-1], texts[-1].encode(), force=force, on_done=done_with(file_name(files[-1])))
 
 
 def _as_json(result: Draft, files: list[Path]) -> dict[str, Any]:

@@ -27,7 +27,6 @@ _SHOWN_PROBLEMS = 40
 # module -> the package to install for it, and what a command needs it for
 _OPTIONAL = {
     "torch": ("torch", "runs the model"),
-    "safetensors": ("safetensors", "runs the model"),
     "scipy": ("scipy", "matches names"),
     "PIL": ("pillow", "reads pictures"),
     "tokenizers": ("tokenizers", "makes tokens"),

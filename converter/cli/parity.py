@@ -175,9 +175,9 @@ def _write_reports(result: _Result, hashes: dict[str, str], proof: str, html: Pa
         others = [report for report in result.reports if report is not first]
         weights = None if result.coverage is None else coverage_report.to_html(result.coverage, proof)
         page = to_html(first, hashes=hashes, others=others, weights=weights)
-        write_whole(html, lambda partial: partial.write_text(page, encoding="utf-8"))
+        write_whole(html, page.encode())
     if junit is not None:
-        write_whole(junit, lambda partial: partial.write_bytes(to_junit(*result.reports)))
+        write_whole(junit, to_junit(*result.reports))
 
 
 def _json(result: _Result, hashes: dict[str, str], proof: str) -> dict[str, Any]:

@@ -23,18 +23,21 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from numpy.typing import NDArray
 from torch import Tensor
 
-from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.checkpoint import DTYPES, Checkpoint, open_checkpoint
 from converter.checkpoint.source import Closing
 from converter.checkpoint.strict_json import parse_json, read_json
 from converter.display import file_name, plain, quoted
 from converter.errors import CaptureError
 from converter.parity.probes import PROJECTIONS, SAMPLES, distance, probe
 from converter.parity.schemas import problem_of
-from converter.writing.staging import write_whole
+from converter.planning import plan as planned
+from converter.writing.destination import writing
+from converter.writing.shards import lay_out
+from converter.writing.staging import Staging, write_at
+from converter.writing.transfer import raw_bytes
 
 Mode = Literal["propagated", "injected"]
 INPUT, DETECTIONS = "input.", "detections."  # how the names of these begin
@@ -247,12 +250,13 @@ def write_capture(
     facts: Mapping[str, Any],
     *,
     compact: bool,
+    force: bool = True,
     on_done: Callable[[], object] = lambda: None,
 ) -> None:
     """Write a capture, whole or not at all; equal content gives equal bytes.
 
-    `tensors` as the format names them; `facts` what `capture.schema.json` asks for, `compact` aside. `on_done` is
-    called once it is there, before anything else can fail.
+    `tensors` as the format names them; `facts` what `capture.schema.json` asks for, `compact` aside. `force`: replace
+    what is there. `on_done` is called once it is there, before anything else can fail. Raises DestinationError.
     """
     kept: dict[str, Tensor] = {}
     probes: dict[str, dict[str, Any]] = {}
@@ -265,11 +269,20 @@ def write_capture(
     content = _checked(path, {**facts, **({"compact": probes} if compact else {})})
     # one entry: the order of several is not kept by safetensors
     metadata = {"capture": json.dumps(content, sort_keys=True, allow_nan=False)}
+    (layout,) = lay_out([_described(name, values) for name, values in kept.items()], path.name)
+    header = layout.header(metadata)
+    with Staging(path, force=force, is_folder=False) as staging, writing(path):
+        descriptor = staging.create(path.name, len(header) + layout.size)
+        write_at(descriptor, header, 0)
+        for name, offset in layout.offsets.items():
+            write_at(descriptor, raw_bytes(_carried(kept[name])), len(header) + offset)
+        staging.commit(on_done)
 
-    def save(partial: Path) -> None:
-        try:
-            save_file(kept, partial, metadata)
-        except SafetensorError as error:  # which says in words what the system refused
-            raise OSError(plain(str(error))) from error
 
-    write_whole(path, save, on_done=on_done)
+def _described(name: str, values: Tensor) -> planned.Tensor:
+    return planned.Tensor(name, tuple(values.shape), DTYPES[str(values.dtype).removeprefix("torch.")])
+
+
+def _carried(values: Tensor) -> NDArray[Any]:
+    """As `_tensor` reads it: numpy has no bfloat16."""
+    return (values.view(torch.int16) if values.dtype == torch.bfloat16 else values).numpy()

@@ -161,13 +161,16 @@ def certify(
     score: Score | None,
     subject: Subject,
     coverage: Mapping[str, Any] | None = None,
+    *,
+    force: bool = True,
     on_done: Callable[[], object] = lambda: None,
 ) -> Path:
     """Write the certificate of `weights`, from which `subject`, in float64, was loaded afterwards.
 
     `reports`: of each capture in float64, and in other dtypes as there are. `coverage`: which weights the captures
-    depend on, JSON. `on_done` is called once the certificate is there, before anything else can fail. CaptureError if a
-    report did not pass, if the files changed since `read_weights`, or if the certificate would not be one.
+    depend on, JSON. `force`: replace the one that is there. `on_done` is called once the certificate is there, before
+    anything else can fail. CaptureError if a report did not pass, if the files changed since `read_weights`, or if the
+    certificate would not be one.
     """
     where, family = file_name(weights.path), subject.family
     if not reports or not all(report.passed for report in reports):
@@ -195,13 +198,18 @@ def certify(
         "fingerprint": _fingerprint(subject),
     }
     path = certificate_path(weights.path)
+    write_whole(path, _checked(content, path), force=force, on_done=on_done)
+    return path
+
+
+def _checked(content: Mapping[str, Any], path: Path) -> bytes:
+    """The certificate, once it was read as whoever gets it reads it."""
     data = json_bytes(content)
     try:
-        evidence_of(parse_json(data, MARKS), path)  # as whoever gets it reads it
+        evidence_of(parse_json(data, MARKS), path)
     except TooMuch as error:
-        raise CaptureError(f"{where}: its certificate would have {error}. Certify with fewer captures.") from None
-    write_whole(path, lambda partial: partial.write_bytes(data), on_done=on_done)
-    return path
+        raise CaptureError(f"{file_name(path)}: would have {error}. Certify with fewer captures.") from None
+    return data
 
 
 def _described(capture: Capture, family: Family[Any]) -> dict[str, Any]:

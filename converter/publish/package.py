@@ -21,8 +21,7 @@ from converter.writing.destination import CONFIG, LEDGER, check_destination, wri
 from converter.writing.ledger import FILES, CustomTable, to_json
 from converter.writing.names import check_folder_name
 from converter.writing.shards import INDEX_NAME
-from converter.writing.staging import Staging
-from converter.writing.transfer import write_at
+from converter.writing.staging import Staging, write_at
 
 CERTIFICATE, REPORT, CARD = "parity.json", "report.html", "README.md"
 

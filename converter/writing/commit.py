@@ -24,6 +24,7 @@ from types import FrameType
 from converter.display import file_name, listed
 from converter.errors import ConverterWarning, DestinationError
 from converter.writing.destination import LEDGER, recorded
+from converter.writing.shards import INDEX_NAME
 
 _PATIENCE = 60.0  # seconds; names are given in milliseconds, unless the disk is busy
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL, errno.ENOSYS}
@@ -52,12 +53,16 @@ def signals_held() -> Iterator[None]:
         came.append(number)
 
     with ExitStack() as handlers:
+        handlers.callback(_deliver, came)  # the last one called, when all are as before
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 if (handler := signal.getsignal(number)) not in (None, signal.SIG_IGN):
                     handlers.callback(signal.signal, number, handler)
                     signal.signal(number, note)
         yield
+
+
+def _deliver(came: list[int]) -> None:
     if came:
         signal.raise_signal(came[0])
 
@@ -87,6 +92,8 @@ class Parent:
     def __exit__(self, *exception: object) -> None:
         if self._descriptor is not None:
             with suppress(OSError):
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # a process that was forked meanwhile would hold it, too
+            with suppress(OSError):
                 os.close(self._descriptor)
 
     def _wait(self, descriptor: int) -> None:
@@ -97,8 +104,8 @@ class Parent:
             except BlockingIOError:
                 if time.monotonic() > end:
                     raise DestinationError(
-                        f"{file_name(self.path)} is held by another process for {_PATIENCE:.0f} seconds now; wait "
-                        "until that is done, or choose another destination"
+                        f"{file_name(self.path)} is locked by another process for {_PATIENCE:.0f} seconds now, this "
+                        "one's own `flock`, perhaps; wait until that is done, or choose another destination"
                     ) from None
                 time.sleep(0.01)
             except OSError as error:
@@ -108,7 +115,16 @@ class Parent:
 
     def sync(self) -> None:
         """Have the names that were given outlast a power cut."""
-        os.sync() if self._descriptor is None else os.fsync(self._descriptor)
+        os.sync() if self._descriptor is None else sync_folder(self._descriptor)
+
+
+def sync_folder(descriptor: int) -> None:
+    """Flush a folder, where the file system can: some of other systems' and of networks cannot."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}:
+            raise
 
 
 def mark_alive(descriptor: int) -> None:
@@ -150,8 +166,10 @@ def remove_leftovers(destination: Path) -> None:
         with Parent(destination.parent), signals_held():
             for path in map(Path, left):
                 with abandoned(path) as is_abandoned, suppress(OSError):
-                    if is_abandoned and not (path.suffix == ".aside" and _put_back(path, destination)):
-                        discard(path, destination, recorded(path)) if path.is_dir() else path.unlink()
+                    if is_abandoned and not path.is_dir():
+                        path.unlink()
+                    elif is_abandoned and not (path.suffix == ".aside" and _put_back(path, destination)):
+                        discard(path, destination, recorded(path))
 
 
 def _put_back(folder: Path, destination: Path) -> bool:
@@ -169,14 +187,15 @@ def discard(folder: Path, destination: Path, names: Collection[str]) -> None:
 
     Its record goes last: until then it is known what is to be removed. OSError if it stays.
     """
-    record = {LEDGER} & {*names}
-    for name in {*names} - record:
-        (folder / name).unlink(missing_ok=True)
-    kept = sorted({*os.listdir(folder)} - record)
+    there = {*os.listdir(folder)}
+    record = [name for name in (INDEX_NAME, LEDGER) if name in there & {*names}]
+    for name in there & {*names} - {*record}:
+        (folder / name).unlink()
+    kept = sorted({*os.listdir(folder)} - {*record})
     for name in kept:
         rename_new(folder / name, destination / name)
     for name in record:
-        (folder / name).unlink(missing_ok=True)
+        (folder / name).unlink()
     folder.rmdir()
     if kept:
         said = f"{file_name(destination)}: kept what arrived there meanwhile: {listed(kept)}"
@@ -195,7 +214,8 @@ def rename_new(path: Path, final: Path) -> None:
 def exchange(new: Path, old: Path) -> Path:
     """Give a folder, under a `partial_name`, the name of another one; where the other is now.
 
-    Where the system cannot do it in one step, the other is put aside first: `remove_leftovers` puts it back.
+    Where the system cannot do it in one step, the other is put aside first, and only as long as nothing has taken its
+    place: `remove_leftovers` puts it back.
     """
     if _rename(new, old, _EXCHANGE):
         return new
@@ -206,7 +226,11 @@ def exchange(new: Path, old: Path) -> Path:
     except BaseException:
         os.rename(aside, old)
         raise
-    return aside
+    try:
+        os.rename(aside, new)
+    except OSError:
+        return aside
+    return new
 
 
 def _rename(path: Path, final: Path, flags: int) -> bool:

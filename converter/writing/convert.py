@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from converter.checkpoint import Checkpoint
-from converter.display import quoted
-from converter.errors import DestinationError, PlanError
+from converter.display import file_name, quoted
+from converter.errors import DestinationError, PlanError, damaged
 from converter.planning.plan import Plan
 from converter.writing.buffers import implied_value
 from converter.writing.destination import CONFIG, LEDGER, RESIDUE, writing
@@ -21,17 +21,19 @@ from converter.writing.ledger import (
     TABLES,
     config_document,
     digest_of_sources,
+    digest_of_tensors,
     draft_ledger,
     fill_ledger,
+    ledger_of,
     tables_of,
     to_json,
 )
 from converter.writing.names import ARCHIVES, is_file_name
 from converter.writing.residue import prepare, residue_metadata, residue_path, steps_to_keep
 from converter.writing.shards import INDEX_NAME, Shard, lay_out, nbytes, shard_index
-from converter.writing.staging import Staging
+from converter.writing.staging import Staging, write_at
 from converter.writing.torch_archive import lay_out_archive
-from converter.writing.transfer import Transfer, flushing, raw_bytes, write_at
+from converter.writing.transfer import Transfer, flushing, raw_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ def convert(
     max_shard_size: int | None = None,
     force: bool = False,
     residue: Checkpoint | None = None,
+    trusts_ledger: bool = False,
     keep_residue: bool = False,
     origin: Mapping[str, Any] | None = None,
     on_bytes: Callable[[int], None] = lambda count: None,
@@ -75,39 +78,67 @@ def convert(
 ) -> Conversion:
     """Write what `plan` says to `destination`: one file if it ends in `.safetensors` or `.pth`, else a folder.
 
-    `residue` is where the plan's carried steps read; `keep_residue` writes what is left out beside the result; `origin`
-    says where the checkpoint came from, for the ledger. `on_bytes` is called from several threads with the number of
+    `residue` is where the plan's carried steps read, `trusts_ledger`: because the checkpoint's ledger says so, whose
+    hashes are then held against what is read; `keep_residue` writes what is left out beside the result; `origin` says
+    where the checkpoint came from, for the ledger. `on_bytes` is called from several threads with the number of
     bytes written since the last call, `on_done` once the result is there, before anything else can fail.
-    Raises DestinationError, CheckpointError, or PlanError for a value that a cast cannot hold. Whatever is raised, the
-    destination is as it was. What cannot be done afterwards is a ConverterWarning.
+    Raises DestinationError, CheckpointError, or PlanError for a value that a cast cannot hold. Whatever is raised
+    before `on_done` is called, the destination is as it was. What cannot be done afterwards is a ConverterWarning.
     """
     _check_names(plan)
     sources = [checkpoint, *([residue] if residue else [])]
     prepare(destination, force=force, inputs=[path for s in sources for path in s.files], keep=keep_residue)
     # hashes are not known yet, but their length is, and so is the length of every header
-    draft = draft_ledger(checkpoint, plan, origin)
+    draft = draft_ledger(checkpoint, plan, origin, keeps_residue=keep_residue)
     outputs, shards = _outputs(plan, destination, draft, max_shard_size)
     kept = [_residue_output(plan, destination, draft)] if keep_residue else []
-    with Staging(destination, force=force, replaces={RESIDUE}) as staging:
+    with Staging(destination, force=force, replaces={RESIDUE} if keep_residue else ()) as staging:
         staging.require_space(sum(output.size for output in (*outputs, *kept)))
         opened = [(output, staging.create(output.name, output.size)) for output in (*outputs, *kept)]
         places = _places(opened[: len(outputs)])
         with flushing([descriptor for _, descriptor in opened]):
             hashes, crcs = _move(sources, plan, places, destination, on_bytes)
-            if kept:
-                Transfer(checkpoint, _places(opened[-1:]), destination, on_bytes).run(steps_to_keep(plan))
-        for source in sources:
-            source.verify_unchanged()
-        made = {t.name: hashes[t.name] for t in plan.targets}
-        ledger = fill_ledger(draft, plan, made, digest_of_sources(plan, hashes))
+            beside = Transfer(checkpoint, _places(opened[len(outputs) :]), destination, on_bytes)
+            left = beside.run(steps_to_keep(plan)) if kept else None
+        _verify(sources, hashes if trusts_ledger else {})
+        ledger = _filled(draft, plan, hashes, left)
         with writing(destination):
             for output, descriptor in opened:
                 for position, piece in output.frame(ledger, crcs):
                     write_at(descriptor, piece, position)
         if not is_file_name(destination):
-            _add_documents(staging, plan, shards, ledger)
+            ledger = _add_documents(staging, plan, shards, ledger)
         staging.commit(on_done)
-    return Conversion(destination, staging.names, sum(nbytes(tensor) for tensor in plan.targets), ledger)
+    files = tuple(output.name for output, _ in opened)
+    return Conversion(destination, files, sum(map(nbytes, plan.targets)), ledger)
+
+
+def _filled(
+    draft: Mapping[str, Any], plan: Plan, hashes: Mapping[str, str], left: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """The ledger. `left`: SHA-256 of each tensor of the residue."""
+    kept = [target for step in steps_to_keep(plan) for target in step.targets]
+    residue = None if left is None else digest_of_tensors((t.name, t.dtype.name, t.shape, left[t.name]) for t in kept)
+    made = {t.name: hashes[t.name] for t in plan.targets}
+    return fill_ledger(draft, plan, made, digest_of_sources(plan, hashes), residue)
+
+
+def _verify(sources: Sequence[Checkpoint], hashes: Mapping[str, str]) -> None:
+    """Raise CorruptCheckpointError if a source changed, or if one whose residue is used is not what its ledger states.
+
+    `hashes`: SHA-256 of each source, as `source NAME`.
+    """
+    for source in sources:
+        source.verify_unchanged()
+    checkpoint, *residues = sources
+    ledger = (ledger_of(checkpoint) or {}) if residues else {}
+    for name, stated in ledger.get("tensors", {}).items():
+        if hashes.get(f"source {name}", stated) != stated:
+            raise damaged(
+                file_name(checkpoint.path),
+                f"tensor {quoted(name)} is not the one that its conversion recorded, so that the residue beside it may "
+                "be of other weights; --residue insists",
+            )
 
 
 def _check_names(plan: Plan) -> None:
@@ -186,14 +217,17 @@ def _metadata(plan: Plan, ledger: dict[str, Any], single: bool) -> dict[str, str
     return {"format": "pt", **config, "conversion": to_json(ledger, indent=None).decode()}
 
 
-def _add_documents(staging: Staging, plan: Plan, shards: list[Shard], ledger: dict[str, Any]) -> None:
+def _add_documents(staging: Staging, plan: Plan, shards: list[Shard], ledger: dict[str, Any]) -> dict[str, Any]:
+    """What a folder holds besides its weights; the ledger as it is there."""
     documents: dict[str, bytes] = {}
     config = config_document(plan) if plan.written is None else plan.written.config
     if config is not None:
         documents[CONFIG] = to_json(config)
     if len(shards) > 1:
         documents[INDEX_NAME] = shard_index(shards)
-    documents[LEDGER] = to_json({**ledger, FILES: sorted((LEDGER, *documents, *staging.names))})
+    ledger = {**ledger, FILES: sorted((LEDGER, *documents, *staging.names))}
+    documents[LEDGER] = to_json(ledger)
     for name, content in documents.items():
         with writing(staging.destination):
             write_at(staging.create(name, len(content)), content, 0)
+    return ledger

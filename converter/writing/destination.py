@@ -15,6 +15,7 @@ from pathlib import Path
 from converter.checkpoint.strict_json import read_json
 from converter.display import file_name, listed, plain, quoted
 from converter.errors import DestinationError
+from converter.writing.ledger import FILES
 from converter.writing.names import WRITTEN, is_file_name, meant_file
 from converter.writing.shards import INDEX_NAME
 
@@ -102,6 +103,8 @@ def _check_there(destination: Path, force: bool, replaces: Collection[str], is_f
         return
     if not destination.is_dir() and not destination.is_file():
         raise DestinationError(f"{destination} is neither a file nor a folder; choose another destination")
+    if is_folder and os.path.ismount(destination):
+        raise DestinationError(f"{destination} is a mount point, which keeps its name; choose a folder in it")
     if destination.is_dir() != is_folder:
         there, wanted = ("file", "folder") if is_folder else ("folder", "file")
         raise DestinationError(f"{destination} is a {there}, a {wanted} was to be written; choose another destination")
@@ -121,9 +124,10 @@ def replaceable(folder: Path, replaces: Collection[str] = ()) -> frozenset[str]:
     if foreign := sorted(name for name, is_file in there.items() if name not in ours or not is_file):
         if foreign == [RESIDUE]:
             raise DestinationError(
-                f"{folder} holds {RESIDUE}, which --force would lose, and nothing else has what is in it. Replace it "
-                "by the new one with --keep-residue, move it, or choose another destination"
+                f"{folder} holds {RESIDUE}, which --force would lose, and nothing else has what is in it. Move it, or "
+                "choose another destination; `convert --keep-residue` replaces it by the new one"
             )
+        foreign = [name for name in foreign if name != RESIDUE]
         raise DestinationError(
             f"{folder} holds files that no conversion wrote ({listed(foreign, 5)}); --force would lose them. Move them "
             "or choose another destination"
@@ -138,8 +142,8 @@ def recorded(folder: Path) -> frozenset[str]:
         if not isinstance(ledger, dict) or not isinstance(ledger["tensors"], dict):
             return frozenset()
         # older ones do not name the files
-        names = ledger["files"] if "files" in ledger else [LEDGER, CONFIG, RESIDUE, *_weights(folder)]
-        return frozenset(name for name in names if isinstance(name, str) and name == os.path.basename(name))
+        names = ledger[FILES] if FILES in ledger else [LEDGER, CONFIG, RESIDUE, *_weights(folder)]
+        return frozenset({*os.listdir(folder)}.intersection(names if isinstance(names, list) else ()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return frozenset()
 

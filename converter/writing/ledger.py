@@ -17,7 +17,7 @@ from converter.planning.plan import Plan
 
 NO_HASH = "0" * 64  # placeholder of the same length for a hash that is not known yet
 UNKNOWN_TABLE = "made by an unknown table: there is no record of a conversion"
-FILES = "files"  # the entry of conversion.json with the names of all files in its folder
+FILES = "folder"  # the entry of conversion.json with the names of all files that were written into its folder
 TABLES = "tables"  # the metadata entry in which every file of a folder keeps `tables_of` its ledger
 
 
@@ -33,7 +33,9 @@ def config_document(plan: Plan) -> dict[str, Any]:
     return {"model": plan.target, **part, "variant": plan.variant.name, "config": dict(plan.config)}
 
 
-def draft_ledger(checkpoint: Checkpoint, plan: Plan, origin: Mapping[str, Any] | None) -> dict[str, Any]:
+def draft_ledger(
+    checkpoint: Checkpoint, plan: Plan, origin: Mapping[str, Any] | None, *, keeps_residue: bool = False
+) -> dict[str, Any]:
     """The content of `conversion.json` with NO_HASH for each hash. `origin`: where the checkpoint came from."""
     target = {"name": plan.target, "variant": plan.variant.name, "also": list(plan.variant.also)}
     records = _records(checkpoint)
@@ -64,16 +66,24 @@ def draft_ledger(checkpoint: Checkpoint, plan: Plan, origin: Mapping[str, Any] |
         ],
         "left_aside": [*checkpoint.skipped, *checkpoint.unsupported.values(), *checkpoint.objects.values()],
         "tensors": {tensor.name: NO_HASH for tensor in plan.targets},
+        **({"residue": NO_HASH} if keeps_residue else {}),
         "sha256": NO_HASH,
     }
 
 
-def fill_ledger(draft: Mapping[str, Any], plan: Plan, hashes: dict[str, str], source_sha256: str) -> dict[str, Any]:
+def fill_ledger(
+    draft: Mapping[str, Any],
+    plan: Plan,
+    hashes: dict[str, str],
+    source_sha256: str,
+    residue_sha256: str | None = None,
+) -> dict[str, Any]:
     """A ledger as long as its draft. `hashes`: SHA-256 of every target."""
     return {
         **draft,
         "source": {**draft["source"], "sha256": source_sha256},
         "tensors": hashes,
+        **({} if residue_sha256 is None else {"residue": residue_sha256}),
         # covers names, shapes, dtypes and content of everything written, without another pass over it
         "sha256": digest_of_tensors((t.name, t.dtype.name, t.shape, hashes[t.name]) for t in plan.targets),
     }

@@ -22,7 +22,7 @@ from converter.mapping.ops import Shape
 from converter.mapping.table import Table
 from converter.planning.plan import Naming, Plan, Residue, Step, Tensor
 from converter.writing.commit import Parent, abandoned, remove_leftovers, signals_held
-from converter.writing.destination import RESIDUE, check_destination, writing
+from converter.writing.destination import RESIDUE, check_destination
 from converter.writing.ledger import digest_of_ledger, ledger_of, to_json
 from converter.writing.names import is_file_name
 from converter.writing.shards import INDEX_NAME
@@ -131,15 +131,9 @@ def _settle(destination: Path) -> None:
     waiting = waiting_name(final)
     if not is_file_name(destination) or not os.path.lexists(waiting):
         return
-    with (
-        suppress(CheckpointError),  # if it cannot be told whose it is, it stays
-        writing(destination),
-        Parent(destination.parent),
-        signals_held(),
-        abandoned(waiting) as is_abandoned,
-    ):
-        if is_abandoned and _are_pair(waiting, destination) and not _are_pair(final, destination):
-            os.replace(waiting, final)
+    with Parent(destination.parent), signals_held(), abandoned(waiting) as is_abandoned, suppress(OSError):
+        if _are_pair(waiting, destination) and not _are_pair(final, destination):
+            os.replace(waiting, final)  # whoever wrote it would do nothing else now
         elif is_abandoned:
             waiting.unlink()
 

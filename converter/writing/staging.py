@@ -31,6 +31,7 @@ from converter.writing.commit import (
     remove_leftovers,
     rename_new,
     signals_held,
+    sync_folder,
 )
 from converter.writing.destination import LEDGER, partial_name, replaceable, writing
 from converter.writing.names import is_file_name
@@ -60,6 +61,8 @@ class Staging:
 
     def __enter__(self) -> Staging:
         remove_leftovers(self.destination)
+        with writing(self.destination), Parent(self.destination.parent):
+            pass  # who locks it for good is found out now rather than after minutes of writing
         return self
 
     def __exit__(
@@ -70,27 +73,25 @@ class Staging:
             for descriptor in self._descriptors:
                 with suppress(OSError):  # fsync said whether the content arrived
                     os.close(descriptor)
-            with suppress(OSError):  # the next run removes what cannot be removed now
-                for path in self._named.values():
+            for path in self._named.values():
+                with suppress(OSError):  # the next run removes what cannot be removed now
                     path.unlink(missing_ok=True)
-                if self._built is not None:
-                    shutil.rmtree(self._built)
+            if self._built is not None:
+                shutil.rmtree(self._built, ignore_errors=True)
 
     def create(self, name: str, size: int) -> int:
         """Descriptor of a new file of `size` bytes. Raises DestinationError where it cannot be made."""
         with writing(self.destination):
             if not self._create_unnamed(name):
-                self.create_named(name)
+                self._create_named(name)
             os.ftruncate(self._files[name], size)
         return self._files[name]
 
-    def create_named(self, name: str) -> Path:
-        """Where something that writes to paths is to write a file. Raises DestinationError where it cannot be made."""
+    def _create_named(self, name: str) -> None:
         path = self._partial()
-        with writing(self.destination), Parent(path.parent), signals_held():
+        with Parent(path.parent), signals_held():
             self._files[name] = self._opened(path, os.O_CREAT | os.O_EXCL | os.O_RDWR)
             self._named[name] = path
-        return path
 
     def _create_unnamed(self, name: str) -> bool:
         if not hasattr(os, "O_TMPFILE") or not os.path.isdir("/proc/self/fd"):
@@ -185,7 +186,7 @@ class Staging:
             self._name(name, path / name, replace=False)
         for name, source in self._taken.items():
             _link_or_copy(source, path / name)
-        os.fsync(descriptor)
+        sync_folder(descriptor)
 
     def _commit_folder(self, parent: Parent, on_done: Callable[[], object]) -> None:
         assert self._built is not None
@@ -230,20 +231,25 @@ def waiting_name(path: Path) -> Path:
 
 
 def write_whole(
-    path: Path,
-    write: Callable[[Path], object],
-    *,
-    force: bool = True,
-    on_done: Callable[[], object] = lambda: None,
+    path: Path, content: bytes, *, force: bool = True, on_done: Callable[[], object] = lambda: None
 ) -> None:
-    """Have `write` make the file under a temporary name, and rename it to `path` once it is on the disk.
+    """Write a single document. An existing `path` is replaced; without `force` it is an error, even if it appeared
+    meanwhile.
 
-    For single documents. An existing `path` is replaced; without `force` it is an error, even if it appeared meanwhile.
     Raises DestinationError; then nothing has changed. `on_done`: as for `Staging.commit`.
     """
     with Staging(path, force=force, is_folder=False) as staging, writing(path):
-        write(staging.create_named(path.name))
+        write_at(staging.create(path.name, len(content)), content, 0)
         staging.commit(on_done)
+
+
+def write_at(descriptor: int, data: bytes | memoryview, position: int) -> None:
+    """All of it, however little the system takes at once."""
+    view = memoryview(data)
+    while len(view):
+        written = os.pwrite(descriptor, view, position)
+        view = view[written:]
+        position += written
 
 
 def _link_or_copy(source: Path, path: Path) -> None:

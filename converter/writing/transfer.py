@@ -25,9 +25,11 @@ from converter.errors import DestinationError
 from converter.mapping.cast import cast
 from converter.mapping.ops import Array, Concat, Op, Reshape, apply_ops
 from converter.planning.plan import Step
+from converter.writing.commit import signals_held
 from converter.writing.destination import writing
 from converter.writing.names import ARCHIVES
 from converter.writing.shards import nbytes
+from converter.writing.staging import write_at
 
 _THREADS = 3  # two cores: one thread waits for the disk while two compute
 
@@ -99,7 +101,8 @@ class Transfer:
                     future.result()
         finally:  # on Ctrl-C too: the others stop at their next chunk
             self._cancelled.set()
-            pool.shutdown(cancel_futures=True)
+            with signals_held():  # a second Ctrl-C must not leave threads that write to what is closed by then
+                pool.shutdown(cancel_futures=True)
         return self._hashes
 
     def _run(self, step: Step) -> None:
@@ -171,11 +174,3 @@ def made_by(step: Step, arrays: Sequence[Array]) -> list[Array]:
 def raw_bytes(array: Array) -> memoryview:
     """The array's bytes in C order."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
-def write_at(descriptor: int, data: bytes | memoryview, position: int) -> None:
-    view = memoryview(data)
-    while len(view):
-        written = os.pwrite(descriptor, view, position)
-        view = view[written:]
-        position += written

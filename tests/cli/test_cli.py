@@ -54,7 +54,7 @@ def test_root_chooses(source: Path, table: Path, tmp_path: Path) -> None:
 def test_json_is_the_ledger(source: Path, table: Path, tmp_path: Path) -> None:
     result = run("convert", "--src", source, "--dst", tmp_path / "out", "--table", table, "--json")
     content = json.loads(result.stdout)
-    assert content["files"] == ["config.json", "conversion.json", "model.safetensors"]
+    assert content["files"] == ["model.safetensors"]
     ledger = json.loads((tmp_path / "out" / "conversion.json").read_text())
     assert {k: content[k] for k in ledger} == ledger
 

@@ -91,7 +91,7 @@ def test_back_to_official_all_but_the_unused_classifier_is_there(model: str) -> 
 def residue_between(source: str, plan: Plan, weights: Weights, path: Path) -> tuple[Residue, Weights]:
     """What `--keep-residue` keeps, written to `path` and read again."""
     kept = {tensor.name: weights.arrays[tensor.name] for step in steps_to_keep(plan) for tensor in step.sources}
-    save_file(kept, path, residue_metadata(plan, "0" * 64))
+    save_file(kept, path, residue_metadata(plan, {"sha256": "0" * 64}))
     with open_checkpoint(path) as checkpoint:
         return read_residue(checkpoint).residue(FORMATS[source]), Weights(kept)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ def test_a_folder_records_its_files(folder: list[Any], tmp_path: Path) -> None:
 
 def test_an_older_record_without_files_is_known_by_its_index(folder: list[Any], tmp_path: Path) -> None:
     ledger = json.loads((tmp_path / "own" / "conversion.json").read_text())
-    del ledger["files"]
+    del ledger["folder"]
     (tmp_path / "own" / "conversion.json").write_text(json.dumps(ledger))
     run(*folder)
     assert recorded(tmp_path / "own") == names(tmp_path / "own")
@@ -66,7 +68,7 @@ def test_a_folder_without_a_record_is_not_ours(folder: list[Any], tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "record", ['{"tensors": {}, "files": ["../official.pth", 7, "own"]}', '{"tensors": {}, "files": 3}']
+    "record", ['{"tensors": {}, "folder": ["../official.pth", 7, "own"]}', '{"tensors": {}, "folder": 3}']
 )
 def test_a_record_that_lies_gives_nothing_away(record: str, folder: list[Any], tmp_path: Path) -> None:
     (tmp_path / "own" / "conversion.json").write_text(record)
@@ -84,9 +86,6 @@ def test_what_arrives_during_the_commit_is_kept(
     real = {"before": staging.replaceable, "after": staging.exchange}[moment]
 
     def arriving(*arguments: Any) -> Any:
-        if moment == "before":
-            (tmp_path / "own" / "arrived").write_bytes(b"mine")
-            return real(*arguments)
         (tmp_path / "own" / "arrived").write_bytes(b"mine")
         return real(*arguments)
 
@@ -137,7 +136,7 @@ def test_the_next_run_removes_what_the_dead_left_and_nothing_of_the_living(name:
     with alive.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         if name == "report.html":
-            write_whole(destination, lambda partial: partial.write_text("new"))
+            write_whole(destination, b"new")
         else:
             with Staging(destination, force=False) as stage:
                 stage.create(name, 1)
@@ -208,8 +207,81 @@ def test_a_folder_that_others_hold_is_waited_for(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(commit, "_PATIENCE", 0.1)
     holder = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(holder, fcntl.LOCK_EX)
-    with pytest.raises(DestinationError, match="is held by another process"):
-        write_whole(tmp_path / "a.json", lambda partial: partial.write_text("new"))
+    with pytest.raises(DestinationError, match="is locked by another process"):
+        write_whole(tmp_path / "a.json", b"new")
     os.close(holder)
-    write_whole(tmp_path / "a.json", lambda partial: partial.write_text("new"))
+    write_whole(tmp_path / "a.json", b"new")
     assert names(tmp_path) == {"a.json"}
+
+
+def test_a_file_that_is_called_like_what_was_put_aside_replaces_nothing(folder: list[Any], tmp_path: Path) -> None:
+    own = tmp_path / "own.safetensors"
+    run("convert", "--src", tmp_path / "official.pth", "--dst", own)
+    before = own.read_bytes()
+    (tmp_path / ".own.safetensors.deadbeef.aside").write_bytes(b"mine")
+    refusal("convert", "--src", tmp_path / "official.pth", "--dst", own, code=6)
+    assert own.read_bytes() == before
+
+
+@pytest.mark.parametrize("names_it", [b'"a\\u0000b"', b'"\\ud800"', b'".."'])
+def test_a_leftover_whose_record_lies_stops_nothing(names_it: bytes, folder: list[Any], tmp_path: Path) -> None:
+    left = leftover(tmp_path / "own", "0123abcd")
+    left.mkdir()
+    (left / "conversion.json").write_bytes(b'{"tensors": {}, "folder": ["conversion.json", ' + names_it + b"]}")
+    run(*folder)
+    assert names(tmp_path) == {"official.pth", "own"}
+
+
+def test_an_older_leftover_that_lost_its_index_last_gives_nothing_to_the_new_folder(
+    folder: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = json.loads((tmp_path / "own" / "conversion.json").read_text())
+    del ledger["folder"]
+    (tmp_path / "own" / "conversion.json").write_text(json.dumps(ledger))
+    order: list[str] = []
+    real = Path.unlink
+    monkeypatch.setattr(
+        Path, "unlink", lambda path, missing_ok=False: (order.append(path.name), real(path, missing_ok))
+    )
+    run(*folder)
+    assert [name for name in order if not name.startswith(".")][-2:] == [
+        "model.safetensors.index.json",
+        "conversion.json",
+    ]
+
+
+def test_a_mount_point_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "own")
+    with pytest.raises(DestinationError, match="is a mount point"):
+        check_destination(tmp_path / "own", force=True, inputs=[])
+
+
+def test_a_residue_that_arrives_meanwhile_is_not_replaced(
+    folder: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = staging.replaceable
+
+    def arriving(*arguments: Any) -> Any:
+        (tmp_path / "own" / "residue.safetensors").write_bytes(b"mine")
+        return real(*arguments)
+
+    monkeypatch.setattr(staging, "replaceable", arriving)
+    assert "residue.safetensors" in refusal(*folder, code=6)["message"]
+    assert (tmp_path / "own" / "residue.safetensors").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("refused", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_file_system_that_flushes_no_folders_is_written_to(
+    refused: int, folder: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def sync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(refused, os.strerror(refused))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    assert "warning" not in run(*folder).stderr
+    run("convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / "a.safetensors", "--keep-residue")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from converter.checkpoint import open_checkpoint
+from converter.writing import commit
 from converter.writing.residue import read_residue, residue_path
 from converter.writing.staging import waiting_name
 from tests.support.small_files import equal, official, official_of, refusal, run
@@ -136,3 +138,57 @@ def test_the_same_tensors_of_another_file_have_another_residue(tmp_path: Path) -
     ):
         assert read_residue(residue).belongs(own)
         assert not read_residue(residue).belongs(other)
+
+
+@pytest.fixture
+def twins(tmp_path: Path) -> list[Path]:
+    """Pairs of one model whose residues alone differ."""
+    made = []
+    for name in ("a", "b"):
+        weights = official()
+        weights["module.rpn.head.cls_logits.bias"] = torch.full_like(
+            weights["module.rpn.head.cls_logits.bias"], len(made) + 1.0
+        )
+        torch.save(weights, tmp_path / f"{name}.pth")
+        made.append(tmp_path / name / "own.safetensors")
+        made[-1].parent.mkdir()
+        run("convert", "--src", tmp_path / f"{name}.pth", "--dst", made[-1], "--keep-residue")
+    return made
+
+
+def test_a_residue_that_differs_in_its_values_alone_is_another(twins: list[Path], tmp_path: Path) -> None:
+    a, b = twins
+    assert equal(load_file(a), load_file(b))
+    os.replace(residue_path(a), residue_path(b))
+    back = ["convert", "--src", b, "--dst", tmp_path / "back.pth", "--to", "glip-official"]
+    assert "belongs to another conversion and is not used" in run(*back).stderr
+
+
+def test_weights_that_were_put_beside_another_ones_record_get_none_of_its_residue(tmp_path: Path) -> None:
+    """A folder's files state names alone."""
+    for name, more in (("a", 0), ("b", 1)):
+        weights = {
+            key: tensor + more if tensor.is_floating_point() and "anchor" not in key else tensor
+            for key, tensor in official().items()
+        }
+        torch.save(weights, tmp_path / f"{name}.pth")
+        run("convert", "--src", tmp_path / f"{name}.pth", "--dst", tmp_path / name, "--keep-residue")
+    os.replace(tmp_path / "a" / "model.safetensors", tmp_path / "b" / "model.safetensors")
+    back = ["convert", "--src", tmp_path / "b", "--dst", tmp_path / "back.pth", "--to", "glip-official"]
+    assert "is not the one that its conversion recorded" in refusal(*back, code=3)["message"]
+    assert not (tmp_path / "back.pth").exists()
+    run(*back, "--residue", tmp_path / "a" / "residue.safetensors")
+    assert equal(torch.load(tmp_path / "back.pth", weights_only=True)["model"], official_of(tmp_path / "a.pth"))
+
+
+def test_what_waits_gets_its_name_where_there_are_no_locks(
+    between: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(commit.fcntl, "flock", refuse)
+    own = tmp_path / "old" / "own.safetensors"
+    os.replace(tmp_path / "new" / "own.safetensors", own)
+    run(*between)
+    assert {path.name for path in own.parent.iterdir()} == {own.name, residue_path(own).name}
