@@ -6,6 +6,7 @@ import os
 import stat
 import time
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -101,7 +102,13 @@ class SourceFile(Closing):
         Its time may have been put back after that (cp -p, tar, rsync), which the time of the change of the inode shows;
         a file that another one replaced under its name is as it was.
         """
-        before, now = self._status, os.fstat(self._fd)
+        try:
+            before, now = self._status, os.fstat(self._fd)
+        except OSError as error:
+            raise CorruptCheckpointError(
+                f"{file_name(self.path)}: whether it was changed while it was read cannot be told ({error.strerror}). "
+                "Check the disk, and run again."
+            ) from error
         changed = (before.st_size, before.st_mtime_ns) != (now.st_size, now.st_mtime_ns)
         if before.st_ctime_ns != now.st_ctime_ns and _held(before) == _held(now):
             changed = True
@@ -130,7 +137,8 @@ class SourceFile(Closing):
     def close(self) -> None:
         """Close the file; a second call does nothing."""
         if self._fd >= 0:
-            os.close(self._fd)
+            with suppress(OSError):  # nothing was written
+                os.close(self._fd)
             self._fd = -1
 
 

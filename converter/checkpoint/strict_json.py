@@ -19,21 +19,30 @@ SIZE_LIMIT = 64 << 20  # bytes of a file
 OBJECT_LIMIT = 16 << 20
 # commas, colons and brackets: a header has 12 for each tensor, an index of shards 2. No value is without one, so that
 # values take at most some 110 bytes for each
-_MARK_LIMIT = 300_000
+MARK_LIMIT = 300_000
 _DEPTH_LIMIT = 100  # what reads values by recursion must not meet its limit; documents have some 10 levels
 _DIGIT_LIMIT = 309  # of the largest float; what conversion to an integer takes grows with their square
 
 
-def parse_json(text: bytes | str) -> Any:
+class TooMuch(ValueError):
+    """More values than a reader takes; each of them may be sound."""
+
+
+def check_marks(text: str, marks: int = MARK_LIMIT) -> None:
+    """Raise TooMuch for a JSON text with more commas, colons and brackets."""
+    if sum(map(text.count, ",:[{")) > marks:
+        raise TooMuch(f"more than {marks} commas, colons and brackets")
+
+
+def parse_json(text: bytes | str, marks: int = MARK_LIMIT) -> Any:
     """The value that a JSON text stands for. ValueError, in a few words, if it is not sound.
 
     Beyond what `json.loads` refuses: a name twice in one object, numbers that are not finite, and more values, levels
-    or digits than a document of this project can need.
+    or digits than a document of this project can need. `marks`: commas, colons and brackets.
     """
     try:
         text = text if isinstance(text, str) else text.decode()
-        if sum(map(text.count, ",:[{")) > _MARK_LIMIT:  # before anything is made of them
-            raise ValueError(f"more than {_MARK_LIMIT} commas, colons and brackets")
+        check_marks(text, marks)  # before anything is made of them
         value = json.loads(
             text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite, parse_int=_integer
         )
@@ -41,13 +50,15 @@ def parse_json(text: bytes | str) -> Any:
         return value
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    except TooMuch:
+        raise
     except ValueError as error:
         raise ValueError(plain(str(error), 400)) from None
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, marks: int = MARK_LIMIT) -> Any:
     """The value in a JSON file, which may begin with a byte order mark. OSError, ValueError as the other two."""
-    return parse_json(read_limited(path, OBJECT_LIMIT).removeprefix(BOM_UTF8))
+    return parse_json(read_limited(path, OBJECT_LIMIT).removeprefix(BOM_UTF8), marks)
 
 
 def read_limited(path: Path, limit: int = SIZE_LIMIT) -> bytes:
@@ -71,6 +82,10 @@ def read_json_object(source: SourceFile, offset: int, length: int, what: str) ->
         )
     try:
         document = parse_json(source.read(offset, length, what))
+    except TooMuch as error:  # some 25,000 tensors
+        raise UnsupportedCheckpointError(
+            f"{label}: its {what} has {error}. Save the weights in several files."
+        ) from None
     except ValueError as error:
         raise damaged(label, f"the {what} is not valid JSON ({error})") from None
     if not isinstance(document, dict):

@@ -10,7 +10,6 @@ evidence, not a signature: whoever can change the weights can change it, too.
 from __future__ import annotations
 
 import base64
-import json
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,12 +21,14 @@ from converter import __version__
 from converter.checkpoint import Checkpoint, TensorInfo
 from converter.checkpoint.dtypes import all_finite
 from converter.checkpoint.hashes import Stamps, file_sha256, stamps, tensor_hashes
+from converter.checkpoint.strict_json import TooMuch, parse_json
 from converter.display import counted, file_name, listed, plain
 from converter.errors import CaptureError, ConverterError
 from converter.mapping.load import load_table
 from converter.parity.capture import Capture, load_capture, write_capture
 from converter.parity.evidence import (
     FORMAT,
+    MARKS,
     Evidence,
     check_same_table,
     check_tables,
@@ -195,7 +196,10 @@ def certify(
     }
     path = certificate_path(weights.path)
     data = json_bytes(content)
-    evidence_of(json.loads(data), path)  # as whoever gets it reads it
+    try:
+        evidence_of(parse_json(data, MARKS), path)  # as whoever gets it reads it
+    except TooMuch as error:
+        raise CaptureError(f"{where}: its certificate would have {error}. Certify with fewer captures.") from None
     write_whole(path, lambda partial: partial.write_bytes(data), on_done=on_done)
     return path
 

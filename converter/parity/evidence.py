@@ -20,6 +20,7 @@ from converter.parity.setup import Setup
 from converter.writing.ledger import CustomTable, custom_tables, is_by_unknown_table
 
 FORMAT = 2
+MARKS = 1_000_000  # of its JSON: some 30 for each comparison of an activation, two modes and two dtypes of each capture
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ class Evidence:
 def read_evidence(path: Path) -> Evidence:
     """The certificate at `path`. CaptureError unless it is one, of comparisons that all passed."""
     try:
-        content = read_json(path)
+        content = read_json(path, MARKS)
     except OSError as error:
         raise CaptureError(
             f"{file_name(path)}: there is no certificate ({error.strerror}). Run `convert`, and `converter certify`, "

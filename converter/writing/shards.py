@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from converter.checkpoint.strict_json import OBJECT_LIMIT, TooMuch, check_marks
 from converter.errors import DestinationError
 from converter.planning.plan import Tensor
 from converter.writing.ledger import to_json
@@ -34,7 +35,10 @@ class Shard:
         return sum(map(nbytes, self.tensors))
 
     def header(self, metadata: Mapping[str, str]) -> bytes:
-        """Length, JSON and padding. Metadata of the same lengths gives a header of the same length."""
+        """Length, JSON and padding. Metadata of the same lengths gives a header of the same length.
+
+        DestinationError where it would be more than is read again.
+        """
         content: dict[str, Any] = {"__metadata__": dict(metadata)}
         for tensor in self.tensors:
             start = self.offsets[tensor.name]
@@ -45,6 +49,15 @@ class Shard:
             }
         text = to_json(content, indent=None)
         text += b" " * (-len(text) % 8)
+        try:
+            check_marks(text.decode())
+            if len(text) > OBJECT_LIMIT:
+                raise TooMuch(f"{len(text)} bytes")
+        except TooMuch as error:
+            raise DestinationError(
+                f"{self.name}: the header of {len(self.tensors)} tensors would have {error}; write several files, by a "
+                "folder as --dst and --max-shard-size"
+            ) from None
         return struct.pack("<Q", len(text)) + text
 
 

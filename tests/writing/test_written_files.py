@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
-from converter.checkpoint import open_checkpoint
-from converter.errors import ModelError
+from converter.checkpoint import DTYPES, open_checkpoint
+from converter.errors import DestinationError, ModelError, UnsupportedCheckpointError
 from converter.glip import GLIP
+from converter.planning.plan import Tensor
+from converter.writing.shards import lay_out
 from tests.support.small_files import equal, official, official_of, refusal, run, tensors_in
 
 pytestmark = pytest.mark.usefixtures("small_mappings")
@@ -84,3 +88,17 @@ def test_a_folder_with_a_dot_in_its_name_is_one(tmp_path: Path) -> None:
     run("convert", "--src", tmp_path / "own.d", "--dst", tmp_path / "back.pth", "--to", "glip-official")
     assert equal(torch.load(tmp_path / "back.pth", weights_only=True)["model"], official_of(tmp_path / "official.pth"))
     run("convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / "o.safetensors", *shards, code=2)
+
+
+def test_no_file_is_written_that_is_not_read_again(tmp_path: Path) -> None:
+    """One of more tensors than a header is read with, as the library writes it; and its shards, which are."""
+    many = {f"layers.{i}": np.zeros(1, np.float32) for i in range(30_000)}
+    save_file(many, tmp_path / "many.safetensors")
+    with pytest.raises(UnsupportedCheckpointError, match="Save the weights in several files"):
+        open_checkpoint(tmp_path / "many.safetensors")
+    tensors = [Tensor(name, (1,), DTYPES["float32"]) for name in many]
+    (whole,) = lay_out(tensors, "model.safetensors")
+    with pytest.raises(DestinationError, match=r"the header of 30000 tensors would have more than .*--max-shard-size"):
+        whole.header({})
+    for shard in lay_out(tensors, "model.safetensors", max_shard_size=40_000):
+        shard.header({})
