@@ -3,7 +3,6 @@
 In the order in which data passes:
 
     scenarios.py     what is converted, over what, and how; what lies there before and after
-    server.py        a process that has imported the program, and forks one that runs it, under strace
     calls.py         the system calls of a commit, and which faults each is given
     injection.py     one fault: the disk before it, the run, the disk after it
     disk.py          what lies on the disk: old, new, or something else, and what may not be there

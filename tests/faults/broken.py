@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -56,5 +57,7 @@ def _converted() -> list[tuple[Path, Path]]:
     out, err = os.dup(1), os.dup(2)
     with contextlib.suppress(SystemExit):
         converter_main()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # which the program no longer heeds at its end
+        signal.signal(number, signal.default_int_handler)
     sys.stdout, sys.stderr = open(out, "w"), open(err, "w")  # noqa: SIM115 - they are the process's
     return [(path, destination.with_name(path.name)) for path in sorted(aside.iterdir(), reverse=True)]

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from tests.support.strace import inject, lines
 
 _LEFT_OUT = {
     "brk", "clock_nanosleep", "futex", "getpid", "gettid", "madvise", "mmap", "mprotect", "mremap", "munmap",
@@ -61,7 +62,6 @@ _ERRORS = {
     "unlinkat": ("EIO", "EACCES", "EPERM", "EROFS"),
     "write": ("EIO", "ENOSPC", "EPIPE"),
 }
-_CALL = re.compile(r"^(?:(\d+) +)?(\w+)\(")
 _ONLY_LOOK = {
     "fcntl", "getdents64", "ioctl", "lseek", "lstat", "newfstatat", "open", "openat", "read", "stat", "statx"
 }  # fmt: skip
@@ -103,7 +103,7 @@ class Fault:
         how = f"error={self.what}" if self.kind == "error" else f"signal={self.what}"
         name, number = self.call.name, self.call.number
         follow = ["-f"] if self.call.in_thread else []
-        return [*follow, "-e", f"inject={name}:{how}:when={number}"]
+        return [*follow, *inject(name, how, number)]
 
     def happened(self, trace: str) -> bool:
         """Whether the run came to that call."""
@@ -116,25 +116,19 @@ def calls_of_commit(trace: str, destination_folder: str) -> list[Call]:
     folder = re.escape(destination_folder)
     begins = re.compile(rf'open(at)?\(.*"{folder}["/].*(O_TMPFILE|O_CREAT)|(mkdir|unlink|link|rename)\w*\(.*"{folder}/')
     calls: list[Call] = []
-    counts: Counter[tuple[str, str]] = Counter()
-    lines = trace.splitlines()
-    first = next((match[1] for line in lines if (match := _CALL.match(line))), None)
-    last = max((i for i, line in enumerate(lines) if re.search(rf'"{folder}["/]', line)), default=0)
+    found = list(lines(trace))
+    last = max((i for i, line in enumerate(found) if re.search(rf'"{folder}["/]', line.text)), default=0)
     began, reading = False, set[str]()
-    for i, line in enumerate(lines):
-        match = _CALL.match(line)
-        if match is None:
-            continue
-        thread, name = match[1], match[2]
-        counts[thread, name] += 1
-        if opened := _OPENS.match(line):
+    for i, line in enumerate(found):
+        if opened := _OPENS.match(line.text):
             (reading.add if "O_RDONLY" in opened[1] else reading.discard)(opened[2])
-        began = began or begins.search(line) is not None
-        if began and name not in _LEFT_OUT:
-            shown = line.removeprefix(thread or "").strip()[:160]
-            closes = _CLOSES.match(line)
+        began = began or begins.search(line.text) is not None
+        if began and line.name not in _LEFT_OUT:
+            shown = line.text.removeprefix(line.thread).strip()[:160]
+            closes = _CLOSES.match(line.text)
             reads = closes is not None and closes[1] in reading
-            calls.append(Call(name, counts[thread, name], shown, thread != first, i > last, reads))
+            in_thread = line.thread != found[0].thread
+            calls.append(Call(line.name, line.number, shown, in_thread, i > last, reads))
     return [call for call in calls if not call.in_thread] + _of_threads(call for call in calls if call.in_thread)
 
 

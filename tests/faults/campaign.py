@@ -29,9 +29,9 @@ class Task:
 
 
 @contextmanager
-def workplace(instead: str | None = None) -> Iterator[Workplace]:
+def workplace() -> Iterator[Workplace]:
     """A workplace in a temporary folder."""
-    with tempfile.TemporaryDirectory(prefix="faults") as folder, Workplace(Path(folder) / "w", instead) as place:
+    with tempfile.TemporaryDirectory(prefix="faults") as folder, Workplace(Path(folder) / "w") as place:
         yield place
 
 

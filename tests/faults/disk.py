@@ -12,24 +12,17 @@ from pathlib import Path
 
 import torch
 
-Snapshot = Mapping[str, bytes | None]
+from tests.support.jobs import Listing
+
 Tensors = Mapping[str, torch.Tensor]
-
-
-def snapshot(folder: Path) -> Snapshot:
-    """Every path below a folder, hidden ones too, with the bytes of a file; None for a folder."""
-    return {
-        str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-    }
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
     """What lies there before a run and after one without faults, and what each reads as, if there is anything."""
 
-    old: Snapshot
-    new: Snapshot
+    old: Listing
+    new: Listing
     old_tensors: Tensors | None
     new_tensors: Tensors
 
@@ -50,8 +43,8 @@ class Seen:
         return self.state in ("old", "new") and not self.leftovers
 
 
-def look(found: Snapshot, reference: Reference) -> Seen:
-    """What a snapshot shows."""
+def look(found: Listing, reference: Reference) -> Seen:
+    """What a folder shows."""
     known = reference.old.keys() | reference.new.keys()
     ours = {path: content for path, content in found.items() if path in known}
     strange = [path for path in found if path not in known]

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import torch
 
-from tests import ROOT
 from tests.faults.calls import Call, Fault, calls_of_commit
-from tests.faults.disk import Reference, Seen, Tensors, look, reads_as, same, snapshot
-from tests.faults.scenarios import SCENARIOS, Scenario, empty_destination, make_sources
-from tests.faults.server import Answer, Request
+from tests.faults.disk import Reference, Seen, Tensors, look, reads_as, same
+from tests.faults.scenarios import TABLE, Scenario, empty_destination, make_sources
+from tests.support.jobs import listing
+from tests.support.program import PROGRAM, Program, Run
 
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """What the system cannot do: `without` are calls that always fail, with `error`."""
+    """What the system cannot do: `without` are calls that always fail, with `error`.
+
+    `before`: Python that a run executes first, for what its Python lacks.
+    """
 
     name: str
     without: tuple[str, ...] = ()
     error: str = ""
-    without_tmpfile: bool = False
+    before: str = ""
 
     def options(self, *traced: str) -> list[str]:
         """Those of strace: calls that are to fail have to be traced, like those that are `traced` besides."""
@@ -38,9 +38,11 @@ class System:
         return ["-e", f"trace={calls}", *fails]
 
 
+_SECONDS = 10  # a run takes less than one
+_LESS = "import os; del os.O_TMPFILE"
 WHOLE = System("whole")
-NO_TMPFILE = System("no O_TMPFILE", without_tmpfile=True)
-NO_LINKS = System("no O_TMPFILE, no hard links", ("link", "linkat"), "EPERM", without_tmpfile=True)
+NO_TMPFILE = System("no O_TMPFILE", before=_LESS)
+NO_LINKS = System("no O_TMPFILE, no hard links", ("link", "linkat"), "EPERM", before=_LESS)
 NO_EXCHANGE = System("no RENAME_EXCHANGE", ("renameat2",), "EINVAL")
 
 
@@ -61,14 +63,14 @@ class Outcome:
     state: str
     wrong: tuple[str, ...]
     removed: tuple[str, ...]
-    answer: Answer
+    answer: Run
     found: tuple[str, ...]
 
     def __str__(self) -> str:
         """For who has to reproduce it."""
         call = self.fault.call
         where = f"{call.name} #{call.number}{' in a thread' if call.in_thread else ''}"
-        said = self.answer.errors.strip().rpartition("\n")[2]
+        said = self.answer.err.strip().rpartition("\n")[2]
         return (
             f"[{self.scenario.name} | {self.system.name}] {self.fault.what} at {where}: {self.state}, exit "
             f"{self.answer.code}, {'; '.join(self.wrong) or 'as promised'}\n    {call.shown}\n    there: "
@@ -84,19 +86,13 @@ class Workplace:
     """
 
     folder: Path
-    instead: str | None = None
+    instead: str = PROGRAM
     _references: dict[Scenario, Reference] = field(default_factory=dict, repr=False)
 
     def __enter__(self) -> Self:
         make_sources(self.folder)
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.server"],
-            cwd=ROOT,
-            env={"PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        # the same order of names in each run
+        self._program = Program(environment={"PYTHONHASHSEED": "0"})
         try:
             self._prepare()
         except BaseException:
@@ -107,18 +103,13 @@ class Workplace:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with self._server:  # which closes its stdin, and waits
-            pass
+        self._program.__exit__(kind, error, traceback)
 
     def _prepare(self) -> None:
-        """The sources in the other formats, and everything imported."""
+        """The sources in the other format."""
         for source in ("old", "new"):
-            again = ["convert", "--src", f"in/{source}.pth", "--table", "in/tiny-table.json", "--keep-residue"]
-            for arguments in (again, [*again, "--force"]):
-                self._ask(Request(".", [*arguments, "--dst", f"in/{source}.safetensors"], warms_up=True))
-        for scenario in SCENARIOS:
-            self._ask(Request(".", scenario.command(), warms_up=True))
-            self._ask(Request(".", scenario.back("back.pth"), warms_up=True))
+            files = ("--src", f"in/{source}.pth", "--dst", f"in/{source}.safetensors")
+            self._succeed(["convert", *files, "--table", TABLE, "--keep-residue"])
 
     def reference(self, scenario: Scenario) -> Reference:
         """What lies there before a run and after one without faults: made once, and checked against the sources."""
@@ -130,11 +121,11 @@ class Workplace:
         empty_destination(self.folder)
         if scenario.force:
             self._succeed(scenario.command("old"))
-        old, old_tensors = snapshot(self.folder / "d"), self._read(scenario) if scenario.force else None
+        old, old_tensors = listing(self.folder / "d"), self._read(scenario) if scenario.force else None
         place = self.folder / "states" / scenario.name
         shutil.copytree(self.folder / "d", place)
         self._succeed(scenario.command())
-        new, new_tensors = snapshot(self.folder / "d"), self._read(scenario)
+        new, new_tensors = listing(self.folder / "d"), self._read(scenario)
         assert new_tensors is not None
         for tensors, source in ((old_tensors, "old"), (new_tensors, "new")):
             if tensors is not None:
@@ -145,7 +136,7 @@ class Workplace:
         """Those of the commit, from a run without faults. Raises Broken if that run fails."""
         self.restore(scenario)
         answer = self.run(scenario.command(), ["-f", *system.options("all")], system, self.instead)
-        seen = look(snapshot(self.folder / "d"), self.reference(scenario))
+        seen = look(listing(self.folder / "d"), self.reference(scenario))
         if answer.code != 0 or seen != Seen("new", ()):
             raise Broken(f"[{scenario.name} | {system.name}] fails without a fault: {seen}, {answer}")
         return [call for call in calls_of_commit(answer.trace, "d") if call.name not in system.without]
@@ -158,11 +149,11 @@ class Workplace:
         )
         if not fault.happened(answer.trace) and answer.code is not None:
             return None
-        found = snapshot(self.folder / "d")
+        found = listing(self.folder / "d")
         return self._judge(scenario, fault, system, answer, look(found, self.reference(scenario)), tuple(found))
 
     def _judge(
-        self, scenario: Scenario, fault: Fault, system: System, answer: Answer, seen: Seen, found: tuple[str, ...]
+        self, scenario: Scenario, fault: Fault, system: System, answer: Run, seen: Seen, found: tuple[str, ...]
     ) -> Outcome:
         reference = self.reference(scenario)
         state, wrong, removed = seen.state, [], seen.leftovers
@@ -191,12 +182,16 @@ class Workplace:
         if answer.code == 6 and state == "new" and not scenario.force:
             command = [*command, "--force"]
             answer = self.run(command, system.options() if system.without else None, system)
-        seen = look(snapshot(self.folder / "d"), self.reference(scenario))
-        return seen if answer.code == 0 else Seen(f"{seen.state} (exit {answer.code}: {answer.errors.strip()})", ())
+        seen = look(listing(self.folder / "d"), self.reference(scenario))
+        return seen if answer.code == 0 else Seen(f"{seen.state} (exit {answer.code}: {answer.err.strip()})", ())
 
-    def run(self, arguments: list[str], strace: list[str] | None, system: System, instead: str | None = None) -> Answer:
+    def run(self, arguments: list[str], strace: list[str] | None, system: System, instead: str = PROGRAM) -> Run:
         """Run the program once."""
-        return self._ask(Request(".", arguments, strace, system.without_tmpfile, instead))
+        run = self._program.start(*arguments, cwd=self.folder, before=system.before, program=instead)
+        if strace is not None:
+            run.traced(*strace)
+        run.release(_SECONDS)
+        return run.wait()
 
     def _read(self, scenario: Scenario) -> Tensors | None:
         """What lies at the destination, as torch.load sees it; None where there is nothing that can be read.
@@ -210,7 +205,7 @@ class Workplace:
         path = copy / scenario.layout.destination
         if not scenario.layout.is_archive:
             path = copy / "back.pth"
-            if self._ask(Request("copy", scenario.back("back.pth"))).code != 0:
+            if self._program(*scenario.back("back.pth"), cwd=copy).code != 0:
                 return None
         return dict(torch.load(path, weights_only=True)) if path.exists() else None
 
@@ -224,20 +219,12 @@ class Workplace:
         answer = self.run(arguments, None, WHOLE)
         assert answer.code == 0, answer
 
-    def _ask(self, request: Request) -> Answer:
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
-        where = {**asdict(request), "folder": str(self.folder / request.folder)}
-        self._server.stdin.write(json.dumps(where) + "\n")
-        self._server.stdin.flush()
-        return Answer(**json.loads(self._server.stdout.readline()))
 
-
-def _wrong_in(answer: Answer, fault: Fault, state: str) -> list[str]:
+def _wrong_in(answer: Run, fault: Fault, state: str) -> list[str]:
     """What the exit code and stderr say that they should not. A killed process says nothing."""
     if answer.code is None:
         return ["hangs"]
-    wrong = ["traceback"] if "Traceback" in answer.errors else []
+    wrong = ["traceback"] if "Traceback" in answer.err else []
     if fault.kind == "kill":
         return wrong
     if (answer.code == 0) != (state == "new"):

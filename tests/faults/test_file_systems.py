@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.jobs import FORMS, Jobs, listing, make_jobs
 from tests.support.mounts import Mount, mounted
-from tests.support.program import Done, Program
+from tests.support.program import Program, Run
 
 EVERY = os.environ.get("FAULTS") == "all"  # every number of free blocks, not some of them
 REPLACING = pytest.mark.parametrize("force", [False, True], ids=["new", "force"])
@@ -44,7 +44,7 @@ class Place:
         else:
             (self.mount.seen / self.folder).mkdir()
 
-    def convert(self, form: str, seed: int, *, force: bool = False) -> Done:
+    def convert(self, form: str, seed: int, *, force: bool = False) -> Run:
         return self.program(*self.jobs.arguments(form, seed, force=force), cwd=self.mount.path / self.folder)
 
     def seed(self, form: str) -> int | None:
@@ -68,7 +68,7 @@ class Place:
 
 
 def place_of(kind: str, jobs: Jobs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with mounted(kind, tmp_path_factory.mktemp(kind)) as mount, Program(mount.prefix) as program:
+    with mounted(kind, tmp_path_factory.mktemp(kind)) as mount, Program(prefix=mount.prefix) as program:
         yield Place(kind, mount, program, jobs)
 
 
@@ -101,7 +101,7 @@ def prepare(place: Place, form: str, force: bool) -> int | None:
     return 0
 
 
-def check(place: Place, form: str, before: int | None, done: Done, reason: str) -> bool:
+def check(place: Place, form: str, before: int | None, done: Run, reason: str) -> bool:
     """Whether it succeeded; what is on the disk and what is said are as they must be."""
     found = place.seed(form)
     if done.code == 0:
@@ -219,7 +219,7 @@ def progress(total, description):
     yield lambda count: subprocess.run(abort, capture_output=True)
 command.progress = progress
 """
-    with mounted("ext4", tmp_path) as mount, Program(mount.prefix) as program:
+    with mounted("ext4", tmp_path) as mount, Program(prefix=mount.prefix) as program:
         place = Place("ext4", mount, program, jobs)
         before = prepare(place, form, force)
         mount.run("sync", "-f", ".")

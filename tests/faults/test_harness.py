@@ -12,6 +12,9 @@ from tests.faults.campaign import workplace
 from tests.faults.disk import Reference, Seen, look, reads_as
 from tests.faults.injection import Workplace
 from tests.faults.scenarios import SCENARIOS, Scenario
+from tests.support.jobs import Listing
+from tests.support.program import Program
+from tests.support.strace import lines
 
 _OVER_A_FILE = next(scenario for scenario in SCENARIOS if scenario.name == "file .safetensors, --force")
 _OVER_A_PAIR = next(scenario for scenario in SCENARIOS if scenario.name == "pair, --force")
@@ -41,12 +44,25 @@ def test_a_commit_that_is_wrong_is_found(
     place: Workplace,
 ) -> None:
     place.instead = f"tests.faults.broken:{program}"
-    outcomes = [place.inject(scenario, fault) for fault in faults(place.calls(scenario))]
-    assert wrong in {text for outcome in outcomes if outcome is not None for text in outcome.wrong}
+    outcomes = (place.inject(scenario, fault) for fault in faults(place.calls(scenario)))
+    assert any(wrong in outcome.wrong for outcome in outcomes if outcome is not None)
+
+
+def test_a_run_waits_for_strace_and_ends_in_time(strace: None) -> None:
+    with Program() as program:
+        run = program.start("--version")
+        run.traced("-f")
+        run.release()
+        assert run.wait().code == 0
+        names = [line.name for line in lines(run.trace)]
+        assert names[0] in ("select", "pselect6")  # it was waiting
+        assert names[-1] == "exit_group"
+        assert program(program="signal:pause", timeout=0.2).code is None
 
 
 def test_the_disk_is_compared_byte_by_byte() -> None:
-    old, new = {"user": b"u", "out": b"1", "more": b"1"}, {"user": b"u", "out": b"2"}
+    old: Listing = {"user": b"u", "out": b"1", "more": b"1"}
+    new: Listing = {"user": b"u", "out": b"2"}
     reference = Reference(old, new, None, {})
     assert look(old, reference) == Seen("old", ())
     assert look(new, reference) == Seen("new", ())

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.campaign import workplace
-from tests.faults.disk import Seen, look, snapshot
+from tests.faults.disk import Seen, look
 from tests.faults.injection import Workplace
 from tests.faults.scenarios import SCENARIOS, Scenario
+from tests.support.jobs import listing
 
 _SOME = [s for s in SCENARIOS if s.name in ("file .safetensors, new", "pair, --force", "folder, --force")]
 
@@ -31,6 +32,6 @@ def test_the_result_is_there_and_the_exit_code_says_so(scenario: Scenario, outpu
         ["bash", "-c", script, sys.executable, *scenario.command()], cwd=place.folder, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
-    assert look(snapshot(place.folder / "d"), place.reference(scenario)) == Seen("new", ())
+    assert look(listing(place.folder / "d"), place.reference(scenario)) == Seen("new", ())
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr

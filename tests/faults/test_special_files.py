@@ -217,7 +217,7 @@ def confined() -> Iterator[Program]:
     prefix = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--") if os.geteuid() == 0 else ()
     if prefix and shutil.which(prefix[0]) is None:
         pytest.skip("without setpriv, root cannot be refused anything")
-    with Program(prefix) as started:
+    with Program(prefix=prefix) as started:
         yield started
 
 

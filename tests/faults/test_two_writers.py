@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.jobs import FORMS, Jobs, listing, make_jobs
 from tests.support.mounts import Mount, mounted
-from tests.support.program import Done, Program
+from tests.support.program import Program, Run
 
 ROUNDS = 30 if os.environ.get("FAULTS") == "all" else 2  # of each form, with --force and without
 Programs = tuple[Program, Program]
@@ -57,11 +57,11 @@ def timed(moment: float = 0.0, first: str = "pass") -> str:
     return TIMED.format(moment=moment, first=first)
 
 
-def race(form: str, force: bool, programs: Programs, jobs: Jobs, place: Path, before: str, late: float) -> list[Done]:
+def race(form: str, force: bool, programs: Programs, jobs: Jobs, place: Path, before: str, late: float) -> list[Run]:
     """Both at once; the second gives its result a name by `late` seconds later than the first."""
     moment = time.monotonic() + 0.4
 
-    def write(seed: int) -> Done:
+    def write(seed: int) -> Run:
         arguments = jobs.arguments(form, seed, force=force)
         return programs[seed](*arguments, cwd=place, before=before + timed(moment + late * seed))
 
@@ -69,7 +69,7 @@ def race(form: str, force: bool, programs: Programs, jobs: Jobs, place: Path, be
         return list(pool.map(write, (0, 1)))
 
 
-def judge(force: bool, ended: list[Done], there: int | None) -> None:
+def judge(force: bool, ended: list[Run], there: int | None) -> None:
     """`there`: which result is on the disk."""
     codes = {done.code for done in ended}
     assert codes in ({0}, {0, 6}) if force else codes == {0, 6}, ended
@@ -98,8 +98,8 @@ def test_the_result_is_of_one(form: str, force: bool, programs: Programs, jobs: 
 def exfat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Mount, Programs]]:
     with (
         mounted("exfat", tmp_path_factory.mktemp("exfat")) as mount,
-        Program(mount.prefix) as one,
-        Program(mount.prefix) as other,
+        Program(prefix=mount.prefix) as one,
+        Program(prefix=mount.prefix) as other,
     ):
         yield mount, (one, other)
 
@@ -127,7 +127,7 @@ def test_one_that_is_killed_meanwhile(form: str, programs: Programs, jobs: Jobs,
 
         def write(
             seed: int, place: Path = place, named: str = named, start: float = start, lifetime: float = lifetime
-        ) -> Done:
+        ) -> Run:
             arguments = jobs.arguments(form, seed, force=True)
             life = 20 if seed else lifetime - (time.monotonic() - start)
             return programs[seed](*arguments, cwd=place, before=named + timed(start + 0.4), timeout=life)
@@ -147,7 +147,7 @@ def test_a_slow_one_is_not_disturbed(form: str, programs: Programs, jobs: Jobs, 
     place.mkdir()
     wait = f"while not os.path.exists({str(gate)!r}): time.sleep(0.01)"
 
-    def slow() -> Done:
+    def slow() -> Run:
         return programs[0](*jobs.arguments(form, 0, force=True), cwd=place, before=NAMED + timed(first=wait))
 
     with ThreadPoolExecutor(1) as pool:

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.support.hub.server import HubServer
 from tests.support.hub.storage import blob_sha1
+from tests.support.program import Program, Run
 from tests.support.publishing import CANARY, REPO
 from tests.support.stopping import SIGNALS, STOPPED, Point, Tally, Watch, call_points, carry_out, request_points, sample
 from tests.support.tiny import tiny_weights, write_table
-from tests.support.warm import HANGS, Run, Warm, why_no_strace
 
 MODULES = (
     "converter.cli", "converter.cli.sources", "converter.hub.resolve", "converter.writing.convert", "jsonschema",
@@ -33,8 +34,8 @@ class Stage:
     """A command that downloads a file, or a model, of a Hub that has both, into a cache that is empty."""
 
     hub: HubServer
-    warm: Warm
-    offline: Warm
+    program: Program
+    offline: Program
     folder: Path
     command: tuple[str, ...]
     result: tuple[str, bytes | None] = ("", None)
@@ -53,12 +54,12 @@ class Stage:
         shutil.rmtree(self.cache, ignore_errors=True)
         self.destination.unlink(missing_ok=True)
 
-    def start(self, warm: Warm | None = None) -> Run:
-        return (warm or self.warm).start("converter.cli:converter_main", self.command, self.folder)
+    def start(self, program: Program | None = None) -> Run:
+        return (program or self.program).start(*self.command, cwd=self.folder)
 
     def made(self, run: Run) -> tuple[str, bytes | None]:
         """What a run told and wrote."""
-        return run.told, self.destination.read_bytes() if self.destination.exists() else None
+        return run.out, self.destination.read_bytes() if self.destination.exists() else None
 
     def damaged(self) -> list[str]:
         """Files of the cache that are named by a hash which is not theirs."""
@@ -82,6 +83,8 @@ def stage(request: pytest.FixtureRequest, folder: Path, hub: HubServer, tmp_path
     place.mkdir()
     torch.save(tiny_weights(), tmp_path / "tiny.pth")
     (folder / "parity.json").unlink()
+    # which format a model's hundreds of names are of takes a second to find out, each time
+    save_file({"weight": torch.arange(9.0)}, folder / "model.safetensors", {"format": "pt"})
     hub.storage.create(REPO, True, "somebody")
     hub.push(REPO, {path.name: path.read_bytes() for path in (*folder.iterdir(), tmp_path / "tiny.pth")})
     command = {
@@ -101,37 +104,36 @@ def stage(request: pytest.FixtureRequest, folder: Path, hub: HubServer, tmp_path
         "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }  # fmt: skip
     with ExitStack() as stack:
-        warm, offline = (
-            stack.enter_context(Warm(MODULES, environment | more)) for more in ({}, {"HF_HUB_OFFLINE": "1"})
+        program, offline = (
+            stack.enter_context(Program(MODULES, environment | more)) for more in ({}, {"HF_HUB_OFFLINE": "1"})
         )
-        stage = Stage(hub, warm, offline, place, command)
-        yield stage
+        yield Stage(hub, program, offline, place, command)
 
 
 def problems(stage: Stage, point: Point, run: Run, watch: Watch) -> Iterator[str]:
     """What is wrong with how a run ended that was stopped at a point."""
     made, code = stage.made(run), run.code
-    if code == HANGS:
+    if code is None:
         yield "it hangs"
     if code == 0 and made[1] != stage.result[1]:
         yield "exit 0, and it is another file"
-    if code == 0 and made[0] != stage.result[0] and "is complete; what came then" not in run.said:
+    if code == 0 and made[0] != stage.result[0] and "is complete; what came then" not in run.err:
         yield "exit 0, and it tells something else"
     if made[1] not in (None, stage.result[1]):
         yield "half a file was written"
-    if CANARY in run.said + run.told:
+    if CANARY in run.err + run.out:
         yield "the token is told"
     if point.how == "cut" or (code in (1, -signal.SIGINT) and not stage.hub.requests):
         return  # Python's own and click's way to end, before the command began
-    if run.told == stage.result[0] and code in (0, -SIGNALS[point.how]):
+    if run.out == stage.result[0] and code in (0, -SIGNALS[point.how]):
         return  # all was told, and the interpreter was on its way out
-    if "Traceback" in run.said:
+    if "Traceback" in run.err:
         yield "a traceback"
     if code not in (0, STOPPED[point.how]):
         yield f"exit {code}"
     if code == 0 and not point.call and watch.fired and point.number < stage.requests:
         yield "stopped, and it goes on"
-    if code in (130, 143) and not run.said.strip().splitlines()[-1].startswith(("interrupted; ", "terminated; ")):
+    if code in (130, 143) and not run.err.strip().splitlines()[-1].startswith(("interrupted; ", "terminated; ")):
         yield "it does not say what happened"
 
 
@@ -140,8 +142,7 @@ def stop(stage: Stage, point: Point, tally: Tally) -> None:
     stage.reset()
     run = stage.start()
     watch = carry_out(stage.hub, run, point)
-    code, said = run.code, run.said
-    assert code is not None
+    code, said = run.code, run.err
     found = list(problems(stage, point, run, watch))
     if damaged := stage.damaged():
         found.append(f"damaged in the cache: {damaged}")
@@ -150,11 +151,11 @@ def stop(stage: Stage, point: Point, tally: Tally) -> None:
     if not watch.fired:
         tally.notes["not reached"] += 1
     stage.destination.unlink(missing_ok=True)
-    for what, warm, codes in (("offline", stage.offline, (0, 9)), ("again", stage.warm, (0,))):
-        again = stage.start(warm)
+    for what, program, codes in (("offline", stage.offline, (0, 9)), ("again", stage.program, (0,))):
+        again = stage.start(program)
         carry_out(stage.hub, again, None)
         if again.code not in codes:
-            found.append(f"{what}: exit {again.code}: {again.said}")
+            found.append(f"{what}: exit {again.code}: {again.err}")
         elif again.code == 0 and stage.made(again) != stage.result:
             found.append(f"{what}: another result")
         if again.code == 0:
@@ -165,14 +166,17 @@ def stop(stage: Stage, point: Point, tally: Tally) -> None:
     tally.add(point, state, code, found, said)
 
 
-def expect(stage: Stage, log: Path | None = None) -> None:
-    """Run it once, undisturbed."""
+def expect(stage: Stage, *options: str) -> Run:
+    """Run it once, undisturbed; under strace, if there are options for it."""
     stage.reset()
     run = stage.start()
-    carry_out(stage.hub, run, None, log)
-    assert run.code == 0, run.said
+    if options:
+        run.traced(*options)
+    carry_out(stage.hub, run, None)
+    assert run.code == 0, run.err
     stage.result = stage.made(run)
     stage.requests = len(stage.hub.requests)
+    return run
 
 
 @pytest.mark.parametrize("stage", SCENARIOS, indirect=True)
@@ -187,12 +191,11 @@ def test_a_download_stopped_at_any_request(stage: Stage, every_point: bool) -> N
 
 
 @pytest.mark.parametrize("stage", SCENARIOS, indirect=True)
-def test_a_download_stopped_at_any_system_call(stage: Stage, every_point: bool, tmp_path: Path) -> None:
-    if why := why_no_strace():
-        pytest.skip(why)
-    expect(stage, tmp_path / "log")
+@pytest.mark.usefixtures("strace")
+def test_a_download_stopped_at_any_system_call(stage: Stage, every_point: bool) -> None:
+    whole = expect(stage, "-f")
     tally = Tally(f"download, {stage.command[0]}, at its system calls")
-    for point in sample(call_points(tmp_path / "log"), None if every_point else 8):
+    for point in sample(call_points(whole.trace), None if every_point else 8):
         stop(stage, point, tally)
     print(tally)
     assert not tally.wrong, "\n".join(tally.wrong)

@@ -13,6 +13,7 @@ import pytest
 
 from converter.publish.card import mark_unverified
 from tests.support.hub.server import HubServer
+from tests.support.program import Program, Run
 from tests.support.publishing import CANARY, REPO, change_card, shard
 from tests.support.stopping import (
     SIGNALS,
@@ -25,7 +26,6 @@ from tests.support.stopping import (
     request_points,
     sample,
 )
-from tests.support.warm import HANGS, Run, Warm, why_no_strace
 
 # what `converter publish` imports on its way
 MODULES = (
@@ -42,7 +42,7 @@ class Stage:
 
     name: str
     hub: HubServer
-    warm: Warm
+    program: Program
     folder: Path
     output: Path
     old: Files | None
@@ -59,7 +59,7 @@ class Stage:
     def start(self) -> Run:
         options = ["--create-pr"] * self.is_proposed
         arguments = ["publish", "--unverified", str(self.folder), REPO, *options]
-        return self.warm.start("converter.cli:converter_main", arguments, self.output)
+        return self.program.start(*arguments, cwd=self.output)
 
     def files(self, revision: str) -> Files | None:
         repository = self.hub.storage.repositories.get(REPO)
@@ -104,24 +104,24 @@ def stage(request: pytest.FixtureRequest, folder: Path, hub: HubServer, tmp_path
         "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
     }  # fmt: skip
     (tmp_path / "output").mkdir()
-    with Warm(MODULES, environment) as warm:
-        yield Stage(request.param, hub, warm, folder, tmp_path / "output", old, request.param == "pull request")
+    with Program(MODULES, environment) as program:
+        yield Stage(request.param, hub, program, folder, tmp_path / "output", old, request.param == "pull request")
 
 
 def problems(stage: Stage, point: Point, run: Run, watch: Watch) -> Iterator[str]:
     """What is wrong with how a run ended that was stopped at a point."""
-    state, code, said = stage.state(), run.code, run.said
+    state, code, said = stage.state(), run.code, run.err
     if state not in ("old", "new"):
         yield state
-    if code == HANGS:
+    if code is None:
         yield "it hangs"
     if code == 0 and state != "new":
         yield "exit 0, and nothing is published"
-    if CANARY in said + run.told:
+    if CANARY in said + run.out:
         yield "the token is told"
     if point.how == "cut" or (code in (1, -signal.SIGINT) and not stage.hub.requests):
         return  # Python's own and click's way to end, before the command began
-    if "every hash as here" in run.told and code in (0, -SIGNALS[point.how]):
+    if "every hash as here" in run.out and code in (0, -SIGNALS[point.how]):
         return  # all was told, and the interpreter was on its way out
     if "Traceback" in said:
         yield "a traceback"
@@ -153,17 +153,16 @@ def stop(stage: Stage, point: Point, tally: Tally) -> None:
     stage.reset()
     run = stage.start()
     watch = carry_out(stage.hub, run, point)
-    state, code, said = stage.state(), run.code, run.said
+    state, code, said = stage.state(), run.code, run.err
     found = list(problems(stage, point, run, watch))
     if not watch.fired:
         tally.notes["not reached"] += 1
     again = stage.start()
     carry_out(stage.hub, again, None)
     if again.code != 0:
-        found.append(f"the same command again: exit {again.code}: {again.said}")
+        found.append(f"the same command again: exit {again.code}: {again.err}")
     if stage.state() != "new":
         found.append(f"the same command again: {stage.state()}")
-    assert code is not None
     tally.add(point, state, code, found, said)
 
 
@@ -180,13 +179,14 @@ def test_a_publication_stopped_at_any_request(stage: Stage, every_point: bool) -
 
 
 @pytest.mark.parametrize("stage", SCENARIOS, indirect=True)
-def test_a_publication_stopped_at_any_system_call(stage: Stage, every_point: bool, tmp_path: Path) -> None:
-    if why := why_no_strace():
-        pytest.skip(why)
+@pytest.mark.usefixtures("strace")
+def test_a_publication_stopped_at_any_system_call(stage: Stage, every_point: bool) -> None:
     stage.reset()
-    carry_out(stage.hub, stage.start(), None, tmp_path / "log")
+    whole = stage.start()
+    whole.traced("-f")
+    carry_out(stage.hub, whole, None)
     tally = Tally(f"publish, {stage.name}, at its system calls")
-    for point in sample(call_points(tmp_path / "log"), None if every_point else 10):
+    for point in sample(call_points(whole.trace), None if every_point else 10):
         stop(stage, point, tally)
     print(tally)
     assert not tally.wrong, "\n".join(tally.wrong)

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from converter.hub.requests import Retry
 from converter.publish.card import mark_unverified
 from tests.support.hub.faults import Fault, status
 from tests.support.hub.server import HubServer
+from tests.support.program import Program, Run
 from tests.support.publishing import (
     CANARY,
     REPO,
@@ -28,9 +30,7 @@ from tests.support.publishing import (
     shard,
 )
 from tests.support.stopping import carry_out
-from tests.support.warm import Run, Warm
 
-PROGRAM = "converter.cli:converter_main"
 MODULES = ("converter.cli.families", "converter.publish.commit", "huggingface_hub.hf_api", "huggingface_hub.lfs")
 
 
@@ -140,7 +140,7 @@ def test_it_is_done_once_it_was_read_back(folder: Path, hub: HubServer, clock: C
 
 
 @pytest.fixture
-def run(folder: Path, hub: HubServer, tmp_path: Path) -> Run:
+def run(folder: Path, hub: HubServer, tmp_path: Path) -> Iterator[Run]:
     """`converter publish` of two large files, before it begins."""
     shard(folder)
     (folder / "parity.json").unlink()
@@ -150,18 +150,18 @@ def run(folder: Path, hub: HubServer, tmp_path: Path) -> Run:
         "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
     }  # fmt: skip
     (tmp_path / "output").mkdir()
-    with Warm(MODULES, environment) as warm:
-        yield warm.start(PROGRAM, ["publish", "--unverified", str(folder), REPO], tmp_path / "output")
+    with Program(MODULES, environment) as program:
+        yield program.start("publish", "--unverified", folder, REPO, cwd=tmp_path / "output")
 
 
 @pytest.mark.parametrize("step", ["whoami", "upload", "commit"])
 def test_ctrl_c_ends_it_at_once_though_the_hub_does_not_answer(step: str, run: Run, hub: HubServer) -> None:
     ended = threading.Event()
     hub.fail(step, lambda: _interrupt(run, ended))
-    run.release()
-    assert run.wait(5) == 130
+    run.release(timeout=5)
+    assert run.wait().code == 130
     ended.set()
-    assert run.said.startswith("interrupted; ")
+    assert run.err.startswith("interrupted; ")
 
 
 def _interrupt(run: Run, ended: threading.Event) -> None:

@@ -17,8 +17,11 @@ craft_files.py       zip, legacy and safetensors files that lie
 reading.py           what a reader makes of such a file
 publishing.py        whose token, which repository, how a refusal reads
 hub/                 a stand-in of the Hub
-warm.py              programs that have imported everything, forked for each run, and strace attached to them
-stopping.py          such a program stopped at a request to the Hub, or at a system call
+program.py           the program as a user starts it: a process that imported it forks for each run
+strace.py            its system calls, listed and made to fail
+stopping.py          it is stopped at a request to the Hub, or at a system call
+jobs.py              conversions to every form of result, and what a folder then shows
+mounts.py            file systems of their own kinds
 official_standin/    a stand-in of the official package, as scripts/capture_official.py imports it
 second_family/       a package with a family of its own
 """

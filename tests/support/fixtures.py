@@ -18,6 +18,14 @@ from tests.support.saved_glip import ledger, save
 from tests.support.small_capture import small_capture
 from tests.support.small_formats import small_tables
 from tests.support.small_glip import small_glip, subject
+from tests.support.strace import why_not
+
+
+@pytest.fixture(scope="session")
+def strace() -> None:
+    """Skip, with the reason, where no system call can be stopped or made to fail."""
+    if why := why_not():
+        pytest.skip(why)
 
 
 @pytest.fixture(scope="module")

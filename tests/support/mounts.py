@@ -62,7 +62,8 @@ def mounted(kind: str, folder: Path) -> Iterator[Mount]:
     try:
         if holder.stdout.readline() != "ready\n":
             said = holder.communicate()[1].strip().splitlines() or [""]
-            pytest.skip(f"{kind} cannot be mounted here: {said[0]}")
+            needed = "CAP_SYS_ADMIN" if kind == "tmpfs" else "CAP_SYS_ADMIN and a loop device"
+            pytest.skip(f"to mount {kind} takes {needed}: {said[0]}")
         user = () if root else ("-U", "--preserve-credentials")
         prefix = ("nsenter", "-t", str(holder.pid), "-m", *user, "--")
         yield Mount(prefix, point, Path(f"/proc/{holder.pid}/root{point}"))

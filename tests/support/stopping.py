@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from pathlib import Path
 from random import Random
 
 from tests.support.hub.server import HubServer
-from tests.support.warm import HANGS, Run, calls
+from tests.support.program import Run
+from tests.support.strace import inject, lines
 
 SIGNALS = {"kill": signal.SIGKILL, "int": signal.SIGINT, "term": signal.SIGTERM}
 STOPPED = {"kill": -signal.SIGKILL, "int": 130, "term": 143}  # exit states
@@ -89,20 +89,17 @@ class Watch:
             time.sleep(0.002)
 
 
-def carry_out(hub: HubServer, run: Run, point: Point | None, log: Path | None = None) -> Watch:
-    """Let a run go, to its point. `log`: where its system calls are written."""
+def carry_out(hub: HubServer, run: Run, point: Point | None) -> Watch:
+    """Let a run go, to its point."""
     watch = hub.watch = Watch(hub, run, point)
     if point is not None and point.call:
-        log = run.folder / "strace"
-        stop = f"inject={point.call}:signal={SIGNALS[point.how].name}:when={point.number}"
-        run.traced("-ttt", "-o", str(log), "-e", f"trace={point.call}", "-e", stop)
-    elif log is not None:
-        run.traced("-o", str(log))
+        stop = inject(point.call, f"signal={SIGNALS[point.how].name}", point.number)
+        run.traced("-f", "-ttt", "-e", f"trace={point.call}", *stop)
     run.release()
     run.wait()
     watch.settle()
-    if point is not None and point.call and log is not None:
-        watch.fired += [float(line.split()[1]) for line in log.read_text().splitlines() if _SIGNAL.search(line)]
+    if point is not None and point.call:
+        watch.fired += [float(line.split()[1]) for line in run.trace.splitlines() if _SIGNAL.search(line)]
     return watch
 
 
@@ -120,11 +117,20 @@ def request_points(
                 yield Point(how, "received", number, acts=False)
 
 
-def call_points(log: Path, hows: Iterable[str] = ("kill", "int")) -> Iterator[Point]:
-    """Every system call of a run whose log it is, of those in CALLS, from its first connection on; some before that."""
-    listed = [call for call in calls(log, "socket") if call[0] in CALLS]
-    before = [call for call in listed if not call[2]][::_BEFORE]
-    for name, number, _ in (*before, *(call for call in listed if call[2])):
+def call_points(trace: str, hows: Iterable[str] = ("kill", "int")) -> Iterator[Point]:
+    """Every system call of a run that `strace -f` wrote down, of those in CALLS, from its first connection on; some
+    before that.
+
+    Threads that come to the same number of the same call make one point: which one comes first is chance.
+    """
+    found: dict[tuple[str, int], bool] = {}  # whether it had a connection by then
+    has_begun = False
+    for line in lines(trace):
+        has_begun = has_begun or line.name == "socket"
+        if line.name in CALLS:
+            found.setdefault((line.name, line.number), has_begun)
+    before = [call for call, begun in found.items() if not begun][::_BEFORE]
+    for name, number in (*before, *(call for call, begun in found.items() if begun)):
         yield from (Point(how, "call", number, call=name) for how in hows)
 
 
@@ -143,8 +149,8 @@ class Tally:
     wrong: list[str] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
 
-    def add(self, point: Point, state: str, code: int, problems: Iterable[str], said: str = "") -> None:
-        self.seen[point.how, "hangs" if code == HANGS else str(code), state] += 1
+    def add(self, point: Point, state: str, code: int | None, problems: Iterable[str], said: str = "") -> None:
+        self.seen[point.how, "hangs" if code is None else str(code), state] += 1
         self.wrong += [f"{point}: {problem} (exit {code}, {state}): {said[-300:]!r}" for problem in problems]
 
     def __str__(self) -> str:
