@@ -14,7 +14,7 @@ import torch
 
 from tests.faults.calls import Call, Fault, calls_of_commit
 from tests.faults.disk import Reference, Seen, Tensors, look, reads_as, same
-from tests.faults.scenarios import TABLE, Scenario, empty_destination, make_sources
+from tests.faults.scenarios import SOURCES, TABLE, Scenario, empty_destination, make_sources
 from tests.support.jobs import listing
 from tests.support.program import PROGRAM, Program, Run
 
@@ -107,7 +107,7 @@ class Workplace:
 
     def _prepare(self) -> None:
         """The sources in the other format."""
-        for source in ("old", "new"):
+        for source in SOURCES:
             files = ("--src", f"in/{source}.pth", "--dst", f"in/{source}.safetensors")
             self._succeed(["convert", *files, "--table", TABLE, "--keep-residue"])
 
@@ -120,14 +120,14 @@ class Workplace:
     def _make_reference(self, scenario: Scenario) -> Reference:
         empty_destination(self.folder)
         if scenario.force:
-            self._succeed(scenario.command("old"))
+            self._succeed(scenario.command(scenario.old))
         old, old_tensors = listing(self.folder / "d"), self._read(scenario) if scenario.force else None
         place = self.folder / "states" / scenario.name
         shutil.copytree(self.folder / "d", place)
         self._succeed(scenario.command())
         new, new_tensors = listing(self.folder / "d"), self._read(scenario)
         assert new_tensors is not None
-        for tensors, source in ((old_tensors, "old"), (new_tensors, "new")):
+        for tensors, source in ((old_tensors, scenario.old), (new_tensors, "new")):
             if tensors is not None:
                 _check_whole(tensors, torch.load(self.folder / "in" / f"{source}.pth"), scenario)
         return Reference(old, new, old_tensors, new_tensors)

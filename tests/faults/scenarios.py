@@ -47,15 +47,20 @@ LAYOUTS = (
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A layout, new or, by --force, over an earlier conversion of other weights."""
+    """A layout, new or, by --force, over an earlier conversion of other weights.
+
+    `old`: the checkpoint of the earlier one; with that of `twin` the residues alone differ.
+    """
 
     layout: Layout
     force: bool
+    old: str = "old"
 
     @property
     def name(self) -> str:
         """As the table shows it."""
-        return f"{self.layout.name}, {'--force' if self.force else 'new'}"
+        over = " over its twin" if self.old == "twin" else ""
+        return f"{self.layout.name}, {'--force' if self.force else 'new'}{over}"
 
     def command(self, source: str = "new") -> list[str]:
         """The arguments of `converter`, to be run in a workplace."""
@@ -68,15 +73,22 @@ class Scenario:
         return ["convert", "--src", self.layout.destination, "--to", TABLE, "--dst", destination, "--force"]
 
 
-SCENARIOS = tuple(Scenario(layout, force) for layout in LAYOUTS for force in (False, True))
+SOURCES = ("new", "old", "twin")
+SCENARIOS = (
+    *(Scenario(layout, force) for layout in LAYOUTS for force in (False, True)),
+    *(Scenario(layout, True, "twin") for layout in LAYOUTS if layout.name == "pair"),
+)
 
 
 def make_sources(folder: Path) -> None:
-    """`in/` of a workplace: the checkpoints `new.pth` and `old.pth`, and the table. `d/` is where results go."""
+    """`in/` of a workplace: the checkpoints of `SOURCES`, and the table. `d/` is where results go."""
     (folder / "in").mkdir(parents=True)
     write_table(folder / "in")
     torch.save(tiny_weights(layers=2, seed=1), folder / "in" / "new.pth")
     torch.save(tiny_weights(layers=3, seed=2), folder / "in" / "old.pth")
+    twin = tiny_weights(layers=2, seed=1)
+    twin["module.training.weight"] += 1
+    torch.save(twin, folder / "in" / "twin.pth")
     empty_destination(folder)
 
 
