@@ -109,13 +109,15 @@ class SourceFile(Closing):
                 f"{file_name(self.path)}: whether it was changed while it was read cannot be told ({error.strerror}). "
                 "Check the disk, and run again."
             ) from error
-        changed = (before.st_size, before.st_mtime_ns) != (now.st_size, now.st_mtime_ns)
-        if before.st_ctime_ns != now.st_ctime_ns and _held(before) == _held(now):
-            changed = True
-        if changed:
+        if (before.st_size, before.st_mtime_ns) != (now.st_size, now.st_mtime_ns):
             raise CorruptCheckpointError(
                 f"{file_name(self.path)}: was changed while it was read ({before.st_size} bytes at opening, "
                 f"{now.st_size} bytes now). Run again once nothing writes to it."
+            )
+        if before.st_ctime_ns != now.st_ctime_ns and _held(before) == _held(now):
+            raise CorruptCheckpointError(
+                f"{file_name(self.path)}: was changed while it was read and its time put back, or it was moved or its "
+                "attributes set; its times do not tell which. Run again once nothing touches it."
             )
 
     def verify_in_place(self) -> None:
