@@ -4,9 +4,9 @@
     python scripts/gpu_suite.py --models glip-t --device cpu      # the same without a GPU, to try it out
     python scripts/gpu_suite.py --output docs/parity/h100.json
 
-Runs on a machine with nothing but torch, safetensors, numpy, click and jsonschema, without a network. It writes
-checkpoints with the synthetic weights of the official captures, converts them, proves on the CPU in float64 that the
-model is the captured one, captures it there whole, and compares the GPU with that. TF32 is measured, not judged.
+Runs on a machine with nothing but torch, numpy, click and jsonschema, without a network. It writes checkpoints with the
+synthetic weights of the official captures, converts them, proves on the CPU in float64 that the model is the captured
+one, captures it there whole, and compares the GPU with that. TF32 is measured, not judged.
 """
 
 from __future__ import annotations
