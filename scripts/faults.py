@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Every system call of a commit killed, interrupted and failed, and tables of what then lies on the disk.
 
-    python scripts/faults.py                                # all: some minutes on two cores
+    python scripts/faults.py                                # all: some 25 minutes on two cores
     python scripts/faults.py --sample 300                   # some of them, the same ones each time
     python scripts/faults.py --scenario pair --kind kill    # of some scenarios and kinds
     python scripts/faults.py --document                     # puts the numbers into docs/reliability.md
@@ -25,13 +25,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
 from tests.faults.campaign import KINDS, Task, all_tasks, run_all, sample, tables, workplace
-from tests.faults.injection import Outcome
+from tests.faults.injection import WHOLE, Outcome
 from tests.faults.scenarios import SCENARIOS
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", type=int, metavar="COUNT", help="about as many of them")
+    parser.add_argument("--whole", action="store_true", help="all on a whole system; --sample is of the others")
     parser.add_argument("--scenario", default="", metavar="TEXT", help="those whose name contains it")
     parser.add_argument("--kind", action="append", choices=KINDS)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
@@ -41,7 +42,9 @@ def main() -> int:
     with workplace() as place:
         tasks, broken = all_tasks(place, [scenario for scenario in SCENARIOS if arguments.scenario in scenario.name])
     tasks = [task for task in tasks if not arguments.kind or task.fault.kind in arguments.kind]
-    tasks = sample(tasks, arguments.sample) if arguments.sample else tasks
+    always = [task for task in tasks if arguments.whole and task.system is WHOLE]
+    others = [task for task in tasks if task not in set(always)]
+    tasks = always + (sample(others, arguments.sample) if arguments.sample else others)
     print(*broken, sep="\n")
     missed: list[Task] = []
 
