@@ -43,7 +43,7 @@ def main() -> int:
         tasks, broken = all_tasks(place, [scenario for scenario in SCENARIOS if arguments.scenario in scenario.name])
     tasks = [task for task in tasks if not arguments.kind or task.fault.kind in arguments.kind]
     always = [task for task in tasks if arguments.whole and task.system is WHOLE]
-    others = [task for task in tasks if task not in set(always)]
+    others = [task for task in tasks if not (arguments.whole and task.system is WHOLE)]
     tasks = always + (sample(others, arguments.sample) if arguments.sample else others)
     print(*broken, sep="\n")
     missed: list[Task] = []
