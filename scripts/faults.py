@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -33,6 +34,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", type=int, metavar="COUNT", help="about as many of them")
     parser.add_argument("--whole", action="store_true", help="all on a whole system; --sample is of the others")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no more after so many")
     parser.add_argument("--scenario", default="", metavar="TEXT", help="those whose name contains it")
     parser.add_argument("--kind", action="append", choices=KINDS)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
@@ -58,7 +60,7 @@ def main() -> int:
         elif outcome.wrong:
             print(outcome, flush=True)
 
-    outcomes = run_all(tasks, arguments.workers, show)
+    outcomes = run_all(tasks, arguments.workers, show, arguments.minutes * 60)
     wrong = [outcome for outcome in outcomes if outcome.wrong]
     removed = sum(bool(outcome.removed) for outcome in outcomes)
     seconds = time.monotonic() - start

@@ -150,7 +150,8 @@ def abandoned(path: Path) -> Iterator[bool]:
     try:
         yield is_abandoned
     finally:
-        os.close(descriptor)
+        with suppress(OSError):
+            os.close(descriptor)
 
 
 def remove_leftovers(destination: Path) -> None:

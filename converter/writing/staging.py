@@ -222,7 +222,8 @@ class Staging:
         try:
             os.link(str(self._files[name]), path, src_dir_fd=folder, follow_symlinks=True)
         finally:
-            os.close(folder)
+            with suppress(OSError):  # the file has its name, or has not
+                os.close(folder)
 
 
 def waiting_name(path: Path) -> Path:

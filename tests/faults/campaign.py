@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import random
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -81,17 +84,24 @@ def _is_critical(task: Task) -> bool:
 
 
 def run_all(
-    tasks: Sequence[Task], workers: int, on_done: Callable[[Task, Outcome | None], None] = lambda task, outcome: None
+    tasks: Sequence[Task],
+    workers: int,
+    on_done: Callable[[Task, Outcome | None], None] = lambda task, outcome: None,
+    seconds: float = math.inf,
 ) -> list[Outcome]:
-    """Try all of them; those that a run did not come to are not among the outcomes."""
+    """Try all of them, in an order that is as good as any; those that a run did not come to are not among the outcomes.
+
+    Once so many `seconds` have passed no more are begun.
+    """
+    end = time.monotonic() + seconds
     queue: Queue[Task] = Queue()
-    for task in tasks:
+    for task in random.Random(0).sample(tasks, len(tasks)):
         queue.put(task)
     outcomes: list[Outcome] = []
 
     def work() -> None:
         with workplace() as place:
-            while True:
+            while time.monotonic() < end:
                 try:
                     task = queue.get_nowait()
                 except Empty:
