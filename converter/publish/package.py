@@ -18,7 +18,7 @@ from converter.parity.setup import Setup, read_setup
 from converter.publish.card import Facts, model_card
 from converter.publish.checks import check_architecture, check_setup, check_weights, content_of, read_records
 from converter.writing.destination import CONFIG, LEDGER, check_destination, writing
-from converter.writing.ledger import FILES, CustomTable, to_json
+from converter.writing.ledger import FOLDER, CustomTable, to_json
 from converter.writing.names import check_folder_name
 from converter.writing.shards import INDEX_NAME
 from converter.writing.staging import Staging, write_at
@@ -95,7 +95,7 @@ def make_package(
         doubts=tuple(companions.doubts),
     )
     documents[CARD] = model_card(facts).encode()
-    documents[LEDGER] = to_json({**ledger, FILES: sorted((LEDGER, *documents, *weights))})
+    documents[LEDGER] = to_json({**ledger, FOLDER: sorted((LEDGER, *documents, *weights))})
     return Package(documents, weights, evidence, facts.custom, facts.by_unknown_table)
 
 

@@ -7,6 +7,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from converter.planning.plan import Plan
 from converter.writing.buffers import implied_value
 from converter.writing.destination import CONFIG, LEDGER, RESIDUE, writing
 from converter.writing.ledger import (
-    FILES,
+    FOLDER,
     TABLES,
     config_document,
     digest_of_sources,
@@ -29,7 +30,7 @@ from converter.writing.ledger import (
     to_json,
 )
 from converter.writing.names import ARCHIVES, is_file_name
-from converter.writing.residue import prepare, residue_metadata, residue_path, steps_to_keep
+from converter.writing.residue import check_residue, prepare, residue_metadata, residue_path, steps_to_keep
 from converter.writing.shards import INDEX_NAME, Shard, lay_out, nbytes, shard_index
 from converter.writing.staging import Staging, write_at
 from converter.writing.torch_archive import lay_out_archive
@@ -92,7 +93,7 @@ def convert(
     draft = draft_ledger(checkpoint, plan, origin, keeps_residue=keep_residue)
     outputs, shards = _outputs(plan, destination, draft, max_shard_size)
     kept = [_residue_output(plan, destination, draft)] if keep_residue else []
-    with Staging(destination, force=force, replaces={RESIDUE} if keep_residue else ()) as staging:
+    with _staging(destination, force, keep_residue) as staging:
         staging.require_space(sum(output.size for output in (*outputs, *kept)))
         opened = [(output, staging.create(output.name, output.size)) for output in (*outputs, *kept)]
         places = _places(opened[: len(outputs)])
@@ -111,6 +112,12 @@ def convert(
         staging.commit(on_done)
     files = tuple(output.name for output, _ in opened)
     return Conversion(destination, files, sum(map(nbytes, plan.targets)), ledger)
+
+
+def _staging(destination: Path, force: bool, keep_residue: bool) -> Staging:
+    if not keep_residue:
+        return Staging(destination, force=force)
+    return Staging(destination, force=force, replaces={RESIDUE}, check=partial(check_residue, destination))
 
 
 def _filled(
@@ -225,7 +232,7 @@ def _add_documents(staging: Staging, plan: Plan, shards: list[Shard], ledger: di
         documents[CONFIG] = to_json(config)
     if len(shards) > 1:
         documents[INDEX_NAME] = shard_index(shards)
-    ledger = {**ledger, FILES: sorted((LEDGER, *documents, *staging.names))}
+    ledger = {**ledger, FOLDER: sorted((LEDGER, *documents, *staging.names))}
     documents[LEDGER] = to_json(ledger)
     for name, content in documents.items():
         with writing(staging.destination):

@@ -15,7 +15,7 @@ from pathlib import Path
 from converter.checkpoint.strict_json import read_json
 from converter.display import file_name, listed, plain, quoted
 from converter.errors import DestinationError
-from converter.writing.ledger import FILES
+from converter.writing.ledger import FOLDER
 from converter.writing.names import WRITTEN, is_file_name, meant_file
 from converter.writing.shards import INDEX_NAME
 
@@ -142,7 +142,7 @@ def recorded(folder: Path) -> frozenset[str]:
         if not isinstance(ledger, dict) or not isinstance(ledger["tensors"], dict):
             return frozenset()
         # older ones do not name the files
-        names = ledger[FILES] if FILES in ledger else [LEDGER, CONFIG, RESIDUE, *_weights(folder)]
+        names = ledger[FOLDER] if FOLDER in ledger else [LEDGER, CONFIG, RESIDUE, *_weights(folder)]
         return frozenset({*os.listdir(folder)}.intersection(names if isinstance(names, list) else ()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return frozenset()

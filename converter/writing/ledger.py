@@ -17,7 +17,7 @@ from converter.planning.plan import Plan
 
 NO_HASH = "0" * 64  # placeholder of the same length for a hash that is not known yet
 UNKNOWN_TABLE = "made by an unknown table: there is no record of a conversion"
-FILES = "folder"  # the entry of conversion.json with the names of all files that were written into its folder
+FOLDER = "folder"  # the entry of conversion.json with the names of all files that were written into its folder
 TABLES = "tables"  # the metadata entry in which every file of a folder keeps `tables_of` its ledger
 
 
@@ -169,7 +169,7 @@ def _parsed(text: str) -> dict[str, Any] | None:
 
 def digest_of_ledger(ledger: Mapping[str, Any]) -> str:
     """One hash of a ledger, which is the same in a file's metadata and in a folder's conversion.json."""
-    content = {key: value for key, value in ledger.items() if key != FILES}
+    content = {key: value for key, value in ledger.items() if key != FOLDER}
     return hashlib.sha256(to_json(content, indent=None)).hexdigest()
 
 

@@ -148,11 +148,18 @@ def prepare(destination: Path, *, force: bool, inputs: list[Path], keep: bool, d
     if not dry_run:
         _settle(destination)
     check_destination(destination, force=force, inputs=inputs, replaces={RESIDUE} if keep else ())
-    if not keep:
-        return
+    if keep and is_file_name(destination):
+        check_destination(residue_path(destination), force=force or not destination.exists(), inputs=inputs)
+    if keep:
+        check_residue(destination)
+
+
+def check_residue(destination: Path) -> None:
+    """DestinationError if a residue is there that does not belong to the weights with which it would be replaced.
+
+    CheckpointError where that cannot be told.
+    """
     beside = residue_path(destination)
-    if is_file_name(destination):
-        check_destination(beside, force=force or not destination.exists(), inputs=inputs)
     if os.path.lexists(beside) and not _are_pair(beside, destination):
         raise DestinationError(
             f"{beside} does not belong to {destination.name}; --force would lose what only it holds. Move it, or "

@@ -46,13 +46,23 @@ class Staging:
     """
 
     def __init__(
-        self, destination: Path, *, force: bool, is_folder: bool | None = None, replaces: Collection[str] = ()
+        self,
+        destination: Path,
+        *,
+        force: bool,
+        is_folder: bool | None = None,
+        replaces: Collection[str] = (),
+        check: Callable[[], object] = lambda: None,
     ) -> None:
-        """`is_folder`: by default what the name says; `replaces`: as for `check_destination`."""
+        """`is_folder`: by default what the name says; `replaces`: as for `check_destination`.
+
+        `check` is called before anything gets its name, and raises if what arrived meanwhile would be lost.
+        """
         self.destination = destination
         self._is_folder = not is_file_name(destination) if is_folder is None else is_folder
         self._force = force
         self._replaces = replaces
+        self._check = check
         self._descriptors: list[int] = []
         self._files: dict[str, int] = {}
         self._named: dict[str, Path] = {}
@@ -146,6 +156,7 @@ class Staging:
             if self._is_folder:
                 self._build()
             with Parent(self.destination.parent) as parent, signals_held():
+                self._check()
                 (self._commit_folder if self._is_folder else self._commit_files)(parent, on_done)
 
     def _commit_files(self, parent: Parent, on_done: Callable[[], object]) -> None:

@@ -10,19 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.jobs import FORMS, Jobs, listing, make_jobs
+from tests.support.jobs import FORMS, Jobs, listing
 from tests.support.mounts import Mount, mounted
 from tests.support.program import Program, Run
 
 EVERY = os.environ.get("FAULTS") == "all"  # every number of free blocks, not some of them
 REPLACING = pytest.mark.parametrize("force", [False, True], ids=["new", "force"])
 FORM = pytest.mark.parametrize("form", FORMS)
-
-
-@pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
-    with Program() as program:
-        yield make_jobs(tmp_path_factory.mktemp("jobs"), program)
 
 
 class Place:

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.jobs import FORMS, Jobs, make_jobs
+from tests.support.jobs import FORMS, Jobs
 from tests.support.program import Program, Run
 
 EVERY = os.environ.get("FAULTS") == "all"
 FORM = pytest.mark.parametrize("form", FORMS)
 FORCE = pytest.mark.parametrize("force", [False, True], ids=["new", "force"])
-
-
-@pytest.fixture(scope="module")
-def program() -> Iterator[Program]:
-    with Program() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def jobs(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
-    return make_jobs(tmp_path_factory.mktemp("jobs"), program)
 
 
 def limited(

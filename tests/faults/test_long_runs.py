@@ -11,10 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from tests.support.jobs import FORMS, Jobs, listing, make_jobs
-from tests.support.program import Program
+from tests.support.jobs import FORMS, Jobs, listing
 
 ALL = os.environ.get("FAULTS") == "all"
 # a round: every form of result is written, replaced, and then refused because it is there
@@ -54,12 +51,6 @@ atexit.register(shutil.copyfile, "/proc/self/status", sys.argv.pop(1))
 from converter.cli import converter_main
 converter_main()
 """
-
-
-@pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
-    with Program() as program:
-        return make_jobs(tmp_path_factory.mktemp("jobs"), program)
 
 
 def command_lines(jobs: Jobs, form: str, folder: Path) -> list[tuple[int, list[str]]]:

@@ -19,22 +19,11 @@ from safetensors.torch import save_file
 from converter.checkpoint import open_checkpoint
 from converter.errors import ModelError
 from converter.writing.records import find_record
-from tests.support.jobs import FORMS, Jobs, listing, make_jobs
+from tests.support.jobs import FORMS, Jobs, listing
 from tests.support.program import Program
 from tests.support.tiny import write_table
 
 Make = Callable[[Path], object]  # puts it where the path says
-
-
-@pytest.fixture(scope="module")
-def program() -> Iterator[Program]:
-    with Program() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def jobs(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
-    return make_jobs(tmp_path_factory.mktemp("jobs"), program)
 
 
 def device(name: str) -> Make:

@@ -125,8 +125,8 @@ def problems(stage: Stage, point: Point, run: Run, watch: Watch) -> Iterator[str
         yield "the token is told"
     if point.how == "cut" or (code in (1, -signal.SIGINT) and not stage.hub.requests):
         return  # Python's own and click's way to end, before the command began
-    if run.out == stage.result[0] and code in (0, -SIGNALS[point.how]):
-        return  # all was told, and the interpreter was on its way out
+    if stage.result[1] is None and run.out == stage.result[0] and code in (0, -SIGNALS[point.how]):
+        return  # it writes nothing, all was told, and the interpreter was on its way out
     if "Traceback" in run.err:
         yield "a traceback"
     if code not in (0, STOPPED[point.how]):

@@ -121,8 +121,6 @@ def problems(stage: Stage, point: Point, run: Run, watch: Watch) -> Iterator[str
         yield "the token is told"
     if point.how == "cut" or (code in (1, -signal.SIGINT) and not stage.hub.requests):
         return  # Python's own and click's way to end, before the command began
-    if "every hash as here" in run.out and code in (0, -SIGNALS[point.how]):
-        return  # all was told, and the interpreter was on its way out
     if "Traceback" in said:
         yield "a traceback"
     is_second = code == -SIGNALS[point.how] and len(watch.fired) > 1  # two threads came to that call

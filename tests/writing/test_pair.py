@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from converter.checkpoint import open_checkpoint
 from converter.writing import commit
 from converter.writing.residue import read_residue, residue_path
-from converter.writing.staging import waiting_name
+from converter.writing.staging import Staging, waiting_name
 from tests.support.small_files import equal, official, official_of, refusal, run
 
 pytestmark = pytest.mark.usefixtures("small_mappings")
@@ -192,3 +192,26 @@ def test_what_waits_gets_its_name_where_there_are_no_locks(
     os.replace(tmp_path / "new" / "own.safetensors", own)
     run(*between)
     assert {path.name for path in own.parent.iterdir()} == {own.name, residue_path(own).name}
+
+
+@pytest.mark.parametrize("there", ["nothing", "a pair"])
+@pytest.mark.parametrize("name", ["own.safetensors", "own"])
+def test_a_residue_that_arrives_meanwhile_is_not_replaced(
+    name: str, there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(official(), tmp_path / "official.pth")
+    own = tmp_path / name
+    command = ["convert", "--src", tmp_path / "official.pth", "--dst", own, "--keep-residue", "--force"]
+    if there == "a pair" or name == "own":
+        run(*command)
+    commit_now = Staging.commit
+
+    def arriving(stage: Staging, on_done: Any) -> None:
+        residue_path(own).write_bytes(b"mine")
+        commit_now(stage, on_done)
+
+    monkeypatch.setattr(Staging, "commit", arriving)
+    before = {path.name for path in tmp_path.iterdir()} | {residue_path(own).relative_to(tmp_path).parts[0]}
+    assert "does not belong" in refusal(*command, code=6)["message"]
+    assert residue_path(own).read_bytes() == b"mine"
+    assert {path.name for path in tmp_path.iterdir()} == before
