@@ -237,9 +237,8 @@ class _Publisher:
                 "uploading; nothing was published",
             )
         for file, addition in zip(files, additions, strict=True):
-            is_as_read = (
-                file.content is not None or hash_file(file.path) == file.hashes
-            )  # storage may believe what it got
+            # read once more: storage may believe what it got
+            is_as_read = file.content is not None or hash_file(file.path) == file.hashes
             if not is_as_read or addition.upload_info.sha256.hex() != file.hashes.sha256:
                 raise HubError(
                     f"{file_name(file.path)}: changed while it was uploaded; nothing was published. Wait until it is "
