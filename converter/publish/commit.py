@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter import __version__
-from converter.display import file_name, plain, quoted
+from converter.display import plain, quoted
 from converter.errors import HubError
-from converter.hub.hashes import hash_file
 from converter.hub.requests import Failure, Retry, attempt, pause, quiet
 from converter.parity.family import Family
 from converter.publish.folder import GIT_ATTRIBUTES, LocalFile, is_written, read_folder
 from converter.publish.repository import MAIN, Repository, check_repository_name, command_line
+from converter.publish.upload import upload
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete
@@ -184,7 +184,7 @@ class _Publisher:
 
         repository = self._repository
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
-            *self._uploaded(change.uploads),
+            *upload(change.uploads, repository),
             *(CommitOperationDelete(name, is_folder=False) for name in change.deleted),
         ]
         self.outcome = (
@@ -213,38 +213,6 @@ class _Publisher:
                 return commit, pull_request
         assert isinstance(answer, Failure)
         repository.refuse(answer, "committing; nothing was published")
-
-    def _uploaded(self, files: Sequence[LocalFile]) -> list[CommitOperationAdd]:
-        """The large files sent, where nobody sees them, and what the commit is to add."""
-        from huggingface_hub import CommitOperationAdd
-
-        repository = self._repository
-        additions = [CommitOperationAdd(file.name, file.content or str(file.path)) for file in files]
-        # Ctrl-C ends an upload of this thread at once; for several, which the client makes in others, it would wait
-        alone = [[addition] for file, addition in zip(files, additions, strict=True) if file.content is None]
-        others = [addition for file, addition in zip(files, additions, strict=True) if file.content is not None]
-        for group in filter(None, (*alone, others)):
-            # by content: what was received whole is not sent again, by another attempt or another run
-            repository.ask(
-                partial(
-                    self._api.preupload_lfs_files,
-                    self._repo_id,
-                    group,
-                    revision=repository.revision,
-                    create_pr=repository.create_pr,
-                    free_memory=False,
-                ),
-                "uploading; nothing was published",
-            )
-        for file, addition in zip(files, additions, strict=True):
-            # read once more: storage may believe what it got
-            is_as_read = file.content is not None or hash_file(file.path) == file.hashes
-            if not is_as_read or addition.upload_info.sha256.hex() != file.hashes.sha256:
-                raise HubError(
-                    f"{file_name(file.path)}: changed while it was uploaded; nothing was published. Wait until it is "
-                    f"written, and run: {repository.again}"
-                )
-        return additions
 
     def _found(self, change: _Change, failure: Failure, number: int) -> tuple[str | None, str | None]:
         """The commit whose answer was lost; (None, None), after a pause, if none is found and it may be tried again.

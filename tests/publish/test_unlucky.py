@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -67,31 +68,57 @@ def test_a_token_that_cannot_be_read_is_none(
     assert hub.storage.repositories == {}
 
 
-@pytest.mark.parametrize("step", ["batch", "upload", "verify", "validate"])
-def test_weights_replaced_after_they_were_hashed_are_not_published(
+def edit(path: Path) -> None:
+    """As many bytes as before, and the same time."""
+    stat = path.stat()
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.mark.parametrize("step", ["tree", "batch", "upload", "verify", "validate"])
+def test_weights_edited_after_they_were_hashed_are_not_published(
     step: str, folder: Path, hub: HubServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even where the storage believes whatever it gets: as many bytes, and the same time."""
+    """Even where the storage believes whatever it gets."""
     path = folder / "model.safetensors"
     before = path.read_bytes()
-
-    def replace() -> None:
-        stat = path.stat()
-        path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
-        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
     def keep(self: object, received: Path, sha256: str, oid: str) -> None:
         received.rename(hub.storage.lfs_path(oid))
 
     monkeypatch.setattr("tests.support.hub.writing.Writing._keep", keep)
-    hub.fail(step, replace)
+    hub.fail(step, lambda: edit(path))
     if step == "validate":  # it was sent by then
         go(folder, clock)
         assert hub.content(REPO, "model.safetensors") == before
         return
-    assert "model.safetensors: changed while it was uploaded; nothing was published" in refused(
-        lambda: go(folder, clock)
-    )
+    said = refused(lambda: go(folder, clock))
+    assert f"model.safetensors: changed {'before' if step == 'tree' else 'while'} it was uploaded; nothing" in said
+    assert set(files_at(hub)) == {".gitattributes"}
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, 1000)
+
+
+def grow(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"more")
+
+
+@pytest.mark.parametrize("step", ["tree", "batch", "upload", "verify"])
+@pytest.mark.parametrize("change", [cut, grow, Path.unlink])
+def test_weights_cut_off_extended_or_removed_after_they_were_hashed(
+    change: Callable[[Path], object], step: str, folder: Path, hub: HubServer, clock: Clock
+) -> None:
+    """Whatever the client says of it."""
+    hub.fail(step, lambda: change(folder / "model.safetensors"))
+    how = "cannot be read any more" if change is Path.unlink else "changed (before|while) it was uploaded"
+    assert re.search(rf"model\.safetensors: {how}; nothing was published\. Wait", refused(lambda: go(folder, clock)))
     assert set(files_at(hub)) == {".gitattributes"}
 
 

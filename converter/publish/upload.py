@@ -1,0 +1,71 @@
+"""Large files sent to the Hub, where nobody sees them until a commit names them, and read once more after that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from converter.display import file_name
+from converter.errors import HubError
+from converter.hub.hashes import hash_file
+from converter.publish.folder import LocalFile
+from converter.publish.repository import Repository
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd
+
+
+def upload(files: Sequence[LocalFile], repository: Repository) -> list[CommitOperationAdd]:
+    """What a commit is to add, its large files sent. HubError if one is not what it was when it was hashed."""
+    additions = [_addition(file, repository) for file in files]
+    # Ctrl-C ends an upload of this thread at once; for several, which the client makes in others, it would wait
+    alone = [[addition] for file, addition in zip(files, additions, strict=True) if file.content is None]
+    others = [addition for file, addition in zip(files, additions, strict=True) if file.content is not None]
+    try:
+        for group in filter(None, (*alone, others)):
+            # by content: what was received whole is not sent again, by another attempt or another run
+            repository.ask(
+                partial(
+                    repository.api.preupload_lfs_files,
+                    repository.repo_id,
+                    group,
+                    revision=repository.revision,
+                    create_pr=repository.create_pr,
+                    free_memory=False,
+                ),
+                "uploading; nothing was published",
+            )
+    except HubError:
+        _check_unchanged(files, repository)  # which says better than the client what happened
+        raise
+    _check_unchanged(files, repository)  # storage may believe whatever it gets
+    return additions
+
+
+def _addition(file: LocalFile, repository: Repository) -> CommitOperationAdd:
+    from huggingface_hub import CommitOperationAdd
+
+    try:
+        addition = CommitOperationAdd(file.name, file.content or str(file.path))
+    except (OSError, ValueError):  # a ValueError is of a path that is no file any more
+        raise _changed(file, "cannot be read any more", repository) from None
+    if addition.upload_info.sha256.hex() != file.hashes.sha256:
+        raise _changed(file, "changed before it was uploaded", repository)
+    return addition
+
+
+def _check_unchanged(files: Sequence[LocalFile], repository: Repository) -> None:
+    for file in files:
+        try:
+            is_as_read = file.content is not None or hash_file(file.path) == file.hashes
+        except HubError:
+            raise _changed(file, "cannot be read any more", repository) from None
+        if not is_as_read:
+            raise _changed(file, "changed while it was uploaded", repository)
+
+
+def _changed(file: LocalFile, how: str, repository: Repository) -> HubError:
+    return HubError(
+        f"{file_name(file.path)}: {how}; nothing was published. Wait until it is written, and run: {repository.again}"
+    )
