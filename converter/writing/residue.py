@@ -157,10 +157,11 @@ def prepare(destination: Path, *, force: bool, inputs: list[Path], keep: bool, d
 def check_residue(destination: Path) -> None:
     """DestinationError if a residue is there that does not belong to the weights with which it would be replaced.
 
+    One whose successor, which is the weights' own, only waits for its name is no loss.
     CheckpointError where that cannot be told.
     """
     beside = residue_path(destination)
-    if os.path.lexists(beside) and not _are_pair(beside, destination):
+    if os.path.lexists(beside) and not any(_are_pair(path, destination) for path in (beside, waiting_name(beside))):
         raise DestinationError(
             f"{beside} does not belong to {destination.name}; --force would lose what only it holds. Move it, or "
             "choose another destination"

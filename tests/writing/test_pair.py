@@ -117,7 +117,11 @@ def test_a_residue_stays_if_it_cannot_be_told_whose_it_is(
     assert sorted(own.parent.iterdir()) == before
 
 
-def test_a_dry_run_leaves_what_waits(between: list[Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("holds", ["old", "new"])
+def test_a_dry_run_leaves_what_waits(holds: str, between: list[Any], tmp_path: Path) -> None:
+    """And says of either state that the command would succeed."""
+    if holds == "new":
+        os.replace(tmp_path / "new" / "own.safetensors", tmp_path / "old" / "own.safetensors")
     before = sorted((tmp_path / "old").iterdir())
     run(*between, "--dry-run")
     assert sorted((tmp_path / "old").iterdir()) == before
