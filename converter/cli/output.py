@@ -48,8 +48,12 @@ class Outcome:
     is_program: bool = False
 
     def after(self, handler: Handler) -> Handler:
-        """What is to be done on a signal from now on: nothing if all is done and the process is about to end."""
-        return signal.SIG_IGN if self.is_program and self.done is not None else handler
+        """What is to be done on a signal from now on, where the process is about to end: nothing if all is done, else
+        end at once, for what the interpreter still closes would fail with a traceback.
+        """
+        if self.is_program and self.done is not None:
+            return signal.SIG_IGN
+        return signal.SIG_DFL if self.is_program and handler is signal.default_int_handler else handler
 
 
 def done_with(result: str) -> Callable[[], None]:

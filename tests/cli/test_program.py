@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ import torch
 from safetensors.numpy import load_file
 
 from tests import ROOT
+from tests.support.program import Program
 from tests.support.tiny import tiny_weights, write_table
 
 FULL = "error: the output cannot be written: No space left on device\n"
@@ -140,3 +143,37 @@ def test_a_text_of_which_a_part_fits(shell: Shell) -> None:
         )
     assert (done.returncode, done.stderr) == (6, "error: the output cannot be written: File too large\n")
     assert (shell.folder / "said").stat().st_size == 100
+
+
+@pytest.fixture(scope="module")
+def program() -> Iterator[Program]:
+    with Program() as started:
+        yield started
+
+
+# at its first step
+INTERRUPTED = """
+from converter.cli import sources
+sources.locate = lambda *arguments, **options: signal.raise_signal(signal.SIGINT)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "before", "code", "said"),
+    [
+        ("--version", "", -signal.SIGINT, ""),
+        ("inspect absent", "", -signal.SIGINT, "error: absent: "),
+        ("inspect source.pth", INTERRUPTED, -signal.SIGINT, "interrupted; nothing is half-written\n"),
+        ("convert --src source.pth --dst out.safetensors --table tiny-table.json", "", 0, ""),
+    ],
+)
+def test_ctrl_c_while_the_interpreter_closes(
+    arguments: str, before: str, code: int, said: str, program: Program, tmp_path: Path
+) -> None:
+    """It ends at once, without a traceback; where the work is done, there is nothing left to interrupt."""
+    write_table(tmp_path)
+    torch.save(tiny_weights(), tmp_path / "source.pth")
+    closing = f"import atexit, signal\n{before}\natexit.register(signal.raise_signal, signal.SIGINT)\n"
+    run = program(*arguments.split(), cwd=tmp_path, before=closing)
+    assert (run.code, run.err[: len(said)]) == (code, said)
+    assert "Traceback" not in run.err

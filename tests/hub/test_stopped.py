@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -129,11 +130,12 @@ def problems(stage: Stage, point: Point, run: Run, watch: Watch) -> Iterator[str
         return  # it writes nothing, all was told, and the interpreter was on its way out
     if "Traceback" in run.err:
         yield "a traceback"
-    if code not in (0, STOPPED[point.how]):
+    if code not in (0, STOPPED[point.how]) and not watch.is_ended_again:
         yield f"exit {code}"
     if code == 0 and not point.call and watch.fired and point.number < stage.requests:
         yield "stopped, and it goes on"
-    if code in (130, 143) and not run.err.strip().splitlines()[-1].startswith(("interrupted; ", "terminated; ")):
+    is_told = re.search(r"^(interrupted|terminated); .*\n\Z", run.err, re.MULTILINE)
+    if code not in (0, -signal.SIGKILL) and not is_told:
         yield "it does not say what happened"
 
 

@@ -16,7 +16,6 @@ from tests.support.hub.server import HubServer
 from tests.support.program import Program, Run
 from tests.support.publishing import CANARY, REPO, change_card, shard
 from tests.support.stopping import (
-    SIGNALS,
     STOPPED,
     Point,
     Tally,
@@ -123,8 +122,7 @@ def problems(stage: Stage, point: Point, run: Run, watch: Watch) -> Iterator[str
         return  # Python's own and click's way to end, before the command began
     if "Traceback" in said:
         yield "a traceback"
-    is_second = code == -SIGNALS[point.how] and len(watch.fired) > 1  # two threads came to that call
-    if code not in (0, STOPPED[point.how]) and not is_second:
+    if code not in (0, STOPPED[point.how]) and not watch.is_ended_again:
         yield f"exit {code}"
     if code == 0 and watch.is_early:
         yield "stopped before the commit, and it was made"

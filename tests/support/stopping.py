@@ -82,6 +82,12 @@ class Watch:
         """Whether it was stopped before any commit was asked for."""
         return bool(self.fired) and self.fired[0] < self._commit
 
+    @property
+    def is_ended_again(self) -> bool:
+        """Whether it was on its way out, and another signal ended it at once: several threads came to that call."""
+        assert self.point is not None
+        return len(self.fired) > 1 and self.run.code == -SIGNALS.get(self.point.how, 0)
+
     def settle(self) -> None:
         """Wait until the Hub has done all that it was asked."""
         until = time.monotonic() + 10
