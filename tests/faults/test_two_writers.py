@@ -129,7 +129,7 @@ def test_one_that_is_killed_meanwhile(form: str, programs: Programs, jobs: Jobs,
             seed: int, place: Path = place, named: str = named, start: float = start, lifetime: float = lifetime
         ) -> Run:
             arguments = jobs.arguments(form, seed, force=True)
-            life = 20 if seed else lifetime - (time.monotonic() - start)
+            life = 20 if seed else max(0.0, lifetime - (time.monotonic() - start))
             return programs[seed](*arguments, cwd=place, before=named + timed(start + 0.4), timeout=life)
 
         with ThreadPoolExecutor(2) as pool:
