@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -40,20 +41,29 @@ class Outcome:
 
     `done`: the result that is on the disk, once nothing is left but to tell of it. The exit code is 0 from then on, and
     what fails is a warning. `signal`: the one that ends the run, if it is not Ctrl-C. `is_program`: the process ends
-    with the run.
+    with the run. `is_told`: nothing runs any more, and the user is told of it.
     """
 
     done: str | None = None
     signal: int | None = None
     is_program: bool = False
+    is_told: bool = False
+    _deaf_until: float = 0.0
 
     def after(self, handler: Handler) -> Handler:
-        """What is to be done on a signal from now on, where the process is about to end: nothing if all is done, else
-        end at once, for what the interpreter still closes would fail with a traceback.
+        """What is to be done on a signal from now on: nothing if all is done and the process is about to end."""
+        return signal.SIG_IGN if self.is_program and self.done is not None else handler
+
+    def unwind(self, number: int, frame: FrameType | None) -> None:
+        """Act on a signal as on Ctrl-C, but not on another one within a second.
+
+        That is the same one, passed on by whoever started the program, and would break what the first one unwinds.
         """
-        if self.is_program and self.done is not None:
-            return signal.SIG_IGN
-        return signal.SIG_DFL if self.is_program and handler is signal.default_int_handler else handler
+        if self.is_told or time.monotonic() < self._deaf_until:
+            return
+        self._deaf_until = time.monotonic() + 1
+        self.signal = None if number == signal.SIGINT else number
+        raise KeyboardInterrupt
 
 
 def done_with(result: str) -> Callable[[], None]:
@@ -83,6 +93,7 @@ def reports(command: Callable[P, None]) -> Callable[P, None]:
                 with _signals_unwind(outcome):
                     command(*args, **kwargs)
             except (Exception, KeyboardInterrupt) as error:
+                outcome.is_told = True  # before any call, in which a signal could act
                 if outcome.done is not None:
                     _warn(f"{outcome.done} is complete; what came then: {_reason(error, outcome)}")
                 else:
@@ -97,15 +108,11 @@ def reports(command: Callable[P, None]) -> Callable[P, None]:
 def _signals_unwind(outcome: Outcome) -> Iterator[None]:
     """SIGTERM and SIGHUP unwind like Ctrl-C does, so that nothing half-written stays. nohup stays what it is."""
 
-    def end(number: int, frame: FrameType | None) -> NoReturn:
-        outcome.signal = number
-        raise KeyboardInterrupt
-
     with ExitStack() as handlers:
         for number in (signal.SIGTERM, signal.SIGHUP):
             if (before := signal.getsignal(number)) is not signal.SIG_IGN:
                 handlers.callback(lambda number, before: signal.signal(number, outcome.after(before)), number, before)
-                signal.signal(number, end)
+                signal.signal(number, outcome.unwind)
         yield
 
 

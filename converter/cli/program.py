@@ -26,11 +26,14 @@ def run_program(command: click.Command, name: str) -> NoReturn:
     """
     output, outcome = _Stream(sys.stdout, 1), Outcome(is_program=True)
     sys.stdout, sys.stderr = _text(output, sys.stdout), _text(_Stream(sys.stderr, 2), sys.stderr)
+    if is_interruptible := signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, outcome.unwind)
     try:
         code = _exit_code(command, name, outcome)
     except KeyboardInterrupt:  # outside of the command
         code = 128 + signal.SIGINT
-    signal.signal(signal.SIGINT, outcome.after(signal.getsignal(signal.SIGINT)))
+    if is_interruptible:  # and end at once: an error of what the interpreter still closes would be a traceback
+        signal.signal(signal.SIGINT, outcome.after(signal.SIG_DFL))
     if outcome.done is not None:
         code = 0
     sys.stdout.flush()

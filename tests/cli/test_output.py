@@ -6,6 +6,7 @@ import os
 import signal
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -83,3 +84,24 @@ def test_handlers_are_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(("seconds", "is_cleaned_up"), [(0.5, True), (1.5, False)])
+def test_a_signal_that_is_passed_on_twice_unwinds_once(
+    seconds: float, is_cleaned_up: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who presses Ctrl-C again, because it takes long, is heard."""
+    clock = [100.0]
+    monkeypatch.setattr("converter.cli.output.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    done: list[str] = []
+
+    def end() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            clock[0] += seconds
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("cleaned up")
+
+    assert run(end, is_done=False).exit_code == 143
+    assert bool(done) == is_cleaned_up

@@ -177,3 +177,13 @@ def test_ctrl_c_while_the_interpreter_closes(
     run = program(*arguments.split(), cwd=tmp_path, before=closing)
     assert (run.code, run.err[: len(said)]) == (code, said)
     assert "Traceback" not in run.err
+
+
+def test_ctrl_c_while_the_first_one_is_told(program: Program, tmp_path: Path) -> None:
+    again = """
+from converter.cli import output
+reason = output._reason
+output._reason = lambda *arguments: [reason(*arguments), signal.raise_signal(signal.SIGINT)][0]
+"""
+    run = program("inspect", "source.pth", cwd=tmp_path, before=f"import signal\n{INTERRUPTED}{again}")
+    assert (run.code, run.err) == (130, "interrupted; nothing is half-written\n")
