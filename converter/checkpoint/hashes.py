@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
 from converter.checkpoint.index import Checkpoint, TensorInfo
+from converter.display import file_name
+from converter.errors import CheckpointError
 
 Stamps: TypeAlias = dict[Path, tuple[int, int, int]]
 
 
 def stamps(paths: Iterable[Path]) -> Stamps:
-    """Inode, size and modification time of each file: they differ once a process writes to the file or replaces it."""
-    found = {path: path.stat() for path in paths}
+    """Inode, size and modification time of each file: they differ once a process writes to the file or replaces it.
+
+    Raises CheckpointError for one that cannot be looked at.
+    """
+    found = {}
+    for path in paths:
+        with _reading(path):
+            found[path] = path.stat()
     return {path: (status.st_ino, status.st_size, status.st_mtime_ns) for path, status in found.items()}
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
+    """SHA-256 of a file's bytes. Raises CheckpointError if it cannot be read."""
+    with _reading(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{file_name(path)}: cannot be read: {error.strerror}. Check the path.") from error
 
 
 def tensor_hashes(

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, ParamSpec
@@ -19,7 +19,7 @@ from typing import Any, NoReturn, ParamSpec
 import click
 
 from converter.display import plain
-from converter.errors import CaptureError, ConverterError, ConverterWarning, HubError
+from converter.errors import CaptureError, CheckpointError, ConverterError, ConverterWarning, HubError
 
 P = ParamSpec("P")
 PATH = click.Path(path_type=Path, readable=False)  # what cannot be read is told by who reads it
@@ -40,15 +40,15 @@ class Outcome:
     """What a run has come to, as the object of click's context.
 
     `done`: the result that is on the disk, once nothing is left but to tell of it. The exit code is 0 from then on, and
-    what fails is a warning. `signal`: the one that ends the run, if it is not Ctrl-C. `is_program`: the process ends
-    with the run. `is_told`: nothing runs any more, and the user is told of it.
+    what fails is a warning. `signal`: the one that ends the run. `is_program`: the process ends
+    with the run. `is_told`: the command has ended, and the user is being told how.
     """
 
     done: str | None = None
     signal: int | None = None
     is_program: bool = False
     is_told: bool = False
-    _deaf_until: float = 0.0
+    _deaf_until: float = field(default=0.0, init=False)
 
     def after(self, handler: Handler) -> Handler:
         """What is to be done on a signal from now on: nothing if all is done and the process is about to end."""
@@ -59,10 +59,14 @@ class Outcome:
 
         That is the same one, passed on by whoever started the program, and would break what the first one unwinds.
         """
-        if self.is_told or time.monotonic() < self._deaf_until:
+        if time.monotonic() < self._deaf_until:
             return
         self._deaf_until = time.monotonic() + 1
-        self.signal = None if number == signal.SIGINT else number
+        if self.is_told:  # nothing is left to unwind, but nobody may be reading
+            signal.signal(number, self.after(signal.SIG_DFL))
+            signal.raise_signal(number)
+            return
+        self.signal = number
         raise KeyboardInterrupt
 
 
@@ -89,15 +93,15 @@ def reports(command: Callable[P, None]) -> Callable[P, None]:
         with warnings.catch_warnings():
             warnings.simplefilter("always", ConverterWarning)
             warnings.showwarning = functools.partial(_show, warnings.showwarning)
-            try:
-                with _signals_unwind(outcome):
+            with _signals_unwind(outcome):
+                try:
                     command(*args, **kwargs)
-            except (Exception, KeyboardInterrupt) as error:
-                outcome.is_told = True  # before any call, in which a signal could act
-                if outcome.done is not None:
-                    _warn(f"{outcome.done} is complete; what came then: {_reason(error, outcome)}")
-                else:
-                    _stop(error, outcome, as_json=bool(kwargs.get("as_json")))
+                except (Exception, KeyboardInterrupt) as error:
+                    outcome.is_told = True  # before any call, in which a signal could act
+                    if outcome.done is not None:
+                        _warn(f"{outcome.done} is complete; what came then: {_reason(error, outcome)}")
+                    else:
+                        _stop(error, outcome, as_json=bool(kwargs.get("as_json")))
             if outcome.signal is not None and outcome.done is None:
                 sys.exit(128 + outcome.signal)
 
@@ -118,23 +122,33 @@ def _signals_unwind(outcome: Outcome) -> Iterator[None]:
 
 def _stop(error: Exception | KeyboardInterrupt, outcome: Outcome, *, as_json: bool) -> NoReturn:
     """End a run that has not done its work."""
-    if isinstance(error, ConverterError):
-        _fail(error, as_json=as_json)
     if isinstance(error, ModuleNotFoundError) and (module := (error.name or "").split(".")[0]) in _OPTIONAL:
         package, why = _OPTIONAL[module]
         kind = HubError if module == "huggingface_hub" else CaptureError
-        _fail(kind(f"this command {why} and needs {package}: pip install {package}"), as_json=as_json)
-    if isinstance(error, KeyboardInterrupt):
-        click.echo(f"{_reason(error, outcome)}; {str(error) or 'nothing is half-written'}", err=True)
-        sys.exit(128 + (outcome.signal or signal.SIGINT))
-    if outcome.signal is not None:  # it came where Python turns it into an error of its own
-        sys.exit(128 + outcome.signal)
-    raise error
+        error = kind(f"this command {why} and needs {package}: pip install {package}")
+    if isinstance(error, OSError) and error.filename is not None:  # it was there a moment ago
+        error = CheckpointError(f"{plain(str(error.filename), 1024)}: {error.strerror}. Check the path.")
+    if isinstance(error, ConverterError):
+        _tell(error, as_json=as_json)
+        code = error.exit_code
+    elif isinstance(error, KeyboardInterrupt):
+        click.echo(f"{_of_signal(outcome)}; {str(error) or 'nothing is half-written'}", err=True)
+        code = 128 + signal.SIGINT
+    elif outcome.signal is not None:
+        click.echo(f"{_of_signal(outcome)}; {_reason(error, outcome)}", err=True)
+    else:
+        raise error
+    # whatever became of a signal on its way: some take it for an error of their own
+    sys.exit(code if outcome.signal is None else 128 + outcome.signal)
+
+
+def _of_signal(outcome: Outcome) -> str:
+    return "interrupted" if outcome.signal in (None, signal.SIGINT) else "terminated"
 
 
 def _reason(error: Exception | KeyboardInterrupt, outcome: Outcome) -> str:
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted" if outcome.signal is None else "terminated"
+        return _of_signal(outcome)
     return plain(str(error) or type(error).__name__, 1024)
 
 
@@ -150,7 +164,7 @@ def _warn(text: str) -> None:
     click.echo(f"warning: {text}", err=True)
 
 
-def _fail(error: ConverterError, *, as_json: bool) -> NoReturn:
+def _tell(error: ConverterError, *, as_json: bool) -> None:
     problems = list(error.problems)
     headline = str(error).split("\n", 1)[0] if problems else str(error)
     if as_json:
@@ -161,7 +175,6 @@ def _fail(error: ConverterError, *, as_json: bool) -> NoReturn:
             click.echo(f"  - {problem}", err=True)
         if len(problems) > _SHOWN_PROBLEMS:
             click.echo(f"  ... and {len(problems) - _SHOWN_PROBLEMS} more; --json lists all", err=True)
-    sys.exit(error.exit_code)
 
 
 def _hashes(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:

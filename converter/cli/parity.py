@@ -106,12 +106,12 @@ def parity(
         _check_outputs([html, junit], [*checkpoint.files, *references])
         subject = load_subject(model, checkpoint, device, dtype, tf32, threads)
         captures = [stack.enter_context(load_capture(path)) for path in references]
+        hashes = {str(path): file_sha256(path) for path in (*checkpoint.files, *references)}
         pages = html is not None
         found = [compare(subject, c, modes=modes, gate=gate, pictures=pages, twice=True) for c in captures]
         result = _Result(
             found, *_of_weights(subject, captures, gate, cover, mutate) if _passed(found) else (None, None)
         )
-        hashes = {str(path): file_sha256(path) for path in (*checkpoint.files, *references)}
         proof = _proof_of_rows(model, checkpoint) if cover else ""
     _write_reports(result, hashes, proof, html, junit)
     if as_json:

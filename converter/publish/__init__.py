@@ -7,6 +7,6 @@ In the order in which data passes:
     package.py     the folder to publish, made of a conversion
     folder.py      what of a folder may be published: every file hashed, all of the same weights
     repository.py  where it goes: whether it may be written, whether it is there, what it holds
-    upload.py      large files, sent before
+    upload.py      large files, sent before the commit that names them
     commit.py      one commit, looked for when its answer is lost, and read back
 """

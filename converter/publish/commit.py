@@ -205,7 +205,7 @@ class _Publisher:
             )
             if not isinstance(answer, Failure):
                 return answer.oid, answer.pr_url
-            if answer.kind != "stale" and not answer.passes:
+            if answer.kind not in ("stale", "other") and not answer.passes:
                 break
             commit, pull_request = self._found(change, answer, number)
             if commit is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -64,13 +64,12 @@ def read_folder(
             f"{file_name(folder)}: is not a folder that can be read ({error.strerror}). `converter package` makes "
             "one of what `convert` wrote."
         ) from None
-    _check_names(folder, paths, unverified)
     with _reading(folder):
-        before = stamps(paths)
+        _check_names(folder, paths, unverified)
+    before = stamps(paths)
     sha256, custom = _check_contents(folder, family_of, unverified, accepted_tables, on_bytes)
     files = [_read_file(path, on_bytes) for path in paths]
-    with _reading(folder):
-        after = stamps(paths)
+    after = stamps(paths)
     if changed := sorted(path.name for path, stamp in after.items() if stamp != before[path]):
         raise HubError(
             f"{file_name(folder)}: {', '.join(map(plain, changed))} changed while it was read. Wait until it is "
@@ -201,6 +200,8 @@ def is_written(name: str) -> bool:
 
 
 def weights_size(folder: Path) -> int:
-    """Bytes that `publish` hashes: weights twice, as tensors and as files, others once."""
-    files = [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
-    return sum(path.stat().st_size * (1 + (path.suffix == ".safetensors")) for path in files)
+    """Bytes that `publish` hashes: weights twice, as tensors and as files, others once. 0 of what it will refuse."""
+    with suppress(OSError):
+        files = [path for path in folder.iterdir() if path.is_file()]
+        return sum(path.stat().st_size * (1 + (path.suffix == ".safetensors")) for path in files)
+    return 0

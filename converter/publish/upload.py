@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def upload(files: Sequence[LocalFile], repository: Repository) -> list[CommitOperationAdd]:
-    """What a commit is to add, its large files sent. HubError if one is not what it was when it was hashed."""
+    """Send the large files; what the commit is to add. HubError if one is not what it was when it was hashed."""
     additions = [_addition(file, repository) for file in files]
     # Ctrl-C ends an upload of this thread at once; for several, which the client makes in others, it would wait
     alone = [[addition] for file, addition in zip(files, additions, strict=True) if file.content is None]
@@ -37,7 +37,7 @@ def upload(files: Sequence[LocalFile], repository: Repository) -> list[CommitOpe
                 "uploading; nothing was published",
             )
     except HubError:
-        _check_unchanged(files, repository)  # which says better than the client what happened
+        _check_unchanged(files, repository)  # some seconds, to say better than the client what happened
         raise
     _check_unchanged(files, repository)  # storage may believe whatever it gets
     return additions
@@ -47,25 +47,27 @@ def _addition(file: LocalFile, repository: Repository) -> CommitOperationAdd:
     from huggingface_hub import CommitOperationAdd
 
     try:
-        addition = CommitOperationAdd(file.name, file.content or str(file.path))
-    except (OSError, ValueError):  # a ValueError is of a path that is no file any more
-        raise _changed(file, "cannot be read any more", repository) from None
-    if addition.upload_info.sha256.hex() != file.hashes.sha256:
-        raise _changed(file, "changed before it was uploaded", repository)
-    return addition
+        # resolved: the client takes a ~ for somebody's home, and a/.. away though a is a link
+        addition = CommitOperationAdd(file.name, str(file.path.resolve()) if file.content is None else file.content)
+        if addition.upload_info.sha256.hex() == file.hashes.sha256:
+            return addition
+    except (OSError, ValueError):  # a ValueError is of a path that is no file
+        _check_unchanged([file], repository)
+    raise _changed(file, repository)
 
 
 def _check_unchanged(files: Sequence[LocalFile], repository: Repository) -> None:
     for file in files:
         try:
             is_as_read = file.content is not None or hash_file(file.path) == file.hashes
-        except HubError:
-            raise _changed(file, "cannot be read any more", repository) from None
+        except HubError as error:
+            raise HubError(f"{error} Nothing was published; run: {repository.again}") from None
         if not is_as_read:
-            raise _changed(file, "changed while it was uploaded", repository)
+            raise _changed(file, repository)
 
 
-def _changed(file: LocalFile, how: str, repository: Repository) -> HubError:
+def _changed(file: LocalFile, repository: Repository) -> HubError:
     return HubError(
-        f"{file_name(file.path)}: {how}; nothing was published. Wait until it is written, and run: {repository.again}"
+        f"{file_name(file.path)}: changed while it was uploaded; nothing was published. Wait until it is written, and "
+        f"run: {repository.again}"
     )

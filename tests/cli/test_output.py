@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from converter.cli.output import done_with, reports
-from converter.errors import ConverterWarning, DestinationError, PlanError
+from converter.errors import ConverterWarning, DestinationError, HubError, PlanError
 
 
 def raising(error: BaseException) -> Callable[[], None]:
@@ -31,6 +31,7 @@ ENDS = [
     (raising(PlanError("does not fit")), 5, "does not fit"),
     (raising(DestinationError("no space")), 6, "no space"),
     (raising(OSError(5, "Input/output error")), 1, "Input/output error"),
+    (raising(FileNotFoundError(2, "No such file or directory", "gone.pth")), 3, "No such file or directory"),
     (raising(MemoryError()), 1, "MemoryError"),
     (raising(ModuleNotFoundError("no scipy", name="scipy")), 8, "scipy"),
     (raising(KeyboardInterrupt()), 130, "interrupted"),
@@ -86,6 +87,26 @@ def test_handlers_are_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("the library's own"), "terminated; the library's own\n"),
+        (HubError("nothing was published"), "error: nothing was published\n"),
+        (None, ""),
+    ],
+)
+def test_a_signal_of_which_a_library_makes_something_else(error: Exception | None, said: str) -> None:
+    def end() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            if error is not None:
+                raise error from None
+
+    result = run(end, is_done=False)
+    assert (result.exit_code, result.stderr) == (143, said)
+
+
 @pytest.mark.parametrize(("seconds", "is_cleaned_up"), [(0.5, True), (1.5, False)])
 def test_a_signal_that_is_passed_on_twice_unwinds_once(
     seconds: float, is_cleaned_up: bool, monkeypatch: pytest.MonkeyPatch
@@ -97,10 +118,10 @@ def test_a_signal_that_is_passed_on_twice_unwinds_once(
 
     def end() -> None:
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         finally:
             clock[0] += seconds
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
             done.append("cleaned up")
 
     assert run(end, is_done=False).exit_code == 143

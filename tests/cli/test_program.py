@@ -179,11 +179,71 @@ def test_ctrl_c_while_the_interpreter_closes(
     assert "Traceback" not in run.err
 
 
-def test_ctrl_c_while_the_first_one_is_told(program: Program, tmp_path: Path) -> None:
-    again = """
-from converter.cli import output
-reason = output._reason
-output._reason = lambda *arguments: [reason(*arguments), signal.raise_signal(signal.SIGINT)][0]
+def test_ctrl_c_of_which_a_library_makes_nothing(program: Program, tmp_path: Path) -> None:
+    torch.save(tiny_weights(), tmp_path / "source.pth")
+    dropped = """
+import signal
+from converter.cli import sources
+
+class Closing:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+locate = sources.locate
+sources.locate = lambda *arguments, **options: Closing() and locate(*arguments, **options)
 """
-    run = program("inspect", "source.pth", cwd=tmp_path, before=f"import signal\n{INTERRUPTED}{again}")
-    assert (run.code, run.err) == (130, "interrupted; nothing is half-written\n")
+    assert program("inspect", "source.pth", cwd=tmp_path, before=dropped).code == 130
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("is_first_told", [True, False])
+def test_a_signal_while_it_is_told_how_the_command_ended(
+    number: signal.Signals, is_first_told: bool, program: Program, tmp_path: Path
+) -> None:
+    """It does not take the message's place; another one, a second later, ends the process at once."""
+    before = told_meanwhile(number, is_first_told) + INTERRUPTED.replace("SIGINT", number.name)
+    run = program("inspect", "source.pth", cwd=tmp_path, before=before)
+    how = "interrupted" if number == signal.SIGINT else "terminated"
+    said = f"{how}; nothing is half-written\n" if is_first_told else ""
+    assert (run.code, run.err) == (-number, said)
+
+
+def test_no_signal_matters_once_the_result_is_on_the_disk(program: Program, tmp_path: Path) -> None:
+    write_table(tmp_path)
+    torch.save(tiny_weights(), tmp_path / "source.pth")
+    arguments = "convert --src source.pth --dst out.safetensors --table tiny-table.json"
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        last = f"""
+import importlib
+
+def stopped(text, **options):
+    if text.startswith("written: "):
+        signal.raise_signal({int(number)})
+
+importlib.import_module("converter.cli.convert").click = SimpleNamespace(echo=stopped)
+"""
+        before = told_meanwhile(number, True) + last
+        run = program(*arguments.split(), "--force", cwd=tmp_path, before=before)
+        assert run.code == 0, run
+        assert "out.safetensors is complete; what came then: " in run.err
+
+
+def told_meanwhile(number: signal.Signals, is_first_told: bool) -> str:
+    """Python that sends two signals before each line that the program says, and one 1.5 seconds after."""
+    return f"""
+import signal
+from types import SimpleNamespace
+from converter.cli import output
+
+clock, echo = [100.0], output.click.echo
+output.time = SimpleNamespace(monotonic=lambda: clock[0])
+
+def blocked(text, **options):
+    for _ in range(2):
+        signal.raise_signal({int(number)})
+    {"echo(text, **options)" if is_first_told else ""}
+    clock[0] += 1.5
+    signal.raise_signal({int(number)})
+
+output.click = SimpleNamespace(**{{**vars(output.click), "echo": blocked}})
+"""

@@ -55,8 +55,8 @@ def test_a_run_waits_for_strace_and_ends_in_time(strace: None) -> None:
         run.release()
         assert run.wait().code == 0
         names = [line.name for line in lines(run.trace)]
-        # it was waiting, or let go at that moment; strace sees the system call after that in any case
-        assert "close" in names[: 1 + (names[0] in ("select", "pselect6"))]
+        # it waits in a call that strace sees or comes too late for; the next one it sees in any case
+        assert "close" in names[:2]
         assert names[-1] == "exit_group"
         assert program(program="signal:pause", timeout=0.2).code is None
 
