@@ -96,14 +96,15 @@ def reports(command: Callable[P, None]) -> Callable[P, None]:
             with _signals_unwind(outcome):
                 try:
                     command(*args, **kwargs)
+                    if outcome.signal is not None:  # a library swallowed it
+                        raise KeyboardInterrupt
+                    outcome.is_told = True  # here and below before any call, in which a signal could act
                 except (Exception, KeyboardInterrupt) as error:
-                    outcome.is_told = True  # before any call, in which a signal could act
+                    outcome.is_told = True
                     if outcome.done is not None:
                         _warn(f"{outcome.done} is complete; what came then: {_reason(error, outcome)}")
                     else:
                         _stop(error, outcome, as_json=bool(kwargs.get("as_json")))
-            if outcome.signal is not None and outcome.done is None:
-                sys.exit(128 + outcome.signal)
 
     return wrapped
 

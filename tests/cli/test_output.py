@@ -92,7 +92,7 @@ def test_handlers_are_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (RuntimeError("the library's own"), "terminated; the library's own\n"),
         (HubError("nothing was published"), "error: nothing was published\n"),
-        (None, ""),
+        (None, "terminated; nothing is half-written\n"),
     ],
 )
 def test_a_signal_of_which_a_library_makes_something_else(error: Exception | None, said: str) -> None:

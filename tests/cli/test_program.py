@@ -192,7 +192,9 @@ class Closing:
 locate = sources.locate
 sources.locate = lambda *arguments, **options: Closing() and locate(*arguments, **options)
 """
-    assert program("inspect", "source.pth", cwd=tmp_path, before=dropped).code == 130
+    run = program("inspect", "source.pth", cwd=tmp_path, before=dropped)
+    assert run.code == 130
+    assert run.err.endswith("interrupted; nothing is half-written\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
