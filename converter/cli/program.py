@@ -30,7 +30,8 @@ def run_program(command: click.Command, name: str) -> NoReturn:
         signal.signal(signal.SIGINT, outcome.unwind)
     try:
         code = _exit_code(command, name, outcome)
-    except KeyboardInterrupt:  # outside of the command
+    except (click.Abort, KeyboardInterrupt):  # outside of the command, which tells it itself
+        click.echo("interrupted; nothing is half-written", err=True)
         code = 128 + signal.SIGINT
     if is_interruptible:  # and end at once: an error of what the interpreter still closes would be a traceback
         signal.signal(signal.SIGINT, outcome.after(signal.SIG_DFL))
@@ -49,15 +50,13 @@ def run_program(command: click.Command, name: str) -> NoReturn:
 
 
 def _exit_code(command: click.Command, name: str, outcome: Outcome) -> str | int | None:
-    """As click's own, but for an interruption outside of the command."""
+    """The one that click would end the process with. Raises click.Abort for Ctrl-C."""
     try:
         code: int | None = command.main(prog_name=name, obj=outcome, standalone_mode=False)
         return code
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except click.Abort:
-        return 128 + signal.SIGINT
     except SystemExit as end:
         return end.code
 

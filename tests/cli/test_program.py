@@ -179,6 +179,13 @@ def test_ctrl_c_while_the_interpreter_closes(
     assert "Traceback" not in run.err
 
 
+def test_ctrl_c_before_the_command_begins(program: Program) -> None:
+    early = "import signal\nfrom converter.cli import output\n"
+    early += "output._signals_unwind = lambda outcome: signal.raise_signal(signal.SIGINT)\n"
+    run = program("inspect", "absent", before=early)
+    assert (run.code, run.err.strip()) == (130, "interrupted; nothing is half-written")
+
+
 def test_ctrl_c_of_which_a_library_makes_nothing(program: Program, tmp_path: Path) -> None:
     torch.save(tiny_weights(), tmp_path / "source.pth")
     dropped = """
