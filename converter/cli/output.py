@@ -129,12 +129,12 @@ def _stop(error: Exception | KeyboardInterrupt, outcome: Outcome, *, as_json: bo
         error = kind(f"this command {why} and needs {package}: pip install {package}")
     if isinstance(error, OSError) and error.filename is not None:  # it was there a moment ago
         error = CheckpointError(f"{plain(str(error.filename), 1024)}: {error.strerror}. Check the path.")
+    code = 128 + signal.SIGINT
     if isinstance(error, ConverterError):
         _tell(error, as_json=as_json)
         code = error.exit_code
     elif isinstance(error, KeyboardInterrupt):
         click.echo(f"{_of_signal(outcome)}; {str(error) or 'nothing is half-written'}", err=True)
-        code = 128 + signal.SIGINT
     elif outcome.signal is not None:
         click.echo(f"{_of_signal(outcome)}; {_reason(error, outcome)}", err=True)
     else:
