@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import click
@@ -14,6 +14,14 @@ from click.testing import CliRunner, Result
 
 from converter.cli.output import done_with, reports
 from converter.errors import ConverterWarning, DestinationError, HubError, PlanError
+
+
+@pytest.fixture(autouse=True)
+def hangs_up() -> Iterator[None]:
+    """nohup lets what it starts ignore SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def raising(error: BaseException) -> Callable[[], None]:
@@ -77,14 +85,11 @@ def test_our_warnings_are_for_people_and_others_as_ever() -> None:
         run(lambda: warnings.warn("another's", stacklevel=1), is_done=False)
 
 
-def test_handlers_are_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_handlers_are_as_before() -> None:
     """Where SIGHUP is ignored, as under nohup, it stays so."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        assert run(ended_by(signal.SIGHUP), is_done=False).exit_code == 0
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert run(ended_by(signal.SIGHUP), is_done=False).exit_code == 0
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 @pytest.mark.parametrize(
