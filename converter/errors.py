@@ -55,6 +55,11 @@ def damaged(where: str, problem: str) -> CorruptCheckpointError:
     return CorruptCheckpointError(f"{where}: {problem}. The file is damaged or crafted; get it again.")
 
 
+def unreadable(where: str, error: OSError) -> CheckpointError:
+    """The error for a file that is there, or was, and that the system does not let be read; `where` is its name."""
+    return CheckpointError(f"{where}: cannot be read: {error.strerror}. Check the path.")
+
+
 class UnsupportedCheckpointError(CheckpointError):
     """The file is sound, but holds something that this tool does not read."""
 

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from converter.checkpoint.index import Checkpoint, TensorInfo
 from converter.display import file_name
-from converter.errors import CheckpointError
+from converter.errors import unreadable
 
 Stamps: TypeAlias = dict[Path, tuple[int, int, int]]
 
@@ -38,7 +38,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CheckpointError(f"{file_name(path)}: cannot be read: {error.strerror}. Check the path.") from error
+        raise unreadable(file_name(path), error) from error
 
 
 def tensor_hashes(

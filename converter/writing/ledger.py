@@ -11,7 +11,8 @@ from typing import Any
 from converter import __version__
 from converter.checkpoint import Checkpoint
 from converter.checkpoint.strict_json import parse_json, read_json
-from converter.display import quoted
+from converter.display import file_name, quoted
+from converter.errors import unreadable
 from converter.mapping.released import is_released
 from converter.planning.plan import Plan
 
@@ -138,7 +139,7 @@ def tables_in(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 def ledger_of(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """The ledger in or beside the file that a checkpoint was opened from, or what the file keeps of it; None if there
-    is none of these tensors that can be read."""
+    is none of these tensors. CheckpointError if the system does not let it be read."""
     return next(iter(_records(checkpoint)), None)
 
 
@@ -151,10 +152,15 @@ def _records(checkpoint: Checkpoint) -> list[dict[str, Any]]:
 
 def _beside(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """The ledger of the folder. That of another conversion, which lies there by chance, names other tensors."""
-    try:
-        ledger = read_json(checkpoint.path.with_name("conversion.json"))
-    except (OSError, ValueError):
+    path = checkpoint.path.with_name("conversion.json")
+    if not path.is_file():
         return None
+    try:
+        ledger = read_json(path)
+    except ValueError:
+        return None
+    except OSError as error:
+        raise unreadable(file_name(path), error) from error
     tensors = ledger.get("tensors") if isinstance(ledger, dict) else None
     return ledger if isinstance(tensors, dict) and tensors.keys() == checkpoint.tensors.keys() else None
 

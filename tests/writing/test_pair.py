@@ -36,6 +36,22 @@ def test_a_folder_keeps_its_residue_inside(tmp_path: Path) -> None:
     assert "does not belong to own" in refusal(*again, "--keep-residue", code=6)["message"]
 
 
+def test_a_ledger_that_cannot_be_read_is_not_taken_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The residue would be left out without a word, or said to be of other weights."""
+    torch.save(official(), tmp_path / "official.pth")
+    again = ["convert", "--src", tmp_path / "official.pth", "--dst", tmp_path / "own", "--keep-residue"]
+    run(*again)
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("converter.writing.ledger.read_json", refuse)
+    back = ["convert", "--src", tmp_path / "own", "--dst", tmp_path / "back.pth", "--to", "glip-official"]
+    for command in (back, [*again, "--force"]):
+        assert "conversion.json: cannot be read: Input/output error. Check" in refusal(*command, code=3)["message"]
+    assert not (tmp_path / "back.pth").exists()
+
+
 def test_a_residue_is_replaced_only_with_the_file_that_it_belongs_to(tmp_path: Path) -> None:
     torch.save(official(), tmp_path / "official.pth")
     own = tmp_path / "own.safetensors"
