@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support.hub.server import HubServer
+from tests.support.program import Program
 
 pytest_plugins = ["tests.support.fixtures"]
 
@@ -79,6 +80,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Genera
     )
     for reason, count in reasons.most_common():
         terminalreporter.write_line(f"{count} skipped: {reason}")
+
+
+@pytest.fixture(scope="module")
+def program() -> Iterator[Program]:
+    with Program() as started:
+        yield started
 
 
 @pytest.fixture(scope="session", autouse=True)

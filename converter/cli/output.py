@@ -40,8 +40,8 @@ class Outcome:
     """What a run has come to, as the object of click's context.
 
     `done`: the result that is on the disk, once nothing is left but to tell of it. The exit code is 0 from then on, and
-    what fails is a warning. `signal`: the one that ends the run. `is_program`: the process ends
-    with the run. `is_told`: the command has ended, and the user is being told how.
+    what fails is a warning. `signal`: the one that ends the run. `is_program`: the process ends with the run.
+    `is_told`: the command has ended, and the user is being told how.
     """
 
     done: str | None = None

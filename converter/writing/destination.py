@@ -136,7 +136,10 @@ def replaceable(folder: Path, replaces: Collection[str] = ()) -> frozenset[str]:
 
 
 def recorded(folder: Path) -> frozenset[str]:
-    """Names of the files in `folder` that were written there together, by their own record; none without one."""
+    """Names of the files in `folder` that were written there together, by their own record; none without one.
+
+    OSError if the system does not let it be read.
+    """
     try:
         ledger = read_json(folder / LEDGER)
         if not isinstance(ledger, dict) or not isinstance(ledger["tensors"], dict):
@@ -144,7 +147,7 @@ def recorded(folder: Path) -> frozenset[str]:
         # older ones do not name the files
         names = ledger[FOLDER] if FOLDER in ledger else [LEDGER, CONFIG, RESIDUE, *_weights(folder)]
         return frozenset({*os.listdir(folder)}.intersection(names if isinstance(names, list) else ()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError, AttributeError):
         return frozenset()
 
 

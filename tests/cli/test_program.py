@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,12 +142,6 @@ def test_a_text_of_which_a_part_fits(shell: Shell) -> None:
         )
     assert (done.returncode, done.stderr) == (6, "error: the output cannot be written: File too large\n")
     assert (shell.folder / "said").stat().st_size == 100
-
-
-@pytest.fixture(scope="module")
-def program() -> Iterator[Program]:
-    with Program() as started:
-        yield started
 
 
 # at its first step

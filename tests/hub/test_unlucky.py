@@ -48,7 +48,7 @@ def test_ctrl_c_ends_a_download_at_once_though_the_hub_is_silent(step: str, publ
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         get(cache)
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 8  # the client itself gives up after 10
     ended.set()
     assert (get(cache).path / "config.json").is_file()
 

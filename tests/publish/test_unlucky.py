@@ -220,7 +220,7 @@ def run(folder: Path, hub: HubServer, tmp_path: Path) -> Iterator[Run]:
 def test_ctrl_c_ends_it_at_once_though_the_hub_does_not_answer(step: str, run: Run, hub: HubServer) -> None:
     ended = threading.Event()
     hub.fail(step, lambda: _interrupt(run, ended))
-    run.release(timeout=15)
+    run.release(timeout=8)  # the client itself gives up after 10
     assert run.wait().code == 130
     ended.set()
     assert run.err.startswith("interrupted; ")

@@ -50,6 +50,8 @@ def test_a_ledger_that_cannot_be_read_is_not_taken_for_none(tmp_path: Path, monk
     for command in (back, [*again, "--force"]):
         assert "conversion.json: cannot be read: Input/output error. Check" in refusal(*command, code=3)["message"]
     assert not (tmp_path / "back.pth").exists()
+    monkeypatch.setattr("converter.writing.destination.read_json", refuse)
+    assert "own cannot be written: Input/output error" in refusal(*again[:-1], "--force", code=6)["message"]
 
 
 def test_a_residue_is_replaced_only_with_the_file_that_it_belongs_to(tmp_path: Path) -> None:
