@@ -14,7 +14,6 @@ import torch
 from huggingface_hub import close_session
 
 from converter.cli.families import family_of
-from converter.glip.detect.tokenizer import Tokenizer
 from converter.hub.resolve import resolve
 from converter.publish.commit import publish
 from tests import ROOT
@@ -52,13 +51,6 @@ def test_a_name_is_looked_up_once(
     assert said.endswith("Check the connection, or set HF_HUB_OFFLINE=1 to use what is in the cache.")
     assert ("no such file or folder here" in said) == (not reference.startswith("hf://"))
     assert (len(look_ups), waits, clock.seconds, clock.lines) == (1, [], [], [])
-
-
-def test_the_vocabulary_is_looked_for_once(look_ups: list[str], waits: list[float], tmp_path: Path) -> None:
-    said = refused(Tokenizer.from_hub)
-    assert said.startswith("the vocabulary of BERT base uncased: ")
-    assert said.endswith("Or give a copy: --vocab vocab.txt")
-    assert (len(look_ups), waits) == (1, [])
 
 
 def test_nothing_is_published_where_no_name_is_found(

@@ -76,7 +76,7 @@ class Detector:
         revision: str | None = None,
         root: str | None = None,
     ) -> Detector:
-        """The model as `GLIP.from_pretrained` finds it; its vocabulary from `vocabulary`, the folder, or the Hub."""
+        """The model as `GLIP.from_pretrained` finds it; its vocabulary: `vocabulary`, or the folder's, or BERT's."""
         path = local_path(path, revision=revision)
         tokenizer = find_tokenizer(path, None if vocabulary is None else Path(vocabulary))
         return cls(GLIP.from_pretrained(path, root=root).to(device), tokenizer, folder_settings(path))
