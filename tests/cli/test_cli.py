@@ -39,7 +39,7 @@ def test_convert_says_what_it_did(source: Path, table: Path, tmp_path: Path) -> 
     result = run("convert", "--src", source, "--dst", tmp_path / "out.safetensors", "--table", table)
     assert result.exit_code == 0, result.output
     assert "variant: tiny-2" in result.stdout
-    assert "taken from the file: model; also there: model_ema (--root chooses)" in result.stdout
+    assert "state dict: model; also there: model_ema (--root chooses)" in result.stdout
     assert "left out: 1 (training only)" in result.stdout
     assert result.stderr == ""
     assert set(load_file(tmp_path / "out.safetensors")) == set(expected_target(tiny_weights()))
