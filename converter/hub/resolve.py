@@ -16,7 +16,7 @@ from converter.checkpoint.folders import weights_among
 from converter.checkpoint.shards import INDEX_SUFFIX
 from converter.checkpoint.shards import SHARD as NUMBERED
 from converter.display import file_name, plain, quoted
-from converter.errors import HubError
+from converter.errors import HubError, missing_package
 from converter.hub.hashes import hash_file
 from converter.hub.requests import Failure, Retry, attempt, first_answer, insist, quiet, reach
 
@@ -123,7 +123,7 @@ def resolve(
     try:
         from huggingface_hub import constants
     except ModuleNotFoundError:
-        raise HubError(f"{quoted(reference)}: the Hub needs huggingface_hub: pip install huggingface_hub.") from None
+        raise HubError(f"{quoted(reference)}: {missing_package('the Hub', 'hub')}") from None
     with quiet():
         if constants.HF_HUB_OFFLINE:
             return _from_cache(wanted, cache_dir, on_bytes)
