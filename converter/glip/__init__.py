@@ -19,7 +19,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from converter.glip.detect.detector import Detector, Found
+    from converter.glip.detect.detector import Detector
+    from converter.glip.detect.found import Found
     from converter.glip.detect.prompt import Prompt
     from converter.glip.model.config import GLIPConfig
     from converter.glip.model.detection import Detections
@@ -40,7 +41,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "detect.detector": ("Detector", "Found"),
+    "detect.detector": ("Detector",),
+    "detect.found": ("Found",),
     "detect.prompt": ("Prompt",),
     "model.config": ("GLIPConfig",),
     "model.detection": ("Detections",),

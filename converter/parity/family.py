@@ -79,12 +79,21 @@ class Companions:
 
 
 class Detector(Protocol):
-    """Finds in pictures what a prompt names. Pictures are Pillow's; what is found is the family's own."""
+    """Finds in pictures what a prompt names.
+
+    captions  the texts that the model reads, each with an attribute `text`. ModelError if the prompt cannot be used
+    read      a file as a Pillow picture that `detect` and `draw` take. ModelError if it cannot be used
+    detect    for a picture what is found in it, for a list of pictures, which the model sees as one batch, a list
+    draw      a copy of the picture with what was found in it, Pillow's
+
+    What is found is the family's own, with `width`, `height`, and `as_lists()` for JSON. A threshold is a score from
+    0 to 1.
+    """
 
     def captions(self, prompt: Any) -> Sequence[Any]: ...
     def read(self, path: Path) -> Any: ...
-    def detect(self, image: Any, prompt: Any, threshold: float) -> Any: ...
-    def draw(self, image: Any, found: Any) -> Any: ...
+    def detect(self, images: Any, prompt: Any, threshold: float = 0.5, max_detections: int = 100) -> Any: ...
+    def draw(self, image: Any, found: Any, line_width: int | None = None) -> Any: ...
 
 
 class Family(ABC, Generic[M]):

@@ -6,6 +6,7 @@ In the order in which data passes:
     images.py         reading pictures; pictures as tensors
     tokenizer.py      BERT's vocabulary; words as token ids
     prompt.py         what to look for, as captions and token positions
+    found.py          what was found in one picture
     detector.py       the model with all of these: pictures and prompts in, boxes out
     draw.py           boxes drawn into a picture
 """

@@ -3,52 +3,24 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import overload
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from converter.errors import ModelError
-from converter.glip.detect.images import pad, read_image, to_rgb, to_tensor
+from converter.glip.detect.found import Found
+from converter.glip.detect.images import Picture, as_image, batch, read_image, to_tensor
 from converter.glip.detect.preprocessing import Preprocessing, folder_settings, glip_preprocessing
-from converter.glip.detect.prompt import Caption, Prompt, captions
+from converter.glip.detect.prompt import Caption, Prompt, as_prompt, captions
 from converter.glip.detect.tokenizer import Tokenizer, find_tokenizer
 from converter.glip.model.config import DETECTIONS_PER_IMAGE
+from converter.glip.model.detection import Detections
 from converter.glip.model.glip import GLIP
 from converter.hub.resolve import local_path
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What was found in one picture, highest score first.
-
-    width, height  of the upright picture in pixels
-    boxes          (N, 4) float32, x1 y1 x2 y2 in these pixels
-    scores         (N,) in (0, 1)
-    labels         (N,) int64: which phrase of the prompt, counted from 1
-    phrases        the phrase of each box
-    """
-
-    width: int
-    height: int
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-    phrases: tuple[str, ...]
-
-    def as_lists(self) -> dict[str, Any]:
-        """Boxes, scores, labels and phrases as lists for JSON, rounded."""
-        return {
-            "boxes": [[round(corner, 2) for corner in box] for box in self.boxes.tolist()],
-            "scores": [round(score, 6) for score in self.scores.tolist()],
-            "labels": self.labels.tolist(),
-            "phrases": list(self.phrases),
-        }
 
 
 class Detector:
@@ -82,58 +54,99 @@ class Detector:
         return cls(GLIP.from_pretrained(path, root=root).to(device), tokenizer, folder_settings(path))
 
     def read(self, path: Path) -> Image.Image:
-        """The picture, upright, as 8-bit RGB. ModelError if it cannot be read."""
-        return read_image(path)
+        """The picture, upright, as 8-bit RGB. ModelError if it cannot be read, or is too long and thin."""
+        image = read_image(path)
+        try:
+            self.settings.resized(image.width, image.height)
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from None
+        return image
 
-    def draw(self, image: Image.Image, found: Found) -> Image.Image:
-        """A copy of the picture with the found boxes drawn into it."""
+    def draw(self, image: Picture, found: Found, line_width: int | None = None) -> Image.Image:
+        """A copy of the picture with the found boxes drawn into it; `line_width` in pixels, by default by its size."""
         from converter.glip.detect.draw import draw
 
-        return draw(image, found)
+        return draw(as_image(image), found, line_width)
 
-    def captions(self, prompt: Prompt) -> list[Caption]:
+    def captions(self, prompt: str | Sequence[str] | Prompt) -> list[Caption]:
         """The captions that the model reads: several where the prompt is too long for one. ModelError."""
-        return captions(prompt, self.tokenizer, self.settings)
+        return captions(as_prompt(prompt), self.tokenizer, self.settings)
+
+    @overload
+    def detect(
+        self,
+        images: Picture,
+        prompt: str | Sequence[str] | Prompt,
+        threshold: float = 0.5,
+        max_detections: int = DETECTIONS_PER_IMAGE,
+    ) -> Found: ...
+
+    @overload
+    def detect(
+        self,
+        images: list[Picture] | tuple[Picture, ...],
+        prompt: str | Sequence[str] | Prompt,
+        threshold: float = 0.5,
+        max_detections: int = DETECTIONS_PER_IMAGE,
+    ) -> list[Found]: ...
 
     @torch.inference_mode()
     def detect(
-        self, image: str | os.PathLike[str] | Image.Image, prompt: str | Prompt, threshold: float = 0.5
-    ) -> Found:
-        """Objects that score above the threshold: the best 100, and more only where they tie with the 100th.
+        self,
+        images: Picture | list[Picture] | tuple[Picture, ...],
+        prompt: str | Sequence[str] | Prompt,
+        threshold: float = 0.5,
+        max_detections: int = DETECTIONS_PER_IMAGE,
+    ) -> Found | list[Found]:
+        """Objects that score above the threshold: the best `max_detections`, more only where they tie.
 
-        Boxes are in pixels of the picture after it is turned upright by its EXIF. The model runs once for each caption
-        of the prompt, and the best of all are kept, as the reference does with its chunks. Phrases that score at most
-        0.05 before centerness are never found. ModelError for an unusable picture, prompt or threshold.
+        A picture is a path, a Pillow picture, or an array (H, W, 3) of uint8, RGB. Boxes are in pixels of the picture
+        after it is turned upright by its EXIF. The model runs once for each caption of the prompt, and the best of all
+        are kept. Phrases that score at most 0.05 before centerness are never found.
+
+        A list or tuple of pictures is one batch, as the reference makes them: padded with zeros to the largest. The
+        model sees the padding, so a picture that is padded more than alone gives other scores and boxes, as there.
+        Among pictures of one size, up to the multiple of 32, only rounding differs (1e-15 in float64). Memory grows
+        with the batch.
+
+        ModelError for an unusable picture, prompt, threshold or number.
         """
         if not threshold >= 0:  # refuses NaN, too
             raise ModelError(f"threshold: {threshold} is not a score. Give a number from 0 to 1.")
-        image = read_image(Path(image)) if isinstance(image, str | os.PathLike) else to_rgb(image)
-        if isinstance(prompt, str):
-            prompt = Prompt.parse(prompt)
-        tensor = to_tensor(image, self.settings)
-        height, width = tensor.shape[-2:]
-        batch = pad(tensor, self.settings.size_multiple)
-        parts = [self._detect(batch, (height, width), caption) for caption in self.captions(prompt)]
-        boxes, scores, labels = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
-        order = scores.argsort(descending=True, stable=True)
-        order = order[scores[order] > threshold]
-        if len(order) > DETECTIONS_PER_IMAGE:
-            order = order[scores[order] >= scores[order[DETECTIONS_PER_IMAGE - 1]]]
-        # as in the reference, corners are scaled as they are, without regard to the +1 convention
-        scale = torch.tensor([image.width / width, image.height / height] * 2)
-        labels = labels[order]
-        return Found(
-            image.width,
-            image.height,
-            boxes[order] * scale,
-            scores[order],
-            labels,
-            tuple(prompt.phrases[label - 1] for label in labels.tolist()),
-        )
+        if isinstance(max_detections, bool) or not isinstance(max_detections, int) or max_detections < 1:
+            raise ModelError(f"max_detections: found {max_detections!r}, expected an integer of at least 1.")
+        prompt = as_prompt(prompt)
+        if not isinstance(images, list | tuple):
+            return self._find([as_image(images)], prompt, threshold, max_detections)[0]
+        pictures = [as_image(image, f"images[{number}]") for number, image in enumerate(images)]
+        return self._find(pictures, prompt, threshold, max_detections) if pictures else []
 
-    def _detect(self, batch: Tensor, size: tuple[int, int], caption: Caption) -> tuple[Tensor, Tensor, Tensor]:
+    def _find(self, pictures: list[Image.Image], prompt: Prompt, threshold: float, most: int) -> list[Found]:
+        tensors = [to_tensor(picture, self.settings) for picture in pictures]
+        sizes = [(tensor.shape[-2], tensor.shape[-1]) for tensor in tensors]
+        images = batch(tensors, self.settings.size_multiple)
+        parts = [self._run(images, sizes, caption, most) for caption in self.captions(prompt)]
+        found = []
+        for picture, (height, width), *detections in zip(pictures, sizes, *parts, strict=True):
+            boxes, scores, labels = _best(detections, threshold, most)
+            # as in the reference, corners are scaled as they are, without regard to the +1 convention
+            boxes = boxes * torch.tensor([picture.width / width, picture.height / height] * 2)
+            phrases = tuple(prompt.phrases[label - 1] for label in labels.tolist())
+            found.append(Found(picture.width, picture.height, boxes, scores, labels, phrases))
+        return found
+
+    def _run(self, images: Tensor, sizes: list[tuple[int, int]], caption: Caption, most: int) -> list[Detections]:
         device = next(self.model.parameters()).device
-        ids = torch.tensor([caption.ids], device=device)
-        out = self.model(batch.to(device), ids, torch.ones_like(ids))
-        (found,) = self.model.detect(out, [size], caption.positive_map)
-        return found.boxes, found.scores, found.labels
+        ids = torch.tensor([caption.ids] * len(images), device=device)
+        out = self.model(images.to(device), ids, torch.ones_like(ids))
+        return self.model.detect(out, sizes, caption.positive_map, max(most, DETECTIONS_PER_IMAGE))
+
+
+def _best(detections: Sequence[Detections], threshold: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes, scores and labels of one picture, over all captions: the best `most` above the threshold, ties kept."""
+    boxes, scores, labels = (torch.cat(part).cpu() for part in zip(*detections, strict=True))
+    order = scores.argsort(descending=True, stable=True)
+    order = order[scores[order] > threshold]
+    if len(order) > most:
+        order = order[scores[order] >= scores[order[most - 1]]]
+    return boxes[order], scores[order], labels[order]

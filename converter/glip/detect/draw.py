@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
-    from converter.glip.detect.detector import Found
+    from converter.glip.detect.found import Found
 
 GOLDEN = 0.618034  # step on the colour circle by which the first few labels get hues far apart
 
 
-def draw(image: Image.Image, found: Found) -> Image.Image:
+def draw(image: Image.Image, found: Found, line_width: int | None = None) -> Image.Image:
     """A copy of the picture with a frame and a name for each box, the best on top, a colour for each label."""
     image = image.copy()
     pen = ImageDraw.Draw(image)
-    line = max(2, min(image.size) // 250)
+    line = line_width or max(2, min(image.size) // 250)
     font = ImageFont.load_default(size=max(10, min(image.size) // 40))
     rows = list(zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), found.phrases, strict=True))
     for (left, top, right, bottom), score, label, phrase in reversed(rows):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,6 +22,7 @@ from converter.glip.detect.preprocessing import Preprocessing
 
 # formats that Pillow decodes by itself; it would hand EPS and the like to other programs
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+Picture: TypeAlias = str | os.PathLike[str] | NDArray[np.uint8] | Image.Image
 PIXEL_LIMIT = 89_478_485  # Pillow's own: a quarter of a gigabyte of RGB; larger ones are mostly decompression bombs
 
 
@@ -57,6 +62,29 @@ def read_image(path: Path) -> Image.Image:
         raise ModelError(f"{where}: is damaged or cut off: {reason}. Get it again.") from None
 
 
+def as_image(picture: Picture, where: str = "image") -> Image.Image:
+    """The picture as upright 8-bit RGB: a file's path, a Pillow picture, or an array (H, W, 3) of uint8, RGB.
+
+    `where`: what the picture is called in messages. ModelError if it cannot be used.
+    """
+    if isinstance(picture, str | os.PathLike):
+        return read_image(Path(picture))
+    if isinstance(picture, np.ndarray):
+        problem = array_problem(picture.shape, picture.dtype)
+        if problem:
+            raise ModelError(f"{where}: found an array {picture.shape} of {picture.dtype}, expected {problem}")
+        return Image.fromarray(np.ascontiguousarray(picture))
+    if not isinstance(picture, Image.Image):
+        raise ModelError(f"{where}: found {_kind(picture)}")
+    try:
+        return to_rgb(picture)
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from None
+    except Exception as error:  # of a file that Pillow has not read yet, or that is closed
+        reason = plain(str(error) or type(error).__name__, 200)
+        raise ModelError(f"{where}: Pillow cannot read it: {reason}. Open it again.") from None
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Upright 8-bit RGB of a picture of any mode that has a scale. ModelError for the others."""
     if image.width == 0 or image.height == 0:
@@ -72,6 +100,39 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def array_problem(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
+    """What was expected of an array, and what to do; empty if it is a picture (H, W, 3) of uint8."""
+    expected = "(H, W, 3) of uint8, RGB. "
+    if len(shape) == 4:
+        return expected + "Give several as a list: list(array)."
+    if len(shape) == 2:
+        return expected + "Of grey values give three equal channels: np.stack([array] * 3, axis=-1)."
+    if len(shape) != 3 or 0 in shape:
+        return expected + "Give one picture that has pixels."
+    if shape[2] != 3 and shape[0] == 3:
+        return expected + "The channels come last: array.transpose(1, 2, 0)."
+    if shape[2] == 4:
+        return expected + "Drop the transparency: array[:, :, :3]."
+    if shape[2] == 1:
+        return expected + "Of grey values give three equal channels: np.repeat(array, 3, axis=2)."
+    if shape[2] != 3:
+        return expected + "Give three channels, the last axis."
+    if dtype.kind == "f":
+        return expected + "Of values from 0 to 1: (array * 255).round().astype(np.uint8)."
+    return "" if dtype == np.uint8 else expected + "Of values from 0 to 255: array.astype(np.uint8)."
+
+
+def _kind(picture: object) -> str:
+    """What was found in place of a picture, and what to do."""
+    expected = "expected a path, a Pillow picture, or an array (H, W, 3) of uint8, RGB."
+    if isinstance(picture, Tensor):
+        hint = "Of (3, H, W) and 0 to 255: tensor.permute(1, 2, 0).to(torch.uint8).cpu().numpy()."
+        return f"a tensor {tuple(picture.shape)} of {str(picture.dtype).removeprefix('torch.')}, {expected} {hint}"
+    if isinstance(picture, bytes | bytearray | memoryview):
+        return f"bytes, {expected} Of a file's: PIL.Image.open(io.BytesIO(data))."
+    return f"{type(picture).__name__}, {expected} Several pictures are given as a list."
+
+
 def to_tensor(image: Image.Image, settings: Preprocessing) -> Tensor:
     """(3, H, W) float32 of an RGB picture: resized, BGR, normalised.
 
@@ -85,7 +146,8 @@ def to_tensor(image: Image.Image, settings: Preprocessing) -> Tensor:
     return ((values - mean) / std).contiguous()
 
 
-def pad(image: Tensor, multiple: int) -> Tensor:
-    """(1, 3, H', W'): zeros below and to the right, up to a multiple."""
-    height, width = image.shape[-2:]
-    return F.pad(image, (0, -width % multiple, 0, -height % multiple))[None]
+def batch(images: Sequence[Tensor], multiple: int) -> Tensor:
+    """(B, 3, H, W) of images (3, h, w): zeros below and to the right, up to the largest of them and to a multiple."""
+    height, width = (max(image.shape[side] for image in images) for side in (-2, -1))
+    height, width = height + -height % multiple, width + -width % multiple
+    return torch.stack([F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2])) for image in images])

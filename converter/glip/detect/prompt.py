@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from converter.display import quoted
+from converter.display import plain, quoted
 from converter.errors import ModelError
 from converter.glip.detect.preprocessing import Preprocessing
 from converter.glip.detect.tokenizer import Encoded, Tokenizer
@@ -59,6 +59,20 @@ class Prompt:
             if not caption[start:end].strip():
                 raise ModelError(f"prompt: the span {start}:{end} contains no word.")
         return cls(tuple(caption[start:end] for start, end in spans), caption, tuple(spans))
+
+
+def as_prompt(prompt: str | Sequence[str] | Prompt) -> Prompt:
+    """A text as `Prompt.parse` reads it, a list of names, or a prompt as it is. ModelError."""
+    if isinstance(prompt, Prompt):
+        return prompt
+    if isinstance(prompt, str):
+        return Prompt.parse(prompt)
+    if isinstance(prompt, list | tuple) and all(isinstance(name, str) for name in prompt):
+        return Prompt.of_names(prompt)
+    raise ModelError(
+        f"prompt: found {plain(repr(prompt), 80)}, expected a text like 'person. traffic light.', a list of names, or "
+        "a Prompt."
+    )
 
 
 @dataclass(frozen=True, slots=True)

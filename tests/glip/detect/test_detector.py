@@ -14,7 +14,7 @@ from PIL import Image
 from converter.errors import ModelError
 from converter.glip import GLIP, Detector, Found, Prompt
 from converter.glip.detect.draw import colour, draw
-from converter.glip.detect.images import pad, to_tensor
+from converter.glip.detect.images import batch, to_tensor
 from converter.glip.detect.preprocessing import glip_preprocessing
 from converter.glip.detect.tokenizer import Tokenizer
 from tests.support.bert_vocabulary import recorded_vocabulary, small_vocabulary
@@ -40,7 +40,7 @@ def test_boxes_are_those_of_the_model_in_pixels_of_the_picture(detector: Detecto
     tensor = to_tensor(PICTURE, SETTINGS)
     assert tensor.shape == (3, 96, 144)
     with torch.inference_mode():
-        out = detector.model(pad(tensor, 32), torch.tensor([ids]), torch.ones(1, 6, dtype=torch.int64))
+        out = detector.model(batch([tensor], 32), torch.tensor([ids]), torch.ones(1, 6, dtype=torch.int64))
     (expected,) = detector.model.detect(out, [(96, 144)], {1: [1], 2: [3, 4]})
     kept = expected.scores > 0.3
     assert kept.sum() > 5
