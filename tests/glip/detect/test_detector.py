@@ -47,6 +47,20 @@ def test_boxes_are_those_of_the_model_in_pixels_of_the_picture(detector: Detecto
     torch.testing.assert_close(found.boxes, expected.boxes[kept] * torch.tensor([321 / 144, 214 / 96] * 2))
 
 
+def test_each_side_is_scaled_by_its_own_factor(detector: Detector) -> None:
+    """Sizes are rounded, so that the two differ: here 300/158 and 70/37."""
+    picture = PICTURE.resize((300, 70))
+    tensor = to_tensor(picture, SETTINGS)
+    assert tensor.shape == (3, 37, 158)
+    (caption,) = detector.captions(Prompt.parse("person."))
+    ids = torch.tensor([caption.ids])
+    with torch.inference_mode():
+        out = detector.model(batch([tensor], 32), ids, torch.ones_like(ids))
+    (expected,) = detector.model.detect(out, [(37, 158)], caption.positive_map)
+    found = detector.detect(picture, "person.", 0.0)
+    torch.testing.assert_close(found.boxes, expected.boxes * torch.tensor([300 / 158, 70 / 37] * 2), rtol=1e-6, atol=0)
+
+
 def test_boxes_lie_in_the_picture_and_scores_fall(found: Found) -> None:
     assert (found.width, found.height) == PICTURE.size
     assert found.boxes.min() >= 0
