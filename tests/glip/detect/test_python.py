@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -244,3 +245,18 @@ def test_reading_refuses_what_could_not_be_detected_in(detector: Detector, tmp_p
     Image.new("RGB", (4000, 1)).save(tmp_path / "line.png")
     with pytest.raises(ModelError, match=r"line\.png: found 4000x1 pixels: .* would vanish"):
         detector.read(tmp_path / "line.png")
+
+
+def test_the_example_of_the_documents_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "detect.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    small_folder(tmp_path / "to-publish")
+    for name, photograph in zip(("street.jpg", "park.jpg"), PHOTOGRAPHS, strict=False):
+        photograph.save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(example.replace('"cuda"', '"cpu"'), names)
+    assert (names["second"].width, names["second"].height) == PHOTOGRAPHS[1].size
+    assert set(names["found"].phrases) <= {"a person", "umbrella"}
+    with Image.open("drawn.png") as drawing:
+        assert drawing.size == PHOTOGRAPHS[0].size
