@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import warnings
 from collections.abc import Sequence
@@ -67,6 +68,8 @@ def as_image(picture: Picture, where: str = "image") -> Image.Image:
 
     `where`: what the picture is called in messages. ModelError if it cannot be used.
     """
+    if isinstance(picture, str) and re.match("https?://", picture):
+        raise ModelError(f"{where}: {plain(picture)} is an address, not a file. Download it first.")
     if isinstance(picture, str | os.PathLike):
         return read_image(Path(picture))
     if isinstance(picture, np.ndarray):
@@ -117,6 +120,8 @@ def _array_hints(array: NDArray[Any]) -> list[str]:
         hints.append("The channels come last: array.transpose(1, 2, 0)." if shape[0] == 3 else "Give three channels.")
     if array.dtype.kind == "f":
         hints.append("Of values from 0 to 1: (array * 255).round().astype(np.uint8).")
+    elif array.dtype == np.uint16:
+        hints.append("Of values from 0 to 65535: (array >> 8).astype(np.uint8).")
     elif array.dtype != np.uint8:
         hints.append("Of values from 0 to 255: array.astype(np.uint8).")
     return hints
