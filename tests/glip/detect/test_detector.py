@@ -111,14 +111,14 @@ def test_what_is_found_has_the_name_that_was_given(detector: Detector) -> None:
 
 def test_a_long_prompt_is_looked_for_in_parts(detector: Detector) -> None:
     names = ["person"] * 126 + ["dog"] * 126
-    prompt = Prompt.parse(". ".join(names))
+    prompt = Prompt(tuple(names))
     first, second = detector.captions(prompt)
     found = detector.detect(PICTURE, prompt, 0.0)
     assert (len(first.ids), len(second.ids)) == (255, 251)
     assert 100 <= len(found.scores) < 1000
     assert torch.equal(found.scores, found.scores.sort(descending=True).values)
     assert [names[label - 1] for label in found.labels.tolist()] == list(found.phrases)
-    alone = detector.detect(PICTURE, Prompt.parse(". ".join(names[127:])), 0.0)  # what the second caption says
+    alone = detector.detect(PICTURE, Prompt(tuple(names[127:])), 0.0)  # what the second caption says
     best = found.scores[found.labels > 127]
     torch.testing.assert_close(best, alone.scores[: len(best)])
 
