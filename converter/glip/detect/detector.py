@@ -13,7 +13,7 @@ from torch import Tensor
 
 from converter.errors import ModelError
 from converter.glip.detect.found import Found
-from converter.glip.detect.images import Picture, as_image, batch, read_image, to_tensor
+from converter.glip.detect.images import Picture, as_image, batch, read_for, to_tensor
 from converter.glip.detect.preprocessing import Preprocessing, folder_settings, glip_preprocessing
 from converter.glip.detect.prompt import Caption, Prompt, as_prompt, captions
 from converter.glip.detect.tokenizer import Tokenizer, find_tokenizer
@@ -55,12 +55,7 @@ class Detector:
 
     def read(self, path: Path) -> Image.Image:
         """The picture, upright, as 8-bit RGB. ModelError if it cannot be read, or is too long and thin."""
-        image = read_image(path)
-        try:
-            self.settings.resized(image.width, image.height)
-        except ModelError as error:
-            raise ModelError(f"{path}: {error}") from None
-        return image
+        return read_for(path, self.settings)
 
     def draw(self, image: Picture, found: Found, line_width: int | None = None) -> Image.Image:
         """A copy of the picture with the found boxes drawn into it; `line_width` in pixels, by default by its size."""

@@ -85,6 +85,16 @@ def as_image(picture: Picture, where: str = "image") -> Image.Image:
         raise ModelError(f"{where}: Pillow cannot read it: {reason}. Open it again.") from None
 
 
+def read_for(path: Path, settings: Preprocessing) -> Image.Image:
+    """As `read_image`; ModelError also if the picture is too long and thin to be resized so."""
+    image = read_image(path)
+    try:
+        settings.resized(image.width, image.height)
+    except ModelError as error:
+        raise ModelError(f"{file_name(path)}: {error}") from None
+    return image
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Upright 8-bit RGB of a picture of any mode that has a scale. ModelError for the others."""
     if image.width == 0 or image.height == 0:
