@@ -117,11 +117,18 @@ class GLIPFamily(Family["GLIP"]):
                 heads[name] = 3 * int(getattr(model.get_submodule(owner), "heads", 0))
         return heads
 
-    def prompt(self, names: str | Sequence[str] | None, caption: str | None, spans: Sequence[str]) -> Prompt:
+    def prompt(
+        self,
+        names: str | Sequence[str] | None,
+        caption: str | None = None,
+        spans: Sequence[str] = (),
+        phrases: Sequence[str] = (),
+    ) -> Prompt:
         from converter.glip.detect.prompt import Prompt, parse_span
+        from converter.glip.detect.wording import phrase_spans
 
         if caption is not None:
-            return Prompt.of_caption(caption, [parse_span(span) for span in spans])
+            return Prompt.of_caption(caption, [*phrase_spans(caption, phrases), *map(parse_span, spans)])
         return Prompt.parse(names) if isinstance(names, str) else Prompt.of_names(names or ())
 
     def query(self, prompt: Prompt, source: Path, config: Config, vocabulary: Path | None) -> Query:
@@ -157,7 +164,7 @@ class GLIPFamily(Family["GLIP"]):
         from converter.glip.detect.preprocessing import folder_settings
         from converter.glip.detect.tokenizer import find_tokenizer
 
-        return Detector(model, find_tokenizer(source, vocabulary), folder_settings(source))
+        return Detector(model, find_tokenizer(source, vocabulary), folder_settings(source), str(source))
 
     def settings(self) -> Mapping[str, Any]:
         """Preprocessing and detection parameters; anchors are in the configuration."""

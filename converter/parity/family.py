@@ -164,10 +164,17 @@ class Family(ABC, Generic[M]):
         """Weights whose rows are divided into heads, by name, with the number of blocks."""
         return {}
 
-    def prompt(self, names: str | Sequence[str] | None, caption: str | None, spans: Sequence[str]) -> Any:
-        """What to look for: class names, or phrases of a caption, each `from:to` in characters. ModelError.
+    def prompt(
+        self,
+        names: str | Sequence[str] | None,
+        caption: str | None = None,
+        spans: Sequence[str] = (),
+        phrases: Sequence[str] = (),
+    ) -> Any:
+        """What to look for: class names, or phrases of a caption. ModelError; a ConverterWarning of a likely mistake.
 
-        Names come as one text, which the family divides, or one by one, to be taken as they are.
+        Names come as one text, which the family divides, or one by one, to be taken as they are. Phrases of a caption
+        come as its words, or as spans, each `from:to` in characters; labels count the former first.
         """
         raise ModelError(f"{type(self).__name__}: models of this family do not detect what a prompt names.")
 

@@ -142,7 +142,7 @@ def test_exit_codes(shared: Path, options: list[object], tmp_path: Path) -> None
         ([model, picture, "--prompt", ""], "expected names like"),
         ([model, picture, "--name", ""], "none empty"),
         ([model, picture, "--name", "dog", "--name", "dog"], "'dog' is there twice"),
-        ([model, picture, "--name", "dog " * 300], "has 302 tokens, expected at most 256"),
+        ([model, picture, "--name", "dog " * 300], "alone has 302 tokens, expected at most 256"),
         ([model, picture, "--prompt", "zebra."], "no word of 'zebra'"),
         ([model, picture, "--caption", "dog", "--span", "0:9"], "within the 3 characters"),
         ([model, picture, "--caption", "dog", "--span", "0-3"], "like 2:8"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import overload
 
@@ -11,16 +12,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from converter.display import plain
 from converter.errors import ModelError
 from converter.glip.detect.found import Found
 from converter.glip.detect.images import Picture, as_image, batch, read_for, to_tensor
 from converter.glip.detect.preprocessing import Preprocessing, folder_settings, glip_preprocessing
 from converter.glip.detect.prompt import Caption, Prompt, as_prompt, captions
 from converter.glip.detect.tokenizer import Tokenizer, find_tokenizer
-from converter.glip.model.config import DETECTIONS_PER_IMAGE
+from converter.glip.model.config import DETECTIONS_PER_IMAGE, GLIPConfig
 from converter.glip.model.detection import Detections
 from converter.glip.model.glip import GLIP
+from converter.glip.weights import Memory
 from converter.hub.resolve import local_path
+from converter.mapping.spec import load_spec
+from converter.parity.device import DTYPES
 
 
 class Detector:
@@ -29,29 +34,63 @@ class Detector:
         detector = Detector.from_pretrained("glip-t", vocabulary="vocab.txt")
         found = detector.detect("street.jpg", "person. traffic light.")
 
-    ModelError if the vocabulary has another number of entries than the model.
+    `origin`: where the model is from. ModelError if the vocabulary has another number of entries than the model.
     """
 
-    def __init__(self, model: GLIP, tokenizer: Tokenizer, settings: Preprocessing | None = None) -> None:
+    def __init__(
+        self, model: GLIP, tokenizer: Tokenizer, settings: Preprocessing | None = None, origin: str | None = None
+    ) -> None:
         tokenizer.check_size(model.config.vocab_size)
         self.model = model
         self.tokenizer = tokenizer
         self.settings = settings or glip_preprocessing()
+        self.origin = origin
 
     @classmethod
     def from_pretrained(
         cls,
         path: str | os.PathLike[str],
         vocabulary: str | os.PathLike[str] | None = None,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "float32",
         *,
         revision: str | None = None,
         root: str | None = None,
     ) -> Detector:
         """The model as `GLIP.from_pretrained` finds it; its vocabulary from `vocabulary`, the folder, or the Hub."""
-        path = local_path(path, revision=revision)
-        tokenizer = find_tokenizer(path, None if vocabulary is None else Path(vocabulary))
-        return cls(GLIP.from_pretrained(path, root=root).to(device), tokenizer, folder_settings(path))
+        Memory.of(device, dtype)  # before a download
+        found = local_path(path, revision=revision)
+        tokenizer = find_tokenizer(found, None if vocabulary is None else Path(vocabulary))
+        model = GLIP.from_pretrained(found, device=device, dtype=dtype, root=root)
+        return cls(model, tokenizer, folder_settings(found), os.fspath(path))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is. Pictures are read and resized on the CPU; what is found is on the CPU."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which numbers the model runs."""
+        return next(self.model.parameters()).dtype
+
+    def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Detector:
+        """Move the model to a device, or a dtype, or both; return this detector. ModelError if there is none such.
+
+        detector.to("cuda", "bfloat16")
+        detector.to(dtype=torch.float32)
+        """
+        if dtype is None and (isinstance(device, torch.dtype) or device in DTYPES):  # as torch's own `to` takes it
+            device, dtype = None, device
+        memory = Memory.of(device or self.device, dtype or self.dtype)
+        self.model.to(memory.device, memory.dtype)
+        return self
+
+    def __repr__(self) -> str:
+        vocabulary = "BERT base uncased" if self.tokenizer.is_bert_base_uncased else f"{self.tokenizer.size} entries"
+        origin = "" if self.origin is None else f", from {plain(self.origin, 200)}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"<Detector {_title(self.model.config)}, {dtype} on {self.device}, vocabulary: {vocabulary}{origin}>"
 
     def read(self, path: Path) -> Image.Image:
         """The picture, upright, as 8-bit RGB. ModelError if it cannot be read, or is too long and thin."""
@@ -131,7 +170,7 @@ class Detector:
         return found
 
     def _run(self, images: Tensor, sizes: list[tuple[int, int]], caption: Caption, most: int) -> list[Detections]:
-        device = next(self.model.parameters()).device
+        device = self.device
         ids = torch.tensor([caption.ids] * len(images), device=device)
         out = self.model(images.to(device), ids, torch.ones_like(ids))
         return self.model.detect(out, sizes, caption.positive_map, max(most, DETECTIONS_PER_IMAGE))
@@ -145,3 +184,17 @@ def _best(detections: Sequence[Detections], threshold: float, most: int) -> tupl
     if len(order) > most:
         order = order[scores[order] >= scores[order[most - 1]]]
     return boxes[order], scores[order], labels[order]
+
+
+def _title(config: GLIPConfig) -> str:
+    """The name of a released model, or the sizes of another."""
+    sizes = asdict(config)
+    for variant in load_spec("glip").variants:
+        if sizes | {"prompt_length": variant.config["prompt_length"]} == variant.config:
+            tuned = f", prompt of {config.prompt_length} rows" if config.prompt_length else ""
+            return " or ".join([variant.name, *variant.also]) + tuned
+    depths = "-".join(map(str, config.depths))
+    return (
+        f"GLIP of width {config.embed_dim}, depths {depths}, {config.text_layers} text layers of {config.text_dim}, "
+        f"{config.head_blocks} head blocks of {config.channels}" + ("" if config.fusion else ", no fusion")
+    )

@@ -45,7 +45,13 @@ class GLIP(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | os.PathLike[str], *, revision: str | None = None, root: str | None = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "float32",
+        revision: str | None = None,
+        root: str | None = None,
     ) -> GLIP:
         """The model in what `convert` wrote, or in a checkpoint of any other known format, such as an official `.pth`.
 
@@ -54,16 +60,18 @@ class GLIP(nn.Module):
         Hugging Face Hub, through its cache, and so is `hf://org/name/file.pth`; `revision` is then a branch, tag or
         commit.
 
-        The model is float32, on the CPU, in eval mode. ModelError if the files are damaged, or if names or shapes are
-        not exactly the model's, PlanError if the checkpoint fits no known format; every difference is listed. HubError
-        if the download fails.
+        The model is in eval mode, on `device` ("cuda:0") and in `dtype` ("bfloat16"), whatever the weights are stored
+        in; they are read straight into it. ModelError if there is no such device, if the files are damaged, or if names
+        or shapes are not exactly the model's, PlanError if the checkpoint fits no known format; every difference is
+        listed. HubError if the download fails.
         """
-        from converter.glip.weights import load, open_pretrained
+        from converter.glip.weights import Memory, load, open_pretrained
         from converter.hub.resolve import local_path
 
+        memory = Memory.of(device, dtype)  # before a download
         path = local_path(path, revision=revision)
         with open_pretrained(path, root) as checkpoint:
-            return load(cls, path, checkpoint).eval()
+            return load(cls, path, checkpoint, memory).eval()
 
     def forward(self, images: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Output:
         """Predictions for each cell of five levels, T as in `input_ids`. ModelError for unfit inputs.
