@@ -32,7 +32,7 @@ Examples:
   converter detect glip-t.safetensors photos/ --prompt "dog. cat." --vocab vocab.txt --out found/
   converter detect glip-t/ 'photos/2024-*.jpg' @more.txt --prompt "dog." --format csv > dogs.csv
   converter detect glip-t/ street.jpg --name "U.S. flag" --name "traffic light"
-  converter detect glip-t/ park.jpg --caption "a person next to the umbrella" --span 2:8 --span 21:29 --json
+  converter detect glip-t/ park.jpg --caption "a person next to the umbrella" --phrase "a person" --phrase umbrella
 \b
 Boxes are x1 y1 x2 y2 in pixels of the upright picture; labels count the phrases
 from 1. Class names are joined by '. ', as the reference does to evaluate.
@@ -57,6 +57,7 @@ class Options:
     names: tuple[str, ...]
     caption: str | None
     spans: tuple[str, ...]
+    phrases: tuple[str, ...]
     vocab: Path | None
     root: str | None
     threshold: float
@@ -79,8 +80,9 @@ class Options:
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option("--prompt", metavar="NAMES", help="Class names, a full stop after each: 'person. dog.'")
 @click.option("--name", "names", multiple=True, help="A class name, which may hold full stops. Repeatable.")
-@click.option("--caption", help="A sentence; its phrases are named by --span.")
-@click.option("--span", "spans", multiple=True, metavar="FROM:TO", help="A phrase of --caption, in characters.")
+@click.option("--caption", help="A sentence, with what to look for in it: --phrase.")
+@click.option("--phrase", "phrases", multiple=True, help="Words of --caption to look for. Repeatable.")
+@click.option("--span", "spans", multiple=True, metavar="FROM:TO", help="The same in characters.")
 @click.option(
     "--vocab",
     type=PATH,
@@ -140,7 +142,8 @@ def _check_prompt(options: Options) -> None:
     given = [options.prompt is not None, bool(options.names), options.caption is not None]
     if given.count(True) != 1:
         raise click.UsageError("give one of --prompt, --name and --caption")
-    if options.caption is None and options.spans:
-        raise click.UsageError("--span names phrases of a --caption")
-    if options.caption is not None and not options.spans:
-        raise click.UsageError("--caption needs a --span for each phrase to look for")
+    is_marked = bool(options.spans or options.phrases)
+    if options.caption is None and is_marked:
+        raise click.UsageError("--phrase and --span are of a --caption; give it, or names by --name")
+    if options.caption is not None and not is_marked:
+        raise click.UsageError("--caption needs a --phrase for each part of it to look for")

@@ -35,7 +35,7 @@ def find_and_tell(
     model = located.path
     with open_weights(model, options.root) as checkpoint:
         family = family_of_weights(model, checkpoint)
-        prompt = family.prompt(options.names or options.prompt, options.caption, options.spans)
+        prompt = family.prompt(options.names or options.prompt, options.caption, options.spans, options.phrases)
         query = family.query(prompt, model, read_record(model, checkpoint, "config")["config"], options.vocab)
 
         @cache
@@ -43,7 +43,12 @@ def find_and_tell(
             how = (options.device, options.dtype, options.tf32, options.threads)
             return family.detector(load_subject(model, checkpoint, *how).model, model, options.vocab)
 
-        done = folder.resume(_settings(checkpoint, query, options), pictures) if folder else {}
+        done: dict[str, Entry] = {}
+        if folder is not None:
+            done = folder.resume(_settings(checkpoint, query, options), pictures)
+            if done:
+                said = f"{len(done)} of {counted(len(pictures), 'picture')} are done already"
+                click.echo(f"{file_name(folder.path)}: {said}; going on", err=True)
         run = Run(query, load, folder, options, pictures, done)
         with run.interruptible():
             for entry in run.entries():

@@ -45,7 +45,7 @@ class Results:
         if format == "csv":
             return {"detections.csv": b"".join([csv_header(), *map(as_csv, self.entries)])}
         listed = {"detections.coco.json": self.coco(), "detections.coco.images.json": self.coco_images()}
-        return {name: json.dumps(content, indent=1).encode() for name, content in listed.items()}
+        return {name: json.dumps(content).encode() for name, content in listed.items()}
 
     def coco(self) -> list[dict[str, Any]]:
         """COCO's results format (https://cocodataset.org/#format-results): boxes are x, y, width, height."""
