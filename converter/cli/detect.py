@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from converter.cli.output import PATH, reports
+from converter.cli.output import PATH, note, reports
+from converter.cli.places import Place, places, source
 from converter.cli.run_options import JOINED, MODEL, root, run_options
 from converter.errors import ModelError
 
@@ -75,9 +76,11 @@ class Options:
     threads: int | None
 
 
-@click.command(epilog=_EPILOG)
-@click.argument("model_source", metavar="MODEL")
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.command(short_help="Find things in pictures", epilog=_EPILOG)
+@places(
+    source("The model: a path, org/name, or hf://org/name/file.pth.", "MODEL", "model_source"),
+    Place("images", "IMAGE...", is_many=True),
+)
 @click.option("--prompt", metavar="NAMES", help="Class names, a full stop after each: 'person. dog.'")
 @click.option("--name", "names", multiple=True, help="A class name, which may hold full stops. Repeatable.")
 @click.option("--caption", help="A sentence, with what to look for in it: --phrase.")
@@ -107,7 +110,7 @@ class Options:
     type=click.Choice(FORMATS),
     help="Of what is printed, and of the file in --out. Default: text, and json.",
 )
-@click.option("--out", type=PATH, help="Folder to write drawn pictures and a file of results to.")
+@click.option("-o", "--dst", "--out", "out", type=PATH, help="Folder to write drawn pictures and a file of results to.")
 @click.option("--no-drawings", is_flag=True, help="Write no pictures to --out.")
 @click.option(
     "--line-width", type=click.IntRange(1, 1000), help="Of frames, in pixels. Default: by the picture's size."
@@ -134,7 +137,7 @@ def detect(model_source: str, images: tuple[str, ...], as_json: bool, format_: s
         entries = find_and_tell(model_source, pictures, folder, options)
     if failed := sum("error" in entry for entry in entries):
         if len(entries) > 1:
-            click.echo(f"{failed} of {len(entries)} pictures could not be used; the others are done", err=True)
+            note(f"{failed} of {len(entries)} pictures could not be used; the others are done")
         sys.exit(ModelError.exit_code)
 
 

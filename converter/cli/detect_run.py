@@ -13,7 +13,7 @@ import click
 from converter import __version__
 from converter.cli.detections import Entry, Results, as_csv, as_json_line, as_text, csv_header
 from converter.cli.families import family_of_weights, load_subject, open_weights
-from converter.cli.output import done_with, print_json, progress
+from converter.cli.output import done_with, note, print_json, progress
 from converter.cli.sources import locate
 from converter.display import counted, file_name
 from converter.errors import ModelError
@@ -48,7 +48,7 @@ def find_and_tell(
             done = folder.resume(_settings(checkpoint, query, options), pictures)
             if done:
                 said = f"{len(done)} of {counted(len(pictures), 'picture')} are done already"
-                click.echo(f"{file_name(folder.path)}: {said}; going on", err=True)
+                note(f"{file_name(folder.path)}: {said}; going on")
         run = Run(query, load, folder, options, pictures, done)
         with run.interruptible():
             for entry in run.entries():
