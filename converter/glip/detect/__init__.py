@@ -9,5 +9,7 @@ In the order in which data passes:
     prompt.py         what to look for, as captions and token positions
     found.py          what was found in one picture
     detector.py       the model with all of these: pictures and prompts in, boxes out
+    placement.py      where labels have room
+    lettering.py      labels in a font that has their letters
     draw.py           boxes drawn into a picture
 """

@@ -124,7 +124,6 @@ class Detector:
         max_detections: int = DETECTIONS_PER_IMAGE,
     ) -> list[Found]: ...
 
-    @torch.inference_mode()
     def detect(
         self,
         images: Picture | list[Picture] | tuple[Picture, ...],
@@ -169,6 +168,7 @@ class Detector:
             found.append(Found(picture.width, picture.height, boxes, scores, labels, phrases))
         return found
 
+    @torch.inference_mode()
     def _run(self, images: Tensor, sizes: list[tuple[int, int]], caption: Caption, most: int) -> list[Detections]:
         device = self.device
         ids = torch.tensor([caption.ids] * len(images), device=device)

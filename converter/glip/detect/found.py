@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from converter.display import counted, plain
+from converter.errors import ModelError
 
 _SHOWN = 3  # objects in a repr
 
@@ -63,3 +65,19 @@ class Found:
             "labels": self.labels.tolist(),
             "phrases": list(self.phrases),
         }
+
+    def to_supervision(self) -> Any:
+        """`supervision.Detections` of the package of that name: its `class_id` counts the phrases from 0.
+
+        ModelError if it is not installed.
+        """
+        try:
+            from supervision import Detections
+        except ImportError as error:
+            raise ModelError(f"to_supervision needs supervision ({error}): pip install supervision") from None
+        return Detections(
+            xyxy=self.boxes.float().numpy().reshape(-1, 4),
+            confidence=self.scores.float().numpy(),
+            class_id=(self.labels - 1).numpy(),
+            data={"class_name": np.array(self.phrases, dtype=str)},
+        )

@@ -70,12 +70,12 @@ def as_image(picture: Picture, where: str = "image") -> Image.Image:
     if isinstance(picture, str | os.PathLike):
         return read_image(Path(picture))
     if isinstance(picture, np.ndarray):
-        problem = array_problem(picture.shape, picture.dtype)
-        if problem:
-            raise ModelError(f"{where}: found an array {picture.shape} of {picture.dtype}, expected {problem}")
+        if hints := _array_hints(picture):
+            what = f"found an array {picture.shape} of {picture.dtype}, expected (H, W, 3) of uint8, RGB"
+            raise ModelError(f"{where}: {what}. {' '.join(hints)}")
         return Image.fromarray(np.ascontiguousarray(picture))
     if not isinstance(picture, Image.Image):
-        raise ModelError(f"{where}: found {_kind(picture)}")
+        raise ModelError(f"{where}: {_other(picture)}")
     try:
         return to_rgb(picture)
     except ModelError as error:
@@ -110,37 +110,37 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def array_problem(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
-    """What was expected of an array, and what to do; empty if it is a picture (H, W, 3) of uint8."""
-    expected = "(H, W, 3) of uint8, RGB. "
+def _array_hints(array: NDArray[Any]) -> list[str]:
+    """What makes a picture (H, W, 3) of uint8 of an array; nothing where it is one."""
+    shape, hints = array.shape, []
     if len(shape) == 4:
-        return expected + "Give several as a list: list(array)."
-    if len(shape) == 2:
-        return expected + "Of grey values give three equal channels: np.stack([array] * 3, axis=-1)."
-    if len(shape) != 3 or 0 in shape:
-        return expected + "Give one picture that has pixels."
-    if shape[2] != 3 and shape[0] == 3:
-        return expected + "The channels come last: array.transpose(1, 2, 0)."
-    if shape[2] == 4:
-        return expected + "Drop the transparency: array[:, :, :3]."
-    if shape[2] == 1:
-        return expected + "Of grey values give three equal channels: np.repeat(array, 3, axis=2)."
-    if shape[2] != 3:
-        return expected + "Give three channels, the last axis."
-    if dtype.kind == "f":
-        return expected + "Of values from 0 to 1: (array * 255).round().astype(np.uint8)."
-    return "" if dtype == np.uint8 else expected + "Of values from 0 to 255: array.astype(np.uint8)."
+        return ["Give several as a list: list(array)."]
+    if len(shape) == 2 and 0 not in shape:
+        hints.append("Of grey values give three equal channels: np.stack([array] * 3, axis=-1).")
+    elif len(shape) != 3 or 0 in shape:
+        return ["Give one picture that has pixels."]
+    elif shape[2] == 4:
+        hints.append("Drop the transparency: array[:, :, :3].")
+    elif shape[2] == 1:
+        hints.append("Of grey values give three equal channels: np.repeat(array, 3, axis=2).")
+    elif shape[2] != 3:
+        hints.append("The channels come last: array.transpose(1, 2, 0)." if shape[0] == 3 else "Give three channels.")
+    if array.dtype.kind == "f":
+        hints.append("Of values from 0 to 1: (array * 255).round().astype(np.uint8).")
+    elif array.dtype != np.uint8:
+        hints.append("Of values from 0 to 255: array.astype(np.uint8).")
+    return hints
 
 
-def _kind(picture: object) -> str:
+def _other(picture: object) -> str:
     """What was found in place of a picture, and what to do."""
-    expected = "expected a path, a Pillow picture, or an array (H, W, 3) of uint8, RGB."
+    found, hint = type(picture).__name__, "Several pictures are given as a list."
     if isinstance(picture, Tensor):
-        hint = "Of (3, H, W) and 0 to 255: tensor.permute(1, 2, 0).to(torch.uint8).cpu().numpy()."
-        return f"a tensor {tuple(picture.shape)} of {str(picture.dtype).removeprefix('torch.')}, {expected} {hint}"
-    if isinstance(picture, bytes | bytearray | memoryview):
-        return f"bytes, {expected} Of a file's: PIL.Image.open(io.BytesIO(data))."
-    return f"{type(picture).__name__}, {expected} Several pictures are given as a list."
+        found = f"a tensor {tuple(picture.shape)}"
+        hint = "Give the picture as it was before it became a tensor, or tensor.cpu().numpy() where it is (H, W, 3)."
+    elif isinstance(picture, bytes | bytearray | memoryview):
+        hint = "Of a file's bytes: PIL.Image.open(io.BytesIO(data))."
+    return f"found {found}, expected a path, a Pillow picture, or an array (H, W, 3) of uint8, RGB. {hint}"
 
 
 def to_tensor(image: Image.Image, settings: Preprocessing) -> Tensor:

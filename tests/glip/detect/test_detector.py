@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import skimage.data
 import torch
@@ -13,7 +12,6 @@ from PIL import Image
 
 from converter.errors import ModelError
 from converter.glip import GLIP, Detector, Found, Prompt
-from converter.glip.detect.draw import colour, draw
 from converter.glip.detect.images import batch, to_tensor
 from converter.glip.detect.preprocessing import glip_preprocessing
 from converter.glip.detect.tokenizer import Tokenizer
@@ -142,43 +140,6 @@ def test_a_damaged_config_is_named_by_the_model(tmp_path: Path) -> None:
         (folder / "config.json").write_text(text, encoding="latin-1")
         with pytest.raises(ModelError, match="its record 'config' is invalid"):
             Detector.from_pretrained(folder)
-
-
-def boxes(*corners: tuple[float, float, float, float]) -> Found:
-    count = len(corners)
-    return Found(
-        100, 80, torch.tensor(corners), torch.linspace(0.9, 0.5, count), torch.arange(1, count + 1), ("dog",) * count
-    )
-
-
-def test_a_box_is_drawn_where_it_is() -> None:
-    image = Image.new("RGB", (100, 80), (255, 255, 255))
-    drawn = np.asarray(draw(image, boxes((20, 30, 70, 60))))
-    for x, y in ((20, 45), (70, 45), (45, 60), (70, 30), (20, 60)):
-        assert tuple(drawn[y, x]) == colour(1)
-    changed = (drawn != 255).any(axis=-1)
-    assert not changed[34:56, 24:66].any()
-    assert not changed[62:].any()
-    assert not changed[:, :20].any()
-    assert changed[14:30, 20:60].any()  # the name, above the box
-    assert np.asarray(image).min() == 255
-
-
-def test_boxes_of_two_labels_have_two_colours() -> None:
-    drawn = np.asarray(draw(Image.new("RGB", (100, 80)), boxes((5, 20, 30, 70), (60, 20, 90, 70))))
-    assert tuple(drawn[50, 5]) == colour(1) != colour(2) == tuple(drawn[50, 60])
-    assert len({colour(label) for label in range(1, 100)}) > 90
-
-
-def test_a_name_stays_in_the_picture() -> None:
-    drawn = np.asarray(draw(Image.new("RGB", (100, 80)), boxes((95, 30, 99, 60))))
-    assert (drawn[:, 50:60] == colour(1)).all(axis=-1).any()  # its background begins left of the box
-
-
-@pytest.mark.parametrize("corners", [(0, 0, 99, 79), (0, 0, 0, 0), (99, 79, 99, 79), (50, 40, 50.2, 40.1)])
-def test_any_box_can_be_drawn(corners: tuple[float, float, float, float]) -> None:
-    for size in ((100, 80), (1, 1)):
-        assert draw(Image.new("RGB", size), boxes(corners)).size == size
 
 
 def test_loading_gives_the_model_in_float32(detector: Detector) -> None:
