@@ -152,7 +152,7 @@ def test_nobody_is_waited_for_for_long(
 
 
 def test_a_host_that_is_not_there() -> None:
-    with pytest.raises(ModelError, match="cannot be fetched: .*[Rr]efused"):
+    with pytest.raises(ModelError, match=r"cannot be fetched: .*[Rr]efused"):
         web.fetch("http://127.0.0.1:1/a.jpg", 1 << 20)
 
 
