@@ -63,6 +63,16 @@ def batches(run: Run) -> list[int]:
     return [int(number) for number in re.findall("batch of ([0-9]+)", run.err)]
 
 
+def test_what_is_found_is_told_at_once(place: Stage) -> None:
+    """Each picture before the next one is looked at, though nobody waits at a terminal."""
+    for options in ([], ["--format", "jsonl"], ["--format", "csv"]):
+        run = place.run(*options, before=DETECTED)
+        ends = [int(number) for number in re.findall("after ([0-9]+) bytes", run.err)]
+        assert ends[0] == 0
+        assert len(set(ends)) == PICTURES
+        assert all(run.out[:end].endswith("\n") for end in ends[1:])
+
+
 @pytest.mark.parametrize(
     ("stop", "number"), [("KILL", 1), ("KILL", 3), ("INT", 1), ("INT", 3), ("TERM", 4), ("HUP", 2)]
 )

@@ -88,8 +88,8 @@ DETECTED = """
 from converter.glip.detect.detector import Detector
 detect = Detector.detect
 def count(self, images, *rest):
-    print("batch of", len(images), file=sys.stderr)
+    print("batch of", len(images), "after", os.fstat(1).st_size, "bytes", file=sys.stderr)
     return detect(self, images, *rest)
-import sys
+import os, sys
 Detector.detect = count
-"""  # each batch is told
+"""  # each batch is told, and how much was printed before it
