@@ -4,6 +4,7 @@
 
     model/          the model alone: it needs torch, and nothing of conversion but for from_pretrained
     weights.py      loading: what `convert` wrote becomes a model
+    unfilled.py     a model without memory, made without what torch would import for it
     detect/         from pictures and words to boxes: preprocessing, tokenizer, prompt, detector, drawing
     zoo.py          models by name, including MMPretrain's two, from weights of any format
     model_zoo.json  the released models: training data, figures, licence, each with its source

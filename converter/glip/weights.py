@@ -20,6 +20,7 @@ from converter.checkpoint import Checkpoint
 from converter.display import file_name, plain, quoted
 from converter.errors import CaptureError, CheckpointError, ModelError
 from converter.glip.model.config import GLIPConfig
+from converter.glip.unfilled import Unfilled
 from converter.parity.device import DTYPES, find_device
 from converter.writing.in_memory import open_converted
 from converter.writing.records import read_record
@@ -84,7 +85,7 @@ def _on_meta(build: Callable[[GLIPConfig], M], config: GLIPConfig, checkpoint: C
             f"{len(checkpoint.tensors)} tensors."
         )
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), Unfilled():
             return build(config)
     except (RuntimeError, OverflowError, TypeError) as error:  # a tensor of more elements than an integer counts
         raise ModelError(
@@ -99,7 +100,8 @@ def fill(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], path: Path, de
     a value is not taken for a weight. NaN in the file is loaded, with a warning. ModelError for a value that is beyond
     the parameter's dtype.
     """
-    model.to_empty(device=device)
+    with Unfilled():
+        model.to_empty(device=device)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for parameter in parameters.values():

@@ -78,6 +78,24 @@ class Companions:
     doubts: Sequence[str] = ()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Query:
+    """What a detector is asked for, as a family reads it without any weights.
+
+    prompt    what `Detector.detect` takes
+    captions  the texts that the model reads
+    phrases   what is looked for; label n is the n-th of them, counted from 1
+    read      as `Detector.read`
+    facts     what else decides what is found, besides weights: tokens, preprocessing; JSON
+    """
+
+    prompt: Any
+    captions: Sequence[str]
+    phrases: Sequence[str]
+    read: Callable[[Path], Any]
+    facts: Mapping[str, Any]
+
+
 class Detector(Protocol):
     """Finds in pictures what a prompt names.
 
@@ -158,6 +176,10 @@ class Family(ABC, Generic[M]):
         Names come as one text, which the family divides, or one by one, to be taken as they are. Phrases of a caption
         come as its words, or as spans, each `from:to` in characters; labels count the former first.
         """
+        raise ModelError(f"{type(self).__name__}: models of this family do not detect what a prompt names.")
+
+    def query(self, prompt: Any, source: Path, config: Config, vocabulary: Path | None) -> Query:
+        """What a `prompt` asks of a model of these sizes in `source`. ModelError if it cannot be used, HubError."""
         raise ModelError(f"{type(self).__name__}: models of this family do not detect what a prompt names.")
 
     def detector(self, model: M, source: Path, vocabulary: Path | None) -> Detector:

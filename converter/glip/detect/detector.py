@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from converter.display import counted, file_name, plain
+from converter.display import counted, plain
 from converter.errors import ModelError
 from converter.glip.detect.found import Found
-from converter.glip.detect.images import Picture, as_image, batch, to_tensor
+from converter.glip.detect.images import Picture, as_image, batch, read_for, to_tensor
 from converter.glip.detect.preprocessing import Preprocessing, folder_settings, glip_preprocessing
 from converter.glip.detect.prompt import Caption, Prompt, as_prompt, captions
 from converter.glip.detect.tokenizer import Tokenizer, find_tokenizer
@@ -96,16 +96,7 @@ class Detector:
 
     def read(self, path: Path) -> Image.Image:
         """The picture, upright, as 8-bit RGB. ModelError if it cannot be read, or is too long and thin."""
-        return self._picture(path, "image")
-
-    def _picture(self, picture: Picture, where: str) -> Image.Image:
-        image = as_image(picture, where)
-        try:
-            self.settings.resized(image.width, image.height)
-        except ModelError as error:
-            where = file_name(Path(picture)) if isinstance(picture, str | os.PathLike) else where
-            raise ModelError(f"{where}: {error}") from None
-        return image
+        return read_for(path, self.settings)
 
     def draw(self, image: Picture, found: Found, line_width: int | None = None) -> Image.Image:
         """A copy of the picture with the found boxes drawn into it; `line_width` in pixels, by default by its size."""
@@ -166,8 +157,8 @@ class Detector:
             raise ModelError(f"max_detections: found {max_detections!r}, expected an integer of at least 1.")
         prompt = as_prompt(prompt)
         if not isinstance(images, list | tuple):
-            return self._find([self._picture(images, "image")], prompt, threshold, max_detections)[0]
-        pictures = [self._picture(image, f"images[{number}]") for number, image in enumerate(images)]
+            return self._find([read_for(images, self.settings)], prompt, threshold, max_detections)[0]
+        pictures = [read_for(image, self.settings, f"images[{number}]") for number, image in enumerate(images)]
         return self._find(pictures, prompt, threshold, max_detections) if pictures else []
 
     def _find(self, pictures: list[Image.Image], prompt: Prompt, threshold: float, most: int) -> list[Found]:

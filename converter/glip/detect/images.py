@@ -88,6 +88,17 @@ def as_image(picture: Picture, where: str = "image") -> Image.Image:
         raise ModelError(f"{where}: Pillow cannot read it: {reason}. Open it again.") from None
 
 
+def read_for(picture: Picture, settings: Preprocessing, where: str = "image") -> Image.Image:
+    """As `as_image`; ModelError also if the picture is too long and thin to be resized so."""
+    image = as_image(picture, where)
+    try:
+        settings.resized(image.width, image.height)
+    except ModelError as error:
+        where = file_name(Path(picture)) if isinstance(picture, str | os.PathLike) else where
+        raise ModelError(f"{where}: {error}") from None
+    return image
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Upright 8-bit RGB of a picture of any mode that has a scale. ModelError for the others."""
     if image.width == 0 or image.height == 0:
