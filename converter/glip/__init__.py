@@ -4,6 +4,7 @@
 
     model/          the model alone: it needs torch, and nothing of conversion but for from_pretrained
     weights.py      loading: what `convert` wrote becomes a model
+    unfilled.py     a model without memory, made without what torch would import for it
     detect/         from pictures and words to boxes: preprocessing, tokenizer, prompt, detector, drawing
     zoo.py          models by name, including MMPretrain's two, from weights of any format
     model_zoo.json  the released models: training data, figures, licence, each with its source
@@ -21,7 +22,8 @@ from typing import TYPE_CHECKING
 from converter.errors import require
 
 if TYPE_CHECKING:
-    from converter.glip.detect.detector import Detector, Found
+    from converter.glip.detect.detector import Detector
+    from converter.glip.detect.found import Found
     from converter.glip.detect.prompt import Prompt
     from converter.glip.model.config import GLIPConfig
     from converter.glip.model.detection import Detections
@@ -42,7 +44,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "detect.detector": ("Detector", "Found"),
+    "detect.detector": ("Detector",),
+    "detect.found": ("Found",),
     "detect.prompt": ("Prompt",),
     "model.config": ("GLIPConfig",),
     "model.detection": ("Detections",),

@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,12 +18,15 @@ from torch import Tensor, nn
 
 from converter.checkpoint import Checkpoint
 from converter.display import file_name, plain, quoted
-from converter.errors import CheckpointError, ModelError
+from converter.errors import CaptureError, CheckpointError, ModelError
 from converter.glip.model.config import GLIPConfig
+from converter.glip.unfilled import Unfilled
+from converter.parity.device import DTYPES, find_device
 from converter.writing.in_memory import open_converted
 from converter.writing.records import read_record
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+CPU = torch.device("cpu")
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -41,15 +45,34 @@ def open_pretrained(path: Path, root: str | None = None) -> Iterator[Checkpoint]
         raise ModelError(str(error)) from None
 
 
-def load(build: Callable[[GLIPConfig], M], path: Path, checkpoint: Checkpoint) -> M:
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Where a model is to lie, and in which dtype."""
+
+    device: torch.device = CPU
+    dtype: torch.dtype = torch.float32
+
+    @classmethod
+    def of(cls, device: str | torch.device, dtype: str | torch.dtype) -> Memory:
+        """By their names, or as they are. ModelError if there is no such device here, or a model cannot be of it."""
+        name = str(dtype).removeprefix("torch.")
+        if name not in DTYPES:
+            raise ModelError(f"dtype: found {quoted(name)}, expected one of {', '.join(FLOATS)}.")
+        try:
+            return cls(find_device(device), DTYPES[name])
+        except CaptureError as error:
+            raise ModelError(f"device: {error}.") from None
+
+
+def load(build: Callable[[GLIPConfig], M], path: Path, checkpoint: Checkpoint, memory: Memory | None = None) -> M:
     """The model that `build` makes of the configuration of `checkpoint`, which was opened from `path`, and its weights.
 
-    It is float32, on the CPU. ModelError if names, shapes or dtypes are not exactly the model's; all differences are
-    listed.
+    ModelError if names, shapes or dtypes are not exactly the model's; all differences are listed.
     """
+    memory = memory or Memory()
     model = _on_meta(build, _config(path, checkpoint), checkpoint)
     _check(model, checkpoint)
-    fill(model, tensors(checkpoint), path)
+    fill(model.to(memory.dtype), tensors(checkpoint), path, memory.device)
     return model
 
 
@@ -62,7 +85,7 @@ def _on_meta(build: Callable[[GLIPConfig], M], config: GLIPConfig, checkpoint: C
             f"{len(checkpoint.tensors)} tensors."
         )
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), Unfilled():
             return build(config)
     except (RuntimeError, OverflowError, TypeError) as error:  # a tensor of more elements than an integer counts
         raise ModelError(
@@ -70,19 +93,26 @@ def _on_meta(build: Callable[[GLIPConfig], M], config: GLIPConfig, checkpoint: C
         ) from None
 
 
-def fill(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], path: Path) -> None:
+def fill(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], path: Path, device: torch.device = CPU) -> None:
     """Allocate memory for a model on the meta device and fill its parameters, each cast to the parameter's dtype.
 
-    Parameters are NaN until they get a value, so that one without a value is not taken for a weight. NaN in the file
-    is loaded, with a warning.
+    Besides the model, memory holds one tensor at a time. Parameters are NaN until they get a value, so that one without
+    a value is not taken for a weight. NaN in the file is loaded, with a warning. ModelError for a value that is beyond
+    the parameter's dtype.
     """
-    model.to_empty(device="cpu")
+    with Unfilled():
+        model.to_empty(device=device)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for parameter in parameters.values():
             parameter.fill_(math.nan)
         for name, values in tensors:
             parameters[name].copy_(values)
+            if parameters[name].dtype == torch.float16 and not torch.equal(
+                parameters[name].isinf().cpu(), values.isinf()
+            ):
+                most = values[values.isfinite()].abs().max()
+                raise ModelError(f"{file_name(path)}: {name} holds {most:g}, beyond float16. Choose another dtype.")
         spoiled = [name for name, parameter in parameters.items() if parameter.isnan().any()]
     if spoiled:
         warnings.warn(f"{path}: weights that are NaN in the file: {', '.join(spoiled)}.", stacklevel=4)

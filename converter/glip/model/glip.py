@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from converter.glip.model import inputs
 from converter.glip.model.bert import TextEncoder, TextFeatures
-from converter.glip.model.config import GLIPConfig
+from converter.glip.model.config import DETECTIONS_PER_IMAGE, GLIPConfig
 from converter.glip.model.detection import Detections, detect, level_anchors
 from converter.glip.model.fpn import FPN
 from converter.glip.model.fusion import LOGIT_LIMIT
@@ -45,7 +45,13 @@ class GLIP(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | os.PathLike[str], *, revision: str | None = None, root: str | None = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "float32",
+        revision: str | None = None,
+        root: str | None = None,
     ) -> GLIP:
         """The model in what `convert` wrote, or in a checkpoint of any other known format, such as an official `.pth`.
 
@@ -54,16 +60,18 @@ class GLIP(nn.Module):
         Hugging Face Hub, through its cache, and so is `hf://org/name/file.pth`; `revision` is then a branch, tag or
         commit.
 
-        The model is float32, on the CPU, in eval mode. ModelError if the files are damaged, or if names or shapes are
-        not exactly the model's, PlanError if the checkpoint fits no known format; every difference is listed. HubError
-        if the download fails.
+        The model is in eval mode, on `device` ("cuda:0") and in `dtype` ("bfloat16"), whatever the weights are stored
+        in; they are read straight into it. ModelError if there is no such device, if the files are damaged, or if names
+        or shapes are not exactly the model's, PlanError if the checkpoint fits no known format; every difference is
+        listed. HubError if the download fails.
         """
-        from converter.glip.weights import load, open_pretrained
+        from converter.glip.weights import Memory, load, open_pretrained
         from converter.hub.resolve import local_path
 
+        memory = Memory.of(device, dtype)  # before a download
         path = local_path(path, revision=revision)
         with open_pretrained(path, root) as checkpoint:
-            return load(cls, path, checkpoint).eval()
+            return load(cls, path, checkpoint, memory).eval()
 
     def forward(self, images: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Output:
         """Predictions for each cell of five levels, T as in `input_ids`. ModelError for unfit inputs.
@@ -104,8 +112,9 @@ class GLIP(nn.Module):
         out: Output,
         image_sizes: Tensor | Sequence[Sequence[int]],
         positive_map: Mapping[int, Sequence[int]],
+        max_detections: int = DETECTIONS_PER_IMAGE,
     ) -> list[Detections]:
-        """The objects of each image, highest score first; at most 100, more only if they tie with the 100th.
+        """The objects of each image, highest score first; at most `max_detections`, more only if they tie.
 
         image_sizes: (height, width) of each image before padding, in pixels; positive_map: for each label the
         positions of its tokens in the caption, the same for every image. A phrase's score is the mean over
@@ -115,7 +124,7 @@ class GLIP(nn.Module):
         inputs.check_output(out, len(self.config.anchor_strides))
         sizes = inputs.check_image_sizes(image_sizes, out, self.config.anchor_strides[0])
         phrases = inputs.check_positive_map(positive_map, out.token_logits[0].shape[-1])
-        return detect(self.config, out, sizes, phrases)
+        return detect(self.config, out, sizes, phrases, max_detections)
 
     def _parameter(self) -> Tensor:
         """Any parameter, for the dtype and device of the model."""
