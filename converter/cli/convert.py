@@ -182,7 +182,6 @@ def _size(plan: Plan) -> int:
 
 def _print_summary(checkpoint: Checkpoint, plan: Plan) -> None:
     from converter.cli.sources import taken_from
-    from converter.writing.ledger import UNKNOWN_TABLE
 
     also = f" (same architecture: {', '.join(plan.variant.also)})" if plan.variant.also else ""
     click.echo(f"from {plan.table} to {plan.format}" + (f", {plan.part} alone" if plan.part else ""))
@@ -212,19 +211,19 @@ def _print_summary(checkpoint: Checkpoint, plan: Plan) -> None:
         click.echo(f"  missing: {entry.names} ({entry.reason})")
     for sentence in (*checkpoint.skipped, *checkpoint.unsupported.values(), *checkpoint.objects.values()):
         click.echo(f"  left aside: {sentence}")
-    custom, is_unknown = _tables(checkpoint, plan)
+    custom, unknown = _tables(checkpoint, plan)
     for table in custom:
         click.echo(f"{table}: verify and publish what it makes with --accept-table")
-    if is_unknown:
-        click.echo(f"the source was {UNKNOWN_TABLE}")
+    if unknown:
+        click.echo(f"the source was {unknown}")
 
 
-def _tables(checkpoint: Checkpoint, plan: Plan) -> tuple[list[CustomTable], bool]:
-    """Those that were never released, of this conversion and of earlier ones; whether one is not known."""
-    from converter.writing.ledger import custom_tables, draft_ledger, is_by_unknown_table
+def _tables(checkpoint: Checkpoint, plan: Plan) -> tuple[list[CustomTable], str]:
+    """Those that were never released, of this conversion and of earlier ones; why one is not known, if that is so."""
+    from converter.writing.ledger import custom_tables, draft_ledger, is_by_unknown_table, unknown_origin
 
     ledger = draft_ledger(checkpoint, plan, None)
-    return custom_tables(ledger), is_by_unknown_table(ledger)
+    return custom_tables(ledger), unknown_origin(ledger) if is_by_unknown_table(ledger) else ""
 
 
 def _print_done(checkpoint: Checkpoint, plan: Plan, destination: Path, done: Conversion) -> None:
@@ -270,7 +269,7 @@ def _print_plan(checkpoint: Checkpoint, plan: Plan) -> None:
 
 
 def _plan_json(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
-    custom, is_unknown = _tables(checkpoint, plan)
+    custom, unknown = _tables(checkpoint, plan)
 
     def tensors(items: Any) -> list[dict[str, Any]]:
         return [{"name": t.name, "shape": t.shape, "dtype": t.dtype.name} for t in items]
@@ -280,7 +279,7 @@ def _plan_json(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
         "to": plan.format,
         "table": plan.table,
         "custom_tables": [table.entry for table in custom],
-        "unknown_table": is_unknown,
+        "unknown_table": bool(unknown),
         "part": plan.part,
         "variant": plan.variant.name,
         "also": plan.variant.also,

@@ -5,6 +5,7 @@ What `convert` wrote is read as it is. Any other known format is converted on th
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -20,11 +21,12 @@ from converter.checkpoint import Checkpoint
 from converter.display import file_name, plain, quoted
 from converter.errors import CaptureError, CheckpointError, ModelError
 from converter.glip.model.config import GLIPConfig
+from converter.glip.saving import FLOATS, Origin, origin_of, stated_hashes
 from converter.parity.device import DTYPES, find_device
 from converter.writing.in_memory import open_converted
 from converter.writing.records import read_record
+from converter.writing.transfer import raw_bytes
 
-FLOATS = ("float16", "bfloat16", "float32", "float64")
 CPU = torch.device("cpu")
 M = TypeVar("M", bound=nn.Module)
 
@@ -63,15 +65,32 @@ class Memory:
             raise ModelError(f"device: {error}.") from None
 
 
-def load(build: Callable[[GLIPConfig], M], path: Path, checkpoint: Checkpoint, memory: Memory | None = None) -> M:
+def load_pretrained(
+    build: Callable[[GLIPConfig], M], name: str, path: Path, memory: Memory, root: str | None
+) -> tuple[M, Origin]:
+    """As `load` of what `open_pretrained` opens; and what the model is to be remembered to be from, under `name`."""
+    with open_pretrained(path, root) as checkpoint:
+        stated, hashes = stated_hashes(path, checkpoint), dict[str, str]()
+        model = load(build, path, checkpoint, memory, hashes if stated is None else None)
+        return model, origin_of(name, path, checkpoint, hashes if stated is None else stated)
+
+
+def load(
+    build: Callable[[GLIPConfig], M],
+    path: Path,
+    checkpoint: Checkpoint,
+    memory: Memory | None = None,
+    hashes: dict[str, str] | None = None,
+) -> M:
     """The model that `build` makes of the configuration of `checkpoint`, which was opened from `path`, and its weights.
 
-    ModelError if names, shapes or dtypes are not exactly the model's; all differences are listed.
+    `hashes` gets the SHA-256 of each tensor as it is read. ModelError if names, shapes or dtypes are not exactly the
+    model's; all differences are listed.
     """
     memory = memory or Memory()
     model = _on_meta(build, _config(path, checkpoint), checkpoint)
     _check(model, checkpoint)
-    fill(model.to(memory.dtype), tensors(checkpoint), path, memory.device)
+    fill(model.to(memory.dtype), tensors(checkpoint, hashes), path, memory.device)
     return model
 
 
@@ -147,8 +166,11 @@ def _check(model: nn.Module, checkpoint: Checkpoint) -> None:
         raise ModelError(f"{file_name(checkpoint.path)}: does not fit the model.", problems)
 
 
-def tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
-    """Names and values, one at a time."""
+def tensors(checkpoint: Checkpoint, hashes: dict[str, str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Names and values, one at a time. `hashes` gets their SHA-256."""
     for name, tensor in checkpoint.tensors.items():
+        values = checkpoint.read(name)
+        if hashes is not None:
+            hashes[name] = hashlib.sha256(raw_bytes(values)).hexdigest()
         # numpy has no bfloat16: its bits come as integers
-        yield name, torch.from_numpy(checkpoint.read(name)).view(getattr(torch, tensor.dtype.name))
+        yield name, torch.from_numpy(values).view(getattr(torch, tensor.dtype.name))

@@ -105,7 +105,7 @@ def check_image_sizes(
         sizes, whole = [], False
     if not whole or len(sizes) != batch:
         raise ModelError(
-            f"image_sizes: found {_short(values)}, expected (height, width) in whole pixels for each of {batch} images."
+            f"image_sizes: found {short(values)}, expected (height, width) in whole pixels for each of {batch} images."
         )
     limit = (rows * stride, columns * stride)
     for index, (height, width) in enumerate(sizes):
@@ -121,7 +121,7 @@ def check_positive_map(positive_map: Mapping[int, Sequence[int]], tokens: int) -
     """The map with plain ints; ModelError if it is empty, a label has no token, or a token does not exist."""
     if not isinstance(positive_map, Mapping) or not positive_map:
         raise ModelError(
-            f"positive_map: found {_short(positive_map)}, expected at least one {{label: [token positions]}}."
+            f"positive_map: found {short(positive_map)}, expected at least one {{label: [token positions]}}."
         )
     checked: dict[int, list[int]] = {}
     for label, positions in positive_map.items():
@@ -131,7 +131,7 @@ def check_positive_map(positive_map: Mapping[int, Sequence[int]], tokens: int) -
             checked[label] = [int(position) for position in positions]
         except (TypeError, ValueError):
             raise ModelError(
-                f"positive_map[{label}]: found {_short(positions)}, expected a list of token positions."
+                f"positive_map[{label}]: found {short(positions)}, expected a list of token positions."
             ) from None
         if not checked[label]:
             raise ModelError(f"positive_map[{label}]: found no token positions, expected at least one.")
@@ -156,6 +156,7 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _short(value: object, limit: int = 80) -> str:
+def short(value: object, limit: int = 80) -> str:
+    """Its repr, cut."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
