@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import PATH, done_with, parse_size, print_json, progress, reports
+from converter.cli.output import PATH, done_with, note, parse_size, print_json, progress, reports, told
+from converter.cli.places import FORMAT, destination, places, source
 from converter.display import file_name, gigabytes, plain
 
 if TYPE_CHECKING:
@@ -20,15 +21,15 @@ if TYPE_CHECKING:
 
 _EPILOG = """\b
 Examples:
-  convert --src official.pth --dst glip-t.safetensors
-  convert --src official.pth --dst glip-t/ --max-shard-size 500MB
-  convert --src official.pth --dst glip-t.safetensors --dry-run --json
-  convert --src official.pth --dst glip-t-bf16.safetensors --dtype bfloat16
-  convert --src official.pth --dst mmdet.pth --to mmdet-glip
-  convert --src mmdet.pth --dst swin-t/ --to transformers-swin-backbone
-  convert --src official.pth --dst glip-t.safetensors --keep-residue
-  convert --src glip-t.safetensors --dst again.pth --to glip-official
-  convert --src hf://org/name/official.pth@main --dst glip-t.safetensors
+  converter convert --src official.pth --dst glip-t.safetensors
+  converter convert --src official.pth --dst glip-t/ --max-shard-size 500MB
+  converter convert --src official.pth --dst glip-t.safetensors --dry-run --json
+  converter convert --src official.pth --dst glip-t-bf16.safetensors --dtype bfloat16
+  converter convert --src official.pth --dst mmdet.pth --to mmdet-glip
+  converter convert --src mmdet.pth --dst swin-t/ --to transformers-swin-backbone
+  converter convert --src official.pth --dst glip-t.safetensors --keep-residue
+  converter convert --src glip-t.safetensors --dst again.pth --to glip-official
+  converter convert --src hf://org/name/official.pth@main --dst glip-t.safetensors
 \b
 A --dst that ends in .safetensors becomes one self-describing file; one that ends
 in .pth a file as torch.save writes it (for every format but glip). Any other
@@ -38,30 +39,27 @@ not at all.
 Exit codes: see 'converter --help'."""
 
 
-@click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--src",
-    "source",
-    required=True,
-    help="Checkpoint to read: .pth or safetensors, here or on the Hub (hf://org/name/file.pth@revision).",
+@click.command(
+    short_help="Write a checkpoint in another format",
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.option(
-    "--dst",
-    "destination",
-    required=True,
-    type=PATH,
-    help="File (.safetensors, .pth) or folder to write.",
+@places(
+    source("Checkpoint to read: .pth or safetensors, here or on the Hub (hf://org/name/file.pth@revision)."),
+    destination("File (.safetensors, .pth) or folder to write."),
 )
 @click.option(
     "--from",
     "--table",
     "source_format",
+    type=FORMAT,
     metavar="FORMAT",
     help="Format of the checkpoint: a name of 'converter tables' or a path to JSON. Default: recognised.",
 )
 @click.option(
     "--to",
     "target_format",
+    type=FORMAT,
     metavar="FORMAT",
     help="Format to write, named as for --from. Default: glip, the in-house model.",
 )
@@ -112,6 +110,7 @@ def convert(
     from converter.writing.convert import convert as write_conversion
     from converter.writing.names import is_file_name
     from converter.writing.residue import prepare
+    from converter.writing.route import make_conversion
 
     if max_shard_size is not None and is_file_name(destination):
         raise click.UsageError("--max-shard-size needs a folder as --dst, not a file")
@@ -119,7 +118,10 @@ def convert(
     with open_known(located.path, root, source_format) as checkpoint, ExitStack() as opened:
         inputs = list(checkpoint.files)
         prepare(destination, force=force, inputs=inputs, keep=keep_residue, dry_run=dry_run)
-        plan, residue = _plan(checkpoint, source_format, target_format, residue_file, opened, variant, dtype)
+        plan, residue = make_conversion(
+            checkpoint, opened, source=source_format, target=target_format, residue_file=residue_file, variant=variant,
+            dtype=dtype, say=note,
+        )  # fmt: skip
         if dry_run:
             print_json(_plan_json(checkpoint, plan)) if as_json else _print_plan(checkpoint, plan)
             return
@@ -133,44 +135,6 @@ def convert(
             print_json({"destination": str(destination), "files": done.files, "bytes": done.size, **done.ledger})
         else:
             _print_done(checkpoint, plan, destination, done)
-
-
-def _plan(
-    checkpoint: Checkpoint,
-    source_format: str | None,
-    target_format: str | None,
-    residue_file: Path | None,
-    opened: ExitStack,
-    variant: str | None,
-    dtype: str | None,
-) -> tuple[Plan, Checkpoint | None]:
-    """The plan, with what it leaves out verified, and the residue that it reads: by default the one beside the file."""
-    from converter.checkpoint import open_checkpoint
-    from converter.errors import RootError
-    from converter.planning.formats import choose_formats, hub_holding, make_route
-    from converter.writing.buffers import verify_left_out
-    from converter.writing.residue import read_residue, residue_beside
-
-    source, target = choose_formats(checkpoint, source_format, target_format)
-    residue = kept = None
-    if (path := residue_file or residue_beside(checkpoint)) is not None:
-        residue = opened.enter_context(open_checkpoint(path))
-        kept = read_residue(residue)
-        if kept.format != target.name:
-            found = f"is for the way back to {plain(kept.format)}, not to {target.label}"
-            if residue_file is not None:
-                raise RootError(f"{path}: {found}. Leave out --residue.")
-            click.echo(f"{path.name} {found}, and is not used", err=True)
-            residue = kept = None
-        elif residue_file is None and not kept.belongs(checkpoint):
-            click.echo(f"{path.name} belongs to another conversion and is not used; --residue insists", err=True)
-            residue = kept = None
-        elif target.is_hub:
-            target = hub_holding(source, target, kept.checkpoint.tensors)
-    held = kept.residue(target) if kept else None
-    plan = make_route(source, target, checkpoint, variant=variant, dtype=dtype, residue=held)
-    verify_left_out(checkpoint, plan)
-    return plan, residue
 
 
 def _size(plan: Plan) -> int:
@@ -210,7 +174,7 @@ def _print_summary(checkpoint: Checkpoint, plan: Plan) -> None:
     for entry in plan.missing:
         click.echo(f"  missing: {entry.names} ({entry.reason})")
     for sentence in (*checkpoint.skipped, *checkpoint.unsupported.values(), *checkpoint.objects.values()):
-        click.echo(f"  left aside: {sentence}")
+        click.echo(f"  not read: {sentence}")
     custom, unknown = _tables(checkpoint, plan)
     for table in custom:
         click.echo(f"{table}: verify and publish what it makes with --accept-table")
@@ -258,14 +222,15 @@ def _dtypes(plan: Plan) -> str | None:
 
 
 def _print_plan(checkpoint: Checkpoint, plan: Plan) -> None:
-    for step in (*plan.steps, *plan.carried):
-        sources, targets = (", ".join(map(str, side)) for side in (step.sources, step.targets))
-        click.echo(f"{sources} -> {targets}  [{'; '.join(step.describe())}]")
     _print_summary(checkpoint, plan)
     for shape, names in plan.indistinguishable():
         click.echo(f"  same shape, told apart by values alone: {len(names)} tensors of {list(shape)}")
     click.echo(f"  square, so that no shape shows a transposition: {len(plan.transposable())} matrices")
-    click.echo("dry run: nothing was written")
+    click.echo("dry run: nothing was written" + ("" if told().is_verbose else "; -v lists what becomes of each tensor"))
+    if told().is_verbose:
+        for step in (*plan.steps, *plan.carried):
+            sources, targets = (", ".join(map(str, side)) for side in (step.sources, step.targets))
+            click.echo(f"{sources} -> {targets}  [{'; '.join(step.describe())}]")
 
 
 def _plan_json(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:

@@ -62,8 +62,8 @@ def test_json_is_the_ledger(source: Path, table: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_a_dry_run_writes_nothing(form: str, source: Path, table: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
-    flags = ["--json"] if form == "json" else []
-    result = run("convert", "--src", source, "--dst", tmp_path / "out", "--table", table, "--dry-run", *flags)
+    flag = "--json" if form == "json" else "-v"
+    result = run("convert", "--src", source, "--dst", tmp_path / "out", "--table", table, "--dry-run", flag)
     assert result.exit_code == 0, result.output
     assert sorted(tmp_path.iterdir()) == before
     if form == "json":
@@ -122,8 +122,10 @@ def test_a_command_leaves_no_signal_handler_behind(source: Path) -> None:
 
 def test_a_long_refusal_is_cut_for_people(source: Path, tmp_path: Path) -> None:
     result = run("convert", "--src", source, "--dst", tmp_path / "out.safetensors", "--from", "glip-official")
-    assert "more; --json lists all" in result.stderr
+    assert "more; -v lists all" in result.stderr
     assert len(result.stderr.splitlines()) < 50
+    everything = run("convert", "--src", source, "--dst", tmp_path / "o.safetensors", "--from", "glip-official", "-v")
+    assert len(everything.stderr.splitlines()) > 500
 
 
 def test_nothing_is_overwritten_without_force(source: Path, table: Path, tmp_path: Path) -> None:
@@ -144,7 +146,9 @@ def test_inspect_shows_everything(source: Path) -> None:
     assert "torch._utils._rebuild_tensor_v2" in content["globals"]
     shown = {t["name"]: (t["shape"], t["dtype"]) for t in content["tensors"]}
     assert shown == {k: (list(v.shape), str(v.dtype).removeprefix("torch.")) for k, v in tiny_weights().items()}
-    text = run("inspect", source).stdout
+    short = run("inspect", source).stdout
+    text = run("inspect", source, "-v").stdout
+    assert text.startswith(short.replace("; -v lists them", ""))
     assert "module.blocks.1.k.weight" in text
     assert "(a view)" in text
     assert "names (not imported): torch._utils._rebuild_tensor_v2" in text
