@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from converter.display import file_name, plain, quoted
 from converter.errors import CaptureError, CheckpointError, ModelError
 from converter.glip.model.config import GLIPConfig
 from converter.glip.saving import FLOATS, Origin, origin_of, stated_hashes
+from converter.mapping.spec import load_spec
 from converter.parity.device import DTYPES, find_device
 from converter.writing.in_memory import open_converted
 from converter.writing.records import read_record
@@ -69,10 +71,19 @@ def load_pretrained(
     build: Callable[[GLIPConfig], M], name: str, path: Path, memory: Memory, root: str | None
 ) -> tuple[M, Origin]:
     """As `load` of what `open_pretrained` opens; and what the model is to be remembered to be from, under `name`."""
+    if name == str(path) and not os.path.lexists(path) and name in _released():
+        raise ModelError(
+            f"{name}: is the name of a model, and there is no such file or folder. Give the path of its weights, or "
+            f"org/name on the Hub; with random numbers, converter.glip.get_model({name!r}) makes it."
+        )
     with open_pretrained(path, root) as checkpoint:
         stated, hashes = stated_hashes(path, checkpoint), dict[str, str]()
         model = load(build, path, checkpoint, memory, hashes if stated is None else None)
         return model, origin_of(name, path, checkpoint, hashes if stated is None else stated)
+
+
+def _released() -> set[str]:
+    return {name for variant in load_spec("glip").variants for name in (variant.name, *variant.also)}
 
 
 def load(
