@@ -134,6 +134,7 @@ class GLIP(nn.Module):
         attended = attention_mask != 0
         tokens = input_ids.shape[1]
         if not torch.compiler.is_compiling():
+            inputs.warn_of_pixels(images)
             kept = inputs.check_ids_and_length(input_ids, attended, self.config.vocab_size)
             input_ids, attended = input_ids[:, :kept], attended[:, :kept]
 
