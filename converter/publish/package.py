@@ -180,7 +180,7 @@ def _check_name(model_name: str | None, ledger: Mapping[str, Any], about: Mappin
     if model_name is None:
         return
     if said := saved_from(ledger):
-        raise ModelError(f"{plain(model_name)!r} is not what these weights are: {said}. Leave out the model's name.")
+        raise ModelError(f"{plain(model_name)} is not what these weights are: {said}. Leave out the model's name.")
     target, released = ledger["target"], about.get("models", {})
     possible = [target.get("variant"), *target.get("also", [])]
     if model_name not in released or model_name not in possible:
