@@ -119,8 +119,8 @@ def convert(
         inputs = list(checkpoint.files)
         prepare(destination, force=force, inputs=inputs, keep=keep_residue, dry_run=dry_run)
         plan, residue = make_conversion(
-            checkpoint, opened, source=source_format, target=target_format, residue_file=residue_file, variant=variant,
-            dtype=dtype, say=note,
+            located.path, checkpoint, opened, source=source_format, target=target_format, residue_file=residue_file,
+            variant=variant, dtype=dtype, say=note,
         )  # fmt: skip
         if dry_run:
             print_json(_plan_json(checkpoint, plan)) if as_json else _print_plan(checkpoint, plan)

@@ -54,8 +54,9 @@ def convert(
     with open_known(path, root, source) as checkpoint, ExitStack() as opened:
         prepare(destination, force=force, inputs=checkpoint.files, keep=keep_residue)
         plan, beside = make_conversion(
-            checkpoint, opened, source=source, target=to, residue_file=kept, variant=variant, dtype=dtype, say=_warn
-        )
+            path, checkpoint, opened, source=source, target=to, residue_file=kept, variant=variant, dtype=dtype,
+            say=_warn,
+        )  # fmt: skip
         return write(
             checkpoint, plan, destination, max_shard_size=max_shard_size, force=force, residue=beside,
             trusts_ledger=kept is None, keep_residue=keep_residue, origin=origin,

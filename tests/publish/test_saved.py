@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from converter.glip import GLIP
+from converter.glip import GLIP, GLIPConfig
 from converter.glip.detect.detector import Detector
 from tests.support.small_files import official, run
 from tests.support.small_folder import small_folder
+from tests.support.small_formats import SIZES
 
 
 @pytest.fixture
@@ -75,3 +76,12 @@ def test_a_model_that_was_only_loaded_and_saved_is_as_good_as_converted(tmp_path
     ledger = json.loads((tmp_path / "saved" / "conversion.json").read_text())
     assert "saved" not in ledger
     assert "unknown_table" not in ledger
+
+
+@pytest.mark.usefixtures("small_mappings")
+def test_sizes_that_no_shape_shows_are_not_lost_on_the_way(tmp_path: Path) -> None:
+    GLIP(GLIPConfig(**{**SIZES, "anchor_sizes": (32, 64, 128, 256, 512)})).save_pretrained(tmp_path / "saved")
+    assert GLIP.from_pretrained(tmp_path / "saved").config.anchor_sizes[0] == 32
+    for target in ("glip", "mmdet-glip"):
+        said = run("convert", "--src", tmp_path / "saved", "--dst", tmp_path / "out", "--to", target, code=5).output
+        assert "its record states anchor_sizes [32, 64, 128, 256, 512], and small, which" in said
