@@ -8,6 +8,7 @@ In the order in which data passes:
     schemas.py       what a capture's metadata and a certificate have to be
     capture.py       captures: what a model made of some inputs, as a file
     record.py        making a capture of a converted model
+    same_weights.py  whether a capture was made of the weights that are compared with it
     device.py        where and in which numbers a model runs
     gates.py         tolerances, from gates.json
     compare.py       one activation beside the captured one
