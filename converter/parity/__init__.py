@@ -17,6 +17,7 @@ In the order in which data passes:
     sensitivity.py   what a change of each element of the weights does to the activations of a capture
     places.py        where in a tensor some elements are, in words
     coverage.py      which elements some captures see, and why not the others
+    summary.py       the top of every form of the report: verdict, first difference, next command
     report.py        the report as text, JSON and JUnit XML
     coverage_report.py  the same of coverage
     html.py          the report as a page
