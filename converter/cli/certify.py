@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -44,8 +45,9 @@ Examples:
   converter verify org/glip-t@main
   converter verify mine.safetensors --accept-table HASH
 \b
-Exit codes: 0 this copy computes what was certified, 1 it does not, 8 no valid
-certificate, a table that was never released, or no tolerance is known for this dtype."""
+Exit codes: 0 this copy computes what was certified, or has no certificate and is
+what its conversion recorded, 1 it does or is not, 8 neither certificate nor
+record, a table that was never released, or no tolerance is known for this dtype."""
 
 
 @click.command(epilog=_CERTIFY)
@@ -75,8 +77,10 @@ def certify(
     """
     from converter.cli.families import family_of_weights, load_subject, open_weights
     from converter.parity.capture import load_capture
-    from converter.parity.certificate import certificate_path, certify, read_weights
+    from converter.parity.certificate import certify, read_weights
     from converter.parity.coverage_report import proof_of_rows, to_json
+    from converter.parity.evidence import certificate_path
+    from converter.parity.suspects import with_suspects
     from converter.writing.ledger import is_by_unknown_table
 
     path = certificate_path(model)
@@ -90,7 +94,7 @@ def certify(
         with progress(checkpoint.size, "hashing") as advance:
             weights = read_weights(model, checkpoint, family, advance)
         subject = load_subject(model, checkpoint, "cpu", "float32", False, threads)
-        runs = _compared(subject, captures)
+        runs = with_suspects(_compared(subject, captures), checkpoint, model)
         _refuse_failed(runs, as_json)
         covered = coverage(subject, captures)
         score = mutation_score(subject, captures, mutate, None, covered) if mutate else None
@@ -106,12 +110,16 @@ def certify(
 
 def _refuse_failed(runs: list[Report], as_json: bool) -> None:
     """End the program where a comparison did not pass."""
+    from converter.parity.suspects import suspect_lines
+
     problems = [f"{report.capture}, {report.dtype}: {problem}" for report in runs for problem in report.problems]
     if not problems:
         return
+    told = next((report for report in runs if report.record), None)
     if as_json:
-        print_json({"certificate": None, "passed": False, "problems": problems})
-    for problem in problems:
+        found = {"suspects": told.suspects if told else [], "record": told.record if told else None}
+        print_json({"certificate": None, "passed": False, **found, "problems": problems})
+    for problem in (*problems, *(suspect_lines(told, 20) if told else ())):
         click.echo(problem, err=True)
     click.echo(f"not certified: {len(problems)} comparisons did not pass", err=True)
     sys.exit(1 if any(report.passed is False for report in runs) else CaptureError.exit_code)
@@ -182,19 +190,27 @@ def verify(
     """Check that MODEL, here or on the Hub (org/name[@revision]), is what was certified, and computes the same here.
 
     Configuration, preprocessing, vocabulary and every tensor are compared with what was certified, then the fingerprint
-    is computed again. The reference is not needed.
+    is computed again. The reference is not needed. Where there is no certificate, every tensor is compared with the
+    record that the conversion left, which shows that none was changed since; this needs no torch.
     """
     from converter.cli.sources import locate
 
     located = locate(model_source, quiet=as_json)
     model = located.path
+    if not model.exists():
+        raise CaptureError(f"{model}: no such file or folder")
+    from converter.parity.evidence import certificate_path
+
+    if certificate is None and not os.path.lexists(certificate_path(model)):
+        from converter.cli.record import verify_by_record
+
+        if verify_by_record(model, root, accepted_tables, located.origin, as_json):
+            return
     if located.origin and not model.is_dir() and certificate is None:
         raise CaptureError(
             f"{plain(model_source)}: is one file; a certificate is of a whole model, so verify that: "
             "converter verify org/name"
         )
-    if not model.exists():
-        raise CaptureError(f"{model}: no such file or folder")
     from converter.cli.families import family_of_weights, load_subject, open_weights
     from converter.parity.certificate import verify
 
@@ -222,6 +238,7 @@ def _verification_json(result: Verification) -> dict[str, Any]:
     report = result.report
     return {
         "certificate": str(result.certificate),
+        "record": None,
         "verdict": verdict(result.passed),
         "problems": result.problems,
         "custom_tables": [table.entry for table in result.custom],

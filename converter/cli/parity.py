@@ -98,6 +98,7 @@ def parity(
     from converter.checkpoint.hashes import file_sha256
     from converter.parity.capture import load_capture
     from converter.parity.run import parity as compare
+    from converter.parity.suspects import with_suspects
 
     both: Sequence[Mode] = ("propagated", "injected")
     modes = [each for each in both if mode in (each, "both")]
@@ -109,6 +110,7 @@ def parity(
         hashes = {str(path): file_sha256(path) for path in (*checkpoint.files, *references)}
         pages = html is not None
         found = [compare(subject, c, modes=modes, gate=gate, pictures=pages, twice=True) for c in captures]
+        found = with_suspects(found, checkpoint, model)
         result = _Result(
             found, *_of_weights(subject, captures, gate, cover, mutate) if _passed(found) else (None, None)
         )

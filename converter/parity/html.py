@@ -35,11 +35,13 @@ from converter.parity.report import (
     verdict,
 )
 from converter.parity.run import Report
+from converter.parity.suspects import suspect_lines
 
 # one character for each cell of a heat map: how large its error is, as a part of the worst
 LEVELS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_"
 ZERO, UNSOUND = ".", "!"
 _CLASSES: Mapping[bool | None, str] = {True: "pass", False: "fail", None: "open"}
+_MOST_SUSPECTS = 100  # tensors, listed
 _MOST_BOXES = 100  # of an image and kind, drawn and listed
 
 
@@ -124,7 +126,7 @@ def _detected(report: Report, detection: DetectionResult) -> str:
 
 
 def _findings(report: Report) -> str:
-    found = findings(report)
+    found = [*findings(report), *suspect_lines(report, _MOST_SUSPECTS)]
     if not found:
         judged = {
             True: "Nothing is",

@@ -13,6 +13,7 @@ from converter.parity.compare import BINS, DECADES, TapResult
 from converter.parity.detections import Box, DetectionResult
 from converter.parity.gates import Gate
 from converter.parity.run import Report
+from converter.parity.suspects import suspect_lines
 
 VERDICTS: Mapping[bool | None, str] = {True: "pass", False: "FAIL", None: "not judged"}
 # of a capture's facts: per activation, and in the results already
@@ -116,7 +117,7 @@ def to_text(report: Report, rows: int = 20) -> str:
     if report.modes:
         lines += ["", *_NOTE.splitlines()]
     lines += ["", *_detection_lines(report, rows)] if report.detections else []
-    if found := findings(report):
+    if found := [*findings(report), *suspect_lines(report, rows)]:
         lines += ["", *found]
     lines += ["", f"gate: {report.gate} ({report.gate.reason})"]
     if loud is not None:
@@ -200,6 +201,8 @@ def to_json(report: Report, *, pictures: bool = False) -> dict[str, Any]:
         "first": report.first and report.first.name,
         "culprits": report.culprits,
         "glue": report.glue,
+        "suspects": report.suspects,
+        "record": report.record or None,
         "problems": report.problems,
         "modes": {mode: [_tap(r, pictures) for r in results] for mode, results in report.modes.items()},
         "detections": [{"passed": d.passed, **asdict(d)} for d in report.detections],
@@ -275,6 +278,10 @@ def _suites(report: Report) -> list[ElementTree.Element]:
             for i, d in enumerate(report.detections)
         ]  # fmt: skip
         suites.append(_suite(report, "detections", images))
+    if report.record:
+        changed = False if report.suspects else None
+        named = "\n".join(suspect_lines(report, len(report.suspects))[1:])
+        suites.append(_suite(report, "record", [("tensors of the file", changed, report.record, named)]))
     return suites
 
 

@@ -37,6 +37,8 @@ class Report:
         detections: one for each image; empty if only blocks were run.
         noise: largest relative difference between the outputs of two runs; None if there was one only.
         skipped: a mode that was asked for and cannot be had, and why.
+        suspects: tensors of the file that are not what its own record says, where that was looked at.
+        record: what that record says, in a sentence.
     """
 
     capture: str
@@ -49,6 +51,8 @@ class Report:
     detections: tuple[DetectionResult, ...] = field(repr=False)
     noise: float | None
     skipped: Mapping[Mode, str] = field(default_factory=dict)
+    suspects: tuple[str, ...] = ()
+    record: str = ""
 
     @property
     def passed(self) -> bool | None:

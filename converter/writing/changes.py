@@ -22,7 +22,7 @@ from converter.display import counted, file_name, plain
 from converter.errors import CheckpointError, ConverterWarning, ModelError, unreadable
 from converter.writing.commit import signals_held
 from converter.writing.destination import LEDGER
-from converter.writing.ledger import FOLDER, TABLES, digest_of_checkpoint
+from converter.writing.ledger import TABLES, digest_of_checkpoint, files_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Changes:
         if not self:
             return f"all {counted(self.recorded, 'tensor')} are as recorded"
         if self.relabelled:
-            return "the bytes of all tensors are as recorded, but a shape or a dtype is not"
+            return "the bytes of all tensors are as recorded, but not the hash of them with shapes and dtypes"
         several = len(self.named) > 1
         of_all = "" if self.added else f" of {self.recorded}"
         return (
@@ -138,9 +138,8 @@ def _of_folder(path: Path, checkpoint: Checkpoint, *, is_own: bool) -> dict[str,
         if is_own:
             raise
         return None
-    names = record.get(FOLDER)
-    is_named = isinstance(names, list) and checkpoint.path.name in names
-    return record if is_own or is_named or record["tensors"].keys() == checkpoint.tensors.keys() else None
+    is_own = is_own or checkpoint.path.name in files_of(record)
+    return record if is_own or record["tensors"].keys() == checkpoint.tensors.keys() else None
 
 
 def _checked(record: Any) -> dict[str, Any]:
