@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -193,19 +192,15 @@ def verify(
     is computed again. The reference is not needed. Where there is no certificate, every tensor is compared with the
     record that the conversion left, which shows that none was changed since; this needs no torch.
     """
+    from converter.cli.record import verify_by_record
     from converter.cli.sources import locate
 
     located = locate(model_source, quiet=as_json)
     model = located.path
     if not model.exists():
         raise CaptureError(f"{model}: no such file or folder")
-    from converter.parity.evidence import certificate_path
-
-    if certificate is None and not os.path.lexists(certificate_path(model)):
-        from converter.cli.record import verify_by_record
-
-        if verify_by_record(model, root, accepted_tables, located.origin, as_json):
-            return
+    if certificate is None and verify_by_record(model, root, accepted_tables, located.origin, as_json):
+        return
     if located.origin and not model.is_dir() and certificate is None:
         raise CaptureError(
             f"{plain(model_source)}: is one file; a certificate is of a whole model, so verify that: "

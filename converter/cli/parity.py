@@ -39,6 +39,9 @@ Exit codes: 0 within every tolerance, 1 not, 8 could not be compared or judged;
 others as in 'converter --help'."""
 
 
+_BOTH: Sequence[Mode] = ("propagated", "injected")
+
+
 class _Mutations(click.ParamType[int]):
     """A number of mutations, or `all`, as 0."""
 
@@ -100,8 +103,7 @@ def parity(
     from converter.parity.run import parity as compare
     from converter.parity.suspects import with_suspects
 
-    both: Sequence[Mode] = ("propagated", "injected")
-    modes = [each for each in both if mode in (each, "both")]
+    modes = [each for each in _BOTH if mode in (each, "both")]
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_weights(model, root))
         _check_outputs([html, junit], [*checkpoint.files, *references])

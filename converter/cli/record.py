@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -26,10 +27,11 @@ _SHOWN = 40
 def verify_by_record(
     model: Path, root: str | None, accepted_tables: Collection[str], origin: dict[str, Any] | None, as_json: bool
 ) -> bool:
-    """Compare every tensor with the record, and tell; False, and nothing is told, if there is none.
+    """Compare every tensor with the record, and tell.
 
-    Nor is it where the record names a certificate, which should lie beside it. Ends the program with 1 where a tensor differs. CaptureError for a table that is not accepted, ModelError for a
-    record that is not sound, CheckpointError.
+    False, and nothing is told, if there is no record, or a certificate lies beside the weights, or should: the record
+    of a folder names all its files. Ends the program with 1 where a tensor differs. CaptureError for a table that is
+    not accepted, ModelError for a record that is not sound, CheckpointError.
     """
     from converter.checkpoint.hashes import tensor_hashes
     from converter.parity.evidence import certificate_path, check_tables
@@ -37,9 +39,12 @@ def verify_by_record(
     from converter.writing.changes import changes_from, find_record_of_tensors
     from converter.writing.ledger import files_of, is_by_unknown_table
 
+    beside = certificate_path(model)
+    if os.path.lexists(beside):
+        return False
     with open_known(model, root) as checkpoint:
         record = find_record_of_tensors(checkpoint, model)
-        if record is None or certificate_path(model).name in files_of(record):
+        if record is None or beside.name in files_of(record):
             return False
         custom = check_tables(model, record, None, accepted_tables)
         with progress(checkpoint.size, "hashing") as advance:
@@ -83,7 +88,7 @@ def _print(model: Path, found: Changes, custom: list[CustomTable], is_unknown: b
     for table in custom:
         click.echo(f"rests on {table}, as accepted")
     if is_unknown:
-        click.echo(UNKNOWN_TABLE)
+        click.echo(f"its source was {UNKNOWN_TABLE}")
     click.echo(found.summary)
     for problem in found.problems[:_SHOWN]:
         click.echo(f"  {problem}")
