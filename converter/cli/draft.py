@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.output import done_with, print_json, progress, reports
+from converter.cli.places import Place, destination, places, source
 from converter.display import counted, file_name, plain
 from converter.errors import DestinationError, TableError
 
@@ -32,15 +33,16 @@ Matching needs scipy: pip install scipy."""
 _SHOWN = 20
 
 
-@click.command(epilog=_EPILOG)
-@click.option("--src", "source_text", required=True, metavar="FILE", help="Checkpoint to describe: a path, or hf://...")
-@click.option(
-    "--target",
-    required=True,
-    help="What it is to become: a spec (glip), or a checkpoint of the target model, for its names and shapes.",
-)
-@click.option(
-    "--out", "folder", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder to write to."
+@click.command(short_help="Propose a table for an unknown model", epilog=_EPILOG)
+@places(
+    source("Checkpoint to describe: a path, or hf://...", name="source_text"),
+    Place(
+        "target",
+        "TARGET",
+        ("--target",),
+        "What it is to become: a spec (glip), or a checkpoint of the target model, for its names and shapes.",
+    ),
+    destination("Folder to write to.", name="folder", type=click.Path(path_type=Path, file_okay=False)),
 )
 @click.option("--name", help="Name of the table. Default: that of the file.")
 @click.option("--root", help="State dict of --src to take where the file holds several.")

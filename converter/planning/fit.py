@@ -47,6 +47,11 @@ def make_plan(
     if refuse and plan.problems:
         if said := hidden(table, contents):
             raise PlanError(said)
+        if laid.best is not laid.fit and not laid.best.plan(dtype, only_joins=only_joins).problems:
+            stated, found = laid.fit.variant.name, laid.best.variant.name
+            raise PlanError(
+                f"{table.name}: {stated} was stated, but every tensor is that of {found}. State that, or none."
+            )
         raise PlanError(headline(laid, len(contents.tensors), len(plan.problems)), plan.problems)
     return plan
 
