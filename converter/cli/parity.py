@@ -154,7 +154,7 @@ def known_weights(
 
 
 def compared(subject: Subject, captures: Sequence[Capture], weights: Sequence[Weights], **options: Any) -> list[Report]:
-    """The model beside each capture. `weights`: what is known beside each; `options`: as `converter.parity.run` has them."""
+    """The model beside each capture. `weights`: what is known of them beside each; `options`: of `parity.run`."""
     from converter.parity.run import parity
 
     pairs = zip(captures, weights, strict=True)
