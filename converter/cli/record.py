@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import print_json, progress
+from converter.cli.output import print_json, progress, told
 from converter.display import file_name
 
 if TYPE_CHECKING:
@@ -90,10 +90,11 @@ def _print(model: Path, found: Changes, custom: list[CustomTable], is_unknown: b
     if is_unknown:
         click.echo(f"its source was {UNKNOWN_TABLE}")
     click.echo(found.summary)
-    for problem in found.problems[:_SHOWN]:
+    shown = found.problems if told().is_verbose else found.problems[:_SHOWN]
+    for problem in shown:
         click.echo(f"  {problem}")
-    if (more := len(found.problems) - _SHOWN) > 0:
-        click.echo(f"  ... and {more} more; --json lists all")
+    if more := len(found.problems) - len(shown):
+        click.echo(f"  ... and {more} more; -v lists all")
     again = "Convert the original again; a model that was fine-tuned is saved by save_pretrained."
     click.echo(again if found else f"This shows that {_PROVES}.")
     click.echo(_verdict(found))
