@@ -17,6 +17,7 @@ from converter.cli.package import package
 from converter.cli.parity import parity
 from converter.cli.program import run_program
 from converter.cli.publish import publish
+from converter.cli.schema import schema
 from converter.cli.tables import lint, tables
 
 __all__ = ["convert_main", "converter_main", "main"]
@@ -43,6 +44,7 @@ _SECTIONS = {
     "Prove": (parity, capture, certify, verify),
     "Publish": (package, publish),
     "Describe a format": (tables, draft, lint),
+    "For programs": (schema,),
 }
 
 

@@ -218,7 +218,7 @@ def verify(
 
 
 def _verification_json(result: Verification) -> dict[str, Any]:
-    from converter.parity.report import verdict
+    from converter.parity.report import json_safe, verdict
 
     report = result.report
     return {
@@ -229,7 +229,7 @@ def _verification_json(result: Verification) -> dict[str, Any]:
         "unknown_table": result.by_unknown_table,
         "device": report and report.device,
         "dtype": report and report.dtype,
-        "largest_relative_error": report and max(r.relative for r in report.modes["propagated"]),
+        "largest_relative_error": report and json_safe(max(r.relative for r in report.modes["propagated"])),
     }
 
 

@@ -186,7 +186,7 @@ def _print_summary(checkpoint: Checkpoint, plan: Plan) -> None:
     click.echo(f"from {plan.table} to {plan.format}" + (f", {plan.part} alone" if plan.part else ""))
     click.echo(f"variant: {plan.variant.name}{also}")
     if taken := taken_from(checkpoint):
-        click.echo(f"taken from the file: {taken}")
+        click.echo(f"state dict: {taken}")
     sources = sum(len(step.sources) for step in (*plan.steps, *plan.carried))
     if plan.wrappers:
         shown = ", ".join(f"{plain(name)} ({count})" for name, count in plan.wrappers.items())
@@ -228,7 +228,7 @@ def _tables(checkpoint: Checkpoint, plan: Plan) -> tuple[list[CustomTable], bool
 def _print_done(checkpoint: Checkpoint, plan: Plan, destination: Path, done: Conversion) -> None:
     _print_summary(checkpoint, plan)
     click.echo(f"written: {file_name(destination)}" + (f" ({len(done.files)} files)" if len(done.files) > 1 else ""))
-    click.echo(f"sha256 of the ledger: {done.ledger['sha256']}")
+    click.echo(f"sha256 of all tensors: {done.ledger['sha256']}")
 
 
 def _exactness(checkpoint: Checkpoint, plan: Plan) -> str:

@@ -29,7 +29,7 @@ Examples:
 Exit codes: 0 equal, 1 different (or nothing to compare); others: see
 'converter --help'."""
 _TABLE = "glip-official"
-_FAMILIES = {"source": " (what the table reads)", "target": " (what the table makes)", "unknown": ""}
+_FAMILIES = {"source": " (source format)", "target": " (target format)", "unknown": ""}
 _LINES = 40  # for people
 
 

@@ -62,7 +62,7 @@ def explain(
         return
     for label, value in found.items():
         for item in value if isinstance(value, list) else [value]:
-            click.echo(f"{label + ':':<10}{item}")
+            click.echo(f"{label.replace('_', ' ') + ':':<10}{item}")
 
 
 def _is(table: Table, name: str, key: str) -> bool:
@@ -90,6 +90,6 @@ def _find(plan: Plan, keys: set[str]) -> dict[str, Any] | None:
                 "variant": plan.variant.name,
                 "rule": out.pointer,
                 "source": [str(out.tensor)],
-                "left out": f"{out.reason}; {again}",
+                "left_out": f"{out.reason}; {again}",
             }
     return None

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from converter.errors import CaptureError, CheckpointError, ConverterError, Conv
 
 PATH = click.Path(path_type=Path, readable=False)  # what cannot be read is told by who reads it
 Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
+SCHEMA_VERSION = 1  # of all that --json prints: another one where a field goes or changes its meaning (docs/ci.md)
 _SHOWN_PROBLEMS = 40
 # module -> the package to install for it, and what a command needs it for
 _OPTIONAL = {
@@ -227,9 +228,14 @@ accept_table = click.option(
 )
 
 
-def print_json(content: Any) -> None:
-    """Machine-readable output on stdout; keys stay in their order."""
-    click.echo(json.dumps(content, indent=2, allow_nan=False))
+def print_json(content: Mapping[str, Any]) -> None:
+    """Machine-readable output on stdout, as the command's file in schemas/ says; keys stay in their order."""
+    click.echo(json.dumps(versioned(content), indent=2, allow_nan=False))
+
+
+def versioned(content: Mapping[str, Any]) -> dict[str, Any]:
+    """`content` as it is printed. Tests compare here all that they make commands print with its schema."""
+    return {"schema_version": SCHEMA_VERSION, **content}
 
 
 _FACTORS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}

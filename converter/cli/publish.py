@@ -114,7 +114,7 @@ def _text(done: Publication, dry_run: bool) -> list[str]:
         lines.append("nothing to do: the Hub has these files; no commit was made")
     else:
         lines.append(f"pull request: {done.pull_request}" if done.pull_request else f"commit: {done.commit}")
-    return [*lines, f"read back: {counted(done.verified, 'file')}, every hash as here"]
+    return [*lines, f"checked on the Hub: {counted(done.verified, 'file')}, the same hashes as here"]
 
 
 def _file(file: LocalFile) -> str:

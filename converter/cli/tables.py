@@ -63,7 +63,7 @@ def tables(table_name: str | None, variant: str | None, as_json: bool) -> None:
             }
         )
     if as_json:
-        print_json(content)
+        print_json({"formats": content})
         return
     for entry in content:
         click.echo(f"{entry['name']}: {entry['title']}")

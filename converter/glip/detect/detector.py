@@ -6,13 +6,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import overload
+from typing import TypeAlias, TypeVar, overload
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from converter.display import plain
+from converter.display import counted, plain
 from converter.errors import ModelError
 from converter.glip.detect.found import Found
 from converter.glip.detect.images import Picture, as_image, batch, read_for, to_tensor
@@ -26,6 +26,9 @@ from converter.glip.weights import Memory
 from converter.hub.resolve import local_path
 from converter.mapping.spec import load_spec
 from converter.parity.device import DTYPES
+
+Wanted: TypeAlias = str | Sequence[str] | Prompt
+P = TypeVar("P", bound=Picture)  # so that list[str] is a list of pictures to a type checker
 
 
 class Detector:
@@ -75,10 +78,9 @@ class Detector:
         return next(self.model.parameters()).dtype
 
     def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Detector:
-        """Move the model to a device, or a dtype, or both; return this detector. ModelError if there is none such.
+        """Move the model, as in `to("cuda", "bfloat16")` or `to(dtype=torch.float32)`, and return this detector.
 
-        detector.to("cuda", "bfloat16")
-        detector.to(dtype=torch.float32)
+        ModelError if there is no such device, or a model cannot be of the dtype.
         """
         if dtype is None and (isinstance(device, torch.dtype) or device in DTYPES):  # as torch's own `to` takes it
             device, dtype = None, device
@@ -102,32 +104,37 @@ class Detector:
 
         return draw(as_image(image), found, line_width)
 
-    def captions(self, prompt: str | Sequence[str] | Prompt) -> list[Caption]:
+    def captions(self, prompt: Wanted) -> list[Caption]:
         """The captions that the model reads: several where the prompt is too long for one. ModelError."""
         return captions(as_prompt(prompt), self.tokenizer, self.settings)
 
     @overload
     def detect(
-        self,
-        images: Picture,
-        prompt: str | Sequence[str] | Prompt,
-        threshold: float = 0.5,
-        max_detections: int = DETECTIONS_PER_IMAGE,
+        self, images: Picture, prompt: Wanted, threshold: float = 0.5, max_detections: int = DETECTIONS_PER_IMAGE
     ) -> Found: ...
 
     @overload
     def detect(
         self,
         images: list[Picture] | tuple[Picture, ...],
-        prompt: str | Sequence[str] | Prompt,
+        prompt: Wanted,
+        threshold: float = 0.5,
+        max_detections: int = DETECTIONS_PER_IMAGE,
+    ) -> list[Found]: ...
+
+    @overload
+    def detect(
+        self,
+        images: list[P] | tuple[P, ...],
+        prompt: Wanted,
         threshold: float = 0.5,
         max_detections: int = DETECTIONS_PER_IMAGE,
     ) -> list[Found]: ...
 
     def detect(
         self,
-        images: Picture | list[Picture] | tuple[Picture, ...],
-        prompt: str | Sequence[str] | Prompt,
+        images: Picture | list[P] | list[Picture] | tuple[Picture, ...],
+        prompt: Wanted,
         threshold: float = 0.5,
         max_detections: int = DETECTIONS_PER_IMAGE,
     ) -> Found | list[Found]:
@@ -150,8 +157,8 @@ class Detector:
             raise ModelError(f"max_detections: found {max_detections!r}, expected an integer of at least 1.")
         prompt = as_prompt(prompt)
         if not isinstance(images, list | tuple):
-            return self._find([as_image(images)], prompt, threshold, max_detections)[0]
-        pictures = [as_image(image, f"images[{number}]") for number, image in enumerate(images)]
+            return self._find([read_for(images, self.settings)], prompt, threshold, max_detections)[0]
+        pictures = [read_for(image, self.settings, f"images[{number}]") for number, image in enumerate(images)]
         return self._find(pictures, prompt, threshold, max_detections) if pictures else []
 
     def _find(self, pictures: list[Image.Image], prompt: Prompt, threshold: float, most: int) -> list[Found]:
@@ -172,8 +179,14 @@ class Detector:
     def _run(self, images: Tensor, sizes: list[tuple[int, int]], caption: Caption, most: int) -> list[Detections]:
         device = self.device
         ids = torch.tensor([caption.ids] * len(images), device=device)
-        out = self.model(images.to(device), ids, torch.ones_like(ids))
-        return self.model.detect(out, sizes, caption.positive_map, max(most, DETECTIONS_PER_IMAGE))
+        try:
+            out = self.model(images.to(device), ids, torch.ones_like(ids))
+            return self.model.detect(out, sizes, caption.positive_map, max(most, DETECTIONS_PER_IMAGE))
+        except torch.OutOfMemoryError:
+            raise ModelError(
+                f"{counted(len(images), 'picture')} at once: more than the memory of {device} holds. Give fewer, or a "
+                "smaller dtype."
+            ) from None
 
 
 def _best(detections: Sequence[Detections], threshold: float, most: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import warnings
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ def read_image(path: Path) -> Image.Image:
     where = file_name(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ModelError(f"{where}: is not a regular file. Give a picture.")
+            raise ModelError(f"{where}: is not a file. Give a picture.")
     except (OSError, ValueError) as error:
         raise ModelError(f"{where}: can't be read: {getattr(error, 'strerror', None) or error}.") from None
     try:
@@ -67,6 +68,8 @@ def as_image(picture: Picture, where: str = "image") -> Image.Image:
 
     `where`: what the picture is called in messages. ModelError if it cannot be used.
     """
+    if isinstance(picture, str) and re.match("https?://", picture):
+        raise ModelError(f"{where}: {plain(picture)} is an address, not a file. Download it first.")
     if isinstance(picture, str | os.PathLike):
         return read_image(Path(picture))
     if isinstance(picture, np.ndarray):
@@ -85,13 +88,14 @@ def as_image(picture: Picture, where: str = "image") -> Image.Image:
         raise ModelError(f"{where}: Pillow cannot read it: {reason}. Open it again.") from None
 
 
-def read_for(path: Path, settings: Preprocessing) -> Image.Image:
-    """As `read_image`; ModelError also if the picture is too long and thin to be resized so."""
-    image = read_image(path)
+def read_for(picture: Picture, settings: Preprocessing, where: str = "image") -> Image.Image:
+    """As `as_image`; ModelError also if the picture is too long and thin to be resized so."""
+    image = as_image(picture, where)
     try:
         settings.resized(image.width, image.height)
     except ModelError as error:
-        raise ModelError(f"{file_name(path)}: {error}") from None
+        where = file_name(Path(picture)) if isinstance(picture, str | os.PathLike) else where
+        raise ModelError(f"{where}: {error}") from None
     return image
 
 
@@ -127,6 +131,8 @@ def _array_hints(array: NDArray[Any]) -> list[str]:
         hints.append("The channels come last: array.transpose(1, 2, 0)." if shape[0] == 3 else "Give three channels.")
     if array.dtype.kind == "f":
         hints.append("Of values from 0 to 1: (array * 255).round().astype(np.uint8).")
+    elif array.dtype == np.uint16:
+        hints.append("Of values from 0 to 65535: (array >> 8).astype(np.uint8).")
     elif array.dtype != np.uint8:
         hints.append("Of values from 0 to 255: array.astype(np.uint8).")
     return hints

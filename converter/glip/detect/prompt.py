@@ -11,7 +11,7 @@ from converter.display import plain, quoted
 from converter.errors import ConverterWarning, ModelError
 from converter.glip.detect.preprocessing import Preprocessing
 from converter.glip.detect.tokenizer import Encoded, Tokenizer
-from converter.glip.detect.wording import Span, closing_stops, doubts, phrase_spans
+from converter.glip.detect.wording import Span, closing_stops, doubts, phrase_spans, repeated, underscores
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Prompt:
         """Class names, full stops allowed. ModelError if there is none, one is empty, or one is there twice.
 
         per_caption: the most names of a caption; by default as many as fit. The reference evaluates LVIS with 40.
-        A ConverterWarning if names end with a full stop as they do in a text.
+        A ConverterWarning if names end with a full stop as they do in a text, or have underscores.
         """
         if isinstance(names, str) or not all(isinstance(name, str) for name in names):
             raise ModelError(
@@ -41,24 +41,24 @@ class Prompt:
         phrases = tuple(name.strip() for name in names)
         if not phrases or not all(phrases):
             raise ModelError(f"prompt: found {quoted(str(list(names)), 80)}, expected at least one name, none empty.")
-        if len(set(phrases)) < len(phrases):
-            twice = next(name for name in phrases if phrases.count(name) > 1)
+        if twice := repeated(phrases):
             raise ModelError(f"prompt: the name {quoted(twice, 80)} is there twice. Give it once.")
         if per_caption is not None and per_caption < 1:
             raise ModelError(f"prompt: found {per_caption} names per caption, expected at least 1.")
-        _warn(closing_stops(phrases))
+        _warn([*closing_stops(phrases), *underscores(phrases)])
         return cls(phrases, per_caption=per_caption)
 
     @classmethod
     def parse(cls, text: str) -> Prompt:
         """Class names separated by full stops: `person. traffic light.`
 
-        A ConverterWarning for what is hardly meant: names divided by commas, and full stops within a name.
+        A ConverterWarning for what is hardly meant: names divided by commas, full stops or underscores within a name, a
+        name twice.
         """
         names = [name.strip() for name in text.split(".") if name.strip()]
         if not names:
             raise ModelError(f"prompt: found {quoted(text, 80)}, expected names like 'person. traffic light.'")
-        _warn(doubts(text, names))
+        _warn([*doubts(text, names), *underscores(names)])
         return cls(tuple(names))
 
     @classmethod

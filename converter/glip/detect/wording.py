@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from converter.display import listed, quoted
@@ -29,6 +30,8 @@ def doubts(text: str, names: Sequence[str]) -> Iterator[str]:
             f"prompt: {quoted(text, 80)} has the names {listed(quoted(name, 40) for name in names)}, since full stops "
             "separate names. A name that holds a full stop is given by --name, or in a list."
         )
+    if twice := repeated(names):
+        yield f"prompt: the name {quoted(twice, 80)} is there twice, and what it names is found twice. Give it once."
 
 
 def _parts(name: str) -> list[str]:
@@ -38,6 +41,22 @@ def _parts(name: str) -> list[str]:
     *parts, last = _OTHER_SEPARATOR.split(name)
     words = (re.sub(r"^(and|or)\s", "", part.strip()) for part in [*parts, *re.split(r"\s(?:and|or)\s", last)])
     return [part for word in words if (part := word.strip(" \"'[](){}"))]
+
+
+def repeated(names: Sequence[str]) -> str | None:
+    """A name that is there more than once."""
+    (name, count), *_ = Counter(names).most_common(1)
+    return name if count > 1 else None
+
+
+def underscores(names: Sequence[str]) -> Iterator[str]:
+    """A sentence on names that were copied from a data set's list."""
+    if marked := [name for name in names if "_" in name]:
+        clean = " ".join(re.sub(r"\(.*\)", "", marked[0]).replace("_", " ").split())
+        yield (
+            f"prompt: the name {quoted(marked[0], 80)} is read with its underscore. Write {quoted(clean, 80)}, as the "
+            "reference's evaluation reads it."
+        )
 
 
 def closing_stops(names: Sequence[str]) -> Iterator[str]:

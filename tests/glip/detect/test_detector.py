@@ -47,6 +47,20 @@ def test_boxes_are_those_of_the_model_in_pixels_of_the_picture(detector: Detecto
     torch.testing.assert_close(found.boxes, expected.boxes[kept] * torch.tensor([321 / 144, 214 / 96] * 2))
 
 
+def test_each_side_is_scaled_by_its_own_factor(detector: Detector) -> None:
+    """Sizes are rounded, so that the two differ: here 300/158 and 70/37."""
+    picture = PICTURE.resize((300, 70))
+    tensor = to_tensor(picture, SETTINGS)
+    assert tensor.shape == (3, 37, 158)
+    (caption,) = detector.captions(Prompt.parse("person."))
+    ids = torch.tensor([caption.ids])
+    with torch.inference_mode():
+        out = detector.model(batch([tensor], 32), ids, torch.ones_like(ids))
+    (expected,) = detector.model.detect(out, [(37, 158)], caption.positive_map)
+    found = detector.detect(picture, "person.", 0.0)
+    torch.testing.assert_close(found.boxes, expected.boxes * torch.tensor([300 / 158, 70 / 37] * 2), rtol=1e-6, atol=0)
+
+
 def test_boxes_lie_in_the_picture_and_scores_fall(found: Found) -> None:
     assert (found.width, found.height) == PICTURE.size
     assert found.boxes.min() >= 0
@@ -97,14 +111,14 @@ def test_what_is_found_has_the_name_that_was_given(detector: Detector) -> None:
 
 def test_a_long_prompt_is_looked_for_in_parts(detector: Detector) -> None:
     names = ["person"] * 126 + ["dog"] * 126
-    prompt = Prompt.parse(". ".join(names))
+    prompt = Prompt(tuple(names))
     first, second = detector.captions(prompt)
     found = detector.detect(PICTURE, prompt, 0.0)
     assert (len(first.ids), len(second.ids)) == (255, 251)
     assert 100 <= len(found.scores) < 1000
     assert torch.equal(found.scores, found.scores.sort(descending=True).values)
     assert [names[label - 1] for label in found.labels.tolist()] == list(found.phrases)
-    alone = detector.detect(PICTURE, Prompt.parse(". ".join(names[127:])), 0.0)  # what the second caption says
+    alone = detector.detect(PICTURE, Prompt(tuple(names[127:])), 0.0)  # what the second caption says
     best = found.scores[found.labels > 127]
     torch.testing.assert_close(best, alone.scores[: len(best)])
 

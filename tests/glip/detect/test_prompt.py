@@ -93,7 +93,7 @@ def test_a_phrase_has_the_tokens_of_its_characters(tokenizer: Tokenizer, words: 
 
 def test_many_names_take_several_captions(tokenizer: Tokenizer) -> None:
     names = ["dog", "traffic light", "hair drier"] * 120
-    prompt = Prompt.parse(". ".join(names))
+    prompt = Prompt(tuple(names))
     made = captions(prompt, tokenizer, SETTINGS)
     assert [len(caption.ids) for caption in made] == [255, 256, 253, 253, 68]
     assert [label for caption in made for label in caption.positive_map] == list(range(1, 361))

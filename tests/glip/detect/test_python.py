@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,8 @@ def test_names_may_be_a_list(detector: Detector) -> None:
         (ARRAY[None], r"list\(array\)"),
         (ARRAY[:0], "that has pixels"),
         (ARRAY.astype(np.int64), r"int64, .*astype\(np\.uint8\)"),
+        (ARRAY.astype(np.uint16), r"uint16, .*\(array >> 8\)\.astype\(np\.uint8\)"),
+        ("https://host/a.jpg", "'?https://host/a.jpg'? is an address, not a file"),
         (torch.from_numpy(ARRAY), r"a tensor \(427, 640, 3\), expected a path, a Pillow picture, or an array"),
         (b"\x89PNG", r"bytes, .*PIL\.Image\.open\(io\.BytesIO\(data\)\)"),
         (None, "NoneType, expected a path"),
@@ -240,7 +243,37 @@ def test_supervision_is_named_where_it_is_not_installed(detector: Detector, monk
         detector.detect(ARRAY, "person.", 0.3).to_supervision()
 
 
-def test_reading_refuses_what_could_not_be_detected_in(detector: Detector, tmp_path: Path) -> None:
-    Image.new("RGB", (4000, 1)).save(tmp_path / "line.png")
-    with pytest.raises(ModelError, match=r"line\.png: found 4000x1 pixels: .* would vanish"):
-        detector.read(tmp_path / "line.png")
+def test_a_line_is_refused_before_the_model_runs(detector: Detector, tmp_path: Path) -> None:
+    line = Image.new("RGB", (4000, 1))
+    line.save(tmp_path / "line.png")
+    for call, where in (
+        (lambda: detector.read(tmp_path / "line.png"), r".*/line\.png"),
+        (lambda: detector.detect([ARRAY, str(tmp_path / "line.png")], "dog."), r".*/line\.png"),
+        (lambda: detector.detect([ARRAY, line], "dog."), r"images\[1\]"),
+    ):
+        with pytest.raises(ModelError, match=rf"^{where}: found 4000x1 pixels: .* would vanish"):
+            call()
+
+
+def test_too_many_pictures_at_once_are_told(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*inputs: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5 GiB.")
+
+    monkeypatch.setattr(detector.model, "forward", full)
+    with pytest.raises(ModelError, match=r"^2 pictures at once: more than the memory of cpu holds\. Give fewer"):
+        detector.detect([ARRAY, ARRAY], "dog.")
+
+
+def test_the_example_of_the_documents_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "detect.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    small_folder(tmp_path / "to-publish")
+    for name, photograph in zip(("street.jpg", "park.jpg"), PHOTOGRAPHS, strict=False):
+        photograph.save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert (names["found"].width, names["found"].height) == PHOTOGRAPHS[1].size
+    assert set(names["found"].phrases) <= {"a person", "umbrella"}
+    with Image.open("drawn.png") as drawing:
+        assert drawing.size == PHOTOGRAPHS[0].size

@@ -51,6 +51,21 @@ def test_a_full_stop_within_a_name_is_a_warning(text: str, first: str) -> None:
         Prompt.parse(text)
 
 
+def test_a_name_that_is_there_twice_is_a_warning() -> None:
+    with pytest.warns(ConverterWarning, match="the name 'dog' is there twice, and what it names is found twice"):
+        assert Prompt.parse("dog. cat. dog.").phrases == ("dog", "cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("name", "form"), [("traffic_light", "traffic light"), ("bow_(weapon)", "bow"), ("a__b", "a b")]
+)
+def test_names_of_a_data_set_with_underscores_are_a_warning(name: str, form: str) -> None:
+    """As `clean_name` of the reference's maskrcnn_benchmark/engine/inference.py reads them."""
+    for make in (lambda: Prompt.parse(f"dog. {name}."), lambda: Prompt.of_names(["dog", name])):
+        with pytest.warns(ConverterWarning, match=re.escape(f"{name!r} is read with its underscore. Write {form!r},")):
+            assert make().phrases == ("dog", name)
+
+
 MEANT = """
     person. / person. traffic light. / person.dog.cat / salt and pepper. x-ray / A. B. C. / person dog
     3,5 mm jack. tape / hot-dog / a person's hat / 1. 2. 3. / 人. 狗. / ,
