@@ -19,6 +19,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from converter.errors import require
+
 if TYPE_CHECKING:
     from converter.glip.detect.detector import Detector
     from converter.glip.detect.found import Found
@@ -51,11 +53,17 @@ _HOMES = {
     "model.head": ("Output",),
     "zoo": ("get_model", "model_names"),
 }
+_EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "detect.detector": ("detect", ("torch", "PIL", "tokenizers")),
+    "detect.prompt": ("detect", ()),
+}
 
 
 def __getattr__(name: str) -> object:
     for home, names in _HOMES.items():
         if name in names:
+            extra, modules = _EXTRAS.get(home, ("model", ("torch",)))
+            require(f"converter.glip.{name}", extra, modules)
             return getattr(import_module(f"{__name__}.{home}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
