@@ -29,7 +29,7 @@ It writes NAME.json, the table, and also a spec if --target is a checkpoint.
 A rule that is not sure has a 'doubt', which says why and what else is possible.
 Settle each doubt and delete it: convert refuses a table that has one. Then run
 'converter lint tables/NAME.json'. docs/new-model.md shows it from end to end.
-Matching needs scipy: pip install scipy."""
+Matching needs scipy: pip install 'converter[draft]'."""
 _SHOWN = 20
 
 
