@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -67,7 +68,7 @@ def find_and_tell(
     if options.format == "json":
         print_json(results.document())
     elif options.format == "coco":
-        print_json(results.coco())
+        click.echo(json.dumps(results.coco(), indent=2, allow_nan=False))  # COCO's own, a list
     return run.found
 
 
