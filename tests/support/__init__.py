@@ -20,6 +20,7 @@ hub/                 a stand-in of the Hub
 program.py           the program as a user starts it: a process that imported it forks for each run
 alone.py             the same without the fork: a process of its own, for what it imports and where it ends
 schemas.py           all JSON that commands print, beside its schema
+drawings.py          whether boxes were drawn into a picture
 bare.py              an environment with converter and nothing that is optional
 strace.py            its system calls, listed and made to fail
 stopping.py          it is stopped at a request to the Hub, or at a system call
