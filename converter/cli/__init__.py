@@ -17,6 +17,7 @@ from converter.cli.package import package
 from converter.cli.parity import parity
 from converter.cli.program import run_program
 from converter.cli.publish import publish
+from converter.cli.settle import settle
 from converter.cli.tables import lint, tables
 
 __all__ = ["convert_main", "converter_main", "main"]
@@ -47,7 +48,8 @@ def main() -> None:
 
 
 _COMMANDS = (
-    convert, inspect, explain, diff, draft, parity, capture, certify, verify, detect, package, publish, tables, lint,
+    convert, inspect, explain, diff, draft, settle, parity, capture, certify, verify, detect, package, publish,
+    tables, lint,
 )  # fmt: skip
 for _command in _COMMANDS:
     main.add_command(_command)

@@ -14,6 +14,7 @@ from converter.checkpoint import DTYPES, DType
 from converter.display import counted, quoted
 from converter.errors import PlanError, TableError
 from converter.mapping.cast import is_float
+from converter.mapping.doubts import unsettled
 from converter.mapping.entries import Bound, Ignore, Transfer
 from converter.mapping.names import form_of
 from converter.mapping.ops import Op, Shape, prove_bijective
@@ -40,14 +41,15 @@ def make_plan(
     The variant is inferred from names and shapes unless stated; `dtype` casts every tensor, else each keeps its own;
     with `only_joins` it casts only those of several dtypes that become one.
     A tensor that cannot be read is a problem unless the table leaves it out, an object only where a tensor is needed.
-    Raises PlanError with every problem at once, unless `refuse` is False: then they are in the plan.
+    Raises PlanError with every problem at once, or TableError where the table's doubts are all that is wrong, unless
+    `refuse` is False: then they are in the plan.
     """
     laid = fits(table, contents, variant)
     plan = laid.fit.plan(dtype, only_joins=only_joins)
     if refuse and plan.problems:
         if said := hidden(table, contents):
             raise PlanError(said)
-        raise PlanError(headline(laid, len(contents.tensors), len(plan.problems)), plan.problems)
+        raise refusal(laid, len(contents.tensors), plan.problems)
     return plan
 
 
@@ -102,6 +104,14 @@ class Fits:
         fits = [Fit(table, v, tensors, **details) for v in table.spec.variants]
         self.best = max(fits, key=lambda fit: fit.score)
         self.fit = next(f for f in fits if f.variant == self.stated) if self.stated else self.best
+
+
+def refusal(fits: Fits, keys: int, problems: Sequence[str]) -> PlanError | TableError:
+    """The error for a plan with `problems`, made of `keys` tensors: of the table if nothing but its doubts is wrong."""
+    table = fits.fit.table
+    if len(problems) == len(table.doubts()):
+        return TableError(unsettled(table.path, len(problems)), problems)
+    return PlanError(headline(fits, keys, len(problems)), problems)
 
 
 def headline(fits: Fits, keys: int, problems: int) -> str:

@@ -224,7 +224,7 @@ class _Round:
         for unit in left:
             if (key := _transposed(unit.signature)) != unit.signature:
                 turned.setdefault(key, []).append(unit)
-        doubt = "only the transposed shape is there; square matrices of the same model may be transposed as well"
+        doubt = "only the transposed shape is there"
         self._assign(turned, _by_signature(right), "transpose", doubt)
         left, right = _open(left, self.sources), _open(right, self.targets)
         self._assign(_keyed(left, _squeezed), _keyed(right, _squeezed), "reshape", None)

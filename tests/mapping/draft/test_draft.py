@@ -15,10 +15,10 @@ import pytest
 
 from converter.checkpoint import DTYPES
 from converter.errors import TableError
+from converter.mapping.documents import to_text
 from converter.mapping.draft import Draft, Named, known_target, new_target, propose
 from converter.mapping.draft.assignment import assign, margins_of
 from converter.mapping.draft.names import take_apart
-from converter.mapping.draft.propose import to_text
 from converter.mapping.lint import lint
 from converter.mapping.load import load_table
 from converter.mapping.table import Table
