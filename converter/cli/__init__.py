@@ -7,6 +7,7 @@ import click
 from converter import __version__
 from converter.cli.capture import capture
 from converter.cli.certify import certify, verify
+from converter.cli.compare import compare
 from converter.cli.convert import convert
 from converter.cli.detect import detect
 from converter.cli.diff import diff
@@ -48,7 +49,7 @@ def main() -> None:
 
 
 _COMMANDS = (
-    convert, inspect, explain, diff, draft, settle, parity, capture, certify, verify, detect, package, publish,
+    convert, inspect, explain, diff, draft, settle, compare, parity, capture, certify, verify, detect, package, publish,
     tables, lint,
 )  # fmt: skip
 for _command in _COMMANDS:
