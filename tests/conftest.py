@@ -18,6 +18,7 @@ import pytest
 
 from tests.support.hub.server import HubServer
 from tests.support.program import Program
+from tests.support.schemas import checked
 
 pytest_plugins = ["tests.support.fixtures"]
 
@@ -80,6 +81,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Genera
     )
     for reason, count in reasons.most_common():
         terminalreporter.write_line(f"{count} skipped: {reason}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unlike_schemas() -> Iterator[list[str]]:
+    """What commands printed with --json in this process that is not as their schemas say."""
+    with checked() as problems:
+        yield problems
+
+
+@pytest.fixture(autouse=True)
+def json_is_as_schemas_say(unlike_schemas: list[str]) -> Iterator[None]:
+    """Of every command that any test runs."""
+    yield
+    found = unlike_schemas[:]
+    unlike_schemas.clear()
+    assert found == []
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,8 @@ def test_the_wheel_works_from_another_folder(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     # the installed copy, not the checkout that an editable install would offer
-    script = "import converter; print(converter.__file__); from converter.cli import main; main(['lint'])"
+    script = """import converter; print(converter.__file__)
+from converter.cli import main; main(['lint'], standalone_mode=False); main(['schema', 'lint'])"""
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=elsewhere,
@@ -34,4 +35,5 @@ def test_the_wheel_works_from_another_folder(tmp_path: Path) -> None:
     where, *said = done.stdout.splitlines()
     assert Path(where).is_relative_to(site)
     assert "glip-official: 60 rules, sound for every variant" in said
+    assert '  "$id": "urn:converter:json:lint:1",' in said
     assert {path.name for path in (site / "bin").iterdir()} == {"convert", "converter"}

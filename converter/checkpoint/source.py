@@ -106,7 +106,7 @@ class SourceFile(Closing):
             before, now = self._status, os.fstat(self._fd)
         except OSError as error:
             raise CorruptCheckpointError(
-                f"{file_name(self.path)}: whether it was changed while it was read cannot be told ({error.strerror}). "
+                f"{file_name(self.path)}: cannot tell whether it was changed while it was read ({error.strerror}). "
                 "Check the disk, and run again."
             ) from error
         if (before.st_size, before.st_mtime_ns) != (now.st_size, now.st_mtime_ns):
@@ -167,4 +167,4 @@ def _refuse_special(path: Path, mode: int) -> None:
         (stat.S_ISBLK, "a block device"),
     )
     kind = next((name for test, name in kinds if test(mode)), "a special file")
-    raise NotACheckpointError(f"{file_name(path)}: is {kind}, not a regular file. Give the checkpoint file itself.")
+    raise NotACheckpointError(f"{file_name(path)}: is {kind}, not a file. Give the checkpoint file itself.")

@@ -65,7 +65,7 @@ def read_limited(path: Path, limit: int = SIZE_LIMIT) -> bytes:
     """The content of a regular file of at most `limit` bytes; a FIFO is not waited for. OSError, ValueError."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("not a regular file")
+            raise ValueError("not a file")
         data = file.read(limit + 1)
     if len(data) > limit:
         raise ValueError(f"larger than {limit >> 20} MiB")

@@ -18,6 +18,7 @@ from converter.cli.package import package
 from converter.cli.parity import parity
 from converter.cli.program import run_program
 from converter.cli.publish import publish
+from converter.cli.schema import schema
 from converter.cli.settle import settle
 from converter.cli.tables import lint, tables
 
@@ -39,21 +40,42 @@ Exit codes:
   129 hung up          130 interrupted      143 terminated"""
 
 
-@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="converter")
-def main() -> None:
+_SECTIONS = {
+    "Convert": (inspect, convert, explain, diff),
+    "Run": (detect,),
+    "Prove": (parity, capture, certify, verify, compare),
+    "Publish": (package, publish),
+    "Describe a format": (tables, draft, settle, lint),
+    "For programs": (schema,),
+}
+
+
+class _Program(click.Group):
+    """Its help lists commands by what they are for."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, self.commands))
+        for title, commands in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(f"{command.name:<{width}}", command.short_help or "") for command in commands])
+
+
+@click.group(
+    cls=_Program,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    commands=[command for commands in _SECTIONS.values() for command in commands],
+    invoke_without_command=True,
+)
+@click.version_option(__version__, "-V", "--version", prog_name="converter")
+@click.pass_context
+def main(context: click.Context) -> None:
     """Move GLIP weights between implementations and prove that nothing was lost.
 
     Checkpoints are never executed: no pickle is loaded, nothing in one is imported or called.
     """
-
-
-_COMMANDS = (
-    convert, inspect, explain, diff, draft, settle, compare, parity, capture, certify, verify, detect, package, publish,
-    tables, lint,
-)  # fmt: skip
-for _command in _COMMANDS:
-    main.add_command(_command)
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def converter_main() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from converter.cli.output import PATH, done_with, print_json, reports
+from converter.cli.places import destination, places, source
 from converter.cli.run_options import JOINED, MODEL, root, run_options
 from converter.display import file_name, gigabytes
 from converter.errors import DestinationError
@@ -24,10 +25,10 @@ The official code is captured by scripts/capture_official.py, in its own
 environment; the inputs of that capture, real images or not, can be used here."""
 
 
-@click.command(epilog=_EPILOG)
-@click.argument("model", type=PATH)
-@click.option(
-    "--dst", "destination", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Capture to write."
+@click.command(short_help="Record activations to compare with", epilog=_EPILOG)
+@places(
+    source("What to run.", "MODEL", "model", PATH),
+    destination("Capture to write.", type=click.Path(path_type=Path, dir_okay=False)),
 )
 @click.option(
     "--inputs",

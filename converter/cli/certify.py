@@ -12,6 +12,7 @@ import click
 
 from converter.cli.output import PATH, accept_table, done_with, print_json, progress, reports
 from converter.cli.parity import coverage, mutation_score, score_line
+from converter.cli.places import places, source
 from converter.cli.run_options import JOINED, MODEL, references, root, run_options
 from converter.display import file_name, plain, quoted
 from converter.errors import CaptureError, DestinationError
@@ -48,8 +49,8 @@ Exit codes: 0 this copy computes what was certified, 1 it does not, 8 no valid
 certificate, a table that was never released, or no tolerance is known for this dtype."""
 
 
-@click.command(epilog=_CERTIFY)
-@click.argument("model", type=PATH)
+@click.command(short_help="Compare, and write a certificate", epilog=_CERTIFY)
+@places(source("The model: a path.", "MODEL", "model", PATH))
 @references
 @root
 @click.option(
@@ -161,8 +162,8 @@ def _print_certified(path: Path, runs: list[Report], covered: Coverage, score: S
         click.echo(UNKNOWN_TABLE)
 
 
-@click.command(epilog=_VERIFY)
-@click.argument("model_source", metavar="MODEL")
+@click.command(short_help="Check weights against their certificate", epilog=_VERIFY)
+@places(source("The model: a path, org/name, or hf://org/name/file.pth.", "MODEL", "model_source"))
 @click.option("--certificate", type=PATH, help="Default: beside the weights.")
 @root
 @accept_table
@@ -217,7 +218,7 @@ def verify(
 
 
 def _verification_json(result: Verification) -> dict[str, Any]:
-    from converter.parity.report import verdict
+    from converter.parity.report import json_safe, verdict
 
     report = result.report
     return {
@@ -228,7 +229,7 @@ def _verification_json(result: Verification) -> dict[str, Any]:
         "unknown_table": result.by_unknown_table,
         "device": report and report.device,
         "dtype": report and report.dtype,
-        "largest_relative_error": report and max(r.relative for r in report.modes["propagated"]),
+        "largest_relative_error": report and json_safe(max(r.relative for r in report.modes["propagated"])),
     }
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import PATH, print_json, reports
+from converter.cli.output import PATH, print_json, reports, told
+from converter.cli.places import Place, places
 from converter.display import counted, figure, plain
 from converter.errors import CaptureError
 
@@ -49,9 +50,11 @@ def _pair(context: click.Context, parameter: click.Parameter, values: tuple[str,
     return tuple((value.split("=")[0], value.split("=")[1]) for value in values)
 
 
-@click.command(epilog=_EPILOG)
-@click.argument("a", type=PATH)
-@click.argument("b", type=PATH)
+@click.command(short_help="Compare recorded outputs of two models", epilog=_EPILOG)
+@places(
+    Place("a", "A", ("--src",), "Outputs of the model to compare with.", PATH),
+    Place("b", "B", ("--dst",), "Outputs of the other one.", PATH),
+)
 @click.option(
     "--pair",
     "pairs",
@@ -99,10 +102,11 @@ def _text(found: Compared, a: Path, b: Path) -> list[str]:
         f"{counted(len(verdicts), 'output')}: {verdicts.count(True)} within the limit, {verdicts.count(False)} beyond, "
         f"{verdicts.count(None)} not judged",
     ]
-    for output in list(worst_first(found.outputs))[:_ROWS]:
+    rows = len(verdicts) if told().is_verbose else _ROWS
+    for output in list(worst_first(found.outputs))[:rows]:
         lines += _lines(output)
-    if len(verdicts) > _ROWS:
-        lines.append(f"  ... and {len(verdicts) - _ROWS} more with smaller errors; --json lists all")
+    if len(verdicts) > rows:
+        lines.append(f"  ... and {len(verdicts) - rows} more with smaller errors; --verbose lists all")
     lines += [f"not compared: {plain(name)}" for name in found.left]
     lines.append(f"inputs: {counted(found.inputs, 'tensor')}, the same in both" if found.inputs else
                  "inputs: not recorded in both files, so whether they were the same is not known")  # fmt: skip

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import PATH, done_with, parse_size, print_json, progress, reports
+from converter.cli.output import PATH, done_with, note, parse_size, print_json, progress, reports, told
+from converter.cli.places import FORMAT, destination, places, source
 from converter.display import file_name, gigabytes, plain
 
 if TYPE_CHECKING:
@@ -20,15 +21,15 @@ if TYPE_CHECKING:
 
 _EPILOG = """\b
 Examples:
-  convert --src official.pth --dst glip-t.safetensors
-  convert --src official.pth --dst glip-t/ --max-shard-size 500MB
-  convert --src official.pth --dst glip-t.safetensors --dry-run --json
-  convert --src official.pth --dst glip-t-bf16.safetensors --dtype bfloat16
-  convert --src official.pth --dst mmdet.pth --to mmdet-glip
-  convert --src mmdet.pth --dst swin-t/ --to transformers-swin-backbone
-  convert --src official.pth --dst glip-t.safetensors --keep-residue
-  convert --src glip-t.safetensors --dst again.pth --to glip-official
-  convert --src hf://org/name/official.pth@main --dst glip-t.safetensors
+  converter convert --src official.pth --dst glip-t.safetensors
+  converter convert --src official.pth --dst glip-t/ --max-shard-size 500MB
+  converter convert --src official.pth --dst glip-t.safetensors --dry-run --json
+  converter convert --src official.pth --dst glip-t-bf16.safetensors --dtype bfloat16
+  converter convert --src official.pth --dst mmdet.pth --to mmdet-glip
+  converter convert --src mmdet.pth --dst swin-t/ --to transformers-swin-backbone
+  converter convert --src official.pth --dst glip-t.safetensors --keep-residue
+  converter convert --src glip-t.safetensors --dst again.pth --to glip-official
+  converter convert --src hf://org/name/official.pth@main --dst glip-t.safetensors
 \b
 A --dst that ends in .safetensors becomes one self-describing file; one that ends
 in .pth a file as torch.save writes it (for every format but glip). Any other
@@ -38,30 +39,27 @@ not at all.
 Exit codes: see 'converter --help'."""
 
 
-@click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--src",
-    "source",
-    required=True,
-    help="Checkpoint to read: .pth or safetensors, here or on the Hub (hf://org/name/file.pth@revision).",
+@click.command(
+    short_help="Write a checkpoint in another format",
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.option(
-    "--dst",
-    "destination",
-    required=True,
-    type=PATH,
-    help="File (.safetensors, .pth) or folder to write.",
+@places(
+    source("Checkpoint to read: .pth or safetensors, here or on the Hub (hf://org/name/file.pth@revision)."),
+    destination("File (.safetensors, .pth) or folder to write."),
 )
 @click.option(
     "--from",
     "--table",
     "source_format",
+    type=FORMAT,
     metavar="FORMAT",
     help="Format of the checkpoint: a name of 'converter tables' or a path to JSON. Default: recognised.",
 )
 @click.option(
     "--to",
     "target_format",
+    type=FORMAT,
     metavar="FORMAT",
     help="Format to write, named as for --from. Default: glip, the in-house model.",
 )
@@ -160,10 +158,10 @@ def _plan(
             found = f"is for the way back to {plain(kept.format)}, not to {target.label}"
             if residue_file is not None:
                 raise RootError(f"{path}: {found}. Leave out --residue.")
-            click.echo(f"{path.name} {found}, and is not used", err=True)
+            note(f"{path.name} {found}, and is not used")
             residue = kept = None
         elif residue_file is None and not kept.belongs(checkpoint):
-            click.echo(f"{path.name} belongs to another conversion and is not used; --residue insists", err=True)
+            note(f"{path.name} belongs to another conversion and is not used; --residue insists")
             residue = kept = None
         elif target.is_hub:
             target = hub_holding(source, target, kept.checkpoint.tensors)
@@ -188,7 +186,7 @@ def _print_summary(checkpoint: Checkpoint, plan: Plan) -> None:
     click.echo(f"from {plan.table} to {plan.format}" + (f", {plan.part} alone" if plan.part else ""))
     click.echo(f"variant: {plan.variant.name}{also}")
     if taken := taken_from(checkpoint):
-        click.echo(f"taken from the file: {taken}")
+        click.echo(f"state dict: {taken}")
     sources = sum(len(step.sources) for step in (*plan.steps, *plan.carried))
     if plan.wrappers:
         shown = ", ".join(f"{plain(name)} ({count})" for name, count in plan.wrappers.items())
@@ -211,7 +209,7 @@ def _print_summary(checkpoint: Checkpoint, plan: Plan) -> None:
     for entry in plan.missing:
         click.echo(f"  missing: {entry.names} ({entry.reason})")
     for sentence in (*checkpoint.skipped, *checkpoint.unsupported.values(), *checkpoint.objects.values()):
-        click.echo(f"  left aside: {sentence}")
+        click.echo(f"  not read: {sentence}")
     custom, is_unknown = _tables(checkpoint, plan)
     for table in custom:
         click.echo(f"{table}: verify and publish what it makes with --accept-table")
@@ -230,7 +228,7 @@ def _tables(checkpoint: Checkpoint, plan: Plan) -> tuple[list[CustomTable], bool
 def _print_done(checkpoint: Checkpoint, plan: Plan, destination: Path, done: Conversion) -> None:
     _print_summary(checkpoint, plan)
     click.echo(f"written: {file_name(destination)}" + (f" ({len(done.files)} files)" if len(done.files) > 1 else ""))
-    click.echo(f"sha256 of the ledger: {done.ledger['sha256']}")
+    click.echo(f"sha256 of all tensors: {done.ledger['sha256']}")
 
 
 def _exactness(checkpoint: Checkpoint, plan: Plan) -> str:
@@ -259,14 +257,15 @@ def _dtypes(plan: Plan) -> str | None:
 
 
 def _print_plan(checkpoint: Checkpoint, plan: Plan) -> None:
-    for step in (*plan.steps, *plan.carried):
-        sources, targets = (", ".join(map(str, side)) for side in (step.sources, step.targets))
-        click.echo(f"{sources} -> {targets}  [{'; '.join(step.describe())}]")
     _print_summary(checkpoint, plan)
     for shape, names in plan.indistinguishable():
         click.echo(f"  same shape, told apart by values alone: {len(names)} tensors of {list(shape)}")
     click.echo(f"  square, so that no shape shows a transposition: {len(plan.transposable())} matrices")
-    click.echo("dry run: nothing was written")
+    click.echo("dry run: nothing was written" + ("" if told().is_verbose else "; -v lists what becomes of each tensor"))
+    if told().is_verbose:
+        for step in (*plan.steps, *plan.carried):
+            sources, targets = (", ".join(map(str, side)) for side in (step.sources, step.targets))
+            click.echo(f"{sources} -> {targets}  [{'; '.join(step.describe())}]")
 
 
 def _plan_json(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:

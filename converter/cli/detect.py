@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.output import PATH, print_json, progress, reports
+from converter.cli.places import Place, places, source
 from converter.cli.run_options import JOINED, MODEL, root, run_options
 from converter.display import plain
 from converter.errors import DestinationError, ModelError
@@ -45,9 +46,11 @@ class _Score(click.FloatRange):
         return float(score)
 
 
-@click.command(epilog=_EPILOG)
-@click.argument("model_source", metavar="MODEL")
-@click.argument("images", nargs=-1, required=True, type=PATH, metavar="IMAGE...")
+@click.command(short_help="Find things in pictures", epilog=_EPILOG)
+@places(
+    source("The model: a path, org/name, or hf://org/name/file.pth.", "MODEL", "model_source"),
+    Place("images", "IMAGE...", type=PATH, is_many=True),
+)
 @click.option("--prompt", metavar="NAMES", help="Class names, a full stop after each: 'person. dog.'")
 @click.option("--name", "names", multiple=True, help="A class name, which may hold full stops. Repeatable.")
 @click.option("--caption", help="A sentence; its phrases are named by --span.")
@@ -59,7 +62,7 @@ class _Score(click.FloatRange):
 )
 @root
 @click.option("--threshold", type=_Score(0, 1), default=0.5, show_default=True, help="Keep what scores above this.")
-@click.option("--out", type=PATH, help="Folder to write drawn pictures and detections.json to.")
+@click.option("-o", "--dst", "--out", "out", type=PATH, help="Folder to write drawn pictures and detections.json to.")
 @click.option("--force", is_flag=True, help="Write into a folder that is not empty.")
 @run_options("float32")
 @reports

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import print_json, progress, reports
+from converter.cli.output import print_json, progress, reports, told
+from converter.cli.places import Place, places
 from converter.display import counted, plain
 
 if TYPE_CHECKING:
@@ -28,13 +29,15 @@ Examples:
 Exit codes: 0 equal, 1 different (or nothing to compare); others: see
 'converter --help'."""
 _TABLE = "glip-official"
-_FAMILIES = {"source": " (what the table reads)", "target": " (what the table makes)", "unknown": ""}
+_FAMILIES = {"source": " (source format)", "target": " (target format)", "unknown": ""}
 _LINES = 40  # for people
 
 
-@click.command(epilog=_EPILOG)
-@click.argument("a")
-@click.argument("b")
+@click.command(short_help="Compare the weights of two checkpoints", epilog=_EPILOG)
+@places(
+    Place("a", "A", ("--src",), "One checkpoint: a path, or hf://..."),
+    Place("b", "B", ("--dst",), "The other one."),
+)
 @click.option("--table", "table_name", help="Mapping table: a name or a path to JSON.  [default: recognised]")
 @click.option("--no-table", is_flag=True, help="Compare by the keys as they are in the files.")
 @click.option("--root-a", help="State dict of A to take where the file holds several.")
@@ -135,7 +138,9 @@ def _text(found: Difference, a: str, b: str, tolerance: float | None) -> list[st
 
 
 def _cut(sections: dict[str, list[str]], room: int) -> list[str]:
-    """As many lines of each section as fit in `room`; short sections are whole before long ones share the rest."""
+    """As many lines of each section as fit in `room`, all by -v; short sections are whole before long ones share it."""
+    if told().is_verbose:
+        return [line for items in sections.values() for line in items]
     room -= 1 + sum(bool(items) for items in sections.values())  # the lines that say how many more
     shares = {}
     for position, label in enumerate(sorted(sections, key=lambda label: len(sections[label]))):
@@ -146,7 +151,7 @@ def _cut(sections: dict[str, list[str]], room: int) -> list[str]:
         lines += items[: shares[label]]
         if more := len(items) - shares[label]:
             lines.append(f"... and {more} more {label}")
-    return [*lines, "--json lists all"] if any(line.startswith("... and ") for line in lines) else lines
+    return [*lines, "-v lists all"] if any(line.startswith("... and ") for line in lines) else lines
 
 
 def _lone(seen: Seen) -> str:

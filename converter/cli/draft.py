@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import done_with, print_json, progress, reports
+from converter.cli.output import done_with, print_json, progress, reports, told
+from converter.cli.places import Place, destination, places, source
 from converter.cli.settle import doubt_lines, next_step
 from converter.display import counted, file_name, plain
 from converter.errors import DestinationError, TableError
@@ -34,16 +35,16 @@ Matching needs scipy: pip install scipy."""
 _SHOWN = 20
 
 
-@click.command(epilog=_EPILOG)
-@click.option("--src", "source_text", required=True, metavar="FILE", help="Checkpoint to describe: a path, or hf://...")
-@click.option(
-    "--target",
-    required=True,
-    metavar="TARGET",
-    help="What it is to become: a format of 'converter tables', a spec's path, or a checkpoint of the target, also hf://...",
-)
-@click.option(
-    "--out", "folder", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder to write to."
+@click.command(short_help="Propose a table for an unknown model", epilog=_EPILOG)
+@places(
+    source("Checkpoint to describe: a path, or hf://...", name="source_text"),
+    Place(
+        "target",
+        "TARGET",
+        ("--target",),
+        "What it is to become: a format of 'converter tables', the path of a spec, or a checkpoint of it, also hf://...",
+    ),
+    destination("Folder to write to.", name="folder", type=click.Path(path_type=Path, file_okay=False)),
 )
 @click.option("--name", help="Name of the table. Default: that of the file.")
 @click.option("--root", help="State dict of --src to take where the file holds several.")
@@ -257,9 +258,10 @@ def _print(result: Draft, path: Path, sources: int, aside: list[str]) -> None:
     ):
         if items:
             click.echo(f"{counted(len(items), 'tensor')} {what}:")
-            for tensor in items[:_SHOWN]:
+            shown = len(items) if told().is_verbose else _SHOWN
+            for tensor in items[:shown]:
                 click.echo(f"  {plain(tensor.name)} {tensor.shape}{' ' + tensor.kind if tensor.kind else ''}")
-            if len(items) > _SHOWN:
-                click.echo(f"  ... and {len(items) - _SHOWN} more; --json lists all")
+            if len(items) > shown:
+                click.echo(f"  ... and {len(items) - shown} more; --verbose lists all")
     for sentence in aside:
         click.echo(f"not read: {sentence}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.output import print_json, reports
+from converter.cli.places import FORMAT, Place, places, source
 
 if TYPE_CHECKING:
     from converter.mapping.table import Table
@@ -18,13 +19,13 @@ Examples:
   converter explain text_encoder.layers.3.attention.qkv.weight --src official.pth"""
 
 
-@click.command(epilog=_EPILOG)
-@click.argument("key")
-@click.option("--src", "source", required=True, help="Checkpoint to read: a path, or hf://...")
+@click.command(short_help="Say what becomes of one tensor", epilog=_EPILOG)
+@places(Place("key", "KEY"), source("Checkpoint to read: a path, or hf://..."))
 @click.option(
     "--from",
     "--table",
     "table_name",
+    type=FORMAT,
     metavar="FORMAT",
     help="Format of the checkpoint: a name of 'converter tables' or a path to JSON. Default: recognised.",
 )
@@ -61,7 +62,7 @@ def explain(
         return
     for label, value in found.items():
         for item in value if isinstance(value, list) else [value]:
-            click.echo(f"{label + ':':<10}{item}")
+            click.echo(f"{label.replace('_', ' ') + ':':<10}{item}")
 
 
 def _is(table: Table, name: str, key: str) -> bool:
@@ -89,6 +90,6 @@ def _find(plan: Plan, keys: set[str]) -> dict[str, Any] | None:
                 "variant": plan.variant.name,
                 "rule": out.pointer,
                 "source": [str(out.tensor)],
-                "left out": f"{out.reason}; {again}",
+                "left_out": f"{out.reason}; {again}",
             }
     return None

@@ -7,9 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from converter.checkpoint import Checkpoint
+from converter.cli.output import note
 from converter.cli.sources import taken_from
 from converter.display import file_name, quoted
 from converter.errors import ModelError
@@ -50,7 +49,7 @@ def open_weights(path: Path, root: str | None = None, joined: str | None = "floa
     if checkpoint.layout == "in-memory":
         taken = taken_from(checkpoint)
         said = f"{file_name(path)}: converted on the way" + (f"; taken from it: {taken}" if taken else "")
-        click.echo(said, err=True)
+        note(said)
     return checkpoint
 
 

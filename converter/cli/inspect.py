@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import print_json, reports
+from converter.cli.output import print_json, reports, told
+from converter.cli.places import places, source
 from converter.display import gigabytes, plain
 
 if TYPE_CHECKING:
@@ -20,16 +21,17 @@ if TYPE_CHECKING:
 _EPILOG = """\b
 Examples:
   converter inspect official.pth
+  converter inspect official.pth -v
   converter inspect official.pth --root model_ema --json
   converter inspect hf://org/name/official.pth"""
 
 
-@click.command(epilog=_EPILOG)
-@click.argument("file")
+@click.command(short_help="Show what a checkpoint holds", epilog=_EPILOG)
+@places(source("Checkpoint to read: a path, or hf://...", "FILE", "file"))
 @click.option("--root", help="State dict to show where the file holds several.")
 @reports
 def inspect(file: str, root: str | None, as_json: bool) -> None:
-    """Show the layout, tensors, pickled globals, format and variant of a checkpoint, and the command that converts it.
+    """Show the layout, format, variant and pickled globals of a checkpoint, its tensors (-v), and how to convert it.
 
     Nothing in it is executed.
     """
@@ -117,18 +119,13 @@ def _next(file: str, root: str | None, checkpoint: Checkpoint, formats: list[Tab
 
 
 def _print(content: dict[str, Any]) -> None:
-    tensors = content["tensors"]
-    names = [plain(tensor["name"]) for tensor in tensors]
-    width = max(map(len, names), default=0)
-    for name, tensor in zip(names, tensors, strict=True):
-        shape = "x".join(map(str, tensor["shape"])) or "scalar"
-        note = "" if tensor["contiguous"] else "  (a view)"
-        click.echo(f"{name:<{width}}  {tensor['dtype']:<9} {shape:<18} {gigabytes(tensor['bytes'])}{note}")
-    click.echo(f"\nlayout:  {content['layout']}, {gigabytes(content['bytes'])}")
+    tensors, is_verbose = content["tensors"], told().is_verbose
+    click.echo(f"layout:  {content['layout']}, {gigabytes(content['bytes'])}")
     if content["root"]:
         roots = ", ".join(f"{plain(name) or 'the file itself'} ({count})" for name, count in content["roots"].items())
         click.echo(f"root:    {plain(content['root'])} of {roots}")
-    click.echo(f"tensors: {len(tensors)}, {gigabytes(sum(t['bytes'] for t in tensors))}")
+    size = gigabytes(sum(t["bytes"] for t in tensors))
+    click.echo(f"tensors: {len(tensors)}, {size}" + ("" if is_verbose else "; -v lists them"))
     for fit in content["fits"]:
         variants = ", ".join([fit["variant"], *fit["also"]])
         click.echo(f"format:  {fit['format']}, variant {variants}")
@@ -143,4 +140,16 @@ def _print(content: dict[str, Any]) -> None:
     for name in content["globals"]:
         click.echo(f"names (not imported): {name}")
     for sentence in (*content["skipped"], *content["unsupported"].values(), *content["objects"].values()):
-        click.echo(f"left aside: {sentence}")
+        click.echo(f"not read: {sentence}")
+    if is_verbose:
+        _print_tensors(tensors)
+
+
+def _print_tensors(tensors: list[dict[str, Any]]) -> None:
+    names = [plain(tensor["name"]) for tensor in tensors]
+    width = max(map(len, names), default=0)
+    click.echo()
+    for name, tensor in zip(names, tensors, strict=True):
+        shape = "x".join(map(str, tensor["shape"])) or "scalar"
+        note = "" if tensor["contiguous"] else "  (a view)"
+        click.echo(f"{name:<{width}}  {tensor['dtype']:<9} {shape:<18} {gigabytes(tensor['bytes'])}{note}")

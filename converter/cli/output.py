@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import re
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, ParamSpec
+from typing import Any, NoReturn
 
 import click
 
 from converter.display import plain
 from converter.errors import CaptureError, CheckpointError, ConverterError, ConverterWarning, HubError
 
-P = ParamSpec("P")
 PATH = click.Path(path_type=Path, readable=False)  # what cannot be read is told by who reads it
 Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
+SCHEMA_VERSION = 1  # of all that --json prints: another one where a field goes or changes its meaning (docs/ci.md)
 _SHOWN_PROBLEMS = 40
 # module -> the package to install for it, and what a command needs it for
 _OPTIONAL = {
@@ -41,13 +42,16 @@ class Outcome:
 
     `done`: the result that is on the disk, once nothing is left but to tell of it. The exit code is 0 from then on, and
     what fails is a warning. `signal`: the one that ends the run. `is_program`: the process ends with the run.
-    `is_told`: the command has ended, and the user is being told how.
+    `is_told`: the command has ended, and the user is being told how. `is_quiet`: only errors and warnings are told.
+    `is_verbose`: nothing that is told is cut short.
     """
 
     done: str | None = None
     signal: int | None = None
     is_program: bool = False
     is_told: bool = False
+    is_quiet: bool = False
+    is_verbose: bool = False
     _deaf_until: float = field(default=0.0, init=False)
 
     def after(self, handler: Handler) -> Handler:
@@ -80,17 +84,22 @@ def done_with(result: str) -> Callable[[], None]:
     return done
 
 
-def reports(command: Callable[P, None]) -> Callable[P, None]:
-    """Add `--json`; turn an error into one message and its exit code. With `--json` the message is JSON on stdout.
+def reports(command: Callable[..., None]) -> Callable[..., None]:
+    """Add `--json`, `-q` and `-v`; turn an error into one message and its exit code, with `--json` into JSON on stdout.
 
     What fails once the command's work is done is a warning.
     """
 
     @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+    @click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print errors and warnings alone, or --json.")
+    @click.option("-v", "--verbose", "is_verbose", is_flag=True, help="Print all there is: no list is cut short.")
     @functools.wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+    def wrapped(*args: Any, is_quiet: bool, is_verbose: bool, **kwargs: Any) -> None:
         outcome = click.get_current_context().ensure_object(Outcome)
-        with warnings.catch_warnings():
+        outcome.is_quiet, outcome.is_verbose = is_quiet, is_verbose
+        with ExitStack() as told, warnings.catch_warnings():
+            if is_quiet and not kwargs.get("as_json"):
+                told.enter_context(redirect_stdout(_Nowhere()))
             warnings.simplefilter("always", ConverterWarning)
             warnings.showwarning = functools.partial(_show, warnings.showwarning)
             with _signals_unwind(outcome):
@@ -161,6 +170,25 @@ def _show(others: Callable[..., None], message: Warning | str, category: type[Wa
         others(message, category, *place)
 
 
+class _Nowhere(io.StringIO):
+    """Standard output that nobody reads."""
+
+    def write(self, text: str, /) -> int:
+        return len(text)
+
+
+def told() -> Outcome:
+    """How the command that runs is to tell what it does; the default outside of a command."""
+    context = click.get_current_context(silent=True)
+    return context.ensure_object(Outcome) if context is not None else Outcome()
+
+
+def note(text: str) -> None:
+    """Tell on stderr what is done on the way."""
+    if not told().is_quiet:
+        click.echo(text, err=True)
+
+
 def _warn(text: str) -> None:
     click.echo(f"warning: {text}", err=True)
 
@@ -172,10 +200,11 @@ def _tell(error: ConverterError, *, as_json: bool) -> None:
         print_json({"error": {"type": type(error).__name__, "message": headline, "problems": problems}})
     else:
         click.echo(f"error: {headline}", err=True)
-        for problem in problems[:_SHOWN_PROBLEMS]:
+        shown = problems if told().is_verbose else problems[:_SHOWN_PROBLEMS]
+        for problem in shown:
             click.echo(f"  - {problem}", err=True)
-        if len(problems) > _SHOWN_PROBLEMS:
-            click.echo(f"  ... and {len(problems) - _SHOWN_PROBLEMS} more; --json lists all", err=True)
+        if len(problems) > len(shown):
+            click.echo(f"  ... and {len(problems) - len(shown)} more; -v lists all", err=True)
 
 
 def _hashes(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -199,9 +228,14 @@ accept_table = click.option(
 )
 
 
-def print_json(content: Any) -> None:
-    """Machine-readable output on stdout; keys stay in their order."""
-    click.echo(json.dumps(content, indent=2, allow_nan=False))
+def print_json(content: Mapping[str, Any]) -> None:
+    """Machine-readable output on stdout, as the command's file in schemas/ says; keys stay in their order."""
+    click.echo(json.dumps(versioned(content), indent=2, allow_nan=False))
+
+
+def versioned(content: Mapping[str, Any]) -> dict[str, Any]:
+    """`content` as it is printed. Tests compare here all that they make commands print with its schema."""
+    return {"schema_version": SCHEMA_VERSION, **content}
 
 
 _FACTORS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
@@ -219,10 +253,9 @@ def parse_size(context: click.Context, parameter: click.Parameter, value: str | 
 
 @contextmanager
 def progress(total: int, description: str, unit: str = "B") -> Iterator[Callable[[int], None]]:
-    """A bar on stderr that counts bytes, or whatever `unit` says; silent where stderr is not a terminal."""
+    """A bar on stderr that counts bytes, or whatever `unit` says; silent where stderr is not a terminal, or by -q."""
     from tqdm import tqdm
 
-    with tqdm(
-        total=total, desc=description, unit=unit, unit_scale=unit == "B", disable=not sys.stderr.isatty(), leave=False
-    ) as bar:
+    is_silent = told().is_quiet or not sys.stderr.isatty()
+    with tqdm(total=total, desc=description, unit=unit, unit_scale=unit == "B", disable=is_silent, leave=False) as bar:
         yield lambda count: bar.update(count) and None

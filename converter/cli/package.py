@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.output import PATH, done_with, print_json, progress, reports
+from converter.cli.places import destination, places, source
 from converter.display import file_name, gigabytes
 
 if TYPE_CHECKING:
@@ -23,9 +24,11 @@ Certify first: without parity.json beside the weights the card says UNVERIFIED.
 Exit codes: see 'converter --help'; 8 also for a certificate of other weights."""
 
 
-@click.command(epilog=_EPILOG)
-@click.argument("conversion", type=PATH)
-@click.argument("out", type=PATH)
+@click.command(short_help="Build the folder to publish", epilog=_EPILOG)
+@places(
+    source("File or folder that `convert` wrote.", "CONVERSION", "conversion", PATH),
+    destination("Folder to write.", "OUT", "out"),
+)
 @click.option(
     "--vocab",
     type=PATH,

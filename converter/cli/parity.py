@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from converter.cli.output import print_json, progress, reports
+from converter.cli.places import places, source
 from converter.cli.run_options import JOINED, MODEL, references, root, run_options
 from converter.errors import CaptureError, DestinationError
 
@@ -52,8 +53,8 @@ class _Mutations(click.ParamType[int]):
         return int(value)
 
 
-@click.command(epilog=_EPILOG)
-@click.argument("model_source", metavar="MODEL")
+@click.command(short_help="Compare activations with a capture", epilog=_EPILOG)
+@places(source("The model: a path, org/name, or hf://org/name/file.pth.", "MODEL", "model_source"))
 @references
 @root
 @click.option(

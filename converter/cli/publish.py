@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import PATH, accept_table, done_with, print_json, progress, reports
+from converter.cli.output import PATH, accept_table, done_with, note, print_json, progress, reports, told
+from converter.cli.places import SOURCE, destination, places, source
 from converter.display import counted, gigabytes, plain
 
 if TYPE_CHECKING:
@@ -30,9 +31,11 @@ Exit codes: 0 published, or already so; 7 config.json or conversion.json describ
 8 something is not as it was certified or recorded, or was made by a table that was never released; 9 not published."""
 
 
-@click.command(epilog=_EPILOG)
-@click.argument("folder", metavar="DIR", type=PATH)
-@click.argument("repo_id")
+@click.command(short_help="Put that folder on the Hub", epilog=_EPILOG)
+@places(
+    source("What `converter package` made.", "DIR", "folder", PATH),
+    destination("Repository of the Hub: org/name.", "REPO_ID", "repo_id", SOURCE),
+)
 @click.option("--revision", help="Branch to commit to.  [default: main]")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of changing main.")
 @click.option("--message", help="First line of the commit.")
@@ -69,7 +72,7 @@ def publish(
     from converter.publish.commit import publish as publish_folder
     from converter.publish.folder import weights_size
 
-    show_progress(sys.stderr.isatty() and not as_json)
+    show_progress(sys.stderr.isatty() and not as_json and not told().is_quiet)
     with progress(weights_size(folder), "hashing") as advance:
         done = publish_folder(
             folder,
@@ -84,7 +87,7 @@ def publish(
             dry_run=dry_run,
             on_bytes=advance,
             on_done=done_with(f"{repo_id} on the Hub") if not dry_run else lambda: None,
-            say=lambda line: click.echo(line, err=True),
+            say=note,
         )
     if as_json:
         print_json(_json(done, dry_run))
@@ -111,7 +114,7 @@ def _text(done: Publication, dry_run: bool) -> list[str]:
         lines.append("nothing to do: the Hub has these files; no commit was made")
     else:
         lines.append(f"pull request: {done.pull_request}" if done.pull_request else f"commit: {done.commit}")
-    return [*lines, f"read back: {counted(done.verified, 'file')}, every hash as here"]
+    return [*lines, f"checked on the Hub: {counted(done.verified, 'file')}, the same hashes as here"]
 
 
 def _file(file: LocalFile) -> str:

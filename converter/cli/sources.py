@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-
 from converter.checkpoint import Checkpoint
+from converter.cli.output import note, told
 from converter.display import listed, plain
 from converter.hub.requests import show_progress
 from converter.hub.resolve import is_on_hub, resolve
@@ -40,7 +39,7 @@ def locate(text: str, *, quiet: bool = False) -> Located:
     """`text` as a local path; what is on the Hub is downloaded, or found in the cache, and hashed. Raises HubError."""
     if not is_on_hub(text):
         return Located(Path(text), None)
-    show_progress(sys.stderr.isatty() and not quiet)
-    found = resolve(text, say=lambda line: click.echo(line, err=True))
-    click.echo(f"using {found.reference}", err=True)
+    show_progress(sys.stderr.isatty() and not quiet and not told().is_quiet)
+    found = resolve(text, say=note)
+    note(f"using {found.reference}")
     return Located(found.path, {"reference": found.reference, "files": dict(found.files)})

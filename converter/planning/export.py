@@ -13,8 +13,9 @@ from converter.checkpoint import DTYPES, DType
 from converter.display import quoted
 from converter.mapping.cast import can_hold, is_float
 from converter.mapping.table import Table
-from converter.planning.fit import Fit, Fits, claims_on, counter_of, refusal, wrong_dtypes
+from converter.planning.fit import Fit, Fits, claims_on, counter_of, wrong_dtypes
 from converter.planning.plan import Format, LeftOut, Missing, Naming, Plan, Rebuilt, Residue, Step, Tensor
+from converter.planning.refusals import refusal
 
 
 def make_export(

@@ -11,10 +11,9 @@ from functools import partial
 from typing import Any
 
 from converter.checkpoint import DTYPES, DType
-from converter.display import counted, quoted
+from converter.display import quoted
 from converter.errors import PlanError, TableError
 from converter.mapping.cast import is_float
-from converter.mapping.doubts import unsettled
 from converter.mapping.entries import Bound, Ignore, Transfer
 from converter.mapping.names import form_of
 from converter.mapping.ops import Op, Shape, prove_bijective
@@ -25,6 +24,7 @@ from converter.mapping.wrappers import Counter, load_wrappers
 from converter.planning.keys import by_key, naming, wrappers_of
 from converter.planning.nearest import problems_of_unknown
 from converter.planning.plan import Contents, LeftOut, Missing, Naming, Plan, Residue, Step, Tensor
+from converter.planning.refusals import refusal
 
 
 def make_plan(
@@ -49,6 +49,11 @@ def make_plan(
     if refuse and plan.problems:
         if said := hidden(table, contents):
             raise PlanError(said)
+        if laid.best is not laid.fit and not laid.best.plan(dtype, only_joins=only_joins).problems:
+            stated, found = laid.fit.variant.name, laid.best.variant.name
+            raise PlanError(
+                f"{table.name}: {stated} was stated, but every tensor is that of {found}. State that, or none."
+            )
         raise refusal(laid, len(contents.tensors), plan.problems)
     return plan
 
@@ -104,36 +109,6 @@ class Fits:
         fits = [Fit(table, v, tensors, **details) for v in table.spec.variants]
         self.best = max(fits, key=lambda fit: fit.score)
         self.fit = next(f for f in fits if f.variant == self.stated) if self.stated else self.best
-
-
-def refusal(fits: Fits, keys: int, problems: Sequence[str]) -> PlanError | TableError:
-    """The error for a plan with `problems`, made of `keys` tensors: of the table if nothing but its doubts is wrong."""
-    table = fits.fit.table
-    if len(problems) == len(table.doubts()):
-        return TableError(unsettled(table.path, len(problems)), problems)
-    return PlanError(headline(fits, keys, len(problems)), problems)
-
-
-def headline(fits: Fits, keys: int, problems: int) -> str:
-    fit, best, table = fits.fit, fits.best, fits.fit.table
-    found = f"{fit.found} of the {len(fit.needed)} tensors that {fit.variant.name} needs are there"
-    if fit.backwards:
-        return f"{table.name}: cannot be made of this {table.spec.label}: {found}, {problems} problems"
-    if best.score < 0.1:
-        return f"{table.name}: this is not a checkpoint of this family: among its {keys} tensors {found}"
-    if fits.stated and best is not fit and best.score > fit.score:
-        return (
-            f"{table.name}: {fits.stated.name} was stated, but this looks like {best.variant.name} "
-            f"({best.found} of {len(best.needed)} tensors fit it): {found}, {problems} problems"
-        )
-    beside = [tensor.name for tensor in fit.tensors.values() if not tensor.name.startswith(fit.naming.prefix)]
-    hint = (
-        f". Not behind {quoted(fit.naming.prefix)}: {counted(len(beside), 'name')}, which --root "
-        f"{fit.naming.prefix[:-1]} leaves out"
-    )
-    return f"{table.name}: the checkpoint does not fit {fit.variant.name}: {found}, {problems} problems" + (
-        hint if fit.naming.prefix and 0 < len(beside) < len(fit.tensors) / 2 else ""
-    )
 
 
 @dataclass(eq=False)

@@ -186,7 +186,9 @@ def make_route(
     if is_last:
         return first
     if not any(target.spec.holds(tensor.name) for tensor in first.targets):
-        raise PlanError(f"{source.label} holds {source.spec.title}, {target.label} {target.spec.title}: nothing passes")
+        raise PlanError(
+            f"{source.label} holds {source.spec.title}, {target.label} {target.spec.title}: no tensor is in both"
+        )
     if source.spec.part and not target.spec.part and residue is None:
         raise PlanError(
             f"{source.label} holds {source.spec.title} alone, {target.label} needs all of {source.spec.name}. "

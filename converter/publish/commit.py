@@ -220,7 +220,7 @@ class _Publisher:
         HubError if somebody else committed first, if a second pull request could result, or after the last attempt.
         """
         repository = self._repository
-        repository.say(f"committing: {failure.text}; looking whether the commit was made")
+        repository.say(f"committing: {failure.text}; checking whether the commit was made")
         commit, pull_request = self._made(change)
         goes_on = commit is None and failure.passes and pause(number, failure, repository.retry, repository.say)
         if goes_on and repository.create_pr:  # time for it to show: nothing prevents a second pull request
@@ -244,7 +244,7 @@ class _Publisher:
         repository = self._repository
         if repository.create_pr:
             return self._proposed(change)
-        history = repository.history(repository.revision, "looking whether the commit was made")
+        history = repository.history(repository.revision, "checking whether the commit was made")
         ids = [commit.commit_id for commit in history]
         if change.head not in ids[1:]:
             return None, None

@@ -96,15 +96,15 @@ def _check_inputs(destination: Path, inputs: list[Path]) -> None:
 def _check_there(destination: Path, force: bool, replaces: Collection[str], is_folder: bool) -> None:
     if meant := meant_file(destination):
         raise DestinationError(
-            f"{file_name(destination)}: the name reads like a file's, and written are files in {', '.join(WRITTEN)}. "
-            f"Did you mean {quoted(meant)}? For a folder choose a name without {plain(destination.suffix)}"
+            f"{file_name(destination)}: looks like the name of a file, but only {', '.join(WRITTEN)} files are "
+            f"written. Did you mean {quoted(meant)}? For a folder choose a name without {plain(destination.suffix)}"
         )
     if not destination.exists():
         return
     if not destination.is_dir() and not destination.is_file():
         raise DestinationError(f"{destination} is neither a file nor a folder; choose another destination")
     if is_folder and os.path.ismount(destination):
-        raise DestinationError(f"{destination} is a mount point, which keeps its name; choose a folder in it")
+        raise DestinationError(f"{destination} is a mount point, which cannot be replaced; choose a folder in it")
     if destination.is_dir() != is_folder:
         there, wanted = ("file", "folder") if is_folder else ("folder", "file")
         raise DestinationError(f"{destination} is a {there}, a {wanted} was to be written; choose another destination")

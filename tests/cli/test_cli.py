@@ -39,7 +39,7 @@ def test_convert_says_what_it_did(source: Path, table: Path, tmp_path: Path) -> 
     result = run("convert", "--src", source, "--dst", tmp_path / "out.safetensors", "--table", table)
     assert result.exit_code == 0, result.output
     assert "variant: tiny-2" in result.stdout
-    assert "taken from the file: model; also there: model_ema (--root chooses)" in result.stdout
+    assert "state dict: model; also there: model_ema (--root chooses)" in result.stdout
     assert "left out: 1 (training only)" in result.stdout
     assert result.stderr == ""
     assert set(load_file(tmp_path / "out.safetensors")) == set(expected_target(tiny_weights()))
@@ -62,8 +62,8 @@ def test_json_is_the_ledger(source: Path, table: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_a_dry_run_writes_nothing(form: str, source: Path, table: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
-    flags = ["--json"] if form == "json" else []
-    result = run("convert", "--src", source, "--dst", tmp_path / "out", "--table", table, "--dry-run", *flags)
+    flag = "--json" if form == "json" else "-v"
+    result = run("convert", "--src", source, "--dst", tmp_path / "out", "--table", table, "--dry-run", flag)
     assert result.exit_code == 0, result.output
     assert sorted(tmp_path.iterdir()) == before
     if form == "json":
@@ -122,8 +122,10 @@ def test_a_command_leaves_no_signal_handler_behind(source: Path) -> None:
 
 def test_a_long_refusal_is_cut_for_people(source: Path, tmp_path: Path) -> None:
     result = run("convert", "--src", source, "--dst", tmp_path / "out.safetensors", "--from", "glip-official")
-    assert "more; --json lists all" in result.stderr
+    assert "more; -v lists all" in result.stderr
     assert len(result.stderr.splitlines()) < 50
+    everything = run("convert", "--src", source, "--dst", tmp_path / "o.safetensors", "--from", "glip-official", "-v")
+    assert len(everything.stderr.splitlines()) > 500
 
 
 def test_nothing_is_overwritten_without_force(source: Path, table: Path, tmp_path: Path) -> None:
@@ -144,7 +146,9 @@ def test_inspect_shows_everything(source: Path) -> None:
     assert "torch._utils._rebuild_tensor_v2" in content["globals"]
     shown = {t["name"]: (t["shape"], t["dtype"]) for t in content["tensors"]}
     assert shown == {k: (list(v.shape), str(v.dtype).removeprefix("torch.")) for k, v in tiny_weights().items()}
-    text = run("inspect", source).stdout
+    short = run("inspect", source).stdout
+    text = run("inspect", source, "-v").stdout
+    assert text.startswith(short.replace("; -v lists them", ""))
     assert "module.blocks.1.k.weight" in text
     assert "(a view)" in text
     assert "names (not imported): torch._utils._rebuild_tensor_v2" in text
@@ -174,7 +178,7 @@ def test_explain_names_rule_ops_and_shapes(key: str, source: Path, table: Path) 
 def test_explain_says_why_a_key_is_left_out(source: Path, table: Path) -> None:
     content = json.loads(run("explain", "training.weight", "--src", source, "--table", table, "--json").stdout)
     assert content["rule"] == "/ignore/1"
-    assert content["left out"] == "training only; cannot be rebuilt"
+    assert content["left_out"] == "training only; cannot be rebuilt"
 
 
 def test_explain_offers_the_nearest(source: Path, table: Path) -> None:
@@ -190,7 +194,7 @@ def test_explain_works_on_a_checkpoint_that_does_not_fit(source: Path, table: Pa
 
 
 def test_tables_and_lint(table: Path) -> None:
-    (entry,) = (e for e in json.loads(run("tables", "--json").stdout) if e["name"] == "glip-official")
+    (entry,) = (e for e in json.loads(run("tables", "--json").stdout)["formats"] if e["name"] == "glip-official")
     assert entry["variants"] == ["glip-t-a", "glip-t", "glip-t-b", "glip-t-c", "glip-l"]
     assert run("lint").exit_code == 0
     assert "tiny-table: 8 rules, sound" in run("lint", table).stdout
@@ -201,7 +205,7 @@ def test_tables_and_lint(table: Path) -> None:
 
 
 def test_tables_lists_the_naming_of_the_target_and_its_parts() -> None:
-    (entry,) = (e for e in json.loads(run("tables", "--json").stdout) if e["name"] == "glip")
+    (entry,) = (e for e in json.loads(run("tables", "--json").stdout)["formats"] if e["name"] == "glip")
     assert entry["variants"][0] == "glip-t-a"
     assert entry["parts"]["text_encoder"][0] == "bert-base-uncased"
     shown = run("tables").stdout

@@ -32,7 +32,7 @@ def test_what_was_published_is_said(folder: Path, hub: HubServer) -> None:
     assert "(private, made now), main" in said
     assert "uploaded   model.safetensors, " in said
     assert f"commit: {hub.repository(REPO).head.id}" in said
-    assert "read back: 6 files, every hash as here" in said
+    assert "checked on the Hub: 6 files, the same hashes as here" in said
 
 
 def test_that_nothing_changed_is_said(folder: Path, hub: HubServer) -> None:

@@ -322,5 +322,5 @@ def test_a_path_that_cannot_be_is_refused(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("folder", [False, True])
 def test_a_fifo_is_refused_without_waiting(folder: bool, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.json")
-    with pytest.raises(ModelError, match=r"not a regular file|is a folder without"):
+    with pytest.raises(ModelError, match=r"not a file|is a folder without"):
         GLIP.from_pretrained(tmp_path if folder else tmp_path / "config.json")

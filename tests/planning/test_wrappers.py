@@ -181,7 +181,7 @@ def test_of_two_that_fit_the_documented_one_is_said_and_the_other_can_be_had(
     item = {"run": {"model_ema": average, "model": bare()}, "loss": torch.ones(3)}
     assert converted(item, tmp_path / "one") == plain
     shown = run("convert", "--src", tmp_path / "one.pth", "--dst", tmp_path / "x.safetensors", "--dry-run").stdout
-    assert "taken from the file: run.model; also there: run.model_ema (--root chooses)" in shown
+    assert "state dict: run.model; also there: run.model_ema (--root chooses)" in shown
     assert converted(item, tmp_path / "two", "--root", "run.model_ema") == converted(average, tmp_path / "three")
 
 
@@ -302,7 +302,7 @@ def test_the_choice_is_said_wherever_the_weights_are(at: str, plain: Mapping[str
     assert converted(item if at == "top" else {"run": item}, tmp_path / "a") == plain
     shown = run("convert", "--src", tmp_path / "a.pth", "--dst", tmp_path / "x.safetensors", "--dry-run").stdout
     wanted = {"top": "its top level; also there: model_ema", "below": "run; also there: run.model_ema"}[at]
-    assert f"taken from the file: {wanted} (--root chooses)" in shown
+    assert f"state dict: {wanted} (--root chooses)" in shown
 
 
 @pytest.mark.parametrize("decoy", ["net", "model", "state_dict"])

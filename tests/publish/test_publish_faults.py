@@ -188,7 +188,7 @@ def test_a_history_that_cannot_be_read_leaves_it_to_the_next_run(folder: Path, h
     hub.fail("commit", Fault("drop-after"))
     hub.fail("commits", *[status(500)] * 60)
     said = refused(lambda: go(folder, clock))
-    assert "looking whether the commit was made" in said
+    assert "checking whether the commit was made" in said
     hub.faults.clear()
     assert go(folder, clock).commit is None
     assert len(commits(hub)) == 2

@@ -30,6 +30,7 @@ from typing import Any
 
 from tests import ROOT
 from tests.support import strace
+from tests.support.schemas import problem_of_run
 
 PROGRAM = "converter.cli:converter_main"
 SECONDS = 60.0  # after which a run is taken to hang
@@ -93,7 +94,7 @@ class Program:
         request = {"arguments": list(map(str, arguments)), "cwd": str(cwd), "stdin": stdin, "before": before,
                    "program": program, "streams": str(self.files)}  # fmt: skip
         self.send(request)
-        return Run(self, self.receive())
+        return Run(self, self.receive(), request["arguments"] if program == PROGRAM and not before else ())
 
     def send(self, request: object) -> None:
         """A line to the server."""
@@ -115,6 +116,7 @@ class Run:
 
     _program: Program = field(repr=False)
     pid: int
+    _arguments: Sequence[str] = field(repr=False)
     code: int | None = None
     out: str = ""
     err: str = ""
@@ -137,6 +139,8 @@ class Run:
         if self._strace is not None:
             self._strace.communicate()
             self.trace = trace.read_text(errors="backslashreplace")
+        elif self.code is not None and 0 <= self.code < 128:
+            assert problem_of_run(self._arguments, self.out) is None
         return self
 
     def is_alive(self) -> bool:

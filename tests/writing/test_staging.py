@@ -144,7 +144,7 @@ def test_refuses_what_could_not_be_committed_or_would_harm(tmp_path: Path) -> No
     assert "letter.txt" in refusal(tmp_path / "home", force=True)
     assert "holds the source" in refusal(tmp_path, source, force=True)
     assert refusal(tmp_path / "out.onnx").endswith(
-        "out.onnx: the name reads like a file's, and written are files in .safetensors, .pth, .pt, .bin. "
+        "out.onnx: looks like the name of a file, but only .safetensors, .pth, .pt, .bin files are written. "
         "Did you mean 'out.safetensors'? For a folder choose a name without .onnx"
     )
 

@@ -32,7 +32,7 @@ def read_image(path: Path) -> Image.Image:
     where = file_name(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ModelError(f"{where}: is not a regular file. Give a picture.")
+            raise ModelError(f"{where}: is not a file. Give a picture.")
     except (OSError, ValueError) as error:
         raise ModelError(f"{where}: can't be read: {getattr(error, 'strerror', None) or error}.") from None
     try:
