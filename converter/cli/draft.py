@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.output import done_with, print_json, progress, reports, told
-from converter.cli.places import Place, destination, places, source
+from converter.cli.places import FORMAT, Place, destination, places, source
 from converter.cli.settle import doubt_lines, next_step
 from converter.display import counted, file_name, plain
 from converter.errors import DestinationError, TableError
@@ -43,6 +43,7 @@ _SHOWN = 20
         "TARGET",
         ("--target",),
         "What it is to become: a format of 'converter tables', the path of a spec, or a checkpoint of it, also hf://...",
+        FORMAT,
     ),
     destination("Folder to write to.", name="folder", type=click.Path(path_type=Path, file_okay=False)),
 )

@@ -256,6 +256,7 @@ def test_a_transposed_matrix_is_found_and_doubted(tmp_path: Path) -> None:
     weight = next(rule for rule in draft.table["rules"] if rule["target"].endswith("weight"))
     assert weight["ops"] == [{"op": "transpose", "axes": [1, 0]}]
     assert "transposed" in weight["doubt"]
+    assert draft.doubtful == [weight]  # its bias has the shape that it had
     assert ("h.2.c_fc.weight", "layers.2.fc1.weight") in pairs(plan)
 
 
