@@ -30,7 +30,7 @@ Examples:
   converter detect glip-t/ street.jpg --prompt "person. traffic light."
   converter detect org/glip-t street.jpg --prompt "person."
   converter detect official.pth street.jpg --prompt "person."
-  converter detect glip-t.safetensors photos/ --prompt "dog. cat." --vocab vocab.txt --out found/
+  converter detect glip-t.safetensors photos/ --prompt "dog. cat." --out found/
   converter detect glip-t/ 'photos/2024-*.jpg' @more.txt --prompt "dog." --format csv > dogs.csv
   converter detect glip-t/ street.jpg --name "U.S. flag" --name "traffic light"
   converter detect glip-t/ park.jpg --caption "a person next to the umbrella" --phrase "a person" --phrase umbrella
@@ -89,7 +89,7 @@ class Options:
 @click.option(
     "--vocab",
     type=PATH,
-    help="vocab.txt or tokenizer.json. Default: in MODEL's folder, else BERT base uncased from the Hub.",
+    help="vocab.txt or tokenizer.json. Default: in MODEL's folder, else BERT base uncased's.",
 )
 @root
 @click.option("--threshold", type=_Score(0, 1), default=0.5, show_default=True, help="Keep what scores above this.")

@@ -68,7 +68,7 @@ def find_and_tell(
     if options.format == "json":
         print_json(results.document())
     elif options.format == "coco":
-        click.echo(json.dumps(results.coco(), indent=2, allow_nan=False))  # COCO's own, a list
+        click.echo(json.dumps(results.coco()))
     return run.found
 
 
@@ -122,9 +122,14 @@ class Run:
         failed: dict[str, str] = {}
         stamps = {picture.name: picture.stamp() for picture in batch}
         for picture in batch:
-            with self._failing([picture.name], failed), picture.opened() as path:
-                images[picture.name] = self.query.read(path)
-        found = self._found_in(images, failed)
+            try:
+                with picture.opened() as path:
+                    images[picture.name] = self.query.read(path)
+            except ModelError as error:
+                if len(self.pictures) == 1:
+                    raise
+                failed[picture.name] = str(error)
+        found = self._found_in(images)
         for picture in batch:
             name = picture.name
             if name in self.done:
@@ -140,31 +145,20 @@ class Run:
                 self.folder.keep(picture, stamps[name], entry, draw)
             yield entry
 
-    def _found_in(self, images: Mapping[str, Any], failed: dict[str, str]) -> dict[str, Any]:
+    def _found_in(self, images: Mapping[str, Any]) -> dict[str, Any]:
         """What is found in each. Only pictures of one size are run at once: a model sees what fills up smaller ones."""
         alike: dict[tuple[int, int], list[str]] = {}
         for name, image in images.items():
             alike.setdefault(image.size, []).append(name)
         found: dict[str, Any] = {}
         for names in alike.values():
-            detector = self.load()
-            with self._failing(names, failed):
-                some = [images[name] for name in names]
-                limits = (self.options.threshold, self.options.max_detections)
-                found |= zip(names, detector.detect(some, self.query.prompt, *limits), strict=True)
+            some = [images[name] for name in names]
+            limits = (self.options.threshold, self.options.max_detections)
+            found |= zip(names, self.load().detect(some, self.query.prompt, *limits), strict=True)
         return found
 
     def _draw(self, image: Any, found: Any) -> Any:
         return self.load().draw(image, found, self.options.line_width)
-
-    @contextmanager
-    def _failing(self, names: Sequence[str], failed: dict[str, str]) -> Iterator[None]:
-        try:
-            yield
-        except ModelError as error:
-            if len(self.pictures) == 1:
-                raise
-            failed |= dict.fromkeys(names, str(error))
 
     def tell(self, entry: Entry) -> None:
         """Print an entry, where the format has something to print for each. Errors go to stderr."""

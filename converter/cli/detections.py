@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from converter.cli.output import versioned
 from converter.cli.pictures import Picture
 from converter.display import plain
 from converter.writing.ledger import to_json
@@ -39,7 +40,7 @@ class Results:
     def files(self, format: str) -> dict[str, bytes]:
         """What a folder holds in the end, by name."""
         if format == "json":
-            return {"detections.json": to_json(self.document())}
+            return {"detections.json": to_json(versioned(self.document()))}
         if format == "jsonl":
             return {"detections.jsonl": "".join(map(as_json_line, self.entries)).encode()}
         if format == "csv":

@@ -5,7 +5,9 @@ What `convert` wrote is read as it is. Any other known format is converted on th
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,12 +22,15 @@ from converter.checkpoint import Checkpoint
 from converter.display import file_name, plain, quoted
 from converter.errors import CaptureError, CheckpointError, ModelError
 from converter.glip.model.config import GLIPConfig
+from converter.glip.saving import FLOATS, Origin, origin_of, stated_hashes
 from converter.glip.unfilled import Unfilled
+from converter.mapping.spec import load_spec
 from converter.parity.device import DTYPES, find_device
+from converter.writing.changes import compared_meanwhile
 from converter.writing.in_memory import open_converted
 from converter.writing.records import read_record
+from converter.writing.transfer import raw_bytes
 
-FLOATS = ("float16", "bfloat16", "float32", "float64")
 CPU = torch.device("cpu")
 M = TypeVar("M", bound=nn.Module)
 
@@ -34,12 +39,13 @@ M = TypeVar("M", bound=nn.Module)
 def open_pretrained(path: Path, root: str | None = None) -> Iterator[Checkpoint]:
     """The weights in a file or folder of any known format, to be loaded. `root`: of several state dicts, this one.
 
-    ModelError if a file is missing, damaged or inconsistent, or changes meanwhile; PlanError, with all problems, if it
-    is no conversion and cannot be converted.
+    A converted file that is not what its own record says is a warning. ModelError if a file is missing, damaged or
+    inconsistent, or changes meanwhile; PlanError, with all problems, if it is no conversion and cannot be converted.
     """
     try:
         with open_converted(path, root) as checkpoint:
-            yield checkpoint
+            with compared_meanwhile(checkpoint, path):
+                yield checkpoint
             checkpoint.verify_unchanged()
     except CheckpointError as error:
         raise ModelError(str(error)) from None
@@ -64,15 +70,41 @@ class Memory:
             raise ModelError(f"device: {error}.") from None
 
 
-def load(build: Callable[[GLIPConfig], M], path: Path, checkpoint: Checkpoint, memory: Memory | None = None) -> M:
+def load_pretrained(
+    build: Callable[[GLIPConfig], M], name: str, path: Path, memory: Memory, root: str | None
+) -> tuple[M, Origin]:
+    """As `load` of what `open_pretrained` opens; and what the model is to be remembered to be from, under `name`."""
+    if name == str(path) and not os.path.lexists(path) and name in _released():
+        raise ModelError(
+            f"{name}: is the name of a model, and there is no such file or folder. Give the path of its weights, or "
+            f"org/name on the Hub; with random numbers, converter.glip.get_model({name!r}) makes it."
+        )
+    with open_pretrained(path, root) as checkpoint:
+        stated, hashes = stated_hashes(path, checkpoint), dict[str, str]()
+        model = load(build, path, checkpoint, memory, hashes if stated is None else None)
+        return model, origin_of(name, path, checkpoint, hashes if stated is None else stated)
+
+
+def _released() -> set[str]:
+    return {name for variant in load_spec("glip").variants for name in (variant.name, *variant.also)}
+
+
+def load(
+    build: Callable[[GLIPConfig], M],
+    path: Path,
+    checkpoint: Checkpoint,
+    memory: Memory | None = None,
+    hashes: dict[str, str] | None = None,
+) -> M:
     """The model that `build` makes of the configuration of `checkpoint`, which was opened from `path`, and its weights.
 
-    ModelError if names, shapes or dtypes are not exactly the model's; all differences are listed.
+    `hashes` gets the SHA-256 of each tensor as it is read. ModelError if names, shapes or dtypes are not exactly the
+    model's; all differences are listed.
     """
     memory = memory or Memory()
     model = _on_meta(build, _config(path, checkpoint), checkpoint)
     _check(model, checkpoint)
-    fill(model.to(memory.dtype), tensors(checkpoint), path, memory.device)
+    fill(model.to(memory.dtype), tensors(checkpoint, hashes), path, memory.device)
     return model
 
 
@@ -149,8 +181,11 @@ def _check(model: nn.Module, checkpoint: Checkpoint) -> None:
         raise ModelError(f"{file_name(checkpoint.path)}: does not fit the model.", problems)
 
 
-def tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
-    """Names and values, one at a time."""
+def tensors(checkpoint: Checkpoint, hashes: dict[str, str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Names and values, one at a time. `hashes` gets their SHA-256."""
     for name, tensor in checkpoint.tensors.items():
+        values = checkpoint.read(name)
+        if hashes is not None:
+            hashes[name] = hashlib.sha256(raw_bytes(values)).hexdigest()
         # numpy has no bfloat16: its bits come as integers
-        yield name, torch.from_numpy(checkpoint.read(name)).view(getattr(torch, tensor.dtype.name))
+        yield name, torch.from_numpy(values).view(getattr(torch, tensor.dtype.name))

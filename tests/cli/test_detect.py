@@ -179,4 +179,4 @@ def test_a_missing_package_is_named(shared: Path, options: list[object], monkeyp
     monkeypatch.setitem(sys.modules, "PIL", None)
     result = run(shared / "small", shared / "rocket.png", "--prompt", "dog.", *options)
     assert result.exit_code == 8
-    assert "needs pillow: pip install pillow" in result.stderr
+    assert "detect needs pillow, which is not installed: pip install 'converter[detect]'" in result.stderr

@@ -80,7 +80,7 @@ class _Answers(BaseHTTPRequestHandler):
 
     def answer_hops(self) -> None:
         left = int(self.path.split("/")[2])
-        self.send(b"", 302, Location=f"/hops/{left - 1}/x.jpg" if left else "/picture/x.jpg", Set_Cookie="a=b")
+        self.send(b"", 302, Location=f"/hops/{left - 1}/x.jpg" if left else "/picture/x.jpg", Set_Cookie="a=b; Path=/")
 
     def answer_file(self) -> None:
         self.send(b"", 301, Location="file:///etc/passwd")

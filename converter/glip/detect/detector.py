@@ -60,7 +60,7 @@ class Detector:
         revision: str | None = None,
         root: str | None = None,
     ) -> Detector:
-        """The model as `GLIP.from_pretrained` finds it; its vocabulary from `vocabulary`, the folder, or the Hub."""
+        """The model as `GLIP.from_pretrained` finds it; its vocabulary: `vocabulary`, or the folder's, or BERT's."""
         Memory.of(device, dtype)  # before a download
         found = local_path(path, revision=revision)
         tokenizer = find_tokenizer(found, None if vocabulary is None else Path(vocabulary))

@@ -14,11 +14,9 @@ from converter.errors import ModelError
 from converter.glip import GLIP, Detector, Found, Prompt
 from converter.glip.detect.images import batch, to_tensor
 from converter.glip.detect.preprocessing import glip_preprocessing
-from converter.glip.detect.tokenizer import Tokenizer
-from tests.support.bert_vocabulary import recorded_vocabulary, small_vocabulary
+from tests.support.bert_vocabulary import small_vocabulary
 from tests.support.saved_glip import saved_glip
 from tests.support.small_folder import SETTINGS, small_folder
-from tests.support.small_glip import small_glip
 
 PICTURE = Image.fromarray(skimage.data.rocket()).resize((321, 214))
 
@@ -124,8 +122,10 @@ def test_a_long_prompt_is_looked_for_in_parts(detector: Detector) -> None:
 
 
 def test_a_vocabulary_of_another_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="the vocabulary has 30522 entries, the model 50"):
-        Detector(small_glip(torch.float32), Tokenizer.load(recorded_vocabulary(tmp_path)))
+    """BERT's is what a file without a vocabulary is read with."""
+    wrong = "BERT base uncased: the vocabulary has 30522 entries, the model 50. Give the vocabulary that the model was "
+    with pytest.raises(ModelError, match=wrong + "trained with: --vocab vocab.txt, or vocabulary= in Python"):
+        Detector.from_pretrained(saved_glip(tmp_path))
 
 
 def test_a_folder_says_how_pictures_are_prepared(tmp_path: Path) -> None:
