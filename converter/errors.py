@@ -126,7 +126,12 @@ EXTRAS = {
 
 
 class MissingPackageError(ModuleNotFoundError):
-    """What an extra brings is not installed. The message says all that is missing, and how to install it at once."""
+    """What an extra brings is not installed. The message says all that is missing, and how to install it at once.
+
+    `module`: the first that is missing.
+    """
+
+    module = ""
 
 
 def missing_package(what: str, extra: str) -> MissingPackageError:
@@ -135,7 +140,7 @@ def missing_package(what: str, extra: str) -> MissingPackageError:
     *others, last = absent.values() or EXTRAS[extra].values()
     listed = f"{', '.join(others)} and {last}, which are" if others else f"{last}, which is"
     error = MissingPackageError(f"{what} needs {listed} not installed: {_installing(extra)}")
-    error.name = next(iter(absent), None)
+    error.module = next(iter(absent), "")
     return error
 
 
