@@ -23,8 +23,10 @@ from converter.display import file_name, plain, quoted
 from converter.errors import CaptureError, CheckpointError, ModelError
 from converter.glip.model.config import GLIPConfig
 from converter.glip.saving import FLOATS, Origin, origin_of, stated_hashes
+from converter.glip.unfilled import Unfilled
 from converter.mapping.spec import load_spec
 from converter.parity.device import DTYPES, find_device
+from converter.writing.changes import compared_meanwhile
 from converter.writing.in_memory import open_converted
 from converter.writing.records import read_record
 from converter.writing.transfer import raw_bytes
@@ -37,12 +39,13 @@ M = TypeVar("M", bound=nn.Module)
 def open_pretrained(path: Path, root: str | None = None) -> Iterator[Checkpoint]:
     """The weights in a file or folder of any known format, to be loaded. `root`: of several state dicts, this one.
 
-    ModelError if a file is missing, damaged or inconsistent, or changes meanwhile; PlanError, with all problems, if it
-    is no conversion and cannot be converted.
+    A converted file that is not what its own record says is a warning. ModelError if a file is missing, damaged or
+    inconsistent, or changes meanwhile; PlanError, with all problems, if it is no conversion and cannot be converted.
     """
     try:
         with open_converted(path, root) as checkpoint:
-            yield checkpoint
+            with compared_meanwhile(checkpoint, path):
+                yield checkpoint
             checkpoint.verify_unchanged()
     except CheckpointError as error:
         raise ModelError(str(error)) from None
@@ -114,7 +117,7 @@ def _on_meta(build: Callable[[GLIPConfig], M], config: GLIPConfig, checkpoint: C
             f"{len(checkpoint.tensors)} tensors."
         )
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), Unfilled():
             return build(config)
     except (RuntimeError, OverflowError, TypeError) as error:  # a tensor of more elements than an integer counts
         raise ModelError(
@@ -129,7 +132,8 @@ def fill(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], path: Path, de
     a value is not taken for a weight. NaN in the file is loaded, with a warning. ModelError for a value that is beyond
     the parameter's dtype.
     """
-    model.to_empty(device=device)
+    with Unfilled():
+        model.to_empty(device=device)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for parameter in parameters.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,15 +14,15 @@ from typing import Any
 
 from converter.checkpoint import Checkpoint
 from converter.display import file_name, quoted
-from converter.errors import DestinationError, PlanError, damaged
+from converter.errors import ConverterWarning, DestinationError, ModelError, PlanError, damaged
 from converter.planning.plan import Plan
 from converter.writing.buffers import implied_value
+from converter.writing.changes import changes_from, find_record_of_tensors
 from converter.writing.destination import CONFIG, LEDGER, RESIDUE, writing
 from converter.writing.ledger import (
     FOLDER,
     TABLES,
     config_document,
-    digest_of_sources,
     digest_of_tensors,
     draft_ledger,
     fill_ledger,
@@ -111,6 +112,7 @@ def convert(
             beside = Transfer(checkpoint, _places(opened[len(outputs) :]), destination, on_bytes)
             left = beside.run(steps_to_keep(plan)) if kept else None
         _verify(sources, hashes if trusts_ledger else {})
+        _warn_of_changes(checkpoint, hashes)
         ledger = _filled(draft, plan, hashes, left)
         with writing(destination):
             for output, descriptor in opened:
@@ -119,8 +121,7 @@ def convert(
         if not is_file_name(destination):
             ledger = _add_documents(staging, plan, shards, ledger, extras or Extras())
         staging.commit(on_done)
-    files = tuple(output.name for output, _ in opened)
-    return Conversion(destination, files, sum(map(nbytes, plan.targets)), ledger)
+    return Conversion(destination, tuple(output.name for output, _ in opened), sum(map(nbytes, plan.targets)), ledger)
 
 
 def _staging(destination: Path, force: bool, keep_residue: bool) -> Staging:
@@ -136,7 +137,8 @@ def _filled(
     kept = [target for step in steps_to_keep(plan) for target in step.targets]
     residue = None if left is None else digest_of_tensors((t.name, t.dtype.name, t.shape, left[t.name]) for t in kept)
     made = {t.name: hashes[t.name] for t in plan.targets}
-    return fill_ledger(draft, plan, made, digest_of_sources(plan, hashes), residue)
+    sources = {s.name: hashes[f"source {s.name}"] for step in plan.steps for s in step.sources}
+    return fill_ledger(draft, plan, made, sources, residue)
 
 
 def _verify(sources: Sequence[Checkpoint], hashes: Mapping[str, str]) -> None:
@@ -155,6 +157,21 @@ def _verify(sources: Sequence[Checkpoint], hashes: Mapping[str, str]) -> None:
                 f"tensor {quoted(name)} is not the one that its conversion recorded, so that the residue beside it may "
                 "be of other weights; --residue insists",
             )
+
+
+def _warn_of_changes(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> None:
+    """A ConverterWarning if what was read had been converted before, and is not what that conversion recorded.
+
+    `hashes`: SHA-256 of each source, as `source NAME`.
+    """
+    try:
+        record = find_record_of_tensors(checkpoint)
+    except ModelError as error:
+        warnings.warn(str(error), ConverterWarning, stacklevel=3)
+        return
+    read = {name: hashes[f"source {name}"] for name in checkpoint.tensors if f"source {name}" in hashes}
+    if record and (found := changes_from(record, checkpoint, read)):
+        warnings.warn(found.warning, ConverterWarning, stacklevel=3)
 
 
 def _check_names(plan: Plan) -> None:
