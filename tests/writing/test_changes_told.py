@@ -7,8 +7,9 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -100,13 +101,21 @@ def test_a_record_that_cannot_be_compared_is_told_and_stops_nothing(changed: Pat
         GLIP.from_pretrained(changed / "folder")
 
 
-def test_what_fails_meanwhile_ends_the_comparison_in_silence(changed: Path) -> None:
-    before = threading.active_count()
+def test_what_fails_meanwhile_ends_the_comparison_in_silence(changed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(checkpoint: object, on_bytes: Callable[[int], object]) -> dict[str, str]:
+        for _ in range(1000):
+            time.sleep(0.02)
+            on_bytes(1)
+        return {}
+
+    monkeypatch.setattr("converter.writing.changes.tensor_hashes", slowly)
+    before, began = threading.active_count(), time.monotonic()
     with warnings.catch_warnings(), open_checkpoint(changed / "own.safetensors") as checkpoint:
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match="of something else"), compared_meanwhile(checkpoint):
             raise ValueError("of something else")
     assert threading.active_count() == before
+    assert time.monotonic() - began < 10
 
 
 def test_where_no_thread_can_be_had_it_is_compared_all_the_same(changed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
