@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.output import PATH, accept_table, done_with, print_json, progress, reports
-from converter.cli.parity import coverage, mutation_score, score_line
+from converter.cli.parity import compared, coverage, known_weights, mutation_score, score_line
 from converter.cli.places import places, source
 from converter.cli.run_options import JOINED, MODEL, references, root, run_options
-from converter.display import file_name, plain, quoted
+from converter.display import file_name, listed, plain, quoted
 from converter.errors import CaptureError, DestinationError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from converter.parity.coverage import Coverage
     from converter.parity.family import Subject
     from converter.parity.mutate import Score
-    from converter.parity.run import Report
+    from converter.parity.run import Report, Weights
 
 _CERTIFY = f"""{MODEL}
 The certificate is then of what `convert` makes of it; where `convert` asks for
@@ -91,16 +91,17 @@ def certify(
         family = family_of_weights(model, checkpoint)
         captures = [opened.enter_context(load_capture(reference)) for reference in references]
         _check_names(captures)
+        known = known_weights(model, checkpoint, captures)
         with progress(checkpoint.size, "hashing") as advance:
             weights = read_weights(model, checkpoint, family, advance)
         subject = load_subject(model, checkpoint, "cpu", "float32", False, threads)
-        runs = with_suspects(_compared(subject, captures), checkpoint, model)
+        runs = with_suspects(_in_both(subject, captures, known), checkpoint, model)
         _refuse_failed(runs, as_json)
         covered = coverage(subject, captures)
         score = mutation_score(subject, captures, mutate, None, covered) if mutate else None
         proof = proof_of_rows(weights.ledger, weights.sha256)
-        known, done = to_json(covered, proof), done_with(file_name(path))
-        certify(weights, captures, runs, score, subject, known, force=force, on_done=done)
+        done = done_with(file_name(path))
+        certify(weights, captures, runs, score, subject, to_json(covered, proof), force=force, on_done=done)
     if as_json:
         result = {"certificate": str(path), "passed": True, "mutation_score": score and score.value}
         print_json(result | {"unknown_table": is_by_unknown_table(weights.tables)})
@@ -109,19 +110,20 @@ def certify(
 
 
 def _refuse_failed(runs: list[Report], as_json: bool) -> None:
-    """End the program where a comparison did not pass."""
-    from converter.parity.suspects import suspect_lines
+    """End the program where a comparison did not pass, with the top of the first report that says so."""
+    from converter.parity.summary import aligned, brief
 
-    problems = [f"{report.capture}, {report.dtype}: {problem}" for report in runs for problem in report.problems]
-    if not problems:
+    failed = sorted((report for report in runs if not report.passed), key=lambda report: report.passed is not False)
+    if not failed:
         return
-    told = next((report for report in runs if report.record), None)
+    named = listed([f"{plain(report.capture)} in {report.dtype}" for report in failed])
+    said = f"not certified: {len(failed)} of {len(runs)} comparisons did not pass: {named}"
     if as_json:
-        found = {"suspects": told.suspects if told else [], "record": told.record if told else None}
-        print_json({"certificate": None, "passed": False, **found, "problems": problems})
-    for problem in (*problems, *(suspect_lines(told, 20) if told else ())):
-        click.echo(problem, err=True)
-    click.echo(f"not certified: {len(problems)} comparisons did not pass", err=True)
+        problems = [f"{report.capture}, {report.dtype}: {problem}" for report in runs for problem in report.problems]
+        summary = [said, *(f"{line.label}: {line.text}" for line in brief(failed[0]))]
+        found = {"suspects": failed[0].suspects, "record": failed[0].record or None}
+        print_json({"certificate": None, "passed": False, "summary": summary, **found, "problems": problems})
+    click.echo("\n".join([said, *aligned(brief(failed[0]))]), err=True)
     sys.exit(1 if any(report.passed is False for report in runs) else CaptureError.exit_code)
 
 
@@ -136,13 +138,11 @@ def _check_names(captures: Sequence[Capture]) -> None:
             )
 
 
-def _compared(subject: Subject, captures: list[Capture]) -> list[Report]:
+def _in_both(subject: Subject, captures: Sequence[Capture], weights: Sequence[Weights]) -> list[Report]:
     """The model beside each capture in float64, then in float32; it is float64 afterwards."""
-    from converter.parity.run import parity
-
-    single = [parity(subject, capture, twice=True) for capture in captures]
+    single = compared(subject, captures, weights)
     subject.model.double()
-    double = [parity(subject, capture, twice=True) for capture in captures]
+    double = compared(subject, captures, weights)
     return [report for pair in zip(double, single, strict=True) for report in pair]
 
 
@@ -229,7 +229,8 @@ def verify(
 
 
 def _verification_json(result: Verification) -> dict[str, Any]:
-    from converter.parity.report import json_safe, verdict
+    from converter.parity.report import json_safe
+    from converter.parity.summary import verdict
 
     report = result.report
     return {
@@ -246,7 +247,7 @@ def _verification_json(result: Verification) -> dict[str, Any]:
 
 
 def _print_verification(result: Verification) -> None:
-    from converter.parity.report import verdict
+    from converter.parity.summary import verdict
     from converter.writing.ledger import UNKNOWN_TABLE
 
     problems = result.problems

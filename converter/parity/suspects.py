@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from converter.checkpoint import Checkpoint
-from converter.display import plain
 from converter.errors import CheckpointError, ModelError
 from converter.parity.run import Report
 from converter.writing.changes import Changes, changes
@@ -43,12 +42,3 @@ def _said(found: Changes) -> str:
     return (
         f"the file is as it was written: {found.summary}, so suspect the table, the code, or a capture of other weights"
     )
-
-
-def suspect_lines(report: Report, rows: int) -> list[str]:
-    """What the record tells, and below it so many of the suspects."""
-    if not report.record:
-        return []
-    lines = [f"suspect: {plain(name)}" for name in report.suspects[:rows]]
-    more = len(report.suspects) - len(lines)
-    return [report.record, *lines, *([f"... and {more} more"] if more else [])]
