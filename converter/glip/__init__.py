@@ -2,8 +2,9 @@
 
     from converter.glip import GLIP, Detector, get_model
 
-    model/          the model alone: it needs torch, and nothing of conversion but for from_pretrained
+    model/          the model alone: it needs torch, and of conversion nothing but to load and to save
     weights.py      loading: what `convert` wrote becomes a model
+    saving.py       saving: a model becomes a folder as `convert` writes it, which says what it was loaded from
     detect/         from pictures and words to boxes: preprocessing, tokenizer, prompt, detector, drawing
     zoo.py          models by name, including MMPretrain's two, from weights of any format
     model_zoo.json  the released models: training data, figures, licence, each with its source

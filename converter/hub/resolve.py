@@ -85,11 +85,17 @@ def is_on_hub(text: str) -> bool:
 
 def local_path(path: str | os.PathLike[str], *, revision: str | None = None) -> Path:
     """`path` if it is local, else the local path of what it names on the Hub, found by `resolve`. Raises HubError."""
+    return located(path, revision=revision)[0]
+
+
+def located(path: str | os.PathLike[str], *, revision: str | None = None) -> tuple[Path, str]:
+    """`local_path`, and what to call it: the Hub's reference with its commit, or the name of the file or folder."""
     if isinstance(path, str) and is_on_hub(path):
-        return resolve(path, revision=revision).path
+        found = resolve(path, revision=revision)
+        return found.path, found.reference
     if revision is not None:
         raise HubError(f"{quoted(os.fspath(path))}: is local, and only models of the Hub have revisions.")
-    return Path(path)
+    return Path(path), os.path.basename(os.path.abspath(path))
 
 
 def resolve(

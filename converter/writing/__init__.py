@@ -2,6 +2,7 @@
 
 In the order in which data passes:
 
+    route.py          the plan as a user states it: formats by name, and the residue beside the source
     convert.py        carries a plan out: the one function that writes a conversion
     in_memory.py      what it would write, without a file: for whoever runs a model
     transfer.py       moves tensors in threads: read, apply the ops, hash, write

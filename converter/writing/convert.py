@@ -7,7 +7,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,14 @@ class _Output:
     frame: Callable[[dict[str, Any], Mapping[str, int]], Iterable[tuple[int, bytes]]]
 
 
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What a folder holds besides its weights and records: files by name, and entries of config.json."""
+
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
 _Places = dict[str, tuple[int, int]]  # tensor -> descriptor of its file, position in it
 
 
@@ -75,6 +83,7 @@ def convert(
     trusts_ledger: bool = False,
     keep_residue: bool = False,
     origin: Mapping[str, Any] | None = None,
+    extras: Extras | None = None,
     on_bytes: Callable[[int], None] = lambda count: None,
     on_done: Callable[[], object] = lambda: None,
 ) -> Conversion:
@@ -82,8 +91,8 @@ def convert(
 
     `residue` is where the plan's carried steps read, `trusts_ledger`: because the checkpoint's ledger says so, whose
     hashes are then held against what is read; `keep_residue` writes what is left out beside the result; `origin` says
-    where the checkpoint came from, for the ledger. `on_bytes` is called from several threads with the number of
-    bytes written since the last call, `on_done` once the result is there, before anything else can fail.
+    where the checkpoint came from, for the ledger; `extras`: what else a folder holds. `on_bytes` is called in several
+    threads with the bytes written since the last call, `on_done` once all is there, before anything else can fail.
     Raises DestinationError, CheckpointError, or PlanError for a value that a cast cannot hold. Whatever is raised
     before `on_done` is called, the destination is as it was. What cannot be done afterwards is a ConverterWarning.
     """
@@ -102,15 +111,14 @@ def convert(
             hashes, crcs = _move(sources, plan, places, destination, on_bytes)
             beside = Transfer(checkpoint, _places(opened[len(outputs) :]), destination, on_bytes)
             left = beside.run(steps_to_keep(plan)) if kept else None
-        _verify(sources, hashes if trusts_ledger else {})
-        _warn_of_changes(checkpoint, hashes)
+        _verify(sources, hashes, trusts_ledger)
         ledger = _filled(draft, plan, hashes, left)
         with writing(destination):
             for output, descriptor in opened:
                 for position, piece in output.frame(ledger, crcs):
                     write_at(descriptor, piece, position)
         if not is_file_name(destination):
-            ledger = _add_documents(staging, plan, shards, ledger)
+            ledger = _add_documents(staging, plan, shards, ledger, extras or Extras())
         staging.commit(on_done)
     files = tuple(output.name for output, _ in opened)
     return Conversion(destination, files, sum(map(nbytes, plan.targets)), ledger)
@@ -133,15 +141,16 @@ def _filled(
     return fill_ledger(draft, plan, made, sources, residue)
 
 
-def _verify(sources: Sequence[Checkpoint], hashes: Mapping[str, str]) -> None:
-    """Raise CorruptCheckpointError if a source changed, or if one whose residue is used is not what its ledger states.
+def _verify(sources: Sequence[Checkpoint], hashes: Mapping[str, str], trusts_ledger: bool) -> None:
+    """Raise CorruptCheckpointError if a source changed meanwhile, or one whose residue is used is not what its ledger
+    states; a ConverterWarning if any other is not.
 
     `hashes`: SHA-256 of each source, as `source NAME`.
     """
     for source in sources:
         source.verify_unchanged()
     checkpoint, *residues = sources
-    ledger = (ledger_of(checkpoint) or {}) if residues else {}
+    ledger = (ledger_of(checkpoint) or {}) if residues and trusts_ledger else {}
     for name, stated in ledger.get("tensors", {}).items():
         if hashes.get(f"source {name}", stated) != stated:
             raise damaged(
@@ -149,6 +158,7 @@ def _verify(sources: Sequence[Checkpoint], hashes: Mapping[str, str]) -> None:
                 f"tensor {quoted(name)} is not the one that its conversion recorded, so that the residue beside it may "
                 "be of other weights; --residue insists",
             )
+    _warn_of_changes(checkpoint, hashes)
 
 
 def _warn_of_changes(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> None:
@@ -242,12 +252,14 @@ def _metadata(plan: Plan, ledger: dict[str, Any], single: bool) -> dict[str, str
     return {"format": "pt", **config, "conversion": to_json(ledger, indent=None).decode()}
 
 
-def _add_documents(staging: Staging, plan: Plan, shards: list[Shard], ledger: dict[str, Any]) -> dict[str, Any]:
+def _add_documents(
+    staging: Staging, plan: Plan, shards: list[Shard], ledger: dict[str, Any], extras: Extras
+) -> dict[str, Any]:
     """What a folder holds besides its weights; the ledger as it is there."""
-    documents: dict[str, bytes] = {}
+    documents: dict[str, bytes] = {**extras.files}
     config = config_document(plan) if plan.written is None else plan.written.config
     if config is not None:
-        documents[CONFIG] = to_json(config)
+        documents[CONFIG] = to_json({**extras.config, **config})
     if len(shards) > 1:
         documents[INDEX_NAME] = shard_index(shards)
     ledger = {**ledger, FOLDER: sorted((LEDGER, *documents, *staging.names))}

@@ -84,6 +84,19 @@ def test_loading_it_warns(name: str, written: Path, changed: Path) -> None:
         get_model("glip-t", pretrained=changed / name)
 
 
+def test_what_was_fine_tuned_and_saved_has_a_record_of_its_own(written: Path, tmp_path: Path) -> None:
+    model = GLIP.from_pretrained(written / "own.safetensors")
+    with torch.no_grad():
+        model.head.box.weight += 1
+    model.save_pretrained(tmp_path / "tuned")
+    GLIP.from_pretrained(tmp_path / "tuned")
+    shown = run("verify", tmp_path / "tuned").stdout
+    assert shown.splitlines()[-1] == "as recorded"
+    assert "saved by save_pretrained, not converted: 1 of" in shown
+    flip(tmp_path / "tuned" / "model.safetensors", NAME)
+    assert f"changed: {NAME}" in run("verify", tmp_path / "tuned", code=1).stdout
+
+
 def test_what_is_converted_on_the_way_is_compared_where_it_was_read(written: Path, tmp_path: Path) -> None:
     """By the record of the other format, which names the tensors otherwise."""
     other = tmp_path / "mmdet.safetensors"
