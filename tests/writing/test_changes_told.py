@@ -93,8 +93,11 @@ def test_what_was_fine_tuned_and_saved_has_a_record_of_its_own(written: Path, tm
     shown = run("verify", tmp_path / "tuned").stdout
     assert shown.splitlines()[-1] == "as recorded"
     assert "saved by save_pretrained, not converted: 1 of" in shown
+    back = ("convert", "--src", tmp_path / "tuned", "--to", "glip-official", "--json", "--dst")
+    assert run(*back, tmp_path / "back.pth").stderr == ""
     flip(tmp_path / "tuned" / "model.safetensors", NAME)
     assert f"changed: {NAME}" in run("verify", tmp_path / "tuned", code=1).stdout
+    assert f"(changed: {NAME})" in run(*back, tmp_path / "again.pth").stderr
 
 
 def test_what_is_converted_on_the_way_is_compared_where_it_was_read(written: Path, tmp_path: Path) -> None:
