@@ -23,6 +23,7 @@ from converter.display import file_name, plain, quoted
 from converter.errors import CaptureError, CheckpointError, ModelError
 from converter.glip.model.config import GLIPConfig
 from converter.glip.saving import FLOATS, Origin, origin_of, stated_hashes
+from converter.glip.unfilled import Unfilled
 from converter.mapping.spec import load_spec
 from converter.parity.device import DTYPES, find_device
 from converter.writing.changes import compared_meanwhile
@@ -116,7 +117,7 @@ def _on_meta(build: Callable[[GLIPConfig], M], config: GLIPConfig, checkpoint: C
             f"{len(checkpoint.tensors)} tensors."
         )
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), Unfilled():
             return build(config)
     except (RuntimeError, OverflowError, TypeError) as error:  # a tensor of more elements than an integer counts
         raise ModelError(
@@ -131,7 +132,8 @@ def fill(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], path: Path, de
     a value is not taken for a weight. NaN in the file is loaded, with a warning. ModelError for a value that is beyond
     the parameter's dtype.
     """
-    model.to_empty(device=device)
+    with Unfilled():
+        model.to_empty(device=device)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for parameter in parameters.values():

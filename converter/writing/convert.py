@@ -120,8 +120,7 @@ def convert(
         if not is_file_name(destination):
             ledger = _add_documents(staging, plan, shards, ledger, extras or Extras())
         staging.commit(on_done)
-    files = tuple(output.name for output, _ in opened)
-    return Conversion(destination, files, sum(map(nbytes, plan.targets)), ledger)
+    return Conversion(destination, tuple(output.name for output, _ in opened), sum(map(nbytes, plan.targets)), ledger)
 
 
 def _staging(destination: Path, force: bool, keep_residue: bool) -> Staging:

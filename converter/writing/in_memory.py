@@ -20,14 +20,7 @@ from converter.mapping.ops import Array
 from converter.planning.formats import choose_formats, make_route, open_known
 from converter.planning.plan import Plan, Step
 from converter.writing.buffers import verify_left_out
-from converter.writing.ledger import (
-    TABLES,
-    config_document,
-    draft_ledger,
-    fill_ledger,
-    tables_of,
-    to_json,
-)
+from converter.writing.ledger import TABLES, config_document, draft_ledger, fill_ledger, tables_of, to_json
 from converter.writing.records import find_record
 from converter.writing.transfer import made_by
 

@@ -258,7 +258,9 @@ def test_help_does_not_import_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize(("module", "code", "said"), [("torch", 8, "pip install torch"), ("safetensors", 0, "")])
+@pytest.mark.parametrize(
+    ("module", "code", "said"), [("torch", 8, "pip install 'converter[model]'"), ("safetensors", 0, "")]
+)
 def test_without_torch_the_next_step_is_said(module: str, code: int, said: str, weights: Path, reference: Path) -> None:
     """The package of the format's name is not needed: this one reads and writes it."""
     program = (

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from converter.errors import ModelError
 from converter.glip.model import inputs
 from converter.glip.model.bert import TextEncoder, TextFeatures
-from converter.glip.model.config import GLIPConfig
+from converter.glip.model.config import DETECTIONS_PER_IMAGE, GLIPConfig
 from converter.glip.model.detection import Detections, detect, level_anchors
 from converter.glip.model.fpn import FPN
 from converter.glip.model.fusion import LOGIT_LIMIT
@@ -162,8 +162,9 @@ class GLIP(nn.Module):
         out: Output,
         image_sizes: Tensor | Sequence[Sequence[int]],
         positive_map: Mapping[int, Sequence[int]],
+        max_detections: int = DETECTIONS_PER_IMAGE,
     ) -> list[Detections]:
-        """The objects of each image, highest score first; at most 100, more only if they tie with the 100th.
+        """The objects of each image, highest score first; at most `max_detections`, more only if they tie.
 
         image_sizes: (height, width) of each image before padding, in pixels; positive_map: for each label the
         positions of its tokens in the caption, the same for every image. A phrase's score is the mean over
@@ -173,7 +174,7 @@ class GLIP(nn.Module):
         inputs.check_output(out, len(self.config.anchor_strides))
         sizes = inputs.check_image_sizes(image_sizes, out, self.config.anchor_strides[0])
         phrases = inputs.check_positive_map(positive_map, out.token_logits[0].shape[-1])
-        return detect(self.config, out, sizes, phrases)
+        return detect(self.config, out, sizes, phrases, max_detections)
 
     def _parameter(self) -> Tensor:
         """Any parameter, for the dtype and device of the model."""
