@@ -213,6 +213,8 @@ def _print_summary(checkpoint: Checkpoint, plan: Plan) -> None:
     custom, is_unknown = _tables(checkpoint, plan)
     for table in custom:
         click.echo(f"{table}: verify and publish what it makes with --accept-table")
+    if custom:
+        click.echo("  whether it puts each number in its place, only outputs show: converter compare")
     if is_unknown:
         click.echo(f"the source was {UNKNOWN_TABLE}")
 
