@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.output import PATH, accept_table, done_with, print_json, progress, reports
-from converter.cli.parity import coverage, mutation_score, score_line
+from converter.cli.parity import compared, coverage, known_weights, mutation_score, score_line
 from converter.cli.places import places, source
 from converter.cli.run_options import JOINED, MODEL, references, root, run_options
-from converter.display import file_name, plain, quoted
+from converter.display import file_name, listed, plain, quoted
 from converter.errors import CaptureError, DestinationError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from converter.parity.coverage import Coverage
     from converter.parity.family import Subject
     from converter.parity.mutate import Score
-    from converter.parity.run import Report
+    from converter.parity.run import Report, Weights
 
 _CERTIFY = f"""{MODEL}
 The certificate is then of what `convert` makes of it; where `convert` asks for
@@ -45,8 +45,9 @@ Examples:
   converter verify org/glip-t@main
   converter verify mine.safetensors --accept-table HASH
 \b
-Exit codes: 0 this copy computes what was certified, 1 it does not, 8 no valid
-certificate, a table that was never released, or no tolerance is known for this dtype."""
+Exit codes: 0 this copy computes what was certified, or has no certificate and is
+what its conversion recorded, 1 it does or is not, 8 neither certificate nor
+record, a table that was never released, or no tolerance is known for this dtype."""
 
 
 @click.command(short_help="Compare, and write a certificate", epilog=_CERTIFY)
@@ -76,8 +77,10 @@ def certify(
     """
     from converter.cli.families import family_of_weights, load_subject, open_weights
     from converter.parity.capture import load_capture
-    from converter.parity.certificate import certificate_path, certify, read_weights
+    from converter.parity.certificate import certify, read_weights
     from converter.parity.coverage_report import proof_of_rows, to_json
+    from converter.parity.evidence import certificate_path
+    from converter.parity.suspects import with_suspects
     from converter.writing.ledger import is_by_unknown_table
 
     path = certificate_path(model)
@@ -88,16 +91,17 @@ def certify(
         family = family_of_weights(model, checkpoint)
         captures = [opened.enter_context(load_capture(reference)) for reference in references]
         _check_names(captures)
+        known = known_weights(model, checkpoint, captures)
         with progress(checkpoint.size, "hashing") as advance:
             weights = read_weights(model, checkpoint, family, advance)
         subject = load_subject(model, checkpoint, "cpu", "float32", False, threads)
-        runs = _compared(subject, captures)
+        runs = with_suspects(_in_both(subject, captures, known), checkpoint, model)
         _refuse_failed(runs, as_json)
         covered = coverage(subject, captures)
         score = mutation_score(subject, captures, mutate, None, covered) if mutate else None
         proof = proof_of_rows(weights.ledger, weights.sha256)
-        known, done = to_json(covered, proof), done_with(file_name(path))
-        certify(weights, captures, runs, score, subject, known, force=force, on_done=done)
+        done = done_with(file_name(path))
+        certify(weights, captures, runs, score, subject, to_json(covered, proof), force=force, on_done=done)
     if as_json:
         result = {"certificate": str(path), "passed": True, "mutation_score": score and score.value}
         print_json(result | {"unknown_table": is_by_unknown_table(weights.tables)})
@@ -106,15 +110,20 @@ def certify(
 
 
 def _refuse_failed(runs: list[Report], as_json: bool) -> None:
-    """End the program where a comparison did not pass."""
-    problems = [f"{report.capture}, {report.dtype}: {problem}" for report in runs for problem in report.problems]
-    if not problems:
+    """End the program where a comparison did not pass, with the top of the first report that says so."""
+    from converter.parity.summary import aligned, brief
+
+    failed = sorted((report for report in runs if not report.passed), key=lambda report: report.passed is not False)
+    if not failed:
         return
+    named = listed([f"{plain(report.capture)} in {report.dtype}" for report in failed])
+    said = f"not certified: {len(failed)} of {len(runs)} comparisons did not pass: {named}"
     if as_json:
-        print_json({"certificate": None, "passed": False, "problems": problems})
-    for problem in problems:
-        click.echo(problem, err=True)
-    click.echo(f"not certified: {len(problems)} comparisons did not pass", err=True)
+        problems = [f"{report.capture}, {report.dtype}: {problem}" for report in runs for problem in report.problems]
+        summary = [said, *(f"{line.label}: {line.text}" for line in brief(failed[0]))]
+        found = {"suspects": failed[0].suspects, "record": failed[0].record or None}
+        print_json({"certificate": None, "passed": False, "summary": summary, **found, "problems": problems})
+    click.echo("\n".join([said, *aligned(brief(failed[0]))]), err=True)
     sys.exit(1 if any(report.passed is False for report in runs) else CaptureError.exit_code)
 
 
@@ -129,13 +138,11 @@ def _check_names(captures: Sequence[Capture]) -> None:
             )
 
 
-def _compared(subject: Subject, captures: list[Capture]) -> list[Report]:
+def _in_both(subject: Subject, captures: Sequence[Capture], weights: Sequence[Weights]) -> list[Report]:
     """The model beside each capture in float64, then in float32; it is float64 afterwards."""
-    from converter.parity.run import parity
-
-    single = [parity(subject, capture, twice=True) for capture in captures]
+    single = compared(subject, captures, weights)
     subject.model.double()
-    double = [parity(subject, capture, twice=True) for capture in captures]
+    double = compared(subject, captures, weights)
     return [report for pair in zip(double, single, strict=True) for report in pair]
 
 
@@ -183,19 +190,23 @@ def verify(
     """Check that MODEL, here or on the Hub (org/name[@revision]), is what was certified, and computes the same here.
 
     Configuration, preprocessing, vocabulary and every tensor are compared with what was certified, then the fingerprint
-    is computed again. The reference is not needed.
+    is computed again. The reference is not needed. Where there is no certificate, every tensor is compared with the
+    record that the conversion left, which shows that none was changed since; this needs no torch.
     """
+    from converter.cli.record import verify_by_record
     from converter.cli.sources import locate
 
     located = locate(model_source, quiet=as_json)
     model = located.path
+    if not model.exists():
+        raise CaptureError(f"{model}: no such file or folder")
+    if certificate is None and verify_by_record(model, root, accepted_tables, located.origin, as_json):
+        return
     if located.origin and not model.is_dir() and certificate is None:
         raise CaptureError(
             f"{plain(model_source)}: is one file; a certificate is of a whole model, so verify that: "
             "converter verify org/name"
         )
-    if not model.exists():
-        raise CaptureError(f"{model}: no such file or folder")
     from converter.cli.families import family_of_weights, load_subject, open_weights
     from converter.parity.certificate import verify
 
@@ -218,11 +229,13 @@ def verify(
 
 
 def _verification_json(result: Verification) -> dict[str, Any]:
-    from converter.parity.report import json_safe, verdict
+    from converter.parity.report import json_safe
+    from converter.parity.summary import verdict
 
     report = result.report
     return {
         "certificate": str(result.certificate),
+        "record": None,
         "verdict": verdict(result.passed),
         "problems": result.problems,
         "custom_tables": [table.entry for table in result.custom],
@@ -234,7 +247,7 @@ def _verification_json(result: Verification) -> dict[str, Any]:
 
 
 def _print_verification(result: Verification) -> None:
-    from converter.parity.report import verdict
+    from converter.parity.summary import verdict
     from converter.writing.ledger import UNKNOWN_TABLE
 
     problems = result.problems

@@ -31,7 +31,7 @@ It writes NAME.json, the table, and also a spec if --target is a checkpoint that
 no spec there describes. A rule that is not sure has a 'doubt', which says why
 and what else is possible: convert refuses a table that has one. Look, and settle
 each by 'converter settle'. docs/new-model.md shows it from end to end.
-Matching needs scipy: pip install scipy."""
+Matching needs scipy: pip install 'converter[draft]'."""
 _SHOWN = 20
 
 

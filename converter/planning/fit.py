@@ -22,7 +22,7 @@ from converter.mapping.table import Table
 from converter.mapping.transfers import transfers
 from converter.mapping.wrappers import Counter, load_wrappers
 from converter.planning.keys import by_key, naming, wrappers_of
-from converter.planning.nearest import problems_of_unknown
+from converter.planning.nearest import of_other_sizes, problems_of_unknown
 from converter.planning.plan import Contents, LeftOut, Missing, Naming, Plan, Residue, Step, Tensor
 from converter.planning.refusals import refusal
 
@@ -47,7 +47,7 @@ def make_plan(
     laid = fits(table, contents, variant)
     plan = laid.fit.plan(dtype, only_joins=only_joins)
     if refuse and plan.problems:
-        if said := hidden(table, contents):
+        if said := hidden(table, contents) or of_other_sizes(laid):
             raise PlanError(said)
         if laid.best is not laid.fit and not laid.best.plan(dtype, only_joins=only_joins).problems:
             stated, found = laid.fit.variant.name, laid.best.variant.name
@@ -106,6 +106,7 @@ class Fits:
             self.stated = table.spec.variant(variant) if variant else None
         except TableError as error:
             raise PlanError(str(error)) from None
+        self.table = table
         fits = [Fit(table, v, tensors, **details) for v in table.spec.variants]
         self.best = max(fits, key=lambda fit: fit.score)
         self.fit = next(f for f in fits if f.variant == self.stated) if self.stated else self.best

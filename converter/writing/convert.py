@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from converter.checkpoint import Checkpoint
 from converter.display import file_name, quoted
-from converter.errors import DestinationError, PlanError, damaged
+from converter.errors import ConverterWarning, DestinationError, ModelError, PlanError, damaged
 from converter.planning.plan import Plan
 from converter.writing.buffers import implied_value
+from converter.writing.changes import changes_from, find_record_of_tensors
 from converter.writing.destination import CONFIG, LEDGER, RESIDUE, writing
 from converter.writing.ledger import (
     FOLDER,
     TABLES,
     config_document,
-    digest_of_sources,
     digest_of_tensors,
     draft_ledger,
     fill_ledger,
@@ -60,6 +61,14 @@ class _Output:
     frame: Callable[[dict[str, Any], Mapping[str, int]], Iterable[tuple[int, bytes]]]
 
 
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What a folder holds besides its weights and records: files by name, and entries of config.json."""
+
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
 _Places = dict[str, tuple[int, int]]  # tensor -> descriptor of its file, position in it
 
 
@@ -74,6 +83,7 @@ def convert(
     trusts_ledger: bool = False,
     keep_residue: bool = False,
     origin: Mapping[str, Any] | None = None,
+    extras: Extras | None = None,
     on_bytes: Callable[[int], None] = lambda count: None,
     on_done: Callable[[], object] = lambda: None,
 ) -> Conversion:
@@ -81,8 +91,8 @@ def convert(
 
     `residue` is where the plan's carried steps read, `trusts_ledger`: because the checkpoint's ledger says so, whose
     hashes are then held against what is read; `keep_residue` writes what is left out beside the result; `origin` says
-    where the checkpoint came from, for the ledger. `on_bytes` is called from several threads with the number of
-    bytes written since the last call, `on_done` once the result is there, before anything else can fail.
+    where the checkpoint came from, for the ledger; `extras`: what else a folder holds. `on_bytes` is called in several
+    threads with the bytes written since the last call, `on_done` once all is there, before anything else can fail.
     Raises DestinationError, CheckpointError, or PlanError for a value that a cast cannot hold. Whatever is raised
     before `on_done` is called, the destination is as it was. What cannot be done afterwards is a ConverterWarning.
     """
@@ -102,16 +112,16 @@ def convert(
             beside = Transfer(checkpoint, _places(opened[len(outputs) :]), destination, on_bytes)
             left = beside.run(steps_to_keep(plan)) if kept else None
         _verify(sources, hashes if trusts_ledger else {})
+        _warn_of_changes(checkpoint, hashes)
         ledger = _filled(draft, plan, hashes, left)
         with writing(destination):
             for output, descriptor in opened:
                 for position, piece in output.frame(ledger, crcs):
                     write_at(descriptor, piece, position)
         if not is_file_name(destination):
-            ledger = _add_documents(staging, plan, shards, ledger)
+            ledger = _add_documents(staging, plan, shards, ledger, extras or Extras())
         staging.commit(on_done)
-    files = tuple(output.name for output, _ in opened)
-    return Conversion(destination, files, sum(map(nbytes, plan.targets)), ledger)
+    return Conversion(destination, tuple(output.name for output, _ in opened), sum(map(nbytes, plan.targets)), ledger)
 
 
 def _staging(destination: Path, force: bool, keep_residue: bool) -> Staging:
@@ -127,7 +137,8 @@ def _filled(
     kept = [target for step in steps_to_keep(plan) for target in step.targets]
     residue = None if left is None else digest_of_tensors((t.name, t.dtype.name, t.shape, left[t.name]) for t in kept)
     made = {t.name: hashes[t.name] for t in plan.targets}
-    return fill_ledger(draft, plan, made, digest_of_sources(plan, hashes), residue)
+    sources = {s.name: hashes[f"source {s.name}"] for step in plan.steps for s in step.sources}
+    return fill_ledger(draft, plan, made, sources, residue)
 
 
 def _verify(sources: Sequence[Checkpoint], hashes: Mapping[str, str]) -> None:
@@ -146,6 +157,21 @@ def _verify(sources: Sequence[Checkpoint], hashes: Mapping[str, str]) -> None:
                 f"tensor {quoted(name)} is not the one that its conversion recorded, so that the residue beside it may "
                 "be of other weights; --residue insists",
             )
+
+
+def _warn_of_changes(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> None:
+    """A ConverterWarning if what was read had been converted before, and is not what that conversion recorded.
+
+    `hashes`: SHA-256 of each source, as `source NAME`.
+    """
+    try:
+        record = find_record_of_tensors(checkpoint)
+    except ModelError as error:
+        warnings.warn(str(error), ConverterWarning, stacklevel=3)
+        return
+    read = {name: hashes[f"source {name}"] for name in checkpoint.tensors if f"source {name}" in hashes}
+    if record and (found := changes_from(record, checkpoint, read)):
+        warnings.warn(found.warning, ConverterWarning, stacklevel=3)
 
 
 def _check_names(plan: Plan) -> None:
@@ -224,12 +250,14 @@ def _metadata(plan: Plan, ledger: dict[str, Any], single: bool) -> dict[str, str
     return {"format": "pt", **config, "conversion": to_json(ledger, indent=None).decode()}
 
 
-def _add_documents(staging: Staging, plan: Plan, shards: list[Shard], ledger: dict[str, Any]) -> dict[str, Any]:
+def _add_documents(
+    staging: Staging, plan: Plan, shards: list[Shard], ledger: dict[str, Any], extras: Extras
+) -> dict[str, Any]:
     """What a folder holds besides its weights; the ledger as it is there."""
-    documents: dict[str, bytes] = {}
+    documents: dict[str, bytes] = {**extras.files}
     config = config_document(plan) if plan.written is None else plan.written.config
     if config is not None:
-        documents[CONFIG] = to_json(config)
+        documents[CONFIG] = to_json({**extras.config, **config})
     if len(shards) > 1:
         documents[INDEX_NAME] = shard_index(shards)
     ledger = {**ledger, FOLDER: sorted((LEDGER, *documents, *staging.names))}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,14 @@ from converter.checkpoint.strict_json import parse_json, read_json
 from converter.display import file_name, quoted
 from converter.errors import unreadable
 from converter.mapping.released import is_released
-from converter.planning.plan import Plan
+from converter.planning.plan import Plan, Tensor
 
 NO_HASH = "0" * 64  # placeholder of the same length for a hash that is not known yet
 UNKNOWN_TABLE = "made by an unknown table: there is no record of a conversion"
 FOLDER = "folder"  # the entry of conversion.json with the names of all files that were written into its folder
+STATE_DICT = "state_dict"  # the entry of a ledger's `source` with `state_dict_entry`
 TABLES = "tables"  # the metadata entry in which every file of a folder keeps `tables_of` its ledger
+SAVED = "saved"  # the entry with one `saved_entry` for each time that a changed model was saved, the first one first
 
 
 def to_json(content: Any, indent: int | None = 2) -> bytes:
@@ -50,8 +53,10 @@ def draft_ledger(
         # what a table of one's own made stays so, by whichever table it is converted again
         **({"earlier": [table.entry for table in earlier]} if earlier else {}),
         **({"unknown_table": True} if is_unknown else {}),
+        **next(({SAVED: record[SAVED]} for record in records if SAVED in record), {}),
         "target": {**target, "part": plan.part} if plan.part else target,
-        "lossless": not checkpoint.computed and all(step.is_lossless for step in (*plan.steps, *plan.carried)),
+        "lossless": not (checkpoint.computed and checkpoint.files)
+        and all(step.is_lossless for step in (*plan.steps, *plan.carried)),
         "missing": [{"names": entry.names, "reason": entry.reason} for entry in plan.missing],
         "rebuilt": [rebuilt.tensor.name for rebuilt in plan.rebuilt],
         "carried": [tensor.name for step in plan.carried for tensor in step.targets],
@@ -60,6 +65,7 @@ def draft_ledger(
             "root": checkpoint.root,
             **({"wrappers": dict(sorted(plan.wrappers.items()))} if plan.wrappers else {}),
             "sha256": NO_HASH,
+            STATE_DICT: state_dict_entry(_sources(plan).values(), NO_HASH),
             **({"origin": dict(origin)} if origin else {}),
         },
         "left_out": [
@@ -76,13 +82,13 @@ def fill_ledger(
     draft: Mapping[str, Any],
     plan: Plan,
     hashes: dict[str, str],
-    source_sha256: str,
+    source_hashes: Mapping[str, str],
     residue_sha256: str | None = None,
 ) -> dict[str, Any]:
-    """A ledger as long as its draft. `hashes`: SHA-256 of every target."""
+    """A ledger as long as its draft. `hashes`: SHA-256 of every target; `source_hashes`: of every source."""
     return {
         **draft,
-        "source": {**draft["source"], "sha256": source_sha256},
+        "source": {**draft["source"], **_digests_of_sources(plan, source_hashes)},
         "tensors": hashes,
         **({} if residue_sha256 is None else {"residue": residue_sha256}),
         # covers names, shapes, dtypes and content of everything written, without another pass over it
@@ -128,8 +134,43 @@ def is_by_unknown_table(record: Mapping[str, Any] | None) -> bool:
 
 
 def tables_of(ledger: Mapping[str, Any]) -> dict[str, Any]:
-    """What a ledger says of tables."""
-    return {key: ledger[key] for key in ("table", "through", "earlier", "unknown_table") if key in ledger}
+    """What a ledger says of tables, and of what became of the weights after them."""
+    return {key: ledger[key] for key in ("table", "through", "earlier", "unknown_table", SAVED) if key in ledger}
+
+
+def saved_entry(name: str | None, sha256: str | None, differing: int, tensors: int) -> dict[str, Any]:
+    """What a ledger says of weights that were changed in memory: loaded from `name`, whose tensors have that hash
+    together, from which `differing` of the `tensors` differ now. None: it is not known what they were loaded from."""
+    return {"from": name, "sha256": sha256, "differing": differing, "tensors": tensors}
+
+
+def saved_from(record: Mapping[str, Any] | None, shown: Callable[[str], str] = quoted) -> str:
+    """A sentence on weights that were changed in memory, by fine-tuning say, and saved; "" where nothing says so.
+
+    `shown`: how the name of what they were loaded from is written.
+    """
+    entries = (record or {}).get(SAVED)
+    parts = []
+    for entry in reversed(entries[-3:] if isinstance(entries, list) else []):
+        known = entry if isinstance(entry, dict) else {}
+        if (name := known.get("from")) is None:
+            parts.append("a model that from_pretrained did not load")
+            continue
+        differing, tensors = (n if type(n := known.get(key)) is int else "?" for key in ("differing", "tensors"))
+        sha256 = re.sub("[^0-9a-f]", "?", str(known.get("sha256")))[:12]
+        parts.append(f"{differing} of {tensors} tensors differ from {shown(str(name))} (sha256 {sha256}...)")
+    return f"saved by save_pretrained, not converted: {'; before that: '.join(parts)}" if parts else ""
+
+
+def unknown_origin(record: Mapping[str, Any] | None) -> str:
+    """Why no table answers for the weights of a ledger that `is_by_unknown_table`."""
+    return saved_from(record) or UNKNOWN_TABLE
+
+
+def files_of(ledger: Mapping[str, Any]) -> list[Any]:
+    """The names of all files that were written into the folder of a ledger; none where it does not say."""
+    names = ledger.get(FOLDER)
+    return names if isinstance(names, list) else []
 
 
 def tables_in(checkpoint: Checkpoint) -> dict[str, Any] | None:
@@ -190,7 +231,27 @@ def digest_of_checkpoint(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> s
     return digest_of_tensors((t.name, t.dtype.name, t.shape, hashes[t.name]) for t in checkpoint.tensors.values())
 
 
-def digest_of_sources(plan: Plan, hashes: Mapping[str, str]) -> str:
-    """`digest_of_tensors` of what a plan reads. `hashes`: SHA-256 of each source, as `source NAME`."""
-    sources = {source.name: source for step in plan.steps for source in step.sources}
-    return digest_of_tensors((n, s.dtype.name, s.shape, hashes[f"source {n}"]) for n, s in sources.items())
+def state_dict_entry(tensors: Iterable[Tensor], sha256: str) -> dict[str, str]:
+    """How a ledger and a capture name the weights that they come from.
+
+    `sha256`: `digest_of_tensors` of what the source's table reads, by the names of the table: the same from every file
+    of these weights, whatever is around the names or beside the tensors. `dtype`: that of all of them, or `mixed`;
+    hashes of weights in different dtypes say nothing of each other.
+    """
+    dtypes = {tensor.dtype.name for tensor in tensors}
+    return {"dtype": dtypes.pop() if len(dtypes) == 1 else "mixed", "sha256": sha256}
+
+
+def _digests_of_sources(plan: Plan, hashes: Mapping[str, str]) -> dict[str, Any]:
+    """Of what a plan reads: by the names in the file, and by those of the table. `hashes`: SHA-256 of each."""
+    sources = _sources(plan)
+    short = plan.naming.short_names(sources)
+    by_table = digest_of_tensors((short[n], s.dtype.name, s.shape, hashes[n]) for n, s in sources.items())
+    return {
+        "sha256": digest_of_tensors((n, s.dtype.name, s.shape, hashes[n]) for n, s in sources.items()),
+        STATE_DICT: state_dict_entry(sources.values(), by_table),
+    }
+
+
+def _sources(plan: Plan) -> dict[str, Tensor]:
+    return {source.name: source for step in plan.steps for source in step.sources}

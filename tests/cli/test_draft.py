@@ -207,4 +207,4 @@ def test_without_scipy_the_message_says_what_to_install(
     source, target, out = files
     result = run("--src", source, "--target", target, "--out", out)
     assert result.exit_code == 8
-    assert "needs scipy: pip install scipy" in result.stderr
+    assert "draft needs scipy, which is not installed: pip install 'converter[draft]'" in result.stderr
