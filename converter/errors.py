@@ -6,7 +6,7 @@
     │   ├── CorruptCheckpointError     it is damaged, truncated, or lies about its contents
     │   ├── UnsupportedCheckpointError it is sound, but holds what this tool does not read
     │   └── RootError                  the wanted state dict is not in it, or several are
-    ├── TableError                 4   a mapping table or a target spec is wrong
+    ├── TableError                 4   a mapping table or a target spec is wrong, or a table in doubt
     ├── PlanError                  5   table and checkpoint do not fit; carries all problems at once
     ├── DestinationError           6   the output cannot be written there
     ├── ModelError                 7   weights or inputs do not fit the in-house model
