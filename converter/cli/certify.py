@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from converter.cli.job import summarize, summary_option, tell_failures
 from converter.cli.output import PATH, accept_table, done_with, print_json, progress, reports
 from converter.cli.parity import coverage, mutation_score, score_line
 from converter.cli.places import places, source
 from converter.cli.run_options import JOINED, MODEL, references, root, run_options
+from converter.cli.summaries import of_certificate, of_refusal, of_verification
 from converter.display import file_name, plain, quoted
 from converter.errors import CaptureError, DestinationError
 
@@ -58,6 +60,7 @@ certificate, a table that was never released, or no tolerance is known for this 
 )
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads. Default: torch's.")
 @click.option("--force", is_flag=True, help="Replace a certificate that is there.")
+@summary_option
 @reports
 def certify(
     model: Path,
@@ -74,6 +77,7 @@ def certify(
     every number is finite. It also records what lies beside the weights and decides results: configuration,
     preprocessing, vocabulary.
     """
+    tell_failures(str(model), [model, *references])
     from converter.cli.families import family_of_weights, load_subject, open_weights
     from converter.parity.capture import load_capture
     from converter.parity.certificate import certificate_path, certify, read_weights
@@ -92,12 +96,13 @@ def certify(
             weights = read_weights(model, checkpoint, family, advance)
         subject = load_subject(model, checkpoint, "cpu", "float32", False, threads)
         runs = _compared(subject, captures)
-        _refuse_failed(runs, as_json)
+        _refuse_failed(model, runs, as_json)
         covered = coverage(subject, captures)
         score = mutation_score(subject, captures, mutate, None, covered) if mutate else None
         proof = proof_of_rows(weights.ledger, weights.sha256)
         known, done = to_json(covered, proof), done_with(file_name(path))
         certify(weights, captures, runs, score, subject, known, force=force, on_done=done)
+    summarize(lambda: of_certificate(str(model), path, runs, covered, score))
     if as_json:
         result = {"certificate": str(path), "passed": True, "mutation_score": score and score.value}
         print_json(result | {"unknown_table": is_by_unknown_table(weights.tables)})
@@ -105,11 +110,12 @@ def certify(
         _print_certified(path, runs, covered, score)
 
 
-def _refuse_failed(runs: list[Report], as_json: bool) -> None:
+def _refuse_failed(model: Path, runs: list[Report], as_json: bool) -> None:
     """End the program where a comparison did not pass."""
     problems = [f"{report.capture}, {report.dtype}: {problem}" for report in runs for problem in report.problems]
     if not problems:
         return
+    summarize(lambda: of_refusal(str(model), runs))
     if as_json:
         print_json({"certificate": None, "passed": False, "problems": problems})
     for problem in problems:
@@ -168,6 +174,7 @@ def _print_certified(path: Path, runs: list[Report], covered: Coverage, score: S
 @root
 @accept_table
 @run_options("float64")
+@summary_option
 @reports
 def verify(
     model_source: str,
@@ -187,6 +194,7 @@ def verify(
     """
     from converter.cli.sources import locate
 
+    tell_failures(model_source, [Path(model_source)])
     located = locate(model_source, quiet=as_json)
     model = located.path
     if located.origin and not model.is_dir() and certificate is None:
@@ -209,6 +217,7 @@ def verify(
             accepted_tables=accepted_tables,
             on_bytes=advance,
         )
+    summarize(lambda: of_verification(model_source, result))
     if as_json:
         print_json(_verification_json(result) | {"origin": located.origin})
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -19,23 +19,38 @@ ROWS = 10  # of a table
 _LONGEST = 2000  # characters of a message
 _SPECIAL = re.compile(r"""[\\`*_{}\[\]<>|~&$#@]|:(?=[\w/+-])|(?<=www)\.""", re.IGNORECASE)
 
+_SUMMARY = f"{__name__}.summary"  # the entry of click's context with the path
+
+
+def _keep(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:
+    context.meta[_SUMMARY] = path
+
+
 summary_option = click.option(
     "--summary",
     type=click.Path(path_type=Path, dir_okay=False),
+    expose_value=False,
+    callback=_keep,
     help="Also append a summary in Markdown to this file, such as $GITHUB_STEP_SUMMARY.",
 )
 
 
-def tell_failures(
-    command: str, subject: str, summary: Path | None, junit: Path | None = None, inputs: Sequence[Path] = ()
-) -> None:
-    """From now on an error that ends the command is also told in these files.
+def summarize(text: Callable[[], str]) -> None:
+    """Append what `text` gives where --summary says, if it does. Raises DestinationError."""
+    path = click.get_current_context().meta[_SUMMARY]
+    if path is not None:
+        append(path, text())
+
+
+def tell_failures(subject: str, inputs: Sequence[Path], junit: Path | None = None) -> None:
+    """From now on an error that ends the command goes to --summary and `junit`, too.
 
     DestinationError where one of them is an input.
     """
-    check_outputs([summary, junit], [path for given in inputs for path in _files(given)])
-    if summary is not None:
-        on_failure(lambda error: append(summary, _failed(command, subject, error)))
+    context = click.get_current_context()
+    check_outputs([context.meta[_SUMMARY], junit], [path for given in inputs for path in _files(given)])
+    command = context.command.name or ""
+    on_failure(lambda error: summarize(lambda: _failed(command, subject, error)))
     if junit is not None:
         on_failure(partial(_write_junit, command, subject, junit))
 
@@ -71,10 +86,14 @@ def append(path: Path, text: str) -> None:
 
 
 def page(title: str, verdict: str, lines: Iterable[tuple[str, str]], *more: str) -> str:
-    """Markdown: a heading, a line for each label and text, and what else there is."""
-    items = [f"- **{prose(label)}**: {prose(text)}" for label, text in lines]
-    parts = [f"### {prose(title)}: {prose(verdict)}", "\n".join(items), *more]
+    """Markdown: a heading, `bullets`, and what else there is."""
+    parts = [f"### {prose(title)}: {prose(verdict)}", bullets(lines), *more]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def bullets(lines: Iterable[tuple[str, str]]) -> str:
+    """Markdown: a line for each label and text."""
+    return "\n".join(f"- **{prose(label)}**: {prose(text)}" for label, text in lines)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], more: str = "rows") -> str:
@@ -102,7 +121,7 @@ def prose(text: str) -> str:
 def _failed(command: str, subject: str, error: Exception) -> str:
     lines = [("error", message_of(error))]
     problems = [[prose(problem)] for problem in error.problems] if isinstance(error, ConverterError) else []
-    return page(f"{command} {subject}", "no result", lines, table(["problem"], problems, "problems"))
+    return page(f"converter {command} {subject}", "no result", lines, table(["problem"], problems, "problems"))
 
 
 def _write_junit(command: str, subject: str, path: Path, error: Exception) -> None:

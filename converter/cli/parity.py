@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from converter.cli.job import check_outputs, summarize, summary_option, tell_failures
 from converter.cli.output import print_json, progress, reports
 from converter.cli.places import places, source
 from converter.cli.run_options import JOINED, MODEL, references, root, run_options
-from converter.errors import CaptureError, DestinationError
+from converter.cli.summaries import of_parity
+from converter.errors import CaptureError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,6 +73,7 @@ class _Mutations(click.ParamType[int]):
 @click.option("--rows", type=click.IntRange(1), default=20, show_default=True, help="Rows of a table, worst first.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write a page to look at.")
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Also write JUnit XML.")
+@summary_option
 @reports
 def parity(
     model_source: str,
@@ -93,6 +96,7 @@ def parity(
     from converter.cli.families import load_subject, open_weights
     from converter.cli.sources import locate
 
+    tell_failures(model_source, [Path(model_source), *references], junit)
     if cover and dtype != "float64":
         raise click.UsageError(f"--coverage is told by a model in float64; leave out --dtype {dtype}")
     model = locate(model_source, quiet=as_json).path
@@ -104,7 +108,7 @@ def parity(
     modes = [each for each in both if mode in (each, "both")]
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_weights(model, root))
-        _check_outputs([html, junit], [*checkpoint.files, *references])
+        check_outputs([html, junit], [*checkpoint.files, *references])
         subject = load_subject(model, checkpoint, device, dtype, tf32, threads)
         captures = [stack.enter_context(load_capture(path)) for path in references]
         hashes = {str(path): file_sha256(path) for path in (*checkpoint.files, *references)}
@@ -114,7 +118,7 @@ def parity(
             found, *_of_weights(subject, captures, gate, cover, mutate) if _passed(found) else (None, None)
         )
         proof = _proof_of_rows(model, checkpoint) if cover else ""
-    _write_reports(result, hashes, proof, html, junit)
+    _write_reports(model_source, result, hashes, proof, html, junit)
     if as_json:
         print_json(_json(result, hashes, proof))
     else:
@@ -156,15 +160,10 @@ def _proof_of_rows(model: Path, checkpoint: Checkpoint) -> str:
     return proof_of_rows(ledger, digest_of_checkpoint(checkpoint, tensor_hashes(checkpoint)) if ledger else "")
 
 
-def _check_outputs(outputs: Sequence[Path | None], inputs: Sequence[Path]) -> None:
-    """DestinationError for an output that would replace an input."""
-    for output in outputs:
-        if output is not None and output.exists() and any(path.exists() and output.samefile(path) for path in inputs):
-            raise DestinationError(f"{output} is one of the inputs; choose another place")
-
-
-def _write_reports(result: _Result, hashes: dict[str, str], proof: str, html: Path | None, junit: Path | None) -> None:
-    """As a page and as JUnit XML, where they are asked for."""
+def _write_reports(
+    model: str, result: _Result, hashes: dict[str, str], proof: str, html: Path | None, junit: Path | None
+) -> None:
+    """As a page, as JUnit XML and as Markdown, where they are asked for."""
     from converter.parity import coverage_report
     from converter.parity.html import to_html
     from converter.parity.report import to_junit
@@ -179,6 +178,7 @@ def _write_reports(result: _Result, hashes: dict[str, str], proof: str, html: Pa
         write_whole(html, page.encode())
     if junit is not None:
         write_whole(junit, to_junit(*result.reports))
+    summarize(lambda: of_parity(model, *result))
 
 
 def _json(result: _Result, hashes: dict[str, str], proof: str) -> dict[str, Any]:

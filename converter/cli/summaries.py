@@ -1,0 +1,87 @@
+"""Results of comparisons in Markdown, the verdict first, for the page of a CI job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from converter.cli.job import bullets, code, page, prose, table
+from converter.display import figure
+
+if TYPE_CHECKING:
+    from converter.parity.certificate import Verification
+    from converter.parity.coverage import Coverage
+    from converter.parity.mutate import Score
+    from converter.parity.run import Report
+
+
+def of_parity(model: str, reports: Sequence[Report], coverage: Coverage | None, score: Score | None) -> str:
+    """A model beside captures: of each the findings, and the activations that are not within their limit."""
+    from converter.parity.report import overall, verdict
+
+    parts = [part for report in reports for part in _of_report(report, name=len(reports) > 1)]
+    parts.append(bullets(_of_weights(coverage, score)))
+    return page(f"converter parity {model}", verdict(overall(reports)), [], *parts)
+
+
+def of_refusal(model: str, reports: Sequence[Report]) -> str:
+    """Comparisons of which one did not pass, so that there is no certificate."""
+    from converter.parity.report import overall, verdict
+
+    failed = [report for report in reports if not report.passed]
+    parts = [part for report in failed for part in _of_report(report, name=True)]
+    said = f"{verdict(overall(reports))}, not certified"
+    return page(f"converter certify {model}", said, [("did not pass", f"{len(failed)} of {len(reports)}")], *parts)
+
+
+def of_certificate(model: str, path: Path, reports: Sequence[Report], coverage: Coverage, score: Score | None) -> str:
+    """What a certificate that was written rests on."""
+    compared = [
+        (f"{report.capture}, {report.dtype}", f"{sum(map(len, report.modes.values()))} activations by {report.gate}")
+        for report in reports
+    ]
+    lines = [("certificate", str(path)), *compared, *_of_weights(coverage, score)]
+    return page(f"converter certify {model}", "pass", lines)
+
+
+def of_verification(model: str, result: Verification) -> str:
+    """A copy beside its certificate, with all that differs."""
+    from converter.parity.report import verdict
+    from converter.writing.ledger import UNKNOWN_TABLE
+
+    lines = [("certificate", str(result.certificate))]
+    lines += [("rests on", f"{custom}, as accepted") for custom in result.custom]
+    lines += [("table", UNKNOWN_TABLE)] if result.by_unknown_table else []
+    if (report := result.report) is not None:
+        judged = report.modes["propagated"]
+        lines.append(("computed again", f"{len(judged)} activations, {report.dtype} on {report.device}, {report.gate}"))
+    rows = [[prose(problem)] for problem in result.problems]
+    return page(f"converter verify {model}", verdict(result.passed), lines, table(["difference"], rows, "differences"))
+
+
+def _of_report(report: Report, *, name: bool) -> Iterator[str]:
+    from converter.parity.report import VERDICTS, badness, counts, findings, looser, verdict
+
+    where = f"{report.dtype} on {report.device}"
+    if name:
+        yield f"**{prose(report.capture)}**, {where}: {verdict(report.passed)}"
+    lines = [] if name else [("compared with", f"{report.capture}, {where}")]
+    lines += [("careful", loud)] if (loud := looser(report.gate)) else []
+    lines += [("found", finding) for finding in findings(report)]
+    lines += [(mode, counts(results)) for mode, results in report.modes.items()]
+    yield bullets(lines)
+    worst = [(mode, result) for mode, results in report.modes.items() for result in results if not result.passed]
+    worst.sort(key=lambda entry: badness(entry[1]))
+    rows = [[VERDICTS[r.passed], figure(r.relative), figure(r.limit), code(r.name), mode] for mode, r in worst]
+    yield table(["verdict", "error", "limit", "activation", "mode"], rows, "activations, none worse")
+
+
+def _of_weights(coverage: Coverage | None, score: Score | None) -> Iterator[tuple[str, str]]:
+    from converter.parity.coverage_report import headline
+
+    if coverage is not None:
+        label, _, said = headline(coverage).partition(" ")
+        yield label, said
+    if score is not None:
+        yield "mutations", f"{score.caught} of {len(score.outcomes)} noticed, score {score.value:.4f}"
