@@ -11,6 +11,7 @@
     ├── DestinationError           6   the output cannot be written there
     ├── ModelError                 7   weights or inputs do not fit the in-house model
     ├── CaptureError               8   a capture or certificate cannot be used: nothing was compared
+    │   └── OtherWeightsError          the capture was made of other weights than those to be compared
     └── HubError                   9   the Hub, or what is to go there: not published, or not downloaded
 
 1 is the exit code of a comparison that found a difference. 2 is click's own code for a wrong command line, 70 that of
@@ -97,6 +98,10 @@ class CaptureError(ConverterError):
     """A capture or certificate is damaged, or belongs to something else; nothing was compared."""
 
     exit_code = 8
+
+
+class OtherWeightsError(CaptureError):
+    """A capture was made of other weights than those to be compared with it."""
 
 
 class HubError(ConverterError):

@@ -109,12 +109,14 @@ class Tap(NamedTuple):
 
 
 class Taps(NamedTuple):
-    """What `converter tables --taps` wrote."""
+    """What `converter tables --taps` wrote. tensors: names of those by which the weights are known, None from before
+    they were written."""
 
     table: str
     model: str
     sha256: str
     taps: list[Tap]
+    tensors: list[str] | None
 
 
 class Batch(NamedTuple):
@@ -127,11 +129,12 @@ class Batch(NamedTuple):
 
 class Audit(NamedTuple):
     """unloaded: parameters that kept their initial value, as was allowed; renamed: (parameter, key) loaded from a key
-    of another name; unused: keys that went nowhere."""
+    of another name; unused: keys that went nowhere; state_dict: by what the weights are known, if that was asked."""
 
     unloaded: list[str]
     renamed: list[tuple[str, str]]
     unused: list[str]
+    state_dict: dict[str, str] | None
 
 
 class Run(NamedTuple):
@@ -157,7 +160,8 @@ def read_taps(path: str) -> Taps:
             data = file.read()
         content = json.loads(data.decode("utf-8"))
         taps = [Tap(str(t["name"]), str(t["module"]), tuple(t["output"])) for t in content["taps"]]
-        read = Taps(str(content["table"]), str(content["model"]), hashlib.sha256(data).hexdigest(), taps)
+        names = [str(name) for name in content["tensors"]] if "tensors" in content else None
+        read = Taps(str(content["table"]), str(content["model"]), hashlib.sha256(data).hexdigest(), taps, names)
     except OSError as error:
         raise Stop(f"--taps {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
@@ -302,8 +306,9 @@ def build(cfg: Any, config: str, overrides: Sequence[str], device: str) -> Any:
     return model
 
 
-def load_audited(cfg: Any, model: Any, weights: str, allowed: Sequence[str]) -> Audit:
-    """Load `weights` by the official loader and find out what it did; Refused if a parameter was not loaded."""
+def load_audited(cfg: Any, model: Any, arguments: argparse.Namespace, names: Sequence[str] | None) -> Audit:
+    """Load --weights by the official loader and find out what it did; Refused if a parameter was not loaded. `names`:
+    the tensors by which the weights are known."""
     import torch
     from maskrcnn_benchmark.utils.checkpoint import DetectronCheckpointer
 
@@ -324,21 +329,23 @@ def load_audited(cfg: Any, model: Any, weights: str, allowed: Sequence[str]) -> 
     checkpointer._load_file = remember
     try:
         # force: without it a file `last_checkpoint` in the current folder is followed instead of the path
-        checkpointer.load(weights, force=True)
+        checkpointer.load(arguments.weights, force=True)
     except Exception as error:
-        raise Stop(f"--weights {weights}: the official loader fails: {named(error)}") from error
+        raise Stop(f"--weights {arguments.weights}: the official loader fails: {named(error)}") from error
 
     state = {key: value for key, value in model.state_dict().items() if key in initial}
     unloaded = [key for key, value in state.items() if bool(torch.isnan(value).all())]
     unsound = [key for key, value in state.items() if key not in unloaded and bool(torch.isnan(value).any())]
     if unsound:
         raise Refused(f"the checkpoint holds NaN in {listed(unsound)}")
-    audit = Audit(unloaded, *where_keys_went(model.state_dict(), read))
+    renamed, unused = where_keys_went(model.state_dict(), read)
+    known_by = None if names is None else state_dict_entry(read, {**unwrapped(read), **dict(renamed)}, names)
+    audit = Audit(unloaded, renamed, unused, known_by)
     for key in audit.unused:
         say(f"  key of the checkpoint that went nowhere: {key}")
     for key, other in audit.renamed:
         say(f"  {key} was loaded from {other}")
-    refused = [key for key in unloaded if not any(key.startswith(prefix) for prefix in allowed)]
+    refused = [key for key in unloaded if not any(key.startswith(prefix) for prefix in arguments.allow_unloaded)]
     if refused:
         raise Refused(
             f"{len(refused)} of {len(state)} parameters did not come from the checkpoint: {listed(refused)}. The "
@@ -355,10 +362,9 @@ def where_keys_went(state: dict[str, Any], read: dict[str, Any]) -> tuple[list[t
     """(parameter, key) where the names differ, as the official loader matches suffixes; keys that went nowhere."""
     import torch
 
-    wrapped = all(key.startswith("module.") for key in read)
     renamed, unused = [], []
-    for key, value in sorted(read.items()):
-        name = key[len("module.") :] if wrapped else key
+    for name, key in sorted(unwrapped(read).items()):
+        value = read[key]
 
         def holds(parameter: str, value: Any = value) -> bool:
             found = state[parameter].cpu()
@@ -371,6 +377,35 @@ def where_keys_went(state: dict[str, Any], read: dict[str, Any]) -> tuple[list[t
         if not others:
             unused.append(key)
     return renamed, unused
+
+
+def unwrapped(read: dict[str, Any]) -> dict[str, str]:
+    """The keys of a state dict, each by its name without the `module.` that a distributed run puts before all."""
+    wrapped = all(key.startswith("module.") for key in read)
+    return {key[len("module.") :] if wrapped else key: key for key in read}
+
+
+def state_dict_entry(read: dict[str, Any], keys: dict[str, str], names: Sequence[str]) -> dict[str, str]:
+    """By what the weights are known, bit for bit as converter/writing/ledger.py makes it: SHA-256 over a line
+    `name dtype shape sha256`, sorted, for each tensor of `names` as the file holds it under `keys`; and their dtype."""
+    tensors = {name: read[keys[name]] for name in names if name in keys}
+    dtypes = {name: str(value.dtype)[len("torch.") :] for name, value in tensors.items()}
+    lines = sorted(
+        f"{name} {dtypes[name]} {list(value.shape)} {hashlib.sha256(raw_bytes(value)).hexdigest()}"
+        for name, value in tensors.items()
+    )
+    kinds = sorted(set(dtypes.values()))
+    sha256 = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return {"dtype": kinds[0] if len(kinds) == 1 else "mixed", "sha256": sha256}
+
+
+def raw_bytes(values: Any) -> bytes:
+    """The bytes of a tensor in C order; numpy has no bfloat16."""
+    import torch
+
+    values = copied(values)
+    data: bytes = (values.view(torch.int16) if values.dtype == torch.bfloat16 else values).numpy().tobytes()
+    return data
 
 
 # ----------------------------------------------------------------------------------------------------------- inputs
@@ -766,7 +801,7 @@ def check_paths(arguments: argparse.Namespace) -> None:
             raise Stop(f"{option} {path}: no such file")
 
 
-def facts_of(arguments: argparse.Namespace, taps: Taps, batch: Batch, device: str) -> dict[str, Any]:
+def facts_of(arguments: argparse.Namespace, taps: Taps, audit: Audit, batch: Batch, device: str) -> dict[str, Any]:
     """What the capture says of its making, the results of runs aside."""
     return {
         "name": arguments.name or os.path.splitext(os.path.basename(arguments.dst))[0],
@@ -782,6 +817,8 @@ def facts_of(arguments: argparse.Namespace, taps: Taps, batch: Batch, device: st
         "official_overrides": list(arguments.set),
         "images": [os.path.basename(path) for path in arguments.image] or "synthetic",
         "taps_sha256": taps.sha256,
+        "audit": {"unloaded": audit.unloaded, "renamed": audit.renamed, "unused": audit.unused},
+        **({} if audit.state_dict is None else {"state_dict": audit.state_dict}),
     }
 
 
@@ -805,10 +842,12 @@ def capture(arguments: argparse.Namespace) -> str:
     say(f"building the model of {arguments.config}")
     model = build(cfg, arguments.config, arguments.set, device)
     say(f"loading {arguments.weights}")
-    audit = load_audited(cfg, model, arguments.weights, arguments.allow_unloaded)
+    audit = load_audited(cfg, model, arguments, taps.tensors)
+    if audit.state_dict is None:
+        say("note: --taps is of an older `converter tables`, so the capture will not say of which weights it is")
     model.to(device)
     batch = make_batch(cfg, model, arguments)
-    described = facts_of(arguments, taps, batch, device)  # files as they are now, before minutes of running
+    described = facts_of(arguments, taps, audit, batch, device)  # files as they are now, before minutes of running
 
     say(f"running in float32 on {device}, with hooks and without")
     single = run_float32(model, batch, taps.taps, device)
@@ -823,7 +862,6 @@ def capture(arguments: argparse.Namespace) -> str:
         **described,
         "dtype": dtype[:400],
         "errors": {} if double is None else {"float32": own_errors(double.activations, single.activations)},
-        "audit": {"unloaded": audit.unloaded, "renamed": audit.renamed, "unused": audit.unused},
     }
     if not arguments.full:
         probes, facts["compact"] = probes_of(run.activations)

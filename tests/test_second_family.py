@@ -84,7 +84,9 @@ def test_a_fault_in_it_is_found(folder: Path) -> None:
     weights["net.out.bias"][0] += 1
     torch.save(weights, folder / "old.pth")
     run(folder, "convert", "--src", "old.pth", "--dst", "new.safetensors", "--force")
-    done = run(folder, "parity", "new.safetensors", "--reference", "here.safetensors", "--json")
+    compared = ("parity", "new.safetensors", "--reference", "here.safetensors", "--json")
+    assert json.loads(run(folder, *compared).stdout)["error"]["type"] == "OtherWeightsError"
+    done = run(folder, *compared, "--other-weights")
     report = json.loads(done.stdout)
     assert (done.returncode, report["first"], report["culprits"]) == (1, "net.out", ["second"])
 

@@ -69,13 +69,17 @@ def capture(
     if destination.suffix != ".safetensors":
         raise DestinationError(f"{destination.name}: captures are safetensors; let --dst end in '.safetensors'")
     from converter.cli.families import load_subject, open_weights
+    from converter.mapping.load import load_table
     from converter.writing.destination import check_destination
+    from converter.writing.state_dict import state_dict_of
 
     sources = [*(model.iterdir() if model.is_dir() else [model]), *([inputs] if inputs else [])]
     check_destination(destination, force=force, inputs=sources)
 
     with open_weights(model, root) as checkpoint:
         subject = load_subject(model, checkpoint, device, dtype, tf32, threads)
+        state_dict = state_dict_of(checkpoint, load_table(subject.family.table))
+        checkpoint.verify_unchanged()
     from converter.parity.capture import load_capture, write_capture
     from converter.parity.record import inputs_of, record
 
@@ -86,6 +90,7 @@ def capture(
             subject.family.inputs(other)  # refuses what the model cannot be run on
             given = inputs_of(other)
     tensors, facts = record(subject, given, name or destination.stem, wanted)
+    facts |= {"state_dict": state_dict} if state_dict else {}
     write_capture(destination, tensors, facts, compact=compact, force=force, on_done=done_with(file_name(destination)))
     size = destination.stat().st_size
     if as_json:

@@ -12,11 +12,11 @@ import click
 
 from converter.cli.job import summarize, summary_option, tell_failures
 from converter.cli.output import PATH, accept_table, done_with, print_json, progress, reports
-from converter.cli.parity import coverage, mutation_score, score_line
+from converter.cli.parity import coverage, known_weights, mutation_score, score_line
 from converter.cli.places import places, source
 from converter.cli.run_options import JOINED, MODEL, references, root, run_options
 from converter.cli.summaries import of_certificate, of_refusal, of_verification
-from converter.display import file_name, plain, quoted
+from converter.display import file_name, listed, plain, quoted
 from converter.errors import CaptureError, DestinationError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from converter.parity.coverage import Coverage
     from converter.parity.family import Subject
     from converter.parity.mutate import Score
-    from converter.parity.run import Report
+    from converter.parity.run import Report, Weights
 
 _CERTIFY = f"""{MODEL}
 The certificate is then of what `convert` makes of it; where `convert` asks for
@@ -92,16 +92,17 @@ def certify(
         family = family_of_weights(model, checkpoint)
         captures = [opened.enter_context(load_capture(reference)) for reference in references]
         _check_names(captures)
+        known = known_weights(model, checkpoint, captures)
         with progress(checkpoint.size, "hashing") as advance:
             weights = read_weights(model, checkpoint, family, advance)
         subject = load_subject(model, checkpoint, "cpu", "float32", False, threads)
-        runs = _compared(subject, captures)
+        runs = _compared(subject, captures, known)
         _refuse_failed(model, runs, as_json)
         covered = coverage(subject, captures)
         score = mutation_score(subject, captures, mutate, None, covered) if mutate else None
         proof = proof_of_rows(weights.ledger, weights.sha256)
-        known, done = to_json(covered, proof), done_with(file_name(path))
-        certify(weights, captures, runs, score, subject, known, force=force, on_done=done)
+        done = done_with(file_name(path))
+        certify(weights, captures, runs, score, subject, to_json(covered, proof), force=force, on_done=done)
     summarize(lambda: of_certificate(str(model), path, runs, covered, score))
     if as_json:
         result = {"certificate": str(path), "passed": True, "mutation_score": score and score.value}
@@ -111,16 +112,20 @@ def certify(
 
 
 def _refuse_failed(model: Path, runs: list[Report], as_json: bool) -> None:
-    """End the program where a comparison did not pass."""
-    problems = [f"{report.capture}, {report.dtype}: {problem}" for report in runs for problem in report.problems]
-    if not problems:
+    """End the program where a comparison did not pass, with the top of the first report that says so."""
+    from converter.parity.summary import aligned, brief
+
+    failed = sorted((report for report in runs if not report.passed), key=lambda report: report.passed is not False)
+    if not failed:
         return
-    summarize(lambda: of_refusal(str(model), runs))
+    summarize(lambda: of_refusal(str(model), failed, len(runs)))
+    named = listed([f"{plain(report.capture)} in {report.dtype}" for report in failed])
+    said = f"not certified: {len(failed)} of {len(runs)} comparisons did not pass: {named}"
     if as_json:
-        print_json({"certificate": None, "passed": False, "problems": problems})
-    for problem in problems:
-        click.echo(problem, err=True)
-    click.echo(f"not certified: {len(problems)} comparisons did not pass", err=True)
+        problems = [f"{report.capture}, {report.dtype}: {problem}" for report in runs for problem in report.problems]
+        summary = [said, *(f"{line.label}: {line.text}" for line in brief(failed[0]))]
+        print_json({"certificate": None, "passed": False, "summary": summary, "problems": problems})
+    click.echo("\n".join([said, *aligned(brief(failed[0]))]), err=True)
     sys.exit(1 if any(report.passed is False for report in runs) else CaptureError.exit_code)
 
 
@@ -135,13 +140,14 @@ def _check_names(captures: Sequence[Capture]) -> None:
             )
 
 
-def _compared(subject: Subject, captures: list[Capture]) -> list[Report]:
+def _compared(subject: Subject, captures: Sequence[Capture], weights: Sequence[Weights]) -> list[Report]:
     """The model beside each capture in float64, then in float32; it is float64 afterwards."""
     from converter.parity.run import parity
 
-    single = [parity(subject, capture, twice=True) for capture in captures]
+    pairs = list(zip(captures, weights, strict=True))
+    single = [parity(subject, capture, twice=True, weights=known) for capture, known in pairs]
     subject.model.double()
-    double = [parity(subject, capture, twice=True) for capture in captures]
+    double = [parity(subject, capture, twice=True, weights=known) for capture, known in pairs]
     return [report for pair in zip(double, single, strict=True) for report in pair]
 
 
@@ -227,7 +233,8 @@ def verify(
 
 
 def _verification_json(result: Verification) -> dict[str, Any]:
-    from converter.parity.report import json_safe, verdict
+    from converter.parity.report import json_safe
+    from converter.parity.summary import verdict
 
     report = result.report
     return {
@@ -243,7 +250,7 @@ def _verification_json(result: Verification) -> dict[str, Any]:
 
 
 def _print_verification(result: Verification) -> None:
-    from converter.parity.report import verdict
+    from converter.parity.summary import verdict
     from converter.writing.ledger import UNKNOWN_TABLE
 
     problems = result.problems

@@ -144,7 +144,7 @@ def _stop(error: Exception | KeyboardInterrupt, outcome: Outcome, *, as_json: bo
         error = kind(f"this command {why} and needs {package}: pip install {package}")
     if isinstance(error, OSError) and error.filename is not None:  # it was there a moment ago
         error = CheckpointError(f"{plain(str(error.filename), 1024)}: {error.strerror}. Check the path.")
-    if isinstance(error, Exception) and outcome.signal is None:
+    if outcome.signal is None and not isinstance(error, KeyboardInterrupt | click.Abort | click.exceptions.Exit):
         _tell_others(error, outcome)
     code = 128 + signal.SIGINT
     if isinstance(error, ConverterError):

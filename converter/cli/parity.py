@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from converter.parity.coverage import Coverage
     from converter.parity.family import Subject
     from converter.parity.mutate import Score
-    from converter.parity.run import Report
+    from converter.parity.run import Report, Weights
 
 _EPILOG = f"""{MODEL}
 {JOINED}
@@ -40,6 +40,10 @@ Examples:
 \b
 Exit codes: 0 within every tolerance, 1 not, 8 could not be compared or judged;
 others as in 'converter --help'."""
+
+
+_BOTH: Sequence[Mode] = ("propagated", "injected")
+_OTHER = " (--other-weights compares all the same)"
 
 
 class _Mutations(click.ParamType[int]):
@@ -66,11 +70,18 @@ class _Mutations(click.ParamType[int]):
     show_default=True,
     help="propagated: as for a user; injected: each block from captured inputs.",
 )
+@click.option(
+    "--other-weights", is_flag=True, help="Compare even if the capture says that it was made of other weights."
+)
 @click.option("--gate", help="Another tolerance: a relative error like 1e-8, or 6x the captured model's own error.")
 @run_options("float64")
 @click.option("--coverage", "cover", is_flag=True, help="Also tell which elements of the weights the captures see.")
 @click.option("--mutate", type=_Mutations(), help="Make so many faults on purpose, and count those that are noticed.")
-@click.option("--rows", type=click.IntRange(1), default=20, show_default=True, help="Rows of a table, worst first.")
+@click.option(
+    "--rows",
+    type=click.IntRange(1),
+    help="Rows of a table, worst first. Default: 20 of what fails, none of what passes.",
+)
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write a page to look at.")
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Also write JUnit XML.")
 @summary_option
@@ -80,6 +91,7 @@ def parity(
     references: tuple[Path, ...],
     root: str | None,
     mode: str,
+    other_weights: bool,
     gate: str | None,
     device: str,
     dtype: str,
@@ -87,7 +99,7 @@ def parity(
     threads: int | None,
     cover: bool,
     mutate: int | None,
-    rows: int,
+    rows: int | None,
     html: Path | None,
     junit: Path | None,
     as_json: bool,
@@ -104,19 +116,17 @@ def parity(
     from converter.parity.capture import load_capture
     from converter.parity.run import parity as compare
 
-    both: Sequence[Mode] = ("propagated", "injected")
-    modes = [each for each in both if mode in (each, "both")]
+    modes = [each for each in _BOTH if mode in (each, "both")]
+    options: Any = {"modes": modes, "gate": gate, "pictures": html is not None, "twice": True}
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_weights(model, root))
         check_outputs([html, junit], [*checkpoint.files, *references])
-        subject = load_subject(model, checkpoint, device, dtype, tf32, threads)
         captures = [stack.enter_context(load_capture(path)) for path in references]
+        weights = known_weights(model, checkpoint, captures, None if other_weights else _OTHER)
+        subject = load_subject(model, checkpoint, device, dtype, tf32, threads)
         hashes = {str(path): file_sha256(path) for path in (*checkpoint.files, *references)}
-        pages = html is not None
-        found = [compare(subject, c, modes=modes, gate=gate, pictures=pages, twice=True) for c in captures]
-        result = _Result(
-            found, *_of_weights(subject, captures, gate, cover, mutate) if _passed(found) else (None, None)
-        )
+        found = [compare(subject, c, weights=w, **options) for c, w in zip(captures, weights, strict=True)]
+        result = _result(found, subject, captures, gate, cover, mutate)
         proof = _proof_of_rows(model, checkpoint) if cover else ""
     _write_reports(model_source, result, hashes, proof, html, junit)
     if as_json:
@@ -125,6 +135,24 @@ def parity(
         _print(result, proof, rows, asked=cover or mutate is not None)
     if not _passed(found):
         sys.exit(1 if any(report.passed is False for report in found) else CaptureError.exit_code)
+
+
+def known_weights(
+    model: Path, checkpoint: Checkpoint, captures: Sequence[Capture], refusal: str | None = ""
+) -> list[Weights]:
+    """For each capture what is known of the weights; OtherWeightsError, with `refusal` at its end, if it is of others.
+
+    None refuses nothing.
+    """
+    from converter.cli.families import family_of_weights
+    from converter.parity.run import Weights
+    from converter.parity.same_weights import refuse_other_weights, same_weights
+
+    family = family_of_weights(model, checkpoint)
+    same = [same_weights(capture, model, checkpoint, family) for capture in captures]
+    if refusal is not None:
+        refuse_other_weights(model, list(zip(captures, same, strict=True)), refusal)
+    return [Weights(model, checkpoint.layout == "in-memory", is_same) for is_same in same]
 
 
 class _Result(NamedTuple):
@@ -139,14 +167,20 @@ def _passed(reports: Sequence[Report]) -> bool:
     return all(report.passed for report in reports)
 
 
-def _of_weights(
-    subject: Subject, captures: Sequence[Capture], gate: str | None, cover: bool, mutate: int | None
-) -> tuple[Coverage | None, Score | None]:
-    """What the captures see of the weights. Of a comparison that fails it would tell nothing."""
+def _result(
+    reports: list[Report],
+    subject: Subject,
+    captures: Sequence[Capture],
+    gate: str | None,
+    cover: bool,
+    mutate: int | None,
+) -> _Result:
+    """With what the captures see of the weights. Of a comparison that fails it would tell nothing."""
+    if not _passed(reports):
+        return _Result(reports, None, None)
     found = coverage(subject, captures, gate) if cover else None
-    if mutate is None:
-        return found, None
-    return found, mutation_score(subject, captures, mutate or None, gate, found)
+    score = None if mutate is None else mutation_score(subject, captures, mutate or None, gate, found)
+    return _Result(reports, found, score)
 
 
 def _proof_of_rows(model: Path, checkpoint: Checkpoint) -> str:
@@ -183,14 +217,15 @@ def _write_reports(
 
 def _json(result: _Result, hashes: dict[str, str], proof: str) -> dict[str, Any]:
     """Of one capture its report; of several a list of them, and what they come to."""
-    from converter.parity import report as text
     from converter.parity.certificate import score_json
     from converter.parity.coverage_report import to_json
+    from converter.parity.report import to_json as report_json
+    from converter.parity.summary import overall, verdict
 
-    each = [text.to_json(report) for report in result.reports]
-    passed = text.overall(result.reports)
+    each = [report_json(report) for report in result.reports]
+    passed = overall(result.reports)
     summary = {
-        "verdict": text.verdict(passed),
+        "verdict": verdict(passed),
         "passed": passed,
         "problems": [f"{report.capture}: {line}" for report in result.reports for line in report.problems],
         "references": each,
@@ -203,16 +238,19 @@ def _json(result: _Result, hashes: dict[str, str], proof: str) -> dict[str, Any]
     return content
 
 
-def _print(result: _Result, proof: str, rows: int, asked: bool) -> None:
-    from converter.parity import report as text
+def _print(result: _Result, proof: str, rows: int | None, asked: bool) -> None:
     from converter.parity.coverage_report import to_text
+    from converter.parity.report import to_text as report_text
+    from converter.parity.summary import overall, verdict
 
-    for report in result.reports:
-        click.echo(text.to_text(report, rows))
+    passed = overall(result.reports)
     if len(result.reports) > 1:
-        click.echo(f"all {len(result.reports)} captures: {text.verdict(text.overall(result.reports))}\n")
+        agree = sum(report.passed is True for report in result.reports)
+        click.echo(f"{verdict(passed)}: {agree} of {len(result.reports)} captures agree\n")
+    for report in sorted(result.reports, key=lambda report: report.passed is True):
+        click.echo(report_text(report, rows))
     if result.coverage is not None:
-        click.echo(to_text(result.coverage, proof, rows))
+        click.echo(to_text(result.coverage, proof, rows or 20))
     if result.score is not None:
         _print_score(result.score)
     elif asked and not _passed(result.reports):
@@ -241,10 +279,12 @@ def mutation_score(
 
 
 def score_line(score: Score) -> str:
-    """How many mutations were noticed."""
+    """How many mutations were noticed, and why the score is not simply their share."""
+    made = len(score.outcomes)
+    never = f"; {score.equivalent} that no input can show do not count" if score.equivalent else ""
     return (
-        f"mutations: {score.caught} of {len(score.outcomes)} noticed, {score.equivalent} that no input can show; "
-        f"score {score.value:.4f}"
+        f"mutations: {score.caught} of {made} noticed{never}: "
+        f"score {score.value:.4f} ({score.caught} of {made - score.equivalent})"
     )
 
 

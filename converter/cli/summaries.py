@@ -18,21 +18,20 @@ if TYPE_CHECKING:
 
 def of_parity(model: str, reports: Sequence[Report], coverage: Coverage | None, score: Score | None) -> str:
     """A model beside captures: of each the findings, and the activations that are not within their limit."""
-    from converter.parity.report import overall, verdict
+    from converter.parity.summary import overall, verdict
 
-    parts = [part for report in reports for part in _of_report(report, name=len(reports) > 1)]
+    parts = [part for report in reports for part in _of_report(report)]
     parts.append(bullets(_of_weights(coverage, score)))
     return page(f"converter parity {model}", verdict(overall(reports)), [], *parts)
 
 
-def of_refusal(model: str, reports: Sequence[Report]) -> str:
-    """Comparisons of which one did not pass, so that there is no certificate."""
-    from converter.parity.report import overall, verdict
+def of_refusal(model: str, failed: Sequence[Report], runs: int) -> str:
+    """Comparisons that did not pass, of so many that were run: there is no certificate."""
+    from converter.parity.summary import overall, verdict
 
-    failed = [report for report in reports if not report.passed]
-    parts = [part for report in failed for part in _of_report(report, name=True)]
-    said = f"{verdict(overall(reports))}, not certified"
-    return page(f"converter certify {model}", said, [("did not pass", f"{len(failed)} of {len(reports)}")], *parts)
+    parts = [part for report in failed for part in _of_report(report)]
+    said = f"{verdict(overall(failed))}, not certified"
+    return page(f"converter certify {model}", said, [("did not pass", f"{len(failed)} of {runs} comparisons")], *parts)
 
 
 def of_certificate(model: str, path: Path, reports: Sequence[Report], coverage: Coverage, score: Score | None) -> str:
@@ -47,7 +46,7 @@ def of_certificate(model: str, path: Path, reports: Sequence[Report], coverage: 
 
 def of_verification(model: str, result: Verification) -> str:
     """A copy beside its certificate, with all that differs."""
-    from converter.parity.report import verdict
+    from converter.parity.summary import verdict
     from converter.writing.ledger import UNKNOWN_TABLE
 
     lines = [("certificate", str(result.certificate))]
@@ -60,17 +59,13 @@ def of_verification(model: str, result: Verification) -> str:
     return page(f"converter verify {model}", verdict(result.passed), lines, table(["difference"], rows, "differences"))
 
 
-def _of_report(report: Report, *, name: bool) -> Iterator[str]:
-    from converter.parity.report import VERDICTS, badness, counts, findings, looser, verdict
+def _of_report(report: Report) -> Iterator[str]:
+    from converter.parity.report import VERDICTS, badness, looser
+    from converter.parity.summary import headline, summary
 
-    where = f"{report.dtype} on {report.device}"
-    if name:
-        yield f"**{prose(report.capture)}**, {where}: {verdict(report.passed)}"
-    lines = [] if name else [("compared with", f"{report.capture}, {where}")]
-    lines += [("careful", loud)] if (loud := looser(report.gate)) else []
-    lines += [("found", finding) for finding in findings(report)]
-    lines += [(mode, counts(results)) for mode, results in report.modes.items()]
-    yield bullets(lines)
+    yield f"**{prose(headline(report))}**"
+    lines = [(line.label, line.text) for line in summary(report)]
+    yield bullets([*([("careful", loud)] if (loud := looser(report.gate)) else []), *lines])
     worst = [(mode, result) for mode, results in report.modes.items() for result in results if not result.passed]
     worst.sort(key=lambda entry: badness(entry[1]))
     rows = [[VERDICTS[r.passed], figure(r.relative), figure(r.limit), code(r.name), mode] for mode, r in worst]

@@ -78,7 +78,10 @@ def _variants(spec: Spec) -> list[str]:
 
 
 def source_taps(table: Table, model: str, config: Config) -> dict[str, Any]:
-    """What scripts/capture_official.py reads: each activation's name, the module that returns it, and where in that."""
+    """What scripts/capture_official.py reads: each activation's name, the module that returns it, and where in that;
+    and the tensors by which the weights are known."""
+    from converter.writing.state_dict import names_read
+
     return {
         "table": table.name,
         "table_sha256": table.sha256,
@@ -87,6 +90,7 @@ def source_taps(table: Table, model: str, config: Config) -> dict[str, Any]:
             {"name": tap.name, "module": tap.module, "output": list(tap.output)}
             for tap in table.bind(config).source_taps
         ],
+        "tensors": names_read(table, config),
     }
 
 

@@ -8,6 +8,7 @@ In the order in which data passes:
     schemas.py       what a capture's metadata and a certificate have to be
     capture.py       captures: what a model made of some inputs, as a file
     record.py        making a capture of a converted model
+    same_weights.py  whether a capture was made of the weights that are compared with it
     device.py        where and in which numbers a model runs
     gates.py         tolerances, from gates.json
     compare.py       one activation beside the captured one
@@ -16,6 +17,7 @@ In the order in which data passes:
     sensitivity.py   what a change of each element of the weights does to the activations of a capture
     places.py        where in a tensor some elements are, in words
     coverage.py      which elements some captures see, and why not the others
+    summary.py       the top of every form of the report: verdict, first difference, next command
     report.py        the report as text, JSON and JUnit XML
     coverage_report.py  the same of coverage
     html.py          the report as a page

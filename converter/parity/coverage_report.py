@@ -8,8 +8,8 @@ from typing import Any
 
 from converter.display import figure, plain
 from converter.parity.coverage import Coverage, Reason, TensorCoverage
-from converter.parity.report import printable
 from converter.parity.sensitivity import STEP
+from converter.parity.summary import printable
 from converter.writing.ledger import custom_tables, is_by_unknown_table
 
 _CLASSES = {

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -24,23 +24,20 @@ from converter.parity.report import (
     VERDICTS,
     badness,
     by_rank,
-    counts,
-    findings,
     json_safe,
     looser,
-    module_name,
     noise_line,
-    printable,
     to_json,
-    verdict,
 )
 from converter.parity.run import Report
+from converter.parity.summary import Line, headline, module_name, named, printable, summary, verdict
 
 # one character for each cell of a heat map: how large its error is, as a part of the worst
 LEVELS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_"
 ZERO, UNSOUND = ".", "!"
 _CLASSES: Mapping[bool | None, str] = {True: "pass", False: "fail", None: "open"}
 _MOST_BOXES = 100  # of an image and kind, drawn and listed
+_MOST_LINKS = 6  # of one line
 
 
 def to_html(
@@ -63,7 +60,8 @@ def to_html(
         "policy": policy,
         "title": _text(f"Parity: {report.capture}: {verdict(report.passed)}"),
         "verdict": _verdict(report, others),
-        "findings": _findings(report),
+        "columns": "\n".join(f'<th scope="col" data-by="{by}">{title}</th>' for by, title, *_ in _columns(report)),
+        "legend": _legend(report),
         "rows": "\n".join(_rows(report)),
         "detections": "\n".join(_image(report, i, d) for i, d in enumerate(report.detections))
         or "<p>No detections were compared.</p>",
@@ -89,32 +87,44 @@ def _code(value: object) -> str:
     return f"<code>{_text(value)}</code>"
 
 
-def _link(name: str) -> str:
-    """An activation, and the way to its details, which the script opens."""
+def _link(name: str, shown: str | None = None) -> str:
+    """An activation, or other words for it, and the way to its details, which the script opens."""
     target = "".join(f"%{byte:02X}" for byte in printable(name).encode())
-    return f'<a href="#tap={target}">{_code(name)}</a>'
+    return f'<a href="#tap={target}">{_code(name) if shown is None else _text(shown)}</a>'
 
 
 def _verdict(report: Report, others: Sequence[Report]) -> str:
-    passed, loud = report.passed, looser(report.gate)
-    lines = [
+    """What is to be known first, and what to do next."""
+    passed, loud, lines = report.passed, looser(report.gate), summary(report)
+    sentence = headline(report, named(report)).partition(": ")[2]
+    labels = ["" if i and line.label == lines[i - 1].label else line.label for i, line in enumerate(lines)]
+    content = [
         f'<p class="verdict {_CLASSES[passed]}" role="status">{_text(verdict(passed))}</p>',
-        f"<p>A {_text(report.dtype)} model on {_text(report.device)} beside capture {_code(report.capture)}.</p>",
-        "<ul>",
-        *(f"<li>{_text(mode)}: {counts(results)}</li>" for mode, results in report.modes.items()),
-        *(f"<li>{_text(mode)}: skipped, {_text(reason)}</li>" for mode, reason in report.skipped.items()),
-    ]
-    for image, detection in enumerate(report.detections):
-        lines.append(f"<li>image {image}: {_text(_detected(report, detection))}</li>")
-    for other in others:
-        word = f"<span class='{_CLASSES[other.passed]}'>{_text(verdict(other.passed))}</span>"
-        lines.append(f"<li>beside capture {_code(other.capture)}: {word}</li>")
-    lines += [
-        "</ul>",
-        f"<p>Gate: {_text(str(report.gate))} ({_text(report.gate.reason.rstrip('.'))}).</p>",
+        f"<p>{_text(sentence)}.</p>",
+        "<dl>",
+        *(f"<dt>{_text(label)}</dt><dd>{_line(report, line)}</dd>" for label, line in zip(labels, lines, strict=True)),
+        *(
+            f"<dt>capture {_text(other.capture)}</dt>"
+            f"<dd><span class='{_CLASSES[other.passed]}'>{_text(verdict(other.passed))}</span></dd>"
+            for other in others
+        ),
+        f"<dt>gate</dt><dd>{_text(str(report.gate))} ({_text(report.gate.reason.rstrip('.'))})</dd>",
+        "</dl>",
         f'<p class="loud" role="alert">{_text(loud)}</p>' if loud else "",
     ]
-    return "\n".join(lines)
+    return "\n".join(content)
+
+
+def _line(report: Report, line: Line) -> str:
+    """The text of a line, with the way to the activations that it is about."""
+    if line.label == "next":
+        return _code(line.text)
+    if line.label == "first difference" and report.first is not None:
+        return f"{_text(line.text)} ({_link(report.first.name, 'show it')})"
+    off = [r.name for r in report.modes.get("injected", ()) if r.passed is False]
+    if line.label == "off by itself" and off:
+        return f"{_text(line.text)} ({', '.join(map(_link, off[:_MOST_LINKS]))})"
+    return _text(line.text)
 
 
 def _detected(report: Report, detection: DetectionResult) -> str:
@@ -123,34 +133,54 @@ def _detected(report: Report, detection: DetectionResult) -> str:
     return detection.why(report.dtype)
 
 
-def _findings(report: Report) -> str:
-    found = findings(report)
-    if not found:
-        judged = {
-            True: "Nothing is",
-            False: "The detections are, no activation is",
-            None: "Nothing that could be judged is",
-        }
-        return f"<p>{judged[report.passed]} beyond its limit.</p>"
-    lines = [f"<li>{_text(line)}</li>" for line in found]
-    off = {r.name: r for r in report.modes.get("injected", ()) if r.passed is False}
-    names = [*([report.first.name] if report.first else []), *off]
-    links = "".join(f"<li>{_link(name)}</li>" for name in dict.fromkeys(names))
-    return f"<ul>{''.join(lines)}</ul><p>Look at:</p><ul class='links'>{links}</ul>"
+def _legend(report: Report) -> str:
+    """What the columns of the table mean that are there."""
+    return " ".join(said for by, _, said, _ in _columns(report) if said)
+
+
+def _columns(report: Report) -> list[tuple[str, str, str, Callable[[TapResult], str]]]:
+    """Of the columns of numbers those that are not empty: the key by which the script sorts, the title as HTML, what it
+    means, and a cell of it."""
+    results = [r for _, r in _all(report)]
+    return [column for column in _COLUMNS if any(column[3](r) != "-" for r in results)]
+
+
+def _share(result: TapResult) -> str:
+    return "-" if result.limit is None else "beyond" if math.isinf(result.share) else f"{result.share:.2g}"
+
+
+_COLUMNS: Sequence[tuple[str, str, str, Callable[[TapResult], str]]] = (
+    ("relative", "error", "", lambda r: figure(r.relative)),
+    ("limit", "limit", "", lambda r: figure(r.limit)),
+    ("share", "error /<br>limit", "", _share),
+    (
+        "ratio", "x own", "x own: in units of the captured model's own error.",
+        lambda r: "-" if r.ratio is None else f"{r.ratio:.2g}",
+    ),
+    ("max_abs", "max abs", "", lambda r: figure(r.max_abs)),
+    (
+        "needed", "needed", "needed: the least t with |difference| at most t + t |captured| everywhere.",
+        lambda r: figure(r.needed),
+    ),
+    (
+        "cosine", "cosine<br>(shown only)", "Cosine ignores scale: it is shown only, and never a gate.",
+        lambda r: "-" if r.cosine is None else f"{r.cosine:.6f}",
+    ),
+    (
+        "unsound", "unsound", "unsound: numbers that are NaN or infinite on one side only.",
+        lambda r: str(r.unsound or "-"),
+    ),
+)  # fmt: skip
 
 
 def _rows(report: Report) -> Iterable[str]:
     """Rows of the table, the worst of all modes first; `data-row` is the place in the JSON block."""
+    columns = _columns(report)
     for place, (mode, r) in sorted(enumerate(_all(report)), key=lambda entry: badness(entry[1][1])):
-        share = "-" if r.limit is None else "beyond" if math.isinf(r.share) else f"{r.share:.2g}"
-        numbers = (
-            figure(r.relative), figure(r.limit), share, "-" if r.ratio is None else f"{r.ratio:.2g}",
-            figure(r.max_abs), figure(r.needed), "-" if r.cosine is None else f"{r.cosine:.6f}", str(r.unsound or "-"),
-        )  # fmt: skip
         yield (
             f'<tr data-row="{place}"><td class="{_CLASSES[r.passed]}">{VERDICTS[r.passed]}</td>'
             f'<td>{mode}</td><th scope="row">{_link(r.name)}<br><small>{_text(module_name(r.module))}</small>'
-            f"</th>{''.join(f'<td>{number}</td>' for number in numbers)}</tr>"
+            f"</th>{''.join(f'<td>{cell(r)}</td>' for *_, cell in columns)}</tr>"
         )
 
 
@@ -247,7 +277,7 @@ def _data(report: Report) -> str:
     for tap, (_, result) in zip(taps, _all(report), strict=True):
         tap["module"] = module_name(result.module)
         tap["heat"] = _heat(result.heat)
-    # what to open with: where the models part, or else the first block that is off
+    # what to open with: the first difference, or else the first block that is off
     off = (r for results in report.modes.values() for r in results if r.passed is False)
     first = report.first or next(off, None)
     kept = {"taps": taps, "bins": BINS, "decades": DECADES, "levels": LEVELS, "first": first and first.name}

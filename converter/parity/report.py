@@ -1,4 +1,4 @@
-"""A report of parity as text, JSON and JUnit XML; `html.py` makes a page of it."""
+"""A report of parity as text, JSON and JUnit XML, each with its summary first; `html.py` makes a page of it."""
 
 from __future__ import annotations
 
@@ -8,45 +8,23 @@ from dataclasses import asdict
 from typing import Any
 from xml.etree import ElementTree
 
-from converter.display import counted, figure, plain
+from converter.display import figure, plain
 from converter.parity.compare import BINS, DECADES, TapResult
 from converter.parity.detections import Box, DetectionResult
 from converter.parity.gates import Gate
 from converter.parity.run import Report
+from converter.parity.summary import headline, module_name, next_steps, overall, printable, summary, top, verdict
 
 VERDICTS: Mapping[bool | None, str] = {True: "pass", False: "FAIL", None: "not judged"}
 # of a capture's facts: per activation, and in the results already
 PER_ACTIVATION = ("errors", "compact")
 _HEADER = ("verdict", "error", "limit", "x own", "max abs", "needed", "cosine*", "unsound", "activation")
-_NOTE = (
-    "x own: in units of the captured model's own error; needed: the least t with |difference| <= t + t |captured|; "
-    "unsound: numbers that are NaN or infinite on one side only.\n"
-    "* cosine ignores scale: shown only, never a gate."
-)
-
-
-def verdict(passed: bool | None) -> str:
-    """The last word: `pass`, `FAIL` or `could not be judged`."""
-    return "could not be judged" if passed is None else VERDICTS[passed]
-
-
-def overall(reports: Sequence[Report]) -> bool | None:
-    """What several reports of one model come to: passed if all did, not passed if one did not."""
-    verdicts = {report.passed for report in reports}
-    return False if False in verdicts else None if None in verdicts else True
-
-
-def module_name(module: str) -> str:
-    """The outputs of a model belong to no module inside it."""
-    return module or "(the whole model)"
-
-
-def printable(text: str) -> str:
-    """`text` with escapes for all that is not printable: control characters, lone surrogates, changes of direction.
-
-    What is left is allowed in XML 1.0 and in HTML, and reads in the order in which it is written.
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+_NOTES = {
+    "x own": "x own: in units of the captured model's own error",
+    "needed": "needed: the least t with |difference| <= t + t |captured|",
+    "cosine*": "* cosine ignores scale: shown only, never a gate",
+    "unsound": "unsound: numbers that are NaN or infinite on one side only",
+}
 
 
 def badness(result: TapResult) -> tuple[int, float]:
@@ -63,41 +41,6 @@ def looser(gate: Gate) -> str | None:
     return f"LOOSER THAN THE DEFAULT: {gate} instead of {default} ({gate.reason})"
 
 
-def findings(report: Report) -> list[str]:
-    """Where the models part and which blocks are off by themselves, a sentence each."""
-    lines = []
-    if (first := report.first) is not None:
-        lines.append(
-            f"the models part at {plain(first.name)} (in {plain(module_name(first.module))}): {first.why(report.dtype)}"
-        )
-    if report.culprits:
-        named = ", ".join(plain(module_name(module)) for module in report.culprits)
-        lines.append(f"off by itself, given the captured inputs: {named}")
-    elif first is not None and "injected" in report.modes:
-        unjudged = any(r.passed is None for r in report.modes["injected"])
-        lines.append(
-            "which block is off by itself could not be judged"
-            if unjudged
-            else "no block is off by itself, given the captured inputs: what is beyond its limit has added up"
-        )
-    elif first is not None:
-        lines.append(f"which block is off by itself is not known: {report.skipped.get('injected', 'injected not run')}")
-    for module in report.glue:
-        lines.append(f"{plain(module_name(module))}: its parts agree, so the fault is in the code between them")
-    if first is not None and first is report.modes["propagated"][0]:
-        lines.append("the very first activation is off: was the capture made with these weights?")
-    return lines
-
-
-def counts(results: Sequence[TapResult]) -> str:
-    """`132 activations: 130 within their limit, 2 beyond, 0 not judged`."""
-    passed = [result.passed for result in results]
-    return (
-        f"{counted(len(passed), 'activation')}: {passed.count(True)} within their limit, {passed.count(False)} beyond, "
-        f"{passed.count(None)} not judged"
-    )
-
-
 def noise_line(report: Report) -> str:
     """How far two runs of the same model are apart."""
     if report.noise is None:
@@ -105,45 +48,49 @@ def noise_line(report: Report) -> str:
     return f"noise floor: {figure(report.noise)} relative between two runs of the model"
 
 
-def to_text(report: Report, rows: int = 20) -> str:
-    """The report for a terminal: of each mode the `rows` worst activations, of each image as many boxes."""
-    lines = [f"{report.dtype} model on {report.device} beside capture {plain(report.capture)}"]
+def to_text(report: Report, rows: int | None = None) -> str:
+    """The report for a terminal: what is to be known first; then of each mode the `rows` worst activations.
+
+    Without `rows` these are the worst 20 of those that did not pass.
+    """
+    lines = top(report)
     loud = looser(report.gate)
     if loud is not None:
-        lines += ["", loud]
+        lines += [f"  {loud}"]
     for mode, results in report.modes.items():
-        lines += ["", f"{mode}: {counts(results)}", *_table(sorted(results, key=badness), rows)]
-    if report.modes:
-        lines += ["", *_NOTE.splitlines()]
-    lines += ["", *_detection_lines(report, rows)] if report.detections else []
-    if found := findings(report):
-        lines += ["", *found]
-    lines += ["", f"gate: {report.gate} ({report.gate.reason})"]
-    if loud is not None:
-        lines.append(loud)
-    lines += [f"{mode}: skipped: {reason}" for mode, reason in report.skipped.items()]
+        worst = sorted(results, key=badness)
+        shown = worst[:rows] if rows else [result for result in worst if not result.passed][:20]
+        if not shown:
+            continue
+        some = f": the worst {len(shown)} (--rows {len(results)} shows all)" if len(results) > len(shown) else ""
+        table = _table(shown)
+        lines += ["", f"{mode}{some}", *table, *(note for name, note in _NOTES.items() if name in table[0])]
+    if report.detections and (rows or not report.passed):
+        lines += ["", *_detection_lines(report, rows or 20)]
+    lines += ["", f"gate: {report.gate} ({report.gate.reason.rstrip('.')})"]
     lines.append(noise_line(report))
     lines.append("settings: " + ", ".join(f"{name} {plain(str(value))}" for name, value in report.settings.items()))
-    lines += ["", verdict(report.passed)]
+    if loud is not None:
+        lines.append(loud)
     return "\n".join(map(printable, lines)) + "\n"
 
 
-def _table(results: Sequence[TapResult], rows: int) -> list[str]:
+def _table(results: Sequence[TapResult]) -> list[str]:
+    """Without columns that are empty."""
     shown = [
         (
             VERDICTS[r.passed], figure(r.relative), figure(r.limit), "-" if r.ratio is None else f"{r.ratio:.2g}",
             figure(r.max_abs), figure(r.needed), "-" if r.cosine is None else f"{r.cosine:.6f}",
             str(r.unsound or "-"), plain(r.name),
         )
-        for r in results[:rows]
+        for r in results
     ]  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(_HEADER, *shown, strict=True)]
+    columns = [(head, *cells) for head, *cells in zip(_HEADER, *shown, strict=True) if set(cells) != {"-"}]
+    widths = [max(map(len, column)) for column in columns]
     lines = []
-    for first, *middle, last in (_HEADER, *shown):
+    for first, *middle, last in zip(*columns, strict=True):
         numbers = [text.rjust(width) for text, width in zip(middle, widths[1:-1], strict=True)]
         lines.append("  " + "  ".join([first.ljust(widths[0]), *numbers, last]))
-    if len(results) > rows:
-        lines.append(f"  ... and {len(results) - rows} more, none worse")
     return lines
 
 
@@ -189,6 +136,7 @@ def to_json(report: Report, *, pictures: bool = False) -> dict[str, Any]:
     content: dict[str, Any] = {
         "verdict": verdict(report.passed),
         "passed": report.passed,
+        "summary": [headline(report), *(f"{line.label}: {line.text}" for line in summary(report))],
         "capture": report.capture,
         "made": {key: value for key, value in report.made.items() if key not in PER_ACTIVATION},
         "device": report.device,
@@ -200,6 +148,11 @@ def to_json(report: Report, *, pictures: bool = False) -> dict[str, Any]:
         "first": report.first and report.first.name,
         "culprits": report.culprits,
         "glue": report.glue,
+        "block": report.block,
+        "parameters": report.parameters,
+        "suspects": report.suspects,
+        "same_weights": report.weights.same,
+        "next": list(next_steps(report)) if report.passed is False else [],
         "problems": report.problems,
         "modes": {mode: [_tap(r, pictures) for r in results] for mode, results in report.modes.items()},
         "detections": [{"passed": d.passed, **asdict(d)} for d in report.detections],
@@ -261,7 +214,10 @@ def to_junit(*reports: Report) -> bytes:
 
 
 def _suites(report: Report) -> list[ElementTree.Element]:
-    suites: list[ElementTree.Element] = []
+    """The first of them is the report's top, so that whoever reads failures in their order reads that first."""
+    first = next((f"{line.label} {line.text}" for line in summary(report) if line.label == "first difference"), "")
+    said = f"{headline(report)}; {first}" if first else headline(report)
+    suites = [_suite(report, "summary", [(report.capture, report.passed, said, "\n".join(top(report)))])]
     for mode, results in report.modes.items():
         cases = [(r.name, r.passed, r.why(report.dtype), module_name(r.module)) for r in results]
         suites.append(_suite(report, mode, cases))

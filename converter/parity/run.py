@@ -8,7 +8,8 @@ at its output is its own.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,21 @@ from converter.parity.taps import observe
 
 
 @dataclass(frozen=True, slots=True)
+class Weights:
+    """What is known of the weights under test.
+
+    Args:
+        path: the file or folder that they are from, None if that is not known.
+        converted: whether they were converted on the way, so that no file holds them as they were compared.
+        same: whether they are those that the capture was made of; None where nothing tells.
+    """
+
+    path: Path | None = None
+    converted: bool = False
+    same: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """A model beside a capture.
 
@@ -37,6 +53,10 @@ class Report:
         detections: one for each image; empty if only blocks were run.
         noise: largest relative difference between the outputs of two runs; None if there was one only.
         skipped: a mode that was asked for and cannot be had, and why.
+        reference: the file of the capture.
+        weights: what is known of the weights.
+        parameters: names of those of the first block that differs.
+        suspects: tensors of the file that are not what its own record says, where that was looked at.
     """
 
     capture: str
@@ -49,6 +69,10 @@ class Report:
     detections: tuple[DetectionResult, ...] = field(repr=False)
     noise: float | None
     skipped: Mapping[Mode, str] = field(default_factory=dict)
+    reference: Path | None = None
+    weights: Weights = Weights()
+    parameters: tuple[str, ...] = ()
+    suspects: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool | None:
@@ -62,8 +86,13 @@ class Report:
 
     @property
     def first(self) -> TapResult | None:
-        """Where the models part: the first activation beyond its limit, propagated."""
+        """The first activation beyond its limit, propagated."""
         return next((r for r in self.modes.get("propagated", ()) if r.passed is False), None)
+
+    @property
+    def block(self) -> str | None:
+        """The module to look at first: the first that is off by itself, or else the one of the first difference."""
+        return next(iter(self.culprits), self.first.module if self.first else None)
 
     @property
     def culprits(self) -> tuple[str, ...]:
@@ -96,11 +125,13 @@ def parity(
     gate: str | None = None,
     pictures: bool = False,
     twice: bool = False,
+    weights: Weights = Weights(),
 ) -> Report:
     """Compare a model, in its own dtype and on its device, with `capture`.
 
     `gate` overrides the tolerance (`1e-8`, `6x`), `pictures` keeps histograms and heat maps, `twice` measures the
-    noise of a second run. Raises CaptureError if the two do not belong together or nothing could be compared.
+    noise of a second run; `weights` is what the report says of them. Raises CaptureError if the two do not belong
+    together or nothing could be compared.
     """
     found_gate = find_gate(subject.device, subject.dtype, gate)
     if capture.dtype != "float64" and gate is None:
@@ -125,9 +156,16 @@ def parity(
     if not results:
         raise CaptureError(f"capture {capture.name!r}: nothing was compared: {'; '.join(skipped.values())}")
     made, used = capture.facts, settings(subject.parameter)
-    return Report(
-        capture.name, made, subject.device, subject.dtype, found_gate, used, results, detections, noise, skipped
-    )
+    report = Report(
+        capture.name, made, subject.device, subject.dtype, found_gate, used, results, detections, noise, skipped,
+        capture.path, weights,
+    )  # fmt: skip
+    return replace(report, parameters=_parameters(subject, report.block))
+
+
+def _parameters(subject: Subject, block: str | None) -> tuple[str, ...]:
+    """Of one module; all of them would tell nothing."""
+    return tuple(name for name, _ in subject.model.named_parameters() if block and name.startswith(f"{block}."))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

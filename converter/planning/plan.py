@@ -5,7 +5,7 @@ Dry run, `explain`, the conversion itself and its reverse all read this one valu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -136,6 +136,11 @@ class Naming:
     def full(self, short: str) -> str:
         """The name in the checkpoint."""
         return self.others.get(short, self.prefix + short)
+
+    def short_names(self, names: Iterable[str]) -> dict[str, str]:
+        """By name in the checkpoint, the table's short names."""
+        others = {full: short for short, full in self.others.items()}
+        return {name: others.get(name, name.removeprefix(self.prefix)) for name in names}
 
 
 @dataclass(frozen=True, slots=True)

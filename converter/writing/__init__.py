@@ -10,6 +10,7 @@ In the order in which data passes:
     buffers.py        tensors that the config implies: checked, or made
     residue.py        what a conversion leaves out, kept beside the result for the way back
     ledger.py         conversion.json: where every tensor came from, and the hash of each
+    state_dict.py     the one hash by which weights are known, whichever file they are in
     records.py        conversion.json and config.json, read back
     names.py          what the name of a destination says: a file, a folder, or by mistake neither
     destination.py    what may be written where, and what may be replaced

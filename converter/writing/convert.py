@@ -21,7 +21,6 @@ from converter.writing.ledger import (
     FOLDER,
     TABLES,
     config_document,
-    digest_of_sources,
     digest_of_tensors,
     draft_ledger,
     fill_ledger,
@@ -127,7 +126,8 @@ def _filled(
     kept = [target for step in steps_to_keep(plan) for target in step.targets]
     residue = None if left is None else digest_of_tensors((t.name, t.dtype.name, t.shape, left[t.name]) for t in kept)
     made = {t.name: hashes[t.name] for t in plan.targets}
-    return fill_ledger(draft, plan, made, digest_of_sources(plan, hashes), residue)
+    sources = {s.name: hashes[f"source {s.name}"] for step in plan.steps for s in step.sources}
+    return fill_ledger(draft, plan, made, sources, residue)
 
 
 def _verify(sources: Sequence[Checkpoint], hashes: Mapping[str, str]) -> None:

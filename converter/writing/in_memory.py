@@ -20,7 +20,7 @@ from converter.mapping.ops import Array
 from converter.planning.formats import choose_formats, make_route, open_known
 from converter.planning.plan import Plan, Step
 from converter.writing.buffers import verify_left_out
-from converter.writing.ledger import config_document, digest_of_sources, draft_ledger, fill_ledger, to_json
+from converter.writing.ledger import config_document, draft_ledger, fill_ledger, to_json
 from converter.writing.records import find_record
 from converter.writing.transfer import made_by
 
@@ -59,8 +59,7 @@ def in_memory(checkpoint: Checkpoint, plan: Plan) -> Checkpoint:
         sources = tensor_hashes(replace(checkpoint, tensors={name: checkpoint.tensors[name] for name in remade}))
         for step in filter(_renames, plan.steps):
             sources |= {s.name: hashes[t.name] for s, t in zip(step.sources, step.targets, strict=True)}
-        source_sha256 = digest_of_sources(plan, {f"source {name}": sha256 for name, sha256 in sources.items()})
-        filled = fill_ledger(draft_ledger(checkpoint, plan, None), plan, hashes, source_sha256)
+        filled = fill_ledger(draft_ledger(checkpoint, plan, None), plan, hashes, sources)
         return to_json(filled, indent=None).decode()
 
     config = to_json(config_document(plan), indent=None).decode()

@@ -14,11 +14,12 @@ from converter.checkpoint.strict_json import parse_json, read_json
 from converter.display import file_name, quoted
 from converter.errors import unreadable
 from converter.mapping.released import is_released
-from converter.planning.plan import Plan
+from converter.planning.plan import Plan, Tensor
 
 NO_HASH = "0" * 64  # placeholder of the same length for a hash that is not known yet
 UNKNOWN_TABLE = "made by an unknown table: there is no record of a conversion"
 FOLDER = "folder"  # the entry of conversion.json with the names of all files that were written into its folder
+STATE_DICT = "state_dict"  # the entry of a ledger's `source` with `state_dict_entry`
 TABLES = "tables"  # the metadata entry in which every file of a folder keeps `tables_of` its ledger
 
 
@@ -60,6 +61,7 @@ def draft_ledger(
             "root": checkpoint.root,
             **({"wrappers": dict(sorted(plan.wrappers.items()))} if plan.wrappers else {}),
             "sha256": NO_HASH,
+            STATE_DICT: state_dict_entry(_sources(plan).values(), NO_HASH),
             **({"origin": dict(origin)} if origin else {}),
         },
         "left_out": [
@@ -76,13 +78,13 @@ def fill_ledger(
     draft: Mapping[str, Any],
     plan: Plan,
     hashes: dict[str, str],
-    source_sha256: str,
+    source_hashes: Mapping[str, str],
     residue_sha256: str | None = None,
 ) -> dict[str, Any]:
-    """A ledger as long as its draft. `hashes`: SHA-256 of every target."""
+    """A ledger as long as its draft. `hashes`: SHA-256 of every target; `source_hashes`: of every source."""
     return {
         **draft,
-        "source": {**draft["source"], "sha256": source_sha256},
+        "source": {**draft["source"], **_digests_of_sources(plan, source_hashes)},
         "tensors": hashes,
         **({} if residue_sha256 is None else {"residue": residue_sha256}),
         # covers names, shapes, dtypes and content of everything written, without another pass over it
@@ -190,7 +192,27 @@ def digest_of_checkpoint(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> s
     return digest_of_tensors((t.name, t.dtype.name, t.shape, hashes[t.name]) for t in checkpoint.tensors.values())
 
 
-def digest_of_sources(plan: Plan, hashes: Mapping[str, str]) -> str:
-    """`digest_of_tensors` of what a plan reads. `hashes`: SHA-256 of each source, as `source NAME`."""
-    sources = {source.name: source for step in plan.steps for source in step.sources}
-    return digest_of_tensors((n, s.dtype.name, s.shape, hashes[f"source {n}"]) for n, s in sources.items())
+def state_dict_entry(tensors: Iterable[Tensor], sha256: str) -> dict[str, str]:
+    """How a ledger and a capture name the weights that they come from.
+
+    `sha256`: `digest_of_tensors` of what the source's table reads, by the names of the table: the same from every file
+    of these weights, whatever is around the names or beside the tensors. `dtype`: that of all of them, or `mixed`;
+    hashes of weights in different dtypes say nothing of each other.
+    """
+    dtypes = {tensor.dtype.name for tensor in tensors}
+    return {"dtype": dtypes.pop() if len(dtypes) == 1 else "mixed", "sha256": sha256}
+
+
+def _digests_of_sources(plan: Plan, hashes: Mapping[str, str]) -> dict[str, Any]:
+    """Of what a plan reads: by the names in the file, and by those of the table. `hashes`: SHA-256 of each."""
+    sources = _sources(plan)
+    short = plan.naming.short_names(sources)
+    by_table = digest_of_tensors((short[n], s.dtype.name, s.shape, hashes[n]) for n, s in sources.items())
+    return {
+        "sha256": digest_of_tensors((n, s.dtype.name, s.shape, hashes[n]) for n, s in sources.items()),
+        STATE_DICT: state_dict_entry(sources.values(), by_table),
+    }
+
+
+def _sources(plan: Plan) -> dict[str, Tensor]:
+    return {source.name: source for step in plan.steps for source in step.sources}

@@ -118,7 +118,8 @@ def test_coverage_and_its_proof_are_the_same(there: Path) -> None:
 def test_every_command_takes_the_state_dict_that_is_asked_for(there: Path, tmp_path: Path) -> None:
     rest = ("--reference", there / "here.safetensors", "--mode", "injected")
     run("parity", there / "two.pth", *rest, "--root", "first")
-    assert "FAIL" in run("parity", there / "two.pth", *rest, "--root", "second", code=1).stdout
+    assert "other weights" in refused("parity", there / "two.pth", *rest, "--root", "second", code=8)["message"]
+    assert "FAIL" in run("parity", there / "two.pth", *rest, "--root", "second", "--other-weights", code=1).stdout
     assert "--root" in refused("parity", there / "two.pth", *rest, code=3)["message"]
     capture = tmp_path / "second.safetensors"
     run("capture", there / "two.pth", "--dst", capture, "--root", "second")

@@ -229,12 +229,21 @@ def test_captures_of_one_name_are_refused_before_anything_is_compared(
 
 def test_what_no_input_can_show_is_said_beside_the_score(reference: Path, tmp_path: Path) -> None:
     result = run("certify", saved_glip(tmp_path), "--reference", reference, "--mutate", 20)
-    assert re.search(r"mutations: \d+ of 20 noticed, \d+ that no input can show; score [01]\.\d{4}", result.stdout)
+    why = r"mutations: (\d+) of 20 noticed; (\d+) that no input can show do not count: score [01]\.\d{4} "
+    found = re.search(why + r"\((\d+) of (\d+)\)", result.stdout)
+    assert found is not None, result.stdout
+    caught, never, counted, of = map(int, found.groups())
+    assert (caught, 20 - never) == (counted, of)
 
 
 def test_what_fails_is_not_certified(wrong: Path, reference: Path) -> None:
     result = run("certify", wrong, "--reference", reference)
-    assert (result.exit_code, "not certified" in result.stderr) == (1, True)
+    assert (result.exit_code, result.stdout) == (1, "")
+    lines = result.stderr.splitlines()
+    assert lines[0] == "not certified: 2 of 2 comparisons did not pass: small in float64, small in float32"
+    labels = ["first difference", "weights", "next"]
+    assert [next(x for x in labels if line.startswith(f"  {x} ")) for line in lines[1:]] == labels
+    assert f"converter parity {wrong} --reference {reference}" in lines[-1]
     assert not wrong.with_suffix(".parity.json").exists()
 
 

@@ -44,6 +44,7 @@ class Workplace:
         self.destination = folder / "official.safetensors"
         table = load_table("glip-official")
         taps = source_taps(table, "small", asdict(small_config(fusion=fusion)))
+        self.names: list[str] = taps["tensors"]
         (folder / "taps.json").write_text(json.dumps(taps))
         (folder / "last_checkpoint").write_text("other.pth")  # the official loader follows it unless forced
         for name, (height, width) in SIZES.items():
@@ -58,10 +59,7 @@ class Workplace:
         umask: int = 0o022,
         default_inputs: bool = False,
     ) -> subprocess.CompletedProcess[str]:
-        content = {
-            "MODEL": {"DYHEAD": {"FUSE_CONFIG": {"EARLY_FUSE_ON": self.fusion}}},
-            "FAULTS": faults or {},
-        }
+        content = {"MODEL": {"DYHEAD": {"FUSE_CONFIG": {"EARLY_FUSE_ON": self.fusion}}}, "FAULTS": faults or {}}
         (self.folder / "config.yaml").write_text(json.dumps(content))
         torch.save({"model": self.weights if weights is None else weights}, self.folder / "official.pth")
         given = ["--config", "config.yaml", "--weights", "official.pth", "--taps", "taps.json", "--device", "cpu"]
@@ -131,6 +129,8 @@ def test_what_it_writes_passes_parity(fusion: bool, tmp_path: Path) -> None:
         own = [activation.errors["float32"] for name, activation in capture.activations.items() if ANCHORS not in name]
         assert all(0 < error < 1e-4 for error in own)
         assert capture.dtype == "float64"
+        read = workplace.weights
+        assert capture.facts["state_dict"] == script().state_dict_entry(read, script().unwrapped(read), workplace.names)
         assert capture.facts["image_sizes_hw"] == [[64, 93], [57, 93]]
         assert capture.facts["positive_map_label_to_token"] == {"1": [1], "2": [3], "3": [5, 6], "4": [8, 9]}
         assert capture.inputs["images"].shape == (2, 3, 64, 96)

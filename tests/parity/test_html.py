@@ -19,8 +19,8 @@ from urllib.parse import quote
 import pytest
 
 from converter.parity.html import to_html
-from converter.parity.report import printable
 from converter.parity.run import Report
+from converter.parity.summary import printable
 from tests.parity.test_report import HOSTILE, LOOSER, LOUD, MISSED, failed, image, report, tap, unjudged
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -111,7 +111,7 @@ def test_without_javascript_verdict_findings_table_and_boxes_are_there() -> None
     text = to_html(failed(), hashes={"model.safetensors": "ab" * 32})
     page = Page(text)
     assert page.find("p", **{"class": "verdict fail"})
-    assert "the models part at head" in text
+    assert "first difference</dt><dd>at head (computed by model.head): relative error 2.5e-01" in text
     assert "its parts agree, so the fault is in the code between them" in text
     assert len([a for a in page.find("tr") if "data-row" in a]) == 6
     assert "<td>0.7264</td>" in text
