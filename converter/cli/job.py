@@ -12,12 +12,15 @@ from pathlib import Path
 import click
 
 from converter.cli.output import message_of, on_failure
-from converter.display import plain
+from converter.display import NAME_LIMIT, plain
 from converter.errors import ConverterError, DestinationError
 
 ROWS = 10  # of a table
 _LONGEST = 2000  # characters of a message
-_SPECIAL = re.compile(r"""[\\`*_{}\[\]<>|~&$#@]|:(?=[\w/+-])|(?<=www)\.""", re.IGNORECASE)
+# not a _ inside a word, as most names have them, and not a colon before a space
+_SPECIAL = re.compile(
+    r"""[\\`*{}\[\]<>|~&$#@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=[\w/+-])|(?<=www)\.""", re.IGNORECASE
+)
 
 _SUMMARY = f"{__name__}.summary"  # the entry of click's context with the path
 
@@ -92,8 +95,11 @@ def page(title: str, verdict: str, lines: Iterable[tuple[str, str]], *more: str)
 
 
 def bullets(lines: Iterable[tuple[str, str]]) -> str:
-    """Markdown: a line for each label and text."""
-    return "\n".join(f"- **{prose(label)}**: {prose(text)}" for label, text in lines)
+    """Markdown: a line for each label and text; what comes `next` is a command."""
+    return "\n".join(
+        f"- **{prose(label.strip() or repr(label))}**: {code(text, _LONGEST) if label == 'next' else prose(text)}"
+        for label, text in lines
+    )
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], more: str = "rows") -> str:
@@ -105,9 +111,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], more: str = "row
     return text + (f"\n\nand {len(rows) - ROWS} more {more}" if len(rows) > ROWS else "")
 
 
-def code(text: str) -> str:
+def code(text: str, limit: int = NAME_LIMIT) -> str:
     """A name as code. One with characters that end a code span, or a cell of a table, is written in HTML."""
-    text = plain(text)
+    text = plain(text, limit)
     if text.strip() == text != "" and not set(text) & set("`|\\"):
         return f"`{text}`"
     return f"<code>{''.join(c if c.isalnum() else f'&#{ord(c)};' for c in text)}</code>"
