@@ -92,6 +92,7 @@ class Checkpoint(Closing):
         adapters: what the file says of low-rank adapters.
         computed: values of tensors that are computed of what is stored, in place of their own.
         objects: what lies among the tensors and is neither a tensor nor a plain value, with a description.
+        made_of: what was read, of one that is converted in memory.
     """
 
     path: Path
@@ -107,6 +108,7 @@ class Checkpoint(Closing):
     objects: Mapping[str, str] = field(default_factory=dict)
     adapters: tuple[AdapterSettings, ...] = ()
     computed: Mapping[str, Callable[[], NDArray[Any]]] = field(default_factory=dict, repr=False)
+    made_of: Checkpoint | None = field(default=None, repr=False)
 
     @property
     def size(self) -> int:

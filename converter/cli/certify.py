@@ -12,8 +12,9 @@ import click
 
 from converter.cli.job import summarize, summary_option, tell_failures
 from converter.cli.output import PATH, accept_table, done_with, print_json, progress, reports
-from converter.cli.parity import coverage, known_weights, mutation_score, score_line
+from converter.cli.parity import compared, coverage, known_weights, mutation_score, score_line
 from converter.cli.places import places, source
+from converter.cli.record import verify_by_record
 from converter.cli.run_options import JOINED, MODEL, references, root, run_options
 from converter.cli.summaries import of_certificate, of_refusal, of_verification
 from converter.display import file_name, listed, plain, quoted
@@ -47,8 +48,9 @@ Examples:
   converter verify org/glip-t@main
   converter verify mine.safetensors --accept-table HASH
 \b
-Exit codes: 0 this copy computes what was certified, 1 it does not, 8 no valid
-certificate, a table that was never released, or no tolerance is known for this dtype."""
+Exit codes: 0 this copy computes what was certified, or has no certificate and is
+what its conversion recorded, 1 it does or is not, 8 neither certificate nor
+record, a table that was never released, or no tolerance is known for this dtype."""
 
 
 @click.command(short_help="Compare, and write a certificate", epilog=_CERTIFY)
@@ -80,8 +82,10 @@ def certify(
     tell_failures(str(model), [model, *references])
     from converter.cli.families import family_of_weights, load_subject, open_weights
     from converter.parity.capture import load_capture
-    from converter.parity.certificate import certificate_path, certify, read_weights
+    from converter.parity.certificate import certify, read_weights
     from converter.parity.coverage_report import proof_of_rows, to_json
+    from converter.parity.evidence import certificate_path
+    from converter.parity.suspects import with_suspects
     from converter.writing.ledger import is_by_unknown_table
 
     path = certificate_path(model)
@@ -96,7 +100,7 @@ def certify(
         with progress(checkpoint.size, "hashing") as advance:
             weights = read_weights(model, checkpoint, family, advance)
         subject = load_subject(model, checkpoint, "cpu", "float32", False, threads)
-        runs = _compared(subject, captures, known)
+        runs = with_suspects(_in_both(subject, captures, known), checkpoint, model)
         _refuse_failed(model, runs, as_json)
         covered = coverage(subject, captures)
         score = mutation_score(subject, captures, mutate, None, covered) if mutate else None
@@ -124,7 +128,8 @@ def _refuse_failed(model: Path, runs: list[Report], as_json: bool) -> None:
     if as_json:
         problems = [f"{report.capture}, {report.dtype}: {problem}" for report in runs for problem in report.problems]
         summary = [said, *(f"{line.label}: {line.text}" for line in brief(failed[0]))]
-        print_json({"certificate": None, "passed": False, "summary": summary, "problems": problems})
+        found = {"suspects": failed[0].suspects, "record": failed[0].record or None}
+        print_json({"certificate": None, "passed": False, "summary": summary, **found, "problems": problems})
     click.echo("\n".join([said, *aligned(brief(failed[0]))]), err=True)
     sys.exit(1 if any(report.passed is False for report in runs) else CaptureError.exit_code)
 
@@ -140,14 +145,11 @@ def _check_names(captures: Sequence[Capture]) -> None:
             )
 
 
-def _compared(subject: Subject, captures: Sequence[Capture], weights: Sequence[Weights]) -> list[Report]:
+def _in_both(subject: Subject, captures: Sequence[Capture], weights: Sequence[Weights]) -> list[Report]:
     """The model beside each capture in float64, then in float32; it is float64 afterwards."""
-    from converter.parity.run import parity
-
-    pairs = list(zip(captures, weights, strict=True))
-    single = [parity(subject, capture, twice=True, weights=known) for capture, known in pairs]
+    single = compared(subject, captures, weights)
     subject.model.double()
-    double = [parity(subject, capture, twice=True, weights=known) for capture, known in pairs]
+    double = compared(subject, captures, weights)
     return [report for pair in zip(double, single, strict=True) for report in pair]
 
 
@@ -196,20 +198,23 @@ def verify(
     """Check that MODEL, here or on the Hub (org/name[@revision]), is what was certified, and computes the same here.
 
     Configuration, preprocessing, vocabulary and every tensor are compared with what was certified, then the fingerprint
-    is computed again. The reference is not needed.
+    is computed again. The reference is not needed. Where there is no certificate, every tensor is compared with the
+    record that the conversion left, which shows that none was changed since; this needs no torch.
     """
     from converter.cli.sources import locate
 
     tell_failures(model_source, [Path(model_source)])
     located = locate(model_source, quiet=as_json)
     model = located.path
+    if not model.exists():
+        raise CaptureError(f"{model}: no such file or folder")
+    if certificate is None and verify_by_record(model, root, accepted_tables, located.origin, as_json):
+        return
     if located.origin and not model.is_dir() and certificate is None:
         raise CaptureError(
             f"{plain(model_source)}: is one file; a certificate is of a whole model, so verify that: "
             "converter verify org/name"
         )
-    if not model.exists():
-        raise CaptureError(f"{model}: no such file or folder")
     from converter.cli.families import family_of_weights, load_subject, open_weights
     from converter.parity.certificate import verify
 
@@ -228,8 +233,13 @@ def verify(
         print_json(_verification_json(result) | {"origin": located.origin})
     else:
         _print_verification(result)
-    if result.passed is not True:
-        sys.exit(1 if result.passed is False else CaptureError.exit_code)
+    _end(result.passed)
+
+
+def _end(passed: bool | None) -> None:
+    """End the program with the exit code of a verdict that is no pass."""
+    if passed is not True:
+        sys.exit(1 if passed is False else CaptureError.exit_code)
 
 
 def _verification_json(result: Verification) -> dict[str, Any]:
@@ -239,6 +249,7 @@ def _verification_json(result: Verification) -> dict[str, Any]:
     report = result.report
     return {
         "certificate": str(result.certificate),
+        "record": None,
         "verdict": verdict(result.passed),
         "problems": result.problems,
         "custom_tables": [table.entry for table in result.custom],

@@ -14,6 +14,7 @@ from converter.display import file_name, quoted
 from converter.errors import ModelError
 from converter.mapping.documents import installed_families
 from converter.mapping.spec import load_spec
+from converter.writing.changes import compared_meanwhile
 from converter.writing.in_memory import open_converted
 from converter.writing.records import known_model, read_record
 
@@ -63,6 +64,7 @@ def load_subject(
 ) -> Subject:
     """The model in a checkpoint that `open_weights` opened from `path`, where and as it is to run.
 
+    A converted file that is not what its own record says is a warning.
     CaptureError if there is no such device, CheckpointError if the file was changed meanwhile, else raises as
     `Family.load`.
     """
@@ -71,6 +73,7 @@ def load_subject(
 
     place = prepare(device, tf32, threads)
     family = family_of_weights(path, checkpoint)
-    model = family.load(path, checkpoint)
+    with compared_meanwhile(checkpoint, path):
+        model = family.load(path, checkpoint)
     checkpoint.verify_unchanged()
     return Subject(family, model.to(device=place, dtype=DTYPES[dtype]))

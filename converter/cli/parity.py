@@ -114,10 +114,10 @@ def parity(
     model = locate(model_source, quiet=as_json).path
     from converter.checkpoint.hashes import file_sha256
     from converter.parity.capture import load_capture
-    from converter.parity.run import parity as compare
+    from converter.parity.suspects import with_suspects
 
     modes = [each for each in _BOTH if mode in (each, "both")]
-    options: Any = {"modes": modes, "gate": gate, "pictures": html is not None, "twice": True}
+    options: Any = {"modes": modes, "gate": gate, "pictures": html is not None}
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_weights(model, root))
         check_outputs([html, junit], [*checkpoint.files, *references])
@@ -125,7 +125,7 @@ def parity(
         weights = known_weights(model, checkpoint, captures, None if other_weights else _OTHER)
         subject = load_subject(model, checkpoint, device, dtype, tf32, threads)
         hashes = {str(path): file_sha256(path) for path in (*checkpoint.files, *references)}
-        found = [compare(subject, c, weights=w, **options) for c, w in zip(captures, weights, strict=True)]
+        found = with_suspects(compared(subject, captures, weights, **options), checkpoint, model)
         result = _result(found, subject, captures, gate, cover, mutate)
         proof = _proof_of_rows(model, checkpoint) if cover else ""
     _write_reports(model_source, result, hashes, proof, html, junit)
@@ -153,6 +153,14 @@ def known_weights(
     if refusal is not None:
         refuse_other_weights(model, list(zip(captures, same, strict=True)), refusal)
     return [Weights(model, checkpoint.layout == "in-memory", is_same) for is_same in same]
+
+
+def compared(subject: Subject, captures: Sequence[Capture], weights: Sequence[Weights], **options: Any) -> list[Report]:
+    """The model beside each capture. `weights`: what is known of them beside each; `options`: of `parity.run`."""
+    from converter.parity.run import parity
+
+    pairs = zip(captures, weights, strict=True)
+    return [parity(subject, capture, weights=known, twice=True, **options) for capture, known in pairs]
 
 
 class _Result(NamedTuple):

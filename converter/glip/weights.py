@@ -19,6 +19,7 @@ from converter.checkpoint import Checkpoint
 from converter.display import file_name, plain, quoted
 from converter.errors import CheckpointError, ModelError
 from converter.glip.model.config import GLIPConfig
+from converter.writing.changes import compared_meanwhile
 from converter.writing.in_memory import open_converted
 from converter.writing.records import read_record
 
@@ -30,12 +31,13 @@ M = TypeVar("M", bound=nn.Module)
 def open_pretrained(path: Path, root: str | None = None) -> Iterator[Checkpoint]:
     """The weights in a file or folder of any known format, to be loaded. `root`: of several state dicts, this one.
 
-    ModelError if a file is missing, damaged or inconsistent, or changes meanwhile; PlanError, with all problems, if it
-    is no conversion and cannot be converted.
+    A converted file that is not what its own record says is a warning. ModelError if a file is missing, damaged or
+    inconsistent, or changes meanwhile; PlanError, with all problems, if it is no conversion and cannot be converted.
     """
     try:
         with open_converted(path, root) as checkpoint:
-            yield checkpoint
+            with compared_meanwhile(checkpoint, path):
+                yield checkpoint
             checkpoint.verify_unchanged()
     except CheckpointError as error:
         raise ModelError(str(error)) from None

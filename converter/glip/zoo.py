@@ -29,6 +29,7 @@ from converter.hub.resolve import local_path
 from converter.mapping.load import hub_table
 from converter.mapping.spec import load_spec
 from converter.planning.formats import load_format, make_route, open_known, recognise
+from converter.writing.changes import compared_meanwhile
 from converter.writing.in_memory import in_memory
 
 # MMPretrain's name (configs/glip of its release 1.2) -> the GLIP variant whose image encoder it is
@@ -92,8 +93,9 @@ def get_model(
     source: the checkpoint's format, by name or as a table's path; needed only where its keys fit several.
     root: the state dict to take where the file holds several. pad_small_map: see `ImageEncoder`.
 
-    Weights that are NaN are loaded with a warning. Raises ModelError for an unknown name or weights of another model,
-    CheckpointError and PlanError as `convert` does, HubError if the download fails.
+    Weights that are NaN are loaded with a warning, and so is a converted file that is not what its own record says.
+    Raises ModelError for an unknown name or weights of another model, CheckpointError and PlanError as `convert` does,
+    HubError if the download fails.
     """
     if name not in model_names():
         near = difflib.get_close_matches(name, model_names(), n=1)
@@ -105,7 +107,8 @@ def get_model(
         raise ModelError(f"{name}: pretrained=True does not say which weights; give a path or org/name on the Hub.")
     if pretrained is False or pretrained is None:
         return _build(name, _config(name), pad_small_map).eval()
-    with open_known(local_path(pretrained), root, source) as checkpoint:
+    path = local_path(pretrained)
+    with open_known(path, root, source) as checkpoint, compared_meanwhile(checkpoint, path):
         return _loaded(name, checkpoint, source, pad_small_map).eval()
 
 

@@ -14,6 +14,7 @@ In the order in which data passes:
     compare.py       one activation beside the captured one
     detections.py    detections beside captured ones
     run.py           a whole model beside a capture: the report
+    suspects.py      tensors of the file that are not what its own record says, where a comparison fails
     sensitivity.py   what a change of each element of the weights does to the activations of a capture
     places.py        where in a tensor some elements are, in words
     coverage.py      which elements some captures see, and why not the others

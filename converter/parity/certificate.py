@@ -30,6 +30,7 @@ from converter.parity.evidence import (
     FORMAT,
     MARKS,
     Evidence,
+    certificate_path,
     check_same_table,
     check_tables,
     evidence_of,
@@ -43,6 +44,7 @@ from converter.parity.report import json_safe, to_json
 from converter.parity.run import Report, parity
 from converter.parity.setup import Setup, read_setup
 from converter.planning.formats import open_known
+from converter.writing.changes import changes_from
 from converter.writing.ledger import CustomTable, digest_of_checkpoint, is_by_unknown_table, table_entry, tables_in
 from converter.writing.ledger import to_json as json_bytes
 from converter.writing.records import find_record
@@ -102,11 +104,6 @@ class Verification:
         return [*self.setup, *different, *(self.report.problems if self.report else [])]
 
 
-def certificate_path(weights: Path) -> Path:
-    """Where the certificate of a file or folder is."""
-    return weights / "parity.json" if weights.is_dir() else weights.with_suffix(".parity.json")
-
-
 def read_weights(
     path: Path,
     checkpoint: Checkpoint,
@@ -132,7 +129,8 @@ def read_weights(
     if setup.unread:
         raise CaptureError(f"{file_name(path)}: {setup.unread[0]}. Take it out.", setup.unread[1:])
     if ledger is not None and ledger["sha256"] != digest:
-        raise CaptureError(f"{file_name(path)}: its ledger is of other weights. Convert again.")
+        found = changes_from(ledger, checkpoint, hashes)
+        raise CaptureError(f"{found.warning}.", found.problems)
     if spoiled:
         named = listed(map(plain, spoiled), 10)
         raise CaptureError(

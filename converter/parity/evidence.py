@@ -85,6 +85,11 @@ class Evidence:
     coverage: Mapping[str, Any] | None
 
 
+def certificate_path(weights: Path) -> Path:
+    """Where the certificate of a file or folder is."""
+    return weights / "parity.json" if weights.is_dir() else weights.with_suffix(".parity.json")
+
+
 def read_evidence(path: Path) -> Evidence:
     """The certificate at `path`. CaptureError unless it is one, of comparisons that all passed."""
     try:

@@ -151,6 +151,7 @@ def to_json(report: Report, *, pictures: bool = False) -> dict[str, Any]:
         "block": report.block,
         "parameters": report.parameters,
         "suspects": report.suspects,
+        "record": report.record or None,
         "same_weights": report.weights.same,
         "next": list(next_steps(report)) if report.passed is False else [],
         "problems": report.problems,

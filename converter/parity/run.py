@@ -57,6 +57,7 @@ class Report:
         weights: what is known of the weights.
         parameters: names of those of the first block that differs.
         suspects: tensors of the file that are not what its own record says, where that was looked at.
+        record: what that record says, in a sentence.
     """
 
     capture: str
@@ -73,6 +74,7 @@ class Report:
     weights: Weights = Weights()
     parameters: tuple[str, ...] = ()
     suspects: tuple[str, ...] = ()
+    record: str = ""
 
     @property
     def passed(self) -> bool | None:

@@ -78,9 +78,9 @@ def aligned(lines: Sequence[Line]) -> list[str]:
 
 def brief(report: Report) -> list[Line]:
     """What is most important of a report that did not pass, for where the whole one is not shown."""
-    wanted = ("first difference", "suspect tensors", "not judged", "weights")
+    wanted = ("first difference", "not judged", "suspect tensors", "record", "weights")
     lines = [line for line in summary(report) if line.label in wanted]
-    if not any(line.label in wanted[:3] for line in lines):  # only the detections differ
+    if not any(line.label in wanted[:2] for line in lines):  # only the detections differ
         lines = [line for line in summary(report) if line.label == "detections"] + lines
     if report.weights.path is None or report.reference is None:
         return lines
@@ -149,8 +149,9 @@ def _where(report: Report) -> Iterator[Line]:
 def _whose(report: Report) -> Iterator[Line]:
     """Which tensors are to be looked at."""
     if report.suspects:
-        shown = listed(map(plain, report.suspects), _NAMES)
-        yield Line("suspect tensors", f"{shown}: not what the file's own record of its conversion says")
+        yield Line("suspect tensors", listed(map(plain, report.suspects), _NAMES))
+    if report.record:
+        yield Line("record", plain(report.record, 1024))
     if report.parameters and report.block:
         short = [plain(name.removeprefix(f"{report.block}.")) for name in report.parameters]
         yield Line("parameters", f"{plain(report.block)}: {listed(short, _NAMES)}")

@@ -12,6 +12,7 @@ In the order in which data passes:
     ledger.py         conversion.json: where every tensor came from, and the hash of each
     state_dict.py     the one hash by which weights are known, whichever file they are in
     records.py        conversion.json and config.json, read back
+    changes.py        which tensors of a converted file are not what its ledger says
     names.py          what the name of a destination says: a file, a folder, or by mistake neither
     destination.py    what may be written where, and what may be replaced
     commit.py         the steps at which names are given; what dead processes left

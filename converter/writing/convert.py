@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,9 +14,10 @@ from typing import Any
 
 from converter.checkpoint import Checkpoint
 from converter.display import file_name, quoted
-from converter.errors import DestinationError, PlanError, damaged
+from converter.errors import ConverterWarning, DestinationError, ModelError, PlanError, damaged
 from converter.planning.plan import Plan
 from converter.writing.buffers import implied_value
+from converter.writing.changes import changes_from, find_record_of_tensors
 from converter.writing.destination import CONFIG, LEDGER, RESIDUE, writing
 from converter.writing.ledger import (
     FOLDER,
@@ -101,6 +103,7 @@ def convert(
             beside = Transfer(checkpoint, _places(opened[len(outputs) :]), destination, on_bytes)
             left = beside.run(steps_to_keep(plan)) if kept else None
         _verify(sources, hashes if trusts_ledger else {})
+        _warn_of_changes(checkpoint, hashes)
         ledger = _filled(draft, plan, hashes, left)
         with writing(destination):
             for output, descriptor in opened:
@@ -146,6 +149,21 @@ def _verify(sources: Sequence[Checkpoint], hashes: Mapping[str, str]) -> None:
                 f"tensor {quoted(name)} is not the one that its conversion recorded, so that the residue beside it may "
                 "be of other weights; --residue insists",
             )
+
+
+def _warn_of_changes(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> None:
+    """A ConverterWarning if what was read had been converted before, and is not what that conversion recorded.
+
+    `hashes`: SHA-256 of each source, as `source NAME`.
+    """
+    try:
+        record = find_record_of_tensors(checkpoint)
+    except ModelError as error:
+        warnings.warn(str(error), ConverterWarning, stacklevel=3)
+        return
+    read = {name: hashes[f"source {name}"] for name in checkpoint.tensors if f"source {name}" in hashes}
+    if record and (found := changes_from(record, checkpoint, read)):
+        warnings.warn(found.warning, ConverterWarning, stacklevel=3)
 
 
 def _check_names(plan: Plan) -> None:

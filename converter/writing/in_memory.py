@@ -72,6 +72,7 @@ def in_memory(checkpoint: Checkpoint, plan: Plan) -> Checkpoint:
         metadata=_Metadata({"format": lambda: "pt", "config": lambda: config, "conversion": ledger}),
         unsupported={},  # the plan accounts for them
         objects={},
+        made_of=checkpoint,
     )
     return made
 

@@ -134,6 +134,12 @@ def tables_of(ledger: Mapping[str, Any]) -> dict[str, Any]:
     return {key: ledger[key] for key in ("table", "through", "earlier", "unknown_table") if key in ledger}
 
 
+def files_of(ledger: Mapping[str, Any]) -> list[Any]:
+    """The names of all files that were written into the folder of a ledger; none where it does not say."""
+    names = ledger.get(FOLDER)
+    return names if isinstance(names, list) else []
+
+
 def tables_in(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """`tables_of` the ledger as the files of a folder keep it; None if they do not."""
     return _parsed(checkpoint.metadata[TABLES]) if TABLES in checkpoint.metadata else None

@@ -115,7 +115,7 @@ def test_the_top_of_a_failure_can_be_acted_on() -> None:
     known = Weights(Path("my model.safetensors"), same=True)
     value = replace(
         failed(), weights=known, reference=Path("small.safetensors"), suspects=("head.box.weight",),
-        parameters=("model.head.weight", "model.head.bias"),
+        parameters=("model.head.weight", "model.head.bias"), record="the file was changed after it was written",
     )  # fmt: skip
     assert to_text(value).splitlines()[: len(top(value))] == top(value)
     assert top(value) == [
@@ -123,7 +123,8 @@ def test_the_top_of_a_failure_can_be_acted_on() -> None:
         "  first difference  at head (computed by model.head): relative error 2.5e-01, at most 1.0e-10",
         "  off by itself     model.head, given the captured inputs",
         "                    model.head: its parts agree, so the fault is in the code between them",
-        "  suspect tensors   head.box.weight: not what the file's own record of its conversion says",
+        "  suspect tensors   head.box.weight",
+        "  record            the file was changed after it was written",
         "  parameters        model.head: weight, bias",
         "  weights           those that the capture was made of",
         "  next              converter diff OFFICIAL.pth 'my model.safetensors'  # which tensors are not those of the "

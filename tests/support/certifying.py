@@ -15,9 +15,10 @@ from converter.glip import GLIP
 from converter.glip.family import FAMILY
 from converter.parity import certificate
 from converter.parity.capture import Capture, load_capture
-from converter.parity.certificate import Verification, Weights, certificate_path, certify
+from converter.parity.certificate import Verification, Weights, certify
 from converter.parity.coverage import coverage
 from converter.parity.coverage_report import proof_of_rows, to_json
+from converter.parity.evidence import certificate_path
 from converter.parity.family import Subject
 from converter.parity.mutate import mutation_score
 from converter.parity.run import parity

@@ -1,0 +1,113 @@
+"""`converter verify` of weights without a certificate: what the record of their conversion shows, without torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from converter.cli import job
+from converter.cli.output import print_json, progress, told
+from converter.display import file_name
+
+if TYPE_CHECKING:
+    from converter.writing.changes import Changes
+    from converter.writing.ledger import CustomTable
+
+_PROVES = (
+    "no tensor was changed since the conversion; not that the conversion is right, nor what else lies beside the "
+    "weights: a certificate shows that (`converter certify`). Who changes the record, too, is not noticed"
+)
+_SHOWN = 40
+
+
+def verify_by_record(
+    model: Path, root: str | None, accepted_tables: Collection[str], origin: dict[str, Any] | None, as_json: bool
+) -> bool:
+    """Compare every tensor with the record, and tell.
+
+    False, and nothing is told, if there is no record, or a certificate lies beside the weights, or should: the record
+    of a folder names all its files. Ends the program with 1 where a tensor differs. CaptureError for a table that is
+    not accepted, ModelError for a record that is not sound, CheckpointError.
+    """
+    from converter.checkpoint.hashes import tensor_hashes
+    from converter.parity.evidence import certificate_path, check_tables
+    from converter.planning.formats import open_known
+    from converter.writing.changes import changes_from, find_record_of_tensors
+    from converter.writing.ledger import files_of, is_by_unknown_table
+
+    beside = certificate_path(model)
+    if os.path.lexists(beside):
+        return False
+    with open_known(model, root) as checkpoint:
+        record = find_record_of_tensors(checkpoint, model)
+        if record is None or beside.name in files_of(record):
+            return False
+        custom = check_tables(model, record, None, accepted_tables)
+        with progress(checkpoint.size, "hashing") as advance:
+            found = changes_from(record, checkpoint, tensor_hashes(checkpoint, advance))
+        checkpoint.verify_unchanged()
+    is_unknown = is_by_unknown_table(record)
+    job.summarize(lambda: _markdown(model, found))
+    if as_json:
+        print_json(_json(found, custom, is_unknown) | {"origin": origin})
+    else:
+        _print(model, found, custom, is_unknown)
+    if found:
+        sys.exit(1)
+    return True
+
+
+def _json(found: Changes, custom: list[CustomTable], is_unknown: bool) -> dict[str, Any]:
+    return {
+        "certificate": None,
+        "record": {
+            "tensors": found.recorded,
+            "changed": found.changed,
+            "missing": found.missing,
+            "added": found.added,
+            "relabelled": found.relabelled,
+            "proves": None if found else _PROVES,
+        },
+        "verdict": _verdict(found),
+        "problems": found.problems,
+        "custom_tables": [table.entry for table in custom],
+        "unknown_table": is_unknown,
+        "device": None,
+        "dtype": None,
+        "largest_relative_error": None,
+    }
+
+
+def _markdown(model: Path, found: Changes) -> str:
+    rows = [[job.prose(problem)] for problem in found.problems]
+    lines = [("no certificate", found.summary), *([] if found else [("shows", f"that {_PROVES}")])]
+    return job.page(f"converter verify {model}", _verdict(found), lines, job.table(["difference"], rows, "differences"))
+
+
+def _print(model: Path, found: Changes, custom: list[CustomTable], is_unknown: bool) -> None:
+    from converter.writing.ledger import UNKNOWN_TABLE
+
+    click.echo(f"no certificate: {file_name(model)} is compared with the record of its conversion")
+    for table in custom:
+        click.echo(f"rests on {table}, as accepted")
+    if is_unknown:
+        click.echo(f"its source was {UNKNOWN_TABLE}")
+    click.echo(found.summary)
+    shown = found.problems if told().is_verbose else found.problems[:_SHOWN]
+    for problem in shown:
+        click.echo(f"  {problem}")
+    if more := len(found.problems) - len(shown):
+        click.echo(f"  ... and {more} more; -v lists all")
+    again = "Convert the original again; a model that was fine-tuned is saved by save_pretrained."
+    click.echo(again if found else f"This shows that {_PROVES}.")
+    click.echo(_verdict(found))
+
+
+def _verdict(found: Changes) -> str:
+    """No `pass`: that is the word of a certificate."""
+    return "FAIL" if found else "as recorded"

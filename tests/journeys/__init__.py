@@ -1,0 +1,1 @@
+"""The ways that people go with this tool, each as the programs that they type."""
