@@ -1,3 +1,38 @@
-"""Move model weights between implementations and prove that nothing was lost."""
+"""Move model weights between implementations and prove that nothing was lost.
+
+    from converter import GLIP, Detector, convert
+
+These names are imported on first use: `import converter` alone takes no time, and needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from converter.glip import GLIP, Detector
+    from converter.hub.conversion import convert
 
 __version__ = "0.1.0"
+__all__ = ["GLIP", "Detector", "__version__", "convert"]
+
+# name -> its module, and the extra that installs what it needs
+_HOMES = {"GLIP": ("glip", "model"), "Detector": ("glip", "detect"), "convert": ("hub.conversion", "hub")}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home, extra = _HOMES[name]
+    try:
+        return getattr(import_module(f"{__name__}.{home}"), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith(__name__):
+            raise
+        hint = f"{name} needs {error.name}: pip install 'converter[{extra}]'"
+        raise ModuleNotFoundError(hint, name=error.name) from None
+
+
+def __dir__() -> list[str]:
+    return __all__

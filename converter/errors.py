@@ -16,13 +16,16 @@
 
 1 is the exit code of a comparison that found a difference. 2 is click's own code for a wrong command line, 70 that of
 a fault in this program, 141 that of output which nobody reads any more. 129, 130 and 143 are SIGHUP, Ctrl-C and
-SIGTERM. Once the result is on the disk the code is 0, whatever fails then.
+SIGTERM. Once the result is on the disk the code is 0, whatever fails then. A package that is not
+installed is 8, the Hub's 9.
 A message says what was found, where, what was expected and what to do next.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 
 
 class ConverterError(Exception):
@@ -112,3 +115,49 @@ class HubError(ConverterError):
 
 class ConverterWarning(UserWarning):
     """Something that does not change the result, or comes too late to."""
+
+
+# extra of pyproject.toml -> the modules that it brings, with the names of their packages
+EXTRAS = {
+    "model": {"torch": "torch"},
+    "draft": {"scipy": "scipy"},
+    "hub": {"huggingface_hub": "huggingface_hub"},
+    "detect": {"torch": "torch", "PIL": "pillow", "tokenizers": "tokenizers", "huggingface_hub": "huggingface_hub"},
+}
+
+
+class MissingPackageError(ModuleNotFoundError):
+    """What an extra brings is not installed. The message says all that is missing, and how to install it at once."""
+
+
+def missing_package(what: str, extra: str) -> MissingPackageError:
+    """The error of `what`, a command or a class, where something of the extra is missing."""
+    absent = {module: package for module, package in EXTRAS[extra].items() if find_spec(module) is None}
+    *others, last = absent.values() or EXTRAS[extra].values()
+    listed = f"{', '.join(others)} and {last}, which are" if others else f"{last}, which is"
+    error = MissingPackageError(f"{what} needs {listed} not installed: {_installing(extra)}")
+    error.name = next(iter(absent), None)
+    return error
+
+
+def require(what: str, extra: str, modules: Sequence[str]) -> None:
+    """MissingPackageError unless these modules of an extra, which `what` cannot do without, are installed."""
+    if any(find_spec(module) is None for module in modules):
+        raise missing_package(what, extra)
+
+
+def _installing(extra: str) -> str:
+    """The command that installs an extra: for an installed converter, a checkout, or a copy of the code alone."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from converter import __version__
+
+    try:
+        if version("converter") == __version__:  # pip takes the one that is there; another's of that name is on PyPI
+            return f"pip install 'converter[{extra}]'"
+    except PackageNotFoundError:
+        pass
+    checkout = Path(__file__).parents[1]
+    if (checkout / "pyproject.toml").is_file():
+        return f"pip install '{checkout}[{extra}]'"
+    return f"pip install {' '.join(EXTRAS[extra].values())}"

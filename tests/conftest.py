@@ -22,7 +22,10 @@ from tests.support.schemas import checked
 
 pytest_plugins = ["tests.support.fixtures"]
 
-# before any import of huggingface_hub, which reads its settings then
+# before any import of huggingface_hub, which reads its settings then; those of whoever runs the tests are not theirs
+for name in list(os.environ):
+    if re.match(r"HF_|HUGGING|TRANSFORMERS_OFFLINE$", name) or name.lower().endswith("_proxy"):
+        del os.environ[name]
 _HUB = HubServer()
 _HOME = TemporaryDirectory(prefix="hf_home")
 os.environ |= {

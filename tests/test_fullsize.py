@@ -6,7 +6,6 @@ that the captures were made by, outputs from captures of the official code.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shlex
@@ -24,7 +23,6 @@ from safetensors import safe_open
 
 from converter.cli import main
 from converter.glip import GLIP
-from converter.glip.detect import tokenizer
 from converter.mapping.load import load_table
 from converter.mapping.ops import apply_ops
 from converter.parity.capture import Capture, load_capture, write_capture
@@ -35,7 +33,6 @@ from converter.parity.run import parity
 from converter.planning.fit import make_plan
 from scripts.synthetic_checkpoint import manifest, synthetic_tensor, write_checkpoint
 from tests import DATA, ROOT
-from tests.support.bert_vocabulary import recorded_vocabulary
 from tests.support.hub.server import HubServer, clear
 from tests.support.official_keys import Index, official_index
 from tests.support.small_glip import subject
@@ -77,16 +74,10 @@ def blocks(document: Path, *languages: str) -> Iterator[tuple[str, str]]:
 
 @pytest.fixture
 def hub(running: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A Hub with one user and BERT's vocabulary; of that there is as much here as captions of tests need."""
+    """A Hub with one user."""
     running.reset(tmp_path / "hub")
     running.tokens["hf_token_of_org"] = ("org", "write")
     monkeypatch.setenv("HF_TOKEN", "hf_token_of_org")
-    vocabulary = recorded_vocabulary(tmp_path).read_bytes()
-    (tmp_path / "vocab.txt").unlink()
-    running.storage.create(tokenizer.BERT_BASE_UNCASED, False, "google-bert")
-    commit = running.push(tokenizer.BERT_BASE_UNCASED, {"vocab.txt": vocabulary})
-    monkeypatch.setattr(tokenizer, "BERT_BASE_UNCASED_COMMIT", commit.id)
-    monkeypatch.setattr(tokenizer, "BERT_BASE_UNCASED_SHA256", hashlib.sha256(vocabulary).hexdigest())
     yield running
     clear(tmp_path / "hub")
 

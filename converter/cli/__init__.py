@@ -7,6 +7,7 @@ import click
 from converter import __version__
 from converter.cli.capture import capture
 from converter.cli.certify import certify, verify
+from converter.cli.compare import compare
 from converter.cli.convert import convert
 from converter.cli.detect import detect
 from converter.cli.diff import diff
@@ -18,6 +19,7 @@ from converter.cli.parity import parity
 from converter.cli.program import run_program
 from converter.cli.publish import publish
 from converter.cli.schema import schema
+from converter.cli.settle import settle
 from converter.cli.tables import lint, tables
 
 __all__ = ["convert_main", "converter_main", "main"]
@@ -43,9 +45,9 @@ Exit codes:
 _SECTIONS = {
     "Convert": (inspect, convert, explain, diff),
     "Run": (detect,),
-    "Prove": (parity, capture, certify, verify),
+    "Prove": (parity, capture, certify, verify, compare),
     "Publish": (package, publish),
-    "Describe a format": (tables, draft, lint),
+    "Describe a format": (tables, draft, settle, lint),
     "For programs": (schema,),
 }
 

@@ -110,6 +110,7 @@ def convert(
     from converter.writing.convert import convert as write_conversion
     from converter.writing.names import is_file_name
     from converter.writing.residue import prepare
+    from converter.writing.route import make_conversion
 
     if max_shard_size is not None and is_file_name(destination):
         raise click.UsageError("--max-shard-size needs a folder as --dst, not a file")
@@ -117,7 +118,10 @@ def convert(
     with open_known(located.path, root, source_format) as checkpoint, ExitStack() as opened:
         inputs = list(checkpoint.files)
         prepare(destination, force=force, inputs=inputs, keep=keep_residue, dry_run=dry_run)
-        plan, residue = _plan(checkpoint, source_format, target_format, residue_file, opened, variant, dtype)
+        plan, residue = make_conversion(
+            located.path, checkpoint, opened, source=source_format, target=target_format, residue_file=residue_file,
+            variant=variant, dtype=dtype, say=note,
+        )  # fmt: skip
         if dry_run:
             print_json(_plan_json(checkpoint, plan)) if as_json else _print_plan(checkpoint, plan)
             return
@@ -133,44 +137,6 @@ def convert(
             _print_done(checkpoint, plan, destination, done)
 
 
-def _plan(
-    checkpoint: Checkpoint,
-    source_format: str | None,
-    target_format: str | None,
-    residue_file: Path | None,
-    opened: ExitStack,
-    variant: str | None,
-    dtype: str | None,
-) -> tuple[Plan, Checkpoint | None]:
-    """The plan, with what it leaves out verified, and the residue that it reads: by default the one beside the file."""
-    from converter.checkpoint import open_checkpoint
-    from converter.errors import RootError
-    from converter.planning.formats import choose_formats, hub_holding, make_route
-    from converter.writing.buffers import verify_left_out
-    from converter.writing.residue import read_residue, residue_beside
-
-    source, target = choose_formats(checkpoint, source_format, target_format)
-    residue = kept = None
-    if (path := residue_file or residue_beside(checkpoint)) is not None:
-        residue = opened.enter_context(open_checkpoint(path))
-        kept = read_residue(residue)
-        if kept.format != target.name:
-            found = f"is for the way back to {plain(kept.format)}, not to {target.label}"
-            if residue_file is not None:
-                raise RootError(f"{path}: {found}. Leave out --residue.")
-            note(f"{path.name} {found}, and is not used")
-            residue = kept = None
-        elif residue_file is None and not kept.belongs(checkpoint):
-            note(f"{path.name} belongs to another conversion and is not used; --residue insists")
-            residue = kept = None
-        elif target.is_hub:
-            target = hub_holding(source, target, kept.checkpoint.tensors)
-    held = kept.residue(target) if kept else None
-    plan = make_route(source, target, checkpoint, variant=variant, dtype=dtype, residue=held)
-    verify_left_out(checkpoint, plan)
-    return plan, residue
-
-
 def _size(plan: Plan) -> int:
     """Bytes of tensor data that it writes."""
     from converter.writing.shards import nbytes
@@ -180,7 +146,6 @@ def _size(plan: Plan) -> int:
 
 def _print_summary(checkpoint: Checkpoint, plan: Plan) -> None:
     from converter.cli.sources import taken_from
-    from converter.writing.ledger import UNKNOWN_TABLE
 
     also = f" (same architecture: {', '.join(plan.variant.also)})" if plan.variant.also else ""
     click.echo(f"from {plan.table} to {plan.format}" + (f", {plan.part} alone" if plan.part else ""))
@@ -210,19 +175,19 @@ def _print_summary(checkpoint: Checkpoint, plan: Plan) -> None:
         click.echo(f"  missing: {entry.names} ({entry.reason})")
     for sentence in (*checkpoint.skipped, *checkpoint.unsupported.values(), *checkpoint.objects.values()):
         click.echo(f"  not read: {sentence}")
-    custom, is_unknown = _tables(checkpoint, plan)
+    custom, unknown = _tables(checkpoint, plan)
     for table in custom:
         click.echo(f"{table}: verify and publish what it makes with --accept-table")
-    if is_unknown:
-        click.echo(f"the source was {UNKNOWN_TABLE}")
+    if unknown:
+        click.echo(f"the source was {unknown}")
 
 
-def _tables(checkpoint: Checkpoint, plan: Plan) -> tuple[list[CustomTable], bool]:
-    """Those that were never released, of this conversion and of earlier ones; whether one is not known."""
-    from converter.writing.ledger import custom_tables, draft_ledger, is_by_unknown_table
+def _tables(checkpoint: Checkpoint, plan: Plan) -> tuple[list[CustomTable], str]:
+    """Those that were never released, of this conversion and of earlier ones; why one is not known, if that is so."""
+    from converter.writing.ledger import custom_tables, draft_ledger, is_by_unknown_table, unknown_origin
 
     ledger = draft_ledger(checkpoint, plan, None)
-    return custom_tables(ledger), is_by_unknown_table(ledger)
+    return custom_tables(ledger), unknown_origin(ledger) if is_by_unknown_table(ledger) else ""
 
 
 def _print_done(checkpoint: Checkpoint, plan: Plan, destination: Path, done: Conversion) -> None:
@@ -269,7 +234,7 @@ def _print_plan(checkpoint: Checkpoint, plan: Plan) -> None:
 
 
 def _plan_json(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
-    custom, is_unknown = _tables(checkpoint, plan)
+    custom, unknown = _tables(checkpoint, plan)
 
     def tensors(items: Any) -> list[dict[str, Any]]:
         return [{"name": t.name, "shape": t.shape, "dtype": t.dtype.name} for t in items]
@@ -279,7 +244,7 @@ def _plan_json(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
         "to": plan.format,
         "table": plan.table,
         "custom_tables": [table.entry for table in custom],
-        "unknown_table": is_unknown,
+        "unknown_table": bool(unknown),
         "part": plan.part,
         "variant": plan.variant.name,
         "also": plan.variant.also,

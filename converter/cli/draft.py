@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import done_with, print_json, progress, reports
-from converter.cli.places import Place, destination, places, source
+from converter.cli.output import done_with, print_json, progress, reports, told
+from converter.cli.places import FORMAT, Place, destination, places, source
+from converter.cli.settle import doubt_lines, next_step
 from converter.display import counted, file_name, plain
 from converter.errors import DestinationError, TableError
 
@@ -23,13 +25,13 @@ _EPILOG = """\b
 Examples:
   converter draft --src model.pth --target glip --out tables/
   converter draft --src timm-vit.safetensors --target hf-vit.safetensors --out tables/
-  converter draft --src new.pth --target other.pth --out tables/ --name new-to-other --json
+  converter draft --src new.pth --target hf://org/name --out tables/ --json
 \b
-It writes NAME.json, the table, and also a spec if --target is a checkpoint.
-A rule that is not sure has a 'doubt', which says why and what else is possible.
-Settle each doubt and delete it: convert refuses a table that has one. Then run
-'converter lint tables/NAME.json'. docs/new-model.md shows it from end to end.
-Matching needs scipy: pip install scipy."""
+It writes NAME.json, the table, and also a spec if --target is a checkpoint that
+no spec there describes. A rule that is not sure has a 'doubt', which says why
+and what else is possible: convert refuses a table that has one. Look, and settle
+each by 'converter settle'. docs/new-model.md shows it from end to end.
+Matching needs scipy: pip install 'converter[draft]'."""
 _SHOWN = 20
 
 
@@ -40,7 +42,8 @@ _SHOWN = 20
         "target",
         "TARGET",
         ("--target",),
-        "What it is to become: a spec (glip), or a checkpoint of the target model, for its names and shapes.",
+        "What it is to become: a format of 'converter tables', the path of a spec, or a checkpoint of it, also hf://...",
+        FORMAT,
     ),
     destination("Folder to write to.", name="folder", type=click.Path(path_type=Path, file_okay=False)),
 )
@@ -63,33 +66,71 @@ def draft(
 
     What is sure becomes rules, what is not becomes rules with a doubt for a person to settle. No weight is read.
     """
-    from converter.cli.sources import locate
-    from converter.mapping.documents import names_of
-    from converter.mapping.draft import known_target, new_target, propose
+    from converter.mapping.draft import propose
 
     if name is not None and not re.fullmatch(r"[a-z][a-z0-9-]*", name):
         raise click.BadParameter("a name is of a-z, 0-9 and '-', and begins with a letter", param_hint="--name")
-    source = locate(source_text, quiet=as_json).path
+    source, called = _located(source_text, quiet=as_json)
     sources, aside = _tensors(source, root)
-    wanted: Target
-    if _is_checkpoint(target):
-        spec = _identifier(Path(target))
-        spec += "-spec" if spec in names_of("spec") else ""
-        wanted = new_target(spec, _tensors(Path(target), target_root)[0])
-    else:
-        wanted = known_target(target, sources)
-    table = name or _identifier(source)
+    wanted = _target(target, target_root, sources, folder, quiet=as_json)
+    table = name or called
     if table == wanted.name:
         table += "-draft"
-    files = [folder / f"{part}.json" for part in ([wanted.name] if wanted.spec else []) + [table]]
-    _check(folder, files, force)
+    spec = folder / f"{wanted.name}.json" if wanted.spec else None
+    path = folder / f"{table}.json"
+    _check(folder, [file for file in (spec, path) if file], force)
+    is_there = spec is not None and _is_equal(spec, wanted, force)
     with progress(3, "matching", unit=" rounds") as advance:
         result = propose(table, sources, wanted, advance)
-    _write(files, [document for document in (result.spec, result.table) if document], force)
+    documents = {} if spec is None or is_there else {spec: result.spec or {}}
+    _write({**documents, path: result.table}, spec, force)
     if as_json:
-        print_json(_as_json(result, files))
+        print_json(_as_json(result, path, spec))
         return
-    _print(result, files, len(sources), aside)
+    _print(result, path, len(sources), aside)
+    if spec is not None:
+        click.echo(f"spec of the target: {spec}, {'there already' if is_there else 'written'}")
+    click.echo(f"written: {path}")
+    click.echo(f"next: {next_step(path, result.doubts)}")
+
+
+def _located(text: str, *, quiet: bool) -> tuple[Path, str]:
+    """A checkpoint or spec as a local path, and what a table or spec of it is called."""
+    from converter.cli.sources import locate
+    from converter.hub.resolve import is_on_hub, parse_reference
+
+    path = locate(text, quiet=quiet).path
+    reference = parse_reference(text) if is_on_hub(text) else None
+    # a commit is no name, and files of the Hub are called alike
+    return path, _identifier(Path(reference.repo_id.split("/")[1])) if reference else _identifier(path)
+
+
+def _target(text: str, root: str | None, sources: list[Named], folder: Path, *, quiet: bool) -> Target:
+    """A format by name, a spec at a path, or a checkpoint: then by the spec that describes it, or by a new one."""
+    from converter.hub.resolve import is_on_hub
+    from converter.mapping.documents import unknown
+    from converter.mapping.draft import known_target, new_target, specs_of
+    from converter.planning.formats import format_names
+
+    if text in format_names():
+        known = known_target(text, sources)
+        if text != known.name:
+            click.echo(
+                f"{text} is a format of {known.name}: the table is to {known.name}, and convert --to {text} goes on",
+                err=True,
+            )
+        return known
+    if not is_on_hub(text) and not (os.path.lexists(text) or os.sep in text or Path(text).suffix):
+        raise unknown("format", text, format_names())
+    path, name = _located(text, quiet=quiet)
+    if path.name.endswith(".json") and not path.name.endswith(".index.json"):
+        return known_target(str(path), sources)
+    tensors = _tensors(path, root)[0]
+    name += "-spec" if name in format_names() else ""
+    if described := specs_of(tensors, folder):
+        own = str(folder / f"{name}.json")
+        return known_target(own if own in described else described[0], sources)
+    return new_target(name, tensors)
 
 
 def _tensors(path: Path, root: str | None) -> tuple[list[Named], list[str]]:
@@ -104,12 +145,6 @@ def _tensors(path: Path, root: str | None) -> tuple[list[Named], list[str]]:
             for t in checkpoint.tensors.values()
         ]
         return found, [*checkpoint.unsupported.values(), *checkpoint.objects.values()]
-
-
-def _is_checkpoint(target: str) -> bool:
-    if target.endswith(".json") and not target.endswith(".index.json"):
-        return False
-    return os.path.exists(target) or os.sep in target or bool(Path(target).suffix)
 
 
 def _identifier(path: Path) -> str:
@@ -131,92 +166,103 @@ def _check(folder: Path, files: list[Path], force: bool) -> None:
     for path in files:
         if path.is_dir() or path.is_symlink():
             raise DestinationError(f"{path} is not a plain file; choose another --out or --name")
-    _check_new(files[-1], force)  # a spec alone may be that of a run which was killed before it wrote the table
-
-
-def _check_new(path: Path, force: bool) -> None:
+    path = files[-1]  # a spec alone may be that of a run which was killed before it wrote the table
     if path.exists() and not force:
         raise DestinationError(f"{path} exists; --force replaces it, --name chooses another name")
 
 
-def _write(files: list[Path], documents: list[Mapping[str, Any]], force: bool) -> None:
+def _is_equal(spec: Path, wanted: Target, force: bool) -> bool:
+    """Whether the spec is there already, however it is laid out. DestinationError if another one is there."""
+    from converter.mapping.documents import find_document
+
+    if not spec.exists():
+        return False
+    try:
+        if find_document(spec, "spec").content == wanted.spec:
+            return True
+        found = "a spec of another target"
+    except TableError:
+        found = "no spec"
+    if force:
+        return False
+    raise DestinationError(
+        f"{spec} is {found}, and that of this target would have its name; choose another --out, or --force replaces it "
+        "for all tables there"
+    )
+
+
+def _write(documents: Mapping[Path, Mapping[str, Any]], spec: Path | None, force: bool) -> None:
     """Write the documents once all of them were found to load, the table last; each is replaced in one step."""
-    from converter.mapping.draft.propose import to_text
+    from converter.mapping.documents import to_text
     from converter.mapping.load import load_table
     from converter.writing.destination import writing
     from converter.writing.staging import write_whole
 
-    texts = [to_text(document) for document in documents]
-    if max(map(len, texts)) > 4 << 20:
+    texts = {path: to_text(document) for path, document in documents.items()}
+    if max(map(len, texts.values())) > 4 << 20:
         raise TableError(
-            f"the draft has {max(map(len, texts)) >> 20} MiB, more than a table may have: too few of the names follow "
-            "patterns. Draft a part of the checkpoint"
+            f"the draft has {max(map(len, texts.values())) >> 20} MiB, more than a table may have: too few of the "
+            "names follow patterns. Draft a part of the checkpoint"
         )
+    *_, table = texts
     with tempfile.TemporaryDirectory() as trial:
-        for path, text in zip(files, texts, strict=True):
+        if spec is not None and spec not in texts:
+            shutil.copyfile(spec, Path(trial) / spec.name)
+        for path, text in texts.items():
             (Path(trial) / path.name).write_text(text)
-        load_table(Path(trial) / files[-1].name)
-    folder = files[0].parent
-    with writing(folder):
-        folder.mkdir(exist_ok=True)
-        specs = [path for path in files[:-1] if not path.exists() or path.read_bytes() != texts[0].encode()]
-    for path in specs:
-        _check_new(path, force)
-        write_whole(path, texts[0].encode(), force=force)
-    write_whole(files[-1], texts[-1].encode(), force=force, on_done=done_with(file_name(files[-1])))
+        load_table(Path(trial) / table.name)
+    with writing(table.parent):
+        table.parent.mkdir(exist_ok=True)
+    for path, text in texts.items():
+        on_done = done_with(file_name(table)) if path == table else lambda: None
+        write_whole(path, text.encode(), force=force, on_done=on_done)
 
 
-def _as_json(result: Draft, files: list[Path]) -> dict[str, Any]:
+def _as_json(result: Draft, path: Path, spec: Path | None) -> dict[str, Any]:
+    from converter.mapping.draft import squares_as_stored
+
     def tensors(items: Any) -> list[dict[str, Any]]:
         return [{"name": t.name, "shape": t.shape, "dtype": t.kind or "float"} for t in items]
 
-    rules = result.table["rules"]
     return {
-        "table": str(files[-1]),
-        "spec": str(files[0]) if len(files) > 1 else None,
+        "table": str(path),
+        "spec": None if spec is None else str(spec),
         "target": result.table["target"],
         "variant": result.variant,
-        "rules": len(rules),
-        "sure": len(rules) - len(result.doubtful),
-        "doubtful": [{"rule": f"/rules/{i}", **rule} for i, rule in enumerate(rules) if "doubt" in rule],
+        "rules": len(result.table["rules"]),
+        "sure": len(result.table["rules"]) - len(result.doubtful),
+        "doubts": len(result.doubts),
+        "doubtful": [{"rule": pointer, **entry} for pointer, entry in result.doubts.items()],
         "unmatched_source": tensors(result.matching.left_sources),
         "unmatched_target": tensors(result.matching.left_targets),
+        "squares_as_stored": squares_as_stored(result.matching),
     }
 
 
-def _print(result: Draft, files: list[Path], sources: int, aside: list[str]) -> None:
-    rules = result.table["rules"]
+def _print(result: Draft, path: Path, sources: int, aside: list[str]) -> None:
+    from converter.mapping.draft import squares_as_stored
+
+    rules = len(result.table["rules"])
     left, missing = result.matching.left_sources, result.matching.left_targets
-    matched = sources - len(left)
-    click.echo(
-        f"{files[-1].stem}: {matched} of {sources} tensors matched to {result.table['target']}, {result.variant}"
-    )
-    click.echo(
-        f"{counted(len(rules), 'rule')}: {len(rules) - len(result.doubtful)} sure, {len(result.doubtful)} doubtful"
-    )
-    for position, rule in enumerate(rules):
-        if "doubt" in rule:
-            sides = (
-                rule[side] if isinstance(rule[side], str) else " + ".join(rule[side]) for side in ("source", "target")
-            )
-            click.echo(f"  /rules/{position}  {' -> '.join(sides)}")
-            click.echo(f"      {rule['doubt']}")
+    target = f"{result.table['target']}, {result.variant}"
+    click.echo(f"{path.stem}: {sources - len(left)} of {sources} tensors matched to {target}")
+    click.echo(f"{counted(rules, 'rule')}, {rules - len(result.doubtful)} sure; {counted(len(result.doubts), 'doubt')}")
+    for line in doubt_lines(result.doubts):
+        click.echo(line)
+    if squares := squares_as_stored(result.matching):
+        click.echo(
+            f"square, and taken as stored like the others of their kind: {counted(len(squares), 'matrix', 'matrices')}"
+        )
     for items, what in (
         (left, "of the source without a counterpart, in 'ignore'"),
         (missing, "of the target made by no rule"),
     ):
         if items:
             click.echo(f"{counted(len(items), 'tensor')} {what}:")
-            for tensor in items[:_SHOWN]:
+            shown = len(items) if told().is_verbose else _SHOWN
+            for tensor in items[:shown]:
                 click.echo(f"  {plain(tensor.name)} {tensor.shape}{' ' + tensor.kind if tensor.kind else ''}")
-            if len(items) > _SHOWN:
-                click.echo(f"  ... and {len(items) - _SHOWN} more; --json lists all")
+            if len(items) > shown:
+                click.echo(f"  ... and {len(items) - shown} more; --verbose lists all")
     for sentence in aside:
-        click.echo(f"left aside: {sentence}")
-    for path in files:
-        click.echo(f"written: {path}")
-    entries = [entry for entry in (*rules, *result.table.get("ignore", ())) if "doubt" in entry]
-    if entries:
-        click.echo(f"next: settle {counted(len(entries), 'doubt')}, then converter lint {files[-1]}")
-    else:
-        click.echo(f"next: converter lint {files[-1]}")
+        click.echo(f"not read: {sentence}")

@@ -20,19 +20,31 @@ from typing import Any, NoReturn
 import click
 
 from converter.display import plain
-from converter.errors import CaptureError, CheckpointError, ConverterError, ConverterWarning, HubError
+from converter.errors import (
+    EXTRAS,
+    CaptureError,
+    CheckpointError,
+    ConverterError,
+    ConverterWarning,
+    HubError,
+    MissingPackageError,
+    missing_package,
+    require,
+)
 
 PATH = click.Path(path_type=Path, readable=False)  # what cannot be read is told by who reads it
 Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 SCHEMA_VERSION = 1  # of all that --json prints: another one where a field goes or changes its meaning (docs/ci.md)
 _SHOWN_PROBLEMS = 40
-# module -> the package to install for it, and what a command needs it for
-_OPTIONAL = {
-    "torch": ("torch", "runs the model"),
-    "scipy": ("scipy", "matches names"),
-    "PIL": ("pillow", "reads pictures"),
-    "tokenizers": ("tokenizers", "makes tokens"),
-    "huggingface_hub": ("huggingface_hub", "uses the Hub or writes a model card"),
+# command -> the extra that brings what it needs, and what it cannot even begin without
+_NEEDS = {
+    "parity": ("model", ("torch",)),
+    "certify": ("model", ("torch",)),
+    "capture": ("model", ("torch",)),
+    "verify": ("model", ()),
+    "detect": ("detect", ("torch", "PIL", "tokenizers")),
+    "package": ("detect", ("tokenizers", "huggingface_hub")),
+    "publish": ("detect", ("huggingface_hub",)),
 }
 
 
@@ -110,6 +122,9 @@ def reports(command: Callable[..., None]) -> Callable[..., None]:
             warnings.showwarning = functools.partial(_show, warnings.showwarning)
             with _signals_unwind(outcome):
                 try:
+                    name = click.get_current_context().info_name or ""
+                    if name in _NEEDS:
+                        require(name, *_NEEDS[name])
                     command(*args, **kwargs)
                     if outcome.signal is not None:  # a library swallowed it
                         raise KeyboardInterrupt
@@ -138,10 +153,8 @@ def _signals_unwind(outcome: Outcome) -> Iterator[None]:
 
 def _stop(error: Exception | KeyboardInterrupt, outcome: Outcome, *, as_json: bool) -> NoReturn:
     """End a run that has not done its work."""
-    if isinstance(error, ModuleNotFoundError) and (module := (error.name or "").split(".")[0]) in _OPTIONAL:
-        package, why = _OPTIONAL[module]
-        kind = HubError if module == "huggingface_hub" else CaptureError
-        error = kind(f"this command {why} and needs {package}: pip install {package}")
+    if isinstance(error, ModuleNotFoundError):
+        error = _of_package(error)
     if isinstance(error, OSError) and error.filename is not None:  # it was there a moment ago
         error = CheckpointError(f"{plain(str(error.filename), 1024)}: {error.strerror}. Check the path.")
     if outcome.signal is None and not isinstance(error, KeyboardInterrupt | click.Abort | click.exceptions.Exit):
@@ -158,6 +171,18 @@ def _stop(error: Exception | KeyboardInterrupt, outcome: Outcome, *, as_json: bo
         raise error
     # whatever became of a signal on its way: some take it for an error of their own
     sys.exit(code if outcome.signal is None else 128 + outcome.signal)
+
+
+def _of_package(error: ModuleNotFoundError) -> Exception:
+    """The error for a package that is not installed; the same one if no extra has it."""
+    module = (error.name or "").split(".")[0]
+    name = click.get_current_context().info_name or ""
+    extras = [extra for extra in (_NEEDS.get(name, ("",))[0], *EXTRAS) if module in EXTRAS.get(extra, ())]
+    if not extras:
+        return error
+    if not isinstance(error, MissingPackageError):
+        error = missing_package(name, extras[0])
+    return (HubError if module == "huggingface_hub" else CaptureError)(str(error))
 
 
 def _of_signal(outcome: Outcome) -> str:

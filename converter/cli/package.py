@@ -94,23 +94,21 @@ def _json(made: Package, out: Path, dry_run: bool) -> dict[str, Any]:
         "written": not dry_run,
         "certified": made.evidence is not None,
         "custom_tables": [table.entry for table in made.custom],
-        "unknown_table": made.by_unknown_table,
+        "unknown_table": bool(made.unknown_origin),
         "files": made.sizes,
         "card": made.documents["README.md"].decode(),
     }
 
 
 def _print(made: Package, model_name: str | None, written: Path | None) -> None:
-    from converter.writing.ledger import UNKNOWN_TABLE
-
     for name, count in made.sizes.items():
         click.echo(f"  {gigabytes(count):>10}  {name}")
     if made.evidence is None:
         click.echo("UNVERIFIED: there is no certificate; the card says so. `converter certify` writes one.")
     for table in made.custom:
         click.echo(f"{table}: the card says so; publish it with --accept-table")
-    if made.by_unknown_table:
-        click.echo(f"{UNKNOWN_TABLE}; the card says so")
+    if made.unknown_origin:
+        click.echo(f"{made.unknown_origin}; the card says so")
     if model_name is None:
         click.echo("no --model-name: the card gives neither training data nor figures nor a licence")
     click.echo("dry run: nothing was written" if written is None else f"written: {written}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.output import print_json, reports
+from converter.display import counted
 
 if TYPE_CHECKING:
     from converter.mapping.spec import Config, Spec
@@ -102,20 +103,26 @@ def lint(names: tuple[str, ...], as_json: bool) -> None:
     reversibility."""
     from converter.errors import TableError
     from converter.mapping.documents import list_documents
+    from converter.mapping.doubts import unsettled
     from converter.mapping.lint import lint as problems_of
     from converter.mapping.lint import lint_wrappers
     from converter.mapping.load import load_table
 
     problems = []
+    in_doubt = None  # the table of which nothing but doubts is wrong, if it is the only one
     if not names:
         list_documents("spec")  # checks them
         problems += lint_wrappers()
     for name in names or [document.name for document in list_documents("table")]:
         table = load_table(name)
-        problems += [f"{table.name}: {problem}" for problem in problems_of(table)]
+        found = problems_of(table)
+        in_doubt = table.path if not problems and len(found) == len(table.doubts()) else None
+        problems += [f"{table.name}: {problem}" for problem in found]
         if not as_json and not problems:
             click.echo(f"{table.name}: {len(table.pointers('rules'))} rules, sound for every variant")
     if problems:
-        raise TableError(f"{len(problems)} problems", problems)
+        raise TableError(
+            unsettled(in_doubt, len(problems)) if in_doubt else counted(len(problems), "problem"), problems
+        )
     if as_json:
         print_json({"problems": []})

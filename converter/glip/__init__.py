@@ -2,8 +2,10 @@
 
     from converter.glip import GLIP, Detector, get_model
 
-    model/          the model alone: it needs torch, and nothing of conversion but for from_pretrained
+    model/          the model alone: it needs torch, and of conversion nothing but to load and to save
     weights.py      loading: what `convert` wrote becomes a model
+    saving.py       saving: a model becomes a folder as `convert` writes it, which says what it was loaded from
+    unfilled.py     a model without memory, made without what torch would import for it
     detect/         from pictures and words to boxes: preprocessing, tokenizer, prompt, detector, drawing
     zoo.py          models by name, including MMPretrain's two, from weights of any format
     model_zoo.json  the released models: training data, figures, licence, each with its source
@@ -18,8 +20,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from converter.errors import require
+
 if TYPE_CHECKING:
-    from converter.glip.detect.detector import Detector, Found
+    from converter.glip.detect.detector import Detector
+    from converter.glip.detect.found import Found
     from converter.glip.detect.prompt import Prompt
     from converter.glip.model.config import GLIPConfig
     from converter.glip.model.detection import Detections
@@ -40,7 +45,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "detect.detector": ("Detector", "Found"),
+    "detect.detector": ("Detector",),
+    "detect.found": ("Found",),
     "detect.prompt": ("Prompt",),
     "model.config": ("GLIPConfig",),
     "model.detection": ("Detections",),
@@ -48,11 +54,17 @@ _HOMES = {
     "model.head": ("Output",),
     "zoo": ("get_model", "model_names"),
 }
+_EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "detect.detector": ("detect", ("torch", "PIL", "tokenizers")),
+    "detect.prompt": ("detect", ()),
+}
 
 
 def __getattr__(name: str) -> object:
     for home, names in _HOMES.items():
         if name in names:
+            extra, modules = _EXTRAS.get(home, ("model", ("torch",)))
+            require(f"converter.glip.{name}", extra, modules)
             return getattr(import_module(f"{__name__}.{home}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -15,7 +15,7 @@ import numpy as np
 from converter.display import file_name
 from converter.errors import CaptureError
 from converter.mapping.spec import Config
-from converter.parity.family import Companions, Derived, Family, Inputs, Mistake
+from converter.parity.family import Companions, Derived, Family, Inputs, Mistake, Query
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,19 +117,54 @@ class GLIPFamily(Family["GLIP"]):
                 heads[name] = 3 * int(getattr(model.get_submodule(owner), "heads", 0))
         return heads
 
-    def prompt(self, names: str | Sequence[str] | None, caption: str | None, spans: Sequence[str]) -> Prompt:
+    def prompt(
+        self,
+        names: str | Sequence[str] | None,
+        caption: str | None = None,
+        spans: Sequence[str] = (),
+        phrases: Sequence[str] = (),
+    ) -> Prompt:
         from converter.glip.detect.prompt import Prompt, parse_span
+        from converter.glip.detect.wording import phrase_spans
 
         if caption is not None:
-            return Prompt.of_caption(caption, [parse_span(span) for span in spans])
+            return Prompt.of_caption(caption, [*phrase_spans(caption, phrases), *map(parse_span, spans)])
         return Prompt.parse(names) if isinstance(names, str) else Prompt.of_names(names or ())
+
+    def query(self, prompt: Prompt, source: Path, config: Config, vocabulary: Path | None) -> Query:
+        """Torch is imported once a picture is read."""
+        from converter.glip.detect.preprocessing import folder_settings
+        from converter.glip.detect.prompt import captions
+        from converter.glip.detect.tokenizer import find_tokenizer
+
+        tokenizer = find_tokenizer(source, vocabulary)
+        tokenizer.check_size(config.get("vocab_size"))
+        settings = folder_settings(source)
+        made = captions(prompt, tokenizer, settings)
+
+        def read(path: Path) -> Any:
+            from converter.glip.detect.images import read_for
+
+            return read_for(path, settings)
+
+        tokens = [
+            {"ids": caption.ids, "labels": [[label, *at] for label, at in caption.positive_map.items()]}
+            for caption in made
+        ]
+        return Query(
+            prompt,
+            [caption.text for caption in made],
+            prompt.phrases,
+            read,
+            {"captions": tokens, "preprocessing": settings.to_dict()},
+        )
 
     def detector(self, model: GLIP, source: Path, vocabulary: Path | None) -> Detector:
         from converter.glip.detect.detector import Detector
         from converter.glip.detect.preprocessing import folder_settings
         from converter.glip.detect.tokenizer import find_tokenizer
 
-        return Detector(model, find_tokenizer(source, vocabulary), folder_settings(source))
+        return Detector(model, find_tokenizer(source, vocabulary), folder_settings(source), str(source))
 
     def settings(self) -> Mapping[str, Any]:
         """Preprocessing and detection parameters; anchors are in the configuration."""

@@ -5,10 +5,13 @@ What `convert` wrote is read as it is. Any other known format is converted on th
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,13 +20,18 @@ from torch import Tensor, nn
 
 from converter.checkpoint import Checkpoint
 from converter.display import file_name, plain, quoted
-from converter.errors import CheckpointError, ModelError
+from converter.errors import CaptureError, CheckpointError, ModelError
 from converter.glip.model.config import GLIPConfig
+from converter.glip.saving import FLOATS, Origin, origin_of, stated_hashes
+from converter.glip.unfilled import Unfilled
+from converter.mapping.spec import load_spec
+from converter.parity.device import DTYPES, find_device
 from converter.writing.changes import compared_meanwhile
 from converter.writing.in_memory import open_converted
 from converter.writing.records import read_record
+from converter.writing.transfer import raw_bytes
 
-FLOATS = ("float16", "bfloat16", "float32", "float64")
+CPU = torch.device("cpu")
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -43,15 +51,60 @@ def open_pretrained(path: Path, root: str | None = None) -> Iterator[Checkpoint]
         raise ModelError(str(error)) from None
 
 
-def load(build: Callable[[GLIPConfig], M], path: Path, checkpoint: Checkpoint) -> M:
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Where a model is to lie, and in which dtype."""
+
+    device: torch.device = CPU
+    dtype: torch.dtype = torch.float32
+
+    @classmethod
+    def of(cls, device: str | torch.device, dtype: str | torch.dtype) -> Memory:
+        """By their names, or as they are. ModelError if there is no such device here, or a model cannot be of it."""
+        name = str(dtype).removeprefix("torch.")
+        if name not in DTYPES:
+            raise ModelError(f"dtype: found {quoted(name)}, expected one of {', '.join(FLOATS)}.")
+        try:
+            return cls(find_device(device), DTYPES[name])
+        except CaptureError as error:
+            raise ModelError(f"device: {error}.") from None
+
+
+def load_pretrained(
+    build: Callable[[GLIPConfig], M], name: str, path: Path, memory: Memory, root: str | None
+) -> tuple[M, Origin]:
+    """As `load` of what `open_pretrained` opens; and what the model is to be remembered to be from, under `name`."""
+    if name == str(path) and not os.path.lexists(path) and name in _released():
+        raise ModelError(
+            f"{name}: is the name of a model, and there is no such file or folder. Give the path of its weights, or "
+            f"org/name on the Hub; with random numbers, converter.glip.get_model({name!r}) makes it."
+        )
+    with open_pretrained(path, root) as checkpoint:
+        stated, hashes = stated_hashes(path, checkpoint), dict[str, str]()
+        model = load(build, path, checkpoint, memory, hashes if stated is None else None)
+        return model, origin_of(name, path, checkpoint, hashes if stated is None else stated)
+
+
+def _released() -> set[str]:
+    return {name for variant in load_spec("glip").variants for name in (variant.name, *variant.also)}
+
+
+def load(
+    build: Callable[[GLIPConfig], M],
+    path: Path,
+    checkpoint: Checkpoint,
+    memory: Memory | None = None,
+    hashes: dict[str, str] | None = None,
+) -> M:
     """The model that `build` makes of the configuration of `checkpoint`, which was opened from `path`, and its weights.
 
-    It is float32, on the CPU. ModelError if names, shapes or dtypes are not exactly the model's; all differences are
-    listed.
+    `hashes` gets the SHA-256 of each tensor as it is read. ModelError if names, shapes or dtypes are not exactly the
+    model's; all differences are listed.
     """
+    memory = memory or Memory()
     model = _on_meta(build, _config(path, checkpoint), checkpoint)
     _check(model, checkpoint)
-    fill(model, tensors(checkpoint), path)
+    fill(model.to(memory.dtype), tensors(checkpoint, hashes), path, memory.device)
     return model
 
 
@@ -64,7 +117,7 @@ def _on_meta(build: Callable[[GLIPConfig], M], config: GLIPConfig, checkpoint: C
             f"{len(checkpoint.tensors)} tensors."
         )
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), Unfilled():
             return build(config)
     except (RuntimeError, OverflowError, TypeError) as error:  # a tensor of more elements than an integer counts
         raise ModelError(
@@ -72,19 +125,26 @@ def _on_meta(build: Callable[[GLIPConfig], M], config: GLIPConfig, checkpoint: C
         ) from None
 
 
-def fill(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], path: Path) -> None:
+def fill(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], path: Path, device: torch.device = CPU) -> None:
     """Allocate memory for a model on the meta device and fill its parameters, each cast to the parameter's dtype.
 
-    Parameters are NaN until they get a value, so that one without a value is not taken for a weight. NaN in the file
-    is loaded, with a warning.
+    Besides the model, memory holds one tensor at a time. Parameters are NaN until they get a value, so that one without
+    a value is not taken for a weight. NaN in the file is loaded, with a warning. ModelError for a value that is beyond
+    the parameter's dtype.
     """
-    model.to_empty(device="cpu")
+    with Unfilled():
+        model.to_empty(device=device)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for parameter in parameters.values():
             parameter.fill_(math.nan)
         for name, values in tensors:
             parameters[name].copy_(values)
+            if parameters[name].dtype == torch.float16 and not torch.equal(
+                parameters[name].isinf().cpu(), values.isinf()
+            ):
+                most = values[values.isfinite()].abs().max()
+                raise ModelError(f"{file_name(path)}: {name} holds {most:g}, beyond float16. Choose another dtype.")
         spoiled = [name for name, parameter in parameters.items() if parameter.isnan().any()]
     if spoiled:
         warnings.warn(f"{path}: weights that are NaN in the file: {', '.join(spoiled)}.", stacklevel=4)
@@ -121,8 +181,11 @@ def _check(model: nn.Module, checkpoint: Checkpoint) -> None:
         raise ModelError(f"{file_name(checkpoint.path)}: does not fit the model.", problems)
 
 
-def tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
-    """Names and values, one at a time."""
+def tensors(checkpoint: Checkpoint, hashes: dict[str, str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Names and values, one at a time. `hashes` gets their SHA-256."""
     for name, tensor in checkpoint.tensors.items():
+        values = checkpoint.read(name)
+        if hashes is not None:
+            hashes[name] = hashlib.sha256(raw_bytes(values)).hexdigest()
         # numpy has no bfloat16: its bits come as integers
-        yield name, torch.from_numpy(checkpoint.read(name)).view(getattr(torch, tensor.dtype.name))
+        yield name, torch.from_numpy(values).view(getattr(torch, tensor.dtype.name))

@@ -1,19 +1,21 @@
 """Requests to the Hub through huggingface_hub: retried where that may help, and failures as values.
 
 The client's exceptions become `Failure` values where they are caught, and no error of ours is chained to one: an
-exception or its frames may hold the token.
+exception or its frames may hold the token. Without a network the first request fails within seconds, see `reach`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import queue
 import re
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -24,6 +26,7 @@ from converter.errors import HubError
 
 T = TypeVar("T")
 _TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
+_FIRST_ANSWER = 5.0  # seconds; with what a program needs to start, no command takes 10 where there is no network
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,11 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a request gave no answer. `wait`: seconds that the Hub asks to wait; `text`: one line, without secrets."""
+    """Why a request gave no answer. `wait`: seconds that the Hub asks to wait; `text`: one line, without secrets.
+
+    `refused` is a connection that was not made, `lost` one that was, and `unreachable` a name without an address, or no
+    answer at all.
+    """
 
     kind: Literal[
         "repository",
@@ -61,6 +68,7 @@ class Failure:
         "stale",
         "busy",
         "lost",
+        "refused",
         "unreachable",
         "offline",
         "disk",
@@ -73,7 +81,7 @@ class Failure:
     @property
     def passes(self) -> bool:
         """Whether the same request may succeed a little later."""
-        return self.kind in ("busy", "lost")
+        return self.kind in ("busy", "lost", "refused")
 
 
 @contextmanager
@@ -113,6 +121,49 @@ def insist(request: Callable[[], T], retry: Retry, say: Callable[[str], object])
         if not isinstance(answer, Failure) or not answer.passes or not pause(number, answer, retry, say):
             break
     return answer
+
+
+def reach(request: Callable[[], T], retry: Retry, say: Callable[[str], object]) -> T | Failure:
+    """The first request of all: as `insist`, but it fails within `first_answer()` seconds unless the Hub is heard.
+
+    A connection that is not made is not tried again: there is no network, or no way through it.
+    """
+    left = first_answer()
+    for number in range(retry.attempts):
+        start = time.monotonic()
+        answer = _heard(request, left)
+        if not isinstance(answer, Failure) or not answer.passes or answer.kind == "refused":
+            break
+        is_heard = answer.status is not None
+        if not is_heard:
+            left -= time.monotonic() - start + (retry.delay(number, answer) or 0.0)
+        if left <= 0 or not pause(number, answer, retry, say if is_heard else lambda line: None):
+            break
+    return answer
+
+
+def first_answer() -> float:
+    """Seconds for the Hub's first answer. HF_HUB_ETAG_TIMEOUT gives others."""
+    from huggingface_hub import constants
+
+    stated = float(constants.HF_HUB_ETAG_TIMEOUT)
+    return _FIRST_ANSWER if stated == constants.DEFAULT_ETAG_TIMEOUT else stated
+
+
+def _heard(request: Callable[[], T], seconds: float) -> T | Failure:
+    """What is answered in time. After half of it the request is made once more, and the first answer is taken.
+
+    In other threads, since nothing else bounds a look-up of a name, or the addresses that are tried one after the
+    other. They are left behind: the program ends without them.
+    """
+    answers: queue.SimpleQueue[T | Failure] = queue.SimpleQueue()
+    for _ in range(2):
+        threading.Thread(target=lambda: answers.put(attempt(request)), daemon=True).start()
+        with suppress(queue.Empty):
+            return answers.get(timeout=seconds / 2)
+    return Failure(
+        "unreachable", f"the Hub did not answer within {seconds:.2g} s (HF_HUB_ETAG_TIMEOUT=60 waits longer)"
+    )
 
 
 def pause(number: int, failure: Failure, retry: Retry, say: Callable[[str], object]) -> bool:
@@ -158,12 +209,15 @@ def _failure(error: Exception) -> Failure:
         return Failure("busy", text, status, _wait(response.headers) if response is not None else None)
     if isinstance(error, transport.ConnectError) and _is_look_up(error):
         return Failure("unreachable", f"{error.request.url.host} cannot be reached: a name look-up failed ({text})")
+    if isinstance(error, transport.ConnectError | transport.ConnectTimeout | transport.ProxyError):
+        of_proxy = "a proxy says " * isinstance(error, transport.ProxyError)
+        return Failure("refused", f"{error.request.url.host} cannot be reached: {of_proxy}{text}")
     if isinstance(error, transport.TimeoutException | transport.NetworkError | transport.RemoteProtocolError):
         return Failure("lost", f"the connection was lost ({text})")
     if isinstance(error, UnicodeEncodeError) and error.encoding == "ascii":  # as headers are
         return Failure("token", "the token holds characters that no token has")
     if isinstance(error, json.JSONDecodeError):
-        return Failure("busy", "the Hub's answer is not JSON")
+        return Failure("lost", "the answer is not JSON, so not the Hub's")
     if isinstance(error, OSError) and "Consistency check failed" in str(error):
         return Failure("lost", "the download ended too early")
     if isinstance(error, OSError) and error.strerror:

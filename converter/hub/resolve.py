@@ -16,9 +16,9 @@ from converter.checkpoint.folders import weights_among
 from converter.checkpoint.shards import INDEX_SUFFIX
 from converter.checkpoint.shards import SHARD as NUMBERED
 from converter.display import file_name, plain, quoted
-from converter.errors import HubError
+from converter.errors import HubError, missing_package
 from converter.hub.hashes import hash_file
-from converter.hub.requests import Failure, Retry, attempt, insist, quiet
+from converter.hub.requests import Failure, Retry, attempt, first_answer, insist, quiet, reach
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -85,11 +85,17 @@ def is_on_hub(text: str) -> bool:
 
 def local_path(path: str | os.PathLike[str], *, revision: str | None = None) -> Path:
     """`path` if it is local, else the local path of what it names on the Hub, found by `resolve`. Raises HubError."""
+    return located(path, revision=revision)[0]
+
+
+def located(path: str | os.PathLike[str], *, revision: str | None = None) -> tuple[Path, str]:
+    """`local_path`, and what to call it: the Hub's reference with its commit, or the name of the file or folder."""
     if isinstance(path, str) and is_on_hub(path):
-        return resolve(path, revision=revision).path
+        found = resolve(path, revision=revision)
+        return found.path, found.reference
     if revision is not None:
         raise HubError(f"{quoted(os.fspath(path))}: is local, and only models of the Hub have revisions.")
-    return Path(path)
+    return Path(path), os.path.basename(os.path.abspath(path))
 
 
 def resolve(
@@ -123,7 +129,7 @@ def resolve(
     try:
         from huggingface_hub import constants
     except ModuleNotFoundError:
-        raise HubError(f"{quoted(reference)}: the Hub needs huggingface_hub: pip install huggingface_hub.") from None
+        raise HubError(f"{quoted(reference)}: {missing_package('the Hub', 'hub')}") from None
     with quiet():
         if constants.HF_HUB_OFFLINE:
             return _from_cache(wanted, cache_dir, on_bytes)
@@ -142,14 +148,14 @@ def _downloaded(
     *,
     is_path: bool,
 ) -> Resolved:
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
     api = HfApi(library_name="converter")
     at = f"{wanted.repo_id}@{wanted.revision}" if wanted.revision else wanted.repo_id
 
-    def ask(request: Callable[[], T]) -> T:
-        answer = insist(request, retry, say)
+    def ask(request: Callable[[], T], first: bool = False) -> T:
+        answer = (reach if first else insist)(request, retry, say)
         if isinstance(answer, Failure):
             raise HubError(f"{plain(at)}: {_not_downloaded(answer, wanted, is_path=is_path)}")
         return answer
@@ -159,7 +165,7 @@ def _downloaded(
         return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
 
     # what follows is repeated by the client, too, for up to 23 seconds each time: first, whether the Hub answers at all
-    info = ask(lambda: api.model_info(wanted.repo_id, revision=wanted.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT))
+    info = ask(lambda: api.model_info(wanted.repo_id, revision=wanted.revision, timeout=first_answer()), first=True)
     remote: dict[str, RepoFile] = {}
     if wanted.file is None:
         remote = files_of(str(info.sha))
@@ -315,8 +321,11 @@ def _not_downloaded(failure: Failure, wanted: Reference, *, is_path: bool) -> st
         "file": f"no file {quoted(str(wanted.file))} there. Check its name",
         "access": "this token may not read it. Ask for access on its page, or sign in: hf auth login",
         "busy": f"{failure.text}. Try again later, or set HF_HUB_OFFLINE=1 to use what is in the cache",
-        "unreachable": f"{'no such file or folder here, and ' if is_path else ''}{failure.text}. Check the connection, "
-        "or set HF_HUB_OFFLINE=1 to use what is in the cache",
+        **dict.fromkeys(
+            ("unreachable", "refused"),
+            f"{'no such file or folder here, and ' if is_path else ''}{failure.text}. Check the connection, or set "
+            "HF_HUB_OFFLINE=1 to use what is in the cache",
+        ),
         "disk": f"the cache cannot be written: {failure.text}. Free some space, or let HF_HOME name another folder",
         "lost": f"{failure.text}. Check the connection, or set HF_HUB_OFFLINE=1 to use what is in the cache",
     }

@@ -2,7 +2,8 @@
 
 In the order in which data passes:
 
-    documents.py   finding, parsing and checking the JSON
+    documents.py   finding, parsing, checking and writing the JSON
+    doubts.py      what a person has to decide first
     wrappers.py    what trainers put around a model's own names
     names.py       how a table's keys read in a file, with wrappers and aliases
     pattern.py     names with captures, matched and formatted
@@ -17,5 +18,6 @@ In the order in which data passes:
     transfers.py   every application of every rule: which tensors a checkpoint must hold
     load.py        a table with its spec, by name or path
     lint.py        whether a table is sound for every variant
+    settle.py      doubts settled
     draft/         proposes a table for a checkpoint that nobody has described
 """

@@ -38,11 +38,11 @@ def cast(array: Array, source: DType, target: DType, name: str) -> Array:
     """
     if source == target:
         return array
-    values = _as_float(array, source)
+    values = as_float(array, source)
     with np.errstate(over="ignore"):
         if target.name == "bfloat16":
             result = _to_bfloat16(values.astype(np.float32))
-            after = _as_float(result, target)
+            after = as_float(result, target)
         else:
             after = result = values.astype(target.carrier)
     overflown = np.isinf(after) & np.isfinite(values)
@@ -55,7 +55,8 @@ def cast(array: Array, source: DType, target: DType, name: str) -> Array:
     return result
 
 
-def _as_float(array: Array, dtype: DType) -> Array:
+def as_float(array: Array, dtype: DType) -> Array:
+    """The numbers of an array as it travels: bfloat16 as float32, all others as they are."""
     if dtype.name != "bfloat16":
         return array
     return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)

@@ -1,11 +1,12 @@
-"""Finding, parsing and schema-checking the JSON documents in `mappings/`."""
+"""Finding, parsing and schema-checking the JSON documents in `mappings/`, and writing such."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 from codecs import BOM_UTF8
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -122,6 +123,21 @@ def _listing() -> tuple[tuple[Path, str], ...]:
     paths = {path.stem: path for folder in folders for path in folder.glob("*.json") if path.name not in about}
     by_name = sorted(paths.values(), key=lambda path: path.name)
     return tuple((path, str(_parse(path)[0].get("kind"))) for path in by_name)
+
+
+def to_text(document: Mapping[str, Any]) -> str:
+    """JSON with a line for each rule, as tables are written by hand."""
+    lines = []
+    for key, value in document.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            items = ",\n".join("    " + json.dumps(item) for item in value)
+            lines.append(f"  {json.dumps(key)}: [\n{items}\n  ]")
+        elif key in ("config", "variants", "words") and value:
+            items = ",\n".join(f"    {json.dumps(name)}: {json.dumps(item)}" for name, item in value.items())
+            lines.append(f"  {json.dumps(key)}: {{\n{items}\n  }}")
+        else:
+            lines.append(f"  {json.dumps(key)}: {json.dumps(value)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _checked(path: Path, kind: str) -> Document:

@@ -76,6 +76,14 @@ class Spec:
         known = [n for variant in self.variants for n in (variant.name, *variant.also)]
         raise TableError(f"{self.name} has no variant {name!r}; known: {', '.join(known)}")
 
+    def variant_of(self, config: Config) -> Variant:
+        """The variant of that config, whatever its options say; one called `custom` for other sizes."""
+        free = {option.field for option in self.options}
+        for variant in self.variants:
+            if all(config.get(name) == value for name, value in variant.config.items() if name not in free):
+                return variant
+        return Variant("custom", f"{self.title}, of other sizes than those released", (), config)
+
     def share(self, total: int) -> int:
         """The share of the limit `total` that one config gets: a variant as it is, or with one of the options."""
         return max(1, total // (len(self.variants) * (1 + len(self.options))))

@@ -15,6 +15,7 @@ from typing import Any
 
 from converter.errors import TableError
 from converter.mapping.documents import pointer_to
+from converter.mapping.doubts import in_doubt
 from converter.mapping.entries import Binder, Bound
 from converter.mapping.expression import Value, evaluate
 from converter.mapping.names import Names, form_of
@@ -105,12 +106,7 @@ class Table:
 
     def doubts(self) -> list[str]:
         """What a person has to decide before the table is used."""
-        return [
-            f"{pointer} is in doubt: {entry['doubt']}. Decide, and take 'doubt' out"
-            for section in ("rules", "ignore")
-            for pointer, entry in self.entries.get(section, ())
-            if "doubt" in entry
-        ]
+        return [f"{pointer} is in doubt: {entry['doubt']}" for pointer, entry in in_doubt(self.entries).items()]
 
     def short(self, name: str) -> str:
         """`name` without wrappers, and with old or other names of parts as the rules call them."""

@@ -29,4 +29,6 @@ In the order in which data passes:
     evidence.py      reading a certificate, and the tables that it names; it needs no torch
     certificate.py   writing a certificate, and checking a copy of weights by it
     diff.py          two checkpoints, tensor by tensor, across formats; it needs no torch
+    recorder.py      what a user copies to record the outputs of any model
+    outputs.py       such outputs of two models, compared; it needs no torch
 """

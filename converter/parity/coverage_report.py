@@ -10,7 +10,7 @@ from converter.display import figure, plain
 from converter.parity.coverage import Coverage, Reason, TensorCoverage
 from converter.parity.sensitivity import STEP
 from converter.parity.summary import printable
-from converter.writing.ledger import custom_tables, is_by_unknown_table
+from converter.writing.ledger import custom_tables, is_by_unknown_table, saved_from
 
 _CLASSES = {
     Reason.NO_INPUT: "never", Reason.ROW: "row", Reason.UNREACHED: "gap", Reason.WITHIN: "gap within",
@@ -30,7 +30,7 @@ def proof_of_rows(ledger: Mapping[str, Any] | None, sha256: str) -> str:
     """
     nothing = "nothing shows that rows that are not used are in their places"
     if ledger is None or is_by_unknown_table(ledger):
-        return f"{nothing}: there is no record of a conversion"
+        return f"{nothing}: {saved_from(ledger) or 'there is no record of a conversion'}"
     if ledger["sha256"] != sha256:
         return f"{nothing}: the record of the conversion is of other weights"
     if custom := custom_tables(ledger):

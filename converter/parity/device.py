@@ -19,18 +19,26 @@ DTYPES = {
 }  # fmt: skip
 
 
+def find_device(device: str | torch.device) -> torch.device:
+    """The device, by name. CaptureError if there is no such device; nothing is set."""
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise CaptureError(f"{device!r} is not a device; choose cpu, cuda or cuda:N") from None
+    if place.type not in ("cpu", "cuda"):
+        raise CaptureError(f"{str(place)!r} cannot be used; choose cpu, cuda or cuda:N")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise CaptureError(
+            f"there is no {place} here ({torch.cuda.device_count()} CUDA devices); choose the device cpu"
+        )
+    return place
+
+
 def prepare(device: str, tf32: bool = False, threads: int | None = None) -> torch.device:
     """The device by name, made ready for runs that can be repeated. CaptureError if there is no such device."""
     if device.startswith("cuda"):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts, or sums are not repeatable
-    try:
-        place = torch.device(device)
-    except RuntimeError:
-        raise CaptureError(f"{device!r} is not a device; choose cpu, cuda or cuda:N") from None
-    if place.type not in ("cpu", "cuda"):
-        raise CaptureError(f"{device!r} cannot be used; choose cpu, cuda or cuda:N")
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise CaptureError(f"there is no {device} here ({torch.cuda.device_count()} CUDA devices); choose --device cpu")
+    place = find_device(device)
     if threads:
         torch.set_num_threads(threads)
     set_precision(tf32)

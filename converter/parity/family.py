@@ -78,13 +78,40 @@ class Companions:
     doubts: Sequence[str] = ()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Query:
+    """What a detector is asked for, as a family reads it without any weights.
+
+    prompt    what `Detector.detect` takes
+    captions  the texts that the model reads
+    phrases   what is looked for; label n is the n-th of them, counted from 1
+    read      as `Detector.read`
+    facts     what else decides what is found, besides weights: tokens, preprocessing; JSON
+    """
+
+    prompt: Any
+    captions: Sequence[str]
+    phrases: Sequence[str]
+    read: Callable[[Path], Any]
+    facts: Mapping[str, Any]
+
+
 class Detector(Protocol):
-    """Finds in pictures what a prompt names. Pictures are Pillow's; what is found is the family's own."""
+    """Finds in pictures what a prompt names.
+
+    captions  the texts that the model reads, each with an attribute `text`. ModelError if the prompt cannot be used
+    read      a file as a Pillow picture that `detect` and `draw` take. ModelError if it cannot be used
+    detect    for a picture what is found in it, for a list of pictures, which the model sees as one batch, a list
+    draw      a copy of the picture with what was found in it, Pillow's
+
+    What is found is the family's own, with `width`, `height`, and `as_lists()` for JSON. A threshold is a score from
+    0 to 1.
+    """
 
     def captions(self, prompt: Any) -> Sequence[Any]: ...
     def read(self, path: Path) -> Any: ...
-    def detect(self, image: Any, prompt: Any, threshold: float) -> Any: ...
-    def draw(self, image: Any, found: Any) -> Any: ...
+    def detect(self, images: Any, prompt: Any, threshold: float = 0.5, max_detections: int = 100) -> Any: ...
+    def draw(self, image: Any, found: Any, line_width: int | None = None) -> Any: ...
 
 
 class Family(ABC, Generic[M]):
@@ -137,11 +164,22 @@ class Family(ABC, Generic[M]):
         """Weights whose rows are divided into heads, by name, with the number of blocks."""
         return {}
 
-    def prompt(self, names: str | Sequence[str] | None, caption: str | None, spans: Sequence[str]) -> Any:
-        """What to look for: class names, or phrases of a caption, each `from:to` in characters. ModelError.
+    def prompt(
+        self,
+        names: str | Sequence[str] | None,
+        caption: str | None = None,
+        spans: Sequence[str] = (),
+        phrases: Sequence[str] = (),
+    ) -> Any:
+        """What to look for: class names, or phrases of a caption. ModelError; a ConverterWarning of a likely mistake.
 
-        Names come as one text, which the family divides, or one by one, to be taken as they are.
+        Names come as one text, which the family divides, or one by one, to be taken as they are. Phrases of a caption
+        come as its words, or as spans, each `from:to` in characters; labels count the former first.
         """
+        raise ModelError(f"{type(self).__name__}: models of this family do not detect what a prompt names.")
+
+    def query(self, prompt: Any, source: Path, config: Config, vocabulary: Path | None) -> Query:
+        """What a `prompt` asks of a model of these sizes in `source`. ModelError if it cannot be used, HubError."""
         raise ModelError(f"{type(self).__name__}: models of this family do not detect what a prompt names.")
 
     def detector(self, model: M, source: Path, vocabulary: Path | None) -> Detector:

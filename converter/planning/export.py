@@ -11,11 +11,11 @@ from functools import partial
 
 from converter.checkpoint import DTYPES, DType
 from converter.display import quoted
-from converter.errors import PlanError
 from converter.mapping.cast import can_hold, is_float
 from converter.mapping.table import Table
-from converter.planning.fit import Fit, Fits, claims_on, counter_of, headline, wrong_dtypes
+from converter.planning.fit import Fit, Fits, claims_on, counter_of, wrong_dtypes
 from converter.planning.plan import Format, LeftOut, Missing, Naming, Plan, Rebuilt, Residue, Step, Tensor
+from converter.planning.refusals import refusal
 
 
 def make_export(
@@ -24,7 +24,7 @@ def make_export(
     """Read `table` backwards: from tensors of its spec, which need not be there yet, to its format.
 
     `residue` is that of a conversion from this format: what its own state dict had and the spec has not.
-    Raises PlanError with every problem at once.
+    Raises as `make_plan`.
     """
     inside = {tensor.name: tensor for tensor in tensors if table.spec.holds(tensor.name)}
     outside = tuple(
@@ -36,7 +36,7 @@ def make_export(
     laid = Fits(table, inside, None, naming=naming, backwards=True, residue=residue)
     plan = _with_the_rest(laid.fit, laid.fit.plan(dtype), DTYPES[dtype] if dtype else None)
     if plan.problems:
-        raise PlanError(headline(laid, len(inside), len(plan.problems)), plan.problems)
+        raise refusal(laid, len(inside), plan.problems)
     return replace(plan, left_out=(*outside, *plan.left_out))
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from converter.checkpoint import DTYPES, DType
-from converter.display import counted, quoted
+from converter.display import quoted
 from converter.errors import PlanError, TableError
 from converter.mapping.cast import is_float
 from converter.mapping.entries import Bound, Ignore, Transfer
@@ -22,8 +22,9 @@ from converter.mapping.table import Table
 from converter.mapping.transfers import transfers
 from converter.mapping.wrappers import Counter, load_wrappers
 from converter.planning.keys import by_key, naming, wrappers_of
-from converter.planning.nearest import problems_of_unknown
+from converter.planning.nearest import of_other_sizes, problems_of_unknown
 from converter.planning.plan import Contents, LeftOut, Missing, Naming, Plan, Residue, Step, Tensor
+from converter.planning.refusals import refusal
 
 
 def make_plan(
@@ -40,19 +41,20 @@ def make_plan(
     The variant is inferred from names and shapes unless stated; `dtype` casts every tensor, else each keeps its own;
     with `only_joins` it casts only those of several dtypes that become one.
     A tensor that cannot be read is a problem unless the table leaves it out, an object only where a tensor is needed.
-    Raises PlanError with every problem at once, unless `refuse` is False: then they are in the plan.
+    Raises PlanError with every problem at once, or TableError where the table's doubts are all that is wrong, unless
+    `refuse` is False: then they are in the plan.
     """
     laid = fits(table, contents, variant)
     plan = laid.fit.plan(dtype, only_joins=only_joins)
     if refuse and plan.problems:
-        if said := hidden(table, contents):
+        if said := hidden(table, contents) or of_other_sizes(laid):
             raise PlanError(said)
         if laid.best is not laid.fit and not laid.best.plan(dtype, only_joins=only_joins).problems:
             stated, found = laid.fit.variant.name, laid.best.variant.name
             raise PlanError(
                 f"{table.name}: {stated} was stated, but every tensor is that of {found}. State that, or none."
             )
-        raise PlanError(headline(laid, len(contents.tensors), len(plan.problems)), plan.problems)
+        raise refusal(laid, len(contents.tensors), plan.problems)
     return plan
 
 
@@ -104,31 +106,10 @@ class Fits:
             self.stated = table.spec.variant(variant) if variant else None
         except TableError as error:
             raise PlanError(str(error)) from None
+        self.table = table
         fits = [Fit(table, v, tensors, **details) for v in table.spec.variants]
         self.best = max(fits, key=lambda fit: fit.score)
         self.fit = next(f for f in fits if f.variant == self.stated) if self.stated else self.best
-
-
-def headline(fits: Fits, keys: int, problems: int) -> str:
-    fit, best, table = fits.fit, fits.best, fits.fit.table
-    found = f"{fit.found} of the {len(fit.needed)} tensors that {fit.variant.name} needs are there"
-    if fit.backwards:
-        return f"{table.name}: cannot be made of this {table.spec.label}: {found}, {problems} problems"
-    if best.score < 0.1:
-        return f"{table.name}: this is not a checkpoint of this family: among its {keys} tensors {found}"
-    if fits.stated and best is not fit and best.score > fit.score:
-        return (
-            f"{table.name}: {fits.stated.name} was stated, but this looks like {best.variant.name} "
-            f"({best.found} of {len(best.needed)} tensors fit it): {found}, {problems} problems"
-        )
-    beside = [tensor.name for tensor in fit.tensors.values() if not tensor.name.startswith(fit.naming.prefix)]
-    hint = (
-        f". Not behind {quoted(fit.naming.prefix)}: {counted(len(beside), 'name')}, which --root "
-        f"{fit.naming.prefix[:-1]} leaves out"
-    )
-    return f"{table.name}: the checkpoint does not fit {fit.variant.name}: {found}, {problems} problems" + (
-        hint if fit.naming.prefix and 0 < len(beside) < len(fit.tensors) / 2 else ""
-    )
 
 
 @dataclass(eq=False)

@@ -6,12 +6,32 @@ import difflib
 import re
 from collections.abc import Collection, Mapping
 from functools import cache
+from typing import TYPE_CHECKING
 
+from converter.mapping.names import form_of
 from converter.mapping.ops import Shape
 from converter.mapping.table import Table
 from converter.planning.plan import Tensor
 
+if TYPE_CHECKING:
+    from converter.planning.fit import Fits
+
 _HINTS = 50  # unknown names for which near ones are looked up
+
+
+def of_other_sizes(fits: Fits) -> str:
+    """A sentence, if all names are the spec's own and the sizes those of no variant; else "".
+
+    What was saved of such a model says nothing of its sizes, of which not all show in shapes.
+    """
+    table, best = fits.table, fits.best
+    if not table.is_hub or best.score >= 0.5 or not all(table.names.knows(form_of(name)) for name in best.tensors):
+        return ""
+    return (
+        f"{table.name}: the names are this model's own, the sizes those of no known variant, and no record states them "
+        f"({best.found} of the {len(best.needed)} tensors that {best.variant.name} needs are there). Save the model "
+        "with its save_pretrained; of what that wrote, give the folder, not a file in it"
+    )
 
 
 def problems_of_unknown(

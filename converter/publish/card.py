@@ -9,7 +9,7 @@ from typing import Any
 
 from converter.display import counted
 from converter.parity.evidence import Captured, Evidence, made_by_unknown_table
-from converter.writing.ledger import CustomTable, custom_tables
+from converter.writing.ledger import CustomTable, custom_tables, saved_from, unknown_origin
 
 UNVERIFIED = "> **UNVERIFIED.**"  # how a card says that there is no certificate
 _UNVERIFIED = (
@@ -45,9 +45,9 @@ class Facts:
         return tuple(dict.fromkeys([*custom_tables(self.ledger), *(self.evidence.custom if self.evidence else ())]))
 
     @property
-    def by_unknown_table(self) -> bool:
-        """Nothing says which table made the weights."""
-        return made_by_unknown_table(self.ledger, self.evidence)
+    def unknown_origin(self) -> str:
+        """Why nothing says which table made the weights, if that is so."""
+        return unknown_origin(self.ledger) if made_by_unknown_table(self.ledger, self.evidence) else ""
 
 
 def model_card(facts: Facts) -> str:
@@ -101,9 +101,11 @@ def _head(facts: Facts, released: Mapping[str, Any]) -> str:
     title = released.get("title", f"{card.get('family', facts.config['model'])} ({code(str(facts.config['variant']))})")
     introduction = f"{card['introduction']} " if "introduction" in card else ""
     origin = "the released checkpoint" if released else "a checkpoint"
+    saved = saved_from(facts.ledger)
+    done = "changed in memory, by training say, and saved as" if saved else f"converted from {origin} to"
     text = (
         f"# {title} for plain PyTorch\n\n"
-        f"{introduction}These weights were converted from {origin} to safetensors by `converter` "
+        f"{introduction}These weights were {done} safetensors by `converter` "
         f"{code(facts.ledger['converter'])}, for {card.get('target', 'a model in plain PyTorch')}: "
         f"{facts.parameters / 1e6:.1f} million parameters, {', '.join(facts.dtypes)}."
     )
@@ -206,7 +208,9 @@ def _not_verified(facts: Facts) -> str:
         " input of the comparison uses, such as rows of words, is as that table says."
         for table in facts.custom
     ]
-    if facts.by_unknown_table:
+    if said := saved_from(facts.ledger, code):
+        points.append(f"**These weights are no conversion**: {said}. Nothing shows what changed them.")
+    elif facts.unknown_origin:
         points.append(
             "**The weights were made by an unknown table**: there is no record of a conversion. What no input of the "
             "comparison uses, such as rows of words, can be anything."

@@ -18,7 +18,7 @@ from converter.parity.setup import Setup, read_setup
 from converter.publish.card import Facts, model_card
 from converter.publish.checks import check_architecture, check_setup, check_weights, content_of, read_records
 from converter.writing.destination import CONFIG, LEDGER, check_destination, writing
-from converter.writing.ledger import FOLDER, CustomTable, to_json
+from converter.writing.ledger import FOLDER, CustomTable, saved_from, to_json
 from converter.writing.names import check_folder_name
 from converter.writing.shards import INDEX_NAME
 from converter.writing.staging import Staging, write_at
@@ -31,14 +31,14 @@ class Package:
     """What the folder will hold: `documents` by their content, `weights` by the files that they are now.
 
     `evidence` is None where the conversion was never certified; `custom` are tables that were never released;
-    `by_unknown_table`: nothing says which table made the weights.
+    `unknown_origin`: why nothing says which table made the weights, if that is so.
     """
 
     documents: Mapping[str, bytes]
     weights: Mapping[str, Path]
     evidence: Evidence | None
     custom: tuple[CustomTable, ...]
-    by_unknown_table: bool
+    unknown_origin: str
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -96,7 +96,7 @@ def make_package(
     )
     documents[CARD] = model_card(facts).encode()
     documents[LEDGER] = to_json({**ledger, FOLDER: sorted((LEDGER, *documents, *weights))})
-    return Package(documents, weights, evidence, facts.custom, facts.by_unknown_table)
+    return Package(documents, weights, evidence, facts.custom, facts.unknown_origin)
 
 
 def _evidence(conversion: Path, checkpoint: Checkpoint, family: Family[Any]) -> Evidence | None:
@@ -179,6 +179,8 @@ def check_package_destination(destination: Path, *, force: bool, inputs: Collect
 def _check_name(model_name: str | None, ledger: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     if model_name is None:
         return
+    if said := saved_from(ledger):
+        raise ModelError(f"{plain(model_name)} is not what these weights are: {said}. Leave out the model's name.")
     target, released = ledger["target"], about.get("models", {})
     possible = [target.get("variant"), *target.get("also", [])]
     if model_name not in released or model_name not in possible:

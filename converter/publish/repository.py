@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from converter import __version__
 from converter.display import plain, quoted
 from converter.errors import HubError
-from converter.hub.requests import Failure, Retry, has_token, insist
+from converter.hub.requests import Failure, Retry, has_token, insist, reach
 from converter.hub.resolve import parse_reference
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Repository:
         self.api: HfApi = HfApi(library_name="converter", library_version=__version__)
         self.url = f"{self.api.endpoint}/{self.repo_id}"
         self._exists = False
+        self._is_reached = False
 
     def check_user(self) -> None:
         """HubError where the token in use may not write."""
@@ -60,7 +61,7 @@ class Repository:
 
         `create`: make it if it is new. Otherwise a new one has no commit, and without a token all three are None.
         """
-        info = insist(lambda: self.api.model_info(self.repo_id), self.retry, self.say)
+        info = self._answer(lambda: self.api.model_info(self.repo_id))
         is_new = isinstance(info, Failure) and info.kind == "repository"
         if is_new:
             self._check_branch_of_new()
@@ -139,9 +140,14 @@ class Repository:
 
     def ask(self, request: Callable[[], T], doing: str) -> T:
         """The answer to an idempotent request."""
-        answer = insist(request, self.retry, self.say)
+        answer = self._answer(request)
         if isinstance(answer, Failure):
             self.refuse(answer, doing)
+        return answer
+
+    def _answer(self, request: Callable[[], T]) -> T | Failure:
+        answer = (insist if self._is_reached else reach)(request, self.retry, self.say)
+        self._is_reached = True
         return answer
 
     def refuse(self, failure: Failure, doing: str) -> NoReturn:
@@ -156,6 +162,7 @@ class Repository:
             "offline": "Unset HF_HUB_OFFLINE, and run",
             "busy": "What was received is kept; run again",
             "lost": "What was received is kept; run again",
+            "refused": "Check the connection, and run",
             "unreachable": "Check the connection, and run",
         }
         if failure.status == 401:

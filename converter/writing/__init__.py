@@ -2,6 +2,7 @@
 
 In the order in which data passes:
 
+    route.py          the plan as a user states it: formats by name, and the residue beside the source
     convert.py        carries a plan out: the one function that writes a conversion
     in_memory.py      what it would write, without a file: for whoever runs a model
     transfer.py       moves tensors in threads: read, apply the ops, hash, write
@@ -16,5 +17,6 @@ In the order in which data passes:
     names.py          what the name of a destination says: a file, a folder, or by mistake neither
     destination.py    what may be written where, and what may be replaced
     commit.py         the steps at which names are given; what dead processes left
+    journal.py        the results of a long run, one to a line, for the run that goes on with it
     staging.py        files without a name until all are complete, and their order when they get one
 """

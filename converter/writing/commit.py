@@ -27,7 +27,7 @@ from converter.writing.destination import LEDGER, recorded
 from converter.writing.shards import INDEX_NAME
 
 _PATIENCE = 60.0  # seconds; names are given in milliseconds, unless the disk is busy
-_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL, errno.ENOSYS}
+NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL, errno.ENOSYS}
 _NOREPLACE, _EXCHANGE = 1, 2  # linux/fs.h
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -109,7 +109,7 @@ class Parent:
                     ) from None
                 time.sleep(0.01)
             except OSError as error:
-                if error.errno in _NO_LOCKS:
+                if error.errno in NO_LOCKS:
                     return None
                 raise
 

@@ -7,7 +7,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,14 @@ class _Output:
     frame: Callable[[dict[str, Any], Mapping[str, int]], Iterable[tuple[int, bytes]]]
 
 
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What a folder holds besides its weights and records: files by name, and entries of config.json."""
+
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
 _Places = dict[str, tuple[int, int]]  # tensor -> descriptor of its file, position in it
 
 
@@ -75,6 +83,7 @@ def convert(
     trusts_ledger: bool = False,
     keep_residue: bool = False,
     origin: Mapping[str, Any] | None = None,
+    extras: Extras | None = None,
     on_bytes: Callable[[int], None] = lambda count: None,
     on_done: Callable[[], object] = lambda: None,
 ) -> Conversion:
@@ -82,8 +91,8 @@ def convert(
 
     `residue` is where the plan's carried steps read, `trusts_ledger`: because the checkpoint's ledger says so, whose
     hashes are then held against what is read; `keep_residue` writes what is left out beside the result; `origin` says
-    where the checkpoint came from, for the ledger. `on_bytes` is called from several threads with the number of
-    bytes written since the last call, `on_done` once the result is there, before anything else can fail.
+    where the checkpoint came from, for the ledger; `extras`: what else a folder holds. `on_bytes` is called in several
+    threads with the bytes written since the last call, `on_done` once all is there, before anything else can fail.
     Raises DestinationError, CheckpointError, or PlanError for a value that a cast cannot hold. Whatever is raised
     before `on_done` is called, the destination is as it was. What cannot be done afterwards is a ConverterWarning.
     """
@@ -110,10 +119,9 @@ def convert(
                 for position, piece in output.frame(ledger, crcs):
                     write_at(descriptor, piece, position)
         if not is_file_name(destination):
-            ledger = _add_documents(staging, plan, shards, ledger)
+            ledger = _add_documents(staging, plan, shards, ledger, extras or Extras())
         staging.commit(on_done)
-    files = tuple(output.name for output, _ in opened)
-    return Conversion(destination, files, sum(map(nbytes, plan.targets)), ledger)
+    return Conversion(destination, tuple(output.name for output, _ in opened), sum(map(nbytes, plan.targets)), ledger)
 
 
 def _staging(destination: Path, force: bool, keep_residue: bool) -> Staging:
@@ -242,12 +250,14 @@ def _metadata(plan: Plan, ledger: dict[str, Any], single: bool) -> dict[str, str
     return {"format": "pt", **config, "conversion": to_json(ledger, indent=None).decode()}
 
 
-def _add_documents(staging: Staging, plan: Plan, shards: list[Shard], ledger: dict[str, Any]) -> dict[str, Any]:
+def _add_documents(
+    staging: Staging, plan: Plan, shards: list[Shard], ledger: dict[str, Any], extras: Extras
+) -> dict[str, Any]:
     """What a folder holds besides its weights; the ledger as it is there."""
-    documents: dict[str, bytes] = {}
+    documents: dict[str, bytes] = {**extras.files}
     config = config_document(plan) if plan.written is None else plan.written.config
     if config is not None:
-        documents[CONFIG] = to_json(config)
+        documents[CONFIG] = to_json({**extras.config, **config})
     if len(shards) > 1:
         documents[INDEX_NAME] = shard_index(shards)
     ledger = {**ledger, FOLDER: sorted((LEDGER, *documents, *staging.names))}

@@ -20,7 +20,7 @@ from converter.mapping.ops import Array
 from converter.planning.formats import choose_formats, make_route, open_known
 from converter.planning.plan import Plan, Step
 from converter.writing.buffers import verify_left_out
-from converter.writing.ledger import config_document, draft_ledger, fill_ledger, to_json
+from converter.writing.ledger import TABLES, config_document, draft_ledger, fill_ledger, tables_of, to_json
 from converter.writing.records import find_record
 from converter.writing.transfer import made_by
 
@@ -47,8 +47,9 @@ def open_converted(path: Path, root: str | None = None, joined: str | None = "fl
 def in_memory(checkpoint: Checkpoint, plan: Plan) -> Checkpoint:
     """What `convert` makes of `checkpoint` by a plan to a spec's own naming; to close it closes `checkpoint`.
 
-    Its metadata is that of the file: `config`, and the ledger, `conversion`, for which every tensor is hashed once it
-    is asked for. Raises PlanError where a buffer that is left out does not hold what the config implies.
+    Its metadata is that of the file: `config`, what the ledger says of tables, and the ledger, `conversion`, for which
+    every tensor is hashed once it is asked for. Raises PlanError where a buffer that is left out does not hold what the
+    config implies.
     """
     verify_left_out(checkpoint, plan)
 
@@ -62,6 +63,9 @@ def in_memory(checkpoint: Checkpoint, plan: Plan) -> Checkpoint:
         filled = fill_ledger(draft_ledger(checkpoint, plan, None), plan, hashes, sources)
         return to_json(filled, indent=None).decode()
 
+    def tables() -> str:
+        return to_json(tables_of(draft_ledger(checkpoint, plan, None)), indent=None).decode()
+
     config = to_json(config_document(plan), indent=None).decode()
     tensors = [item for step in plan.steps for item in _tensors(checkpoint, step)]
     made = replace(
@@ -69,7 +73,7 @@ def in_memory(checkpoint: Checkpoint, plan: Plan) -> Checkpoint:
         layout="in-memory",
         tensors={tensor.name: tensor for tensor, _ in tensors},
         computed={tensor.name: values for tensor, values in tensors if values is not None},
-        metadata=_Metadata({"format": lambda: "pt", "config": lambda: config, "conversion": ledger}),
+        metadata=_Metadata({"format": lambda: "pt", "config": lambda: config, TABLES: tables, "conversion": ledger}),
         unsupported={},  # the plan accounts for them
         objects={},
         made_of=checkpoint,

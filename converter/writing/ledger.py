@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ UNKNOWN_TABLE = "made by an unknown table: there is no record of a conversion"
 FOLDER = "folder"  # the entry of conversion.json with the names of all files that were written into its folder
 STATE_DICT = "state_dict"  # the entry of a ledger's `source` with `state_dict_entry`
 TABLES = "tables"  # the metadata entry in which every file of a folder keeps `tables_of` its ledger
+SAVED = "saved"  # the entry with one `saved_entry` for each time that a changed model was saved, the first one first
 
 
 def to_json(content: Any, indent: int | None = 2) -> bytes:
@@ -51,8 +53,10 @@ def draft_ledger(
         # what a table of one's own made stays so, by whichever table it is converted again
         **({"earlier": [table.entry for table in earlier]} if earlier else {}),
         **({"unknown_table": True} if is_unknown else {}),
+        **next(({SAVED: record[SAVED]} for record in records if SAVED in record), {}),
         "target": {**target, "part": plan.part} if plan.part else target,
-        "lossless": not checkpoint.computed and all(step.is_lossless for step in (*plan.steps, *plan.carried)),
+        "lossless": not (checkpoint.computed and checkpoint.files)
+        and all(step.is_lossless for step in (*plan.steps, *plan.carried)),
         "missing": [{"names": entry.names, "reason": entry.reason} for entry in plan.missing],
         "rebuilt": [rebuilt.tensor.name for rebuilt in plan.rebuilt],
         "carried": [tensor.name for step in plan.carried for tensor in step.targets],
@@ -130,8 +134,37 @@ def is_by_unknown_table(record: Mapping[str, Any] | None) -> bool:
 
 
 def tables_of(ledger: Mapping[str, Any]) -> dict[str, Any]:
-    """What a ledger says of tables."""
-    return {key: ledger[key] for key in ("table", "through", "earlier", "unknown_table") if key in ledger}
+    """What a ledger says of tables, and of what became of the weights after them."""
+    return {key: ledger[key] for key in ("table", "through", "earlier", "unknown_table", SAVED) if key in ledger}
+
+
+def saved_entry(name: str | None, sha256: str | None, differing: int, tensors: int) -> dict[str, Any]:
+    """What a ledger says of weights that were changed in memory: loaded from `name`, whose tensors have that hash
+    together, from which `differing` of the `tensors` differ now. None: it is not known what they were loaded from."""
+    return {"from": name, "sha256": sha256, "differing": differing, "tensors": tensors}
+
+
+def saved_from(record: Mapping[str, Any] | None, shown: Callable[[str], str] = quoted) -> str:
+    """A sentence on weights that were changed in memory, by fine-tuning say, and saved; "" where nothing says so.
+
+    `shown`: how the name of what they were loaded from is written.
+    """
+    entries = (record or {}).get(SAVED)
+    parts = []
+    for entry in reversed(entries[-3:] if isinstance(entries, list) else []):
+        known = entry if isinstance(entry, dict) else {}
+        if (name := known.get("from")) is None:
+            parts.append("a model that from_pretrained did not load")
+            continue
+        differing, tensors = (n if type(n := known.get(key)) is int else "?" for key in ("differing", "tensors"))
+        sha256 = re.sub("[^0-9a-f]", "?", str(known.get("sha256")))[:12]
+        parts.append(f"{differing} of {tensors} tensors differ from {shown(str(name))} (sha256 {sha256}...)")
+    return f"saved by save_pretrained, not converted: {'; before that: '.join(parts)}" if parts else ""
+
+
+def unknown_origin(record: Mapping[str, Any] | None) -> str:
+    """Why no table answers for the weights of a ledger that `is_by_unknown_table`."""
+    return saved_from(record) or UNKNOWN_TABLE
 
 
 def files_of(ledger: Mapping[str, Any]) -> list[Any]:

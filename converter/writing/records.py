@@ -14,6 +14,7 @@ from converter.checkpoint.strict_json import parse_json, read_json
 from converter.display import file_name, quoted
 from converter.errors import ModelError
 from converter.mapping.documents import names_of
+from converter.mapping.spec import load_spec
 
 _ENTRIES: Mapping[str, Mapping[str, type]] = {
     "config": {"model": str, "config": dict},
@@ -39,7 +40,11 @@ def read_record(conversion: Path, checkpoint: Checkpoint, key: Literal["config",
 def find_record(
     conversion: Path, checkpoint: Checkpoint, key: Literal["config", "conversion"]
 ) -> dict[str, Any] | None:
-    """As `read_record`, but None if there is none. The config.json of another tool is none."""
+    """As `read_record`, but None if there is none.
+
+    The config.json of another tool is none. Bare sizes are one, if they are just those that a spec has: that is what
+    `dataclasses.asdict` makes of a model's configuration.
+    """
     where = f"{file_name(conversion)}: its record {key!r}"
     is_beside = conversion.is_dir() and checkpoint.layout.startswith("safetensors")  # as `convert` writes folders
     try:
@@ -52,11 +57,23 @@ def find_record(
         raise ModelError(f"{where} is invalid: {error}. Convert again.") from None
     if not isinstance(content, dict):
         raise ModelError(f"{where} is invalid: it is not a JSON object. Convert again.")
-    if is_beside and key == "config" and content and not _ENTRIES[key].keys() & content.keys():
-        return None
+    if key == "config" and content and not _ENTRIES[key].keys() & content.keys():
+        sizes = _of_sizes(content)
+        if sizes is not None or is_beside:
+            return sizes
     if wrong := [name for name, kind in _ENTRIES[key].items() if not isinstance(content.get(name), kind)]:
         raise ModelError(f"{where} is invalid: {wrong[0]!r} is missing or of another kind. Convert again.")
     return content
+
+
+def _of_sizes(sizes: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The record of a model of these sizes; None if no known spec has just these."""
+    for name in names_of("spec"):
+        spec = load_spec(name)
+        if spec.variants[0].config.keys() == sizes.keys():
+            values = {field: tuple(value) if isinstance(value, list) else value for field, value in sizes.items()}
+            return {"model": name, "variant": spec.variant_of(values).name, "config": dict(sizes)}
+    return None
 
 
 def known_model(conversion: Path, config: Mapping[str, Any]) -> str:

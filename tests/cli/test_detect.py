@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from converter.cli import main
+from tests import ROOT
 from tests.support.small_folder import small_folder
 
 
@@ -142,7 +145,7 @@ def test_exit_codes(shared: Path, options: list[object], tmp_path: Path) -> None
         ([model, picture, "--prompt", ""], "expected names like"),
         ([model, picture, "--name", ""], "none empty"),
         ([model, picture, "--name", "dog", "--name", "dog"], "'dog' is there twice"),
-        ([model, picture, "--name", "dog " * 300], "has 302 tokens, expected at most 256"),
+        ([model, picture, "--name", "dog " * 300], "alone has 302 tokens, expected at most 256"),
         ([model, picture, "--prompt", "zebra."], "no word of 'zebra'"),
         ([model, picture, "--caption", "dog", "--span", "0:9"], "within the 3 characters"),
         ([model, picture, "--caption", "dog", "--span", "0-3"], "like 2:8"),
@@ -160,12 +163,20 @@ def test_exit_codes(shared: Path, options: list[object], tmp_path: Path) -> None
     assert error_of(model, picture, "--prompt", "dog.", *options, "--device", "cuda:99")[0] == 8
 
 
-def test_a_missing_package_is_named(shared: Path, options: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
+def test_what_takes_seconds_to_import_is_not(shared: Path) -> None:
+    """Torch's compiler and sympy, for a model that only is to be loaded and run."""
+    code = (
+        "import sys; from converter.cli import main; main(sys.argv[1:], standalone_mode=False); "
+        "assert 'torch' in sys.modules and not {'torch._dynamo', 'sympy', 'huggingface_hub'} & sys.modules.keys()"
+    )
+    command = ["detect", shared / "small", shared / "rocket.png", "--prompt", "dog.", "--vocab", shared / "small"]
+    subprocess.run([sys.executable, "-c", code, *map(str, command)], check=True, cwd=ROOT, capture_output=True)
 
+
+def test_a_missing_package_is_named(shared: Path, options: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [m for m in sys.modules if m.startswith(("converter.glip.detect.", "PIL"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "PIL", None)
     result = run(shared / "small", shared / "rocket.png", "--prompt", "dog.", *options)
     assert result.exit_code == 8
-    assert "needs pillow: pip install pillow" in result.stderr
+    assert "detect needs pillow, which is not installed: pip install 'converter[detect]'" in result.stderr

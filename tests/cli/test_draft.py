@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from converter.cli import main
 from converter.mapping.draft import Named
 from converter.mapping.lint import lint
 from converter.mapping.load import load_table
+from tests.support.hub.server import HubServer
+from tests.support.publishing import REPO
 
 
 def write(path: Path, tensors: Iterable[Named]) -> Path:
@@ -42,8 +44,8 @@ def test_the_command_writes_a_table_that_waits_for_a_person(files: tuple[Path, P
     source, target, out = files
     result = run("--src", source, "--target", target, "--out", out)
     assert result.exit_code == 0, result.output
-    assert "3 rules: 2 sure, 1 doubtful" in result.stdout
-    assert f"next: settle 1 doubt, then converter lint {out / 'mine.json'}" in result.stdout
+    assert "3 rules, 2 sure; 1 doubt\n" in result.stdout
+    assert f"next: look at each, then converter settle {out / 'mine.json'} keep" in result.stdout
     assert sorted(path.name for path in out.iterdir()) == ["mine.json", "theirs-v2.json"]
     assert lint(load_table(out / "mine.json"))[0].startswith("/rules/2 is in doubt")
 
@@ -52,6 +54,7 @@ def test_json_says_all(files: tuple[Path, Path, Path]) -> None:
     source, target, out = files
     content = json.loads(run("--src", source, "--target", target, "--out", out, "--name", "other", "--json").stdout)
     assert (content["table"], content["rules"], content["sure"]) == (str(out / "other.json"), 3, 2)
+    assert (content["spec"], content["squares_as_stored"]) == (str(out / "theirs-v2.json"), [])
     assert content["doubtful"][0]["rule"] == "/rules/2"
     assert content["unmatched_source"] == content["unmatched_target"] == []
 
@@ -98,6 +101,81 @@ def test_a_drafted_spec_is_never_called_like_a_built_in_one(files: tuple[Path, P
     assert not (out / "glip.json").exists()
 
 
+def test_a_doubt_is_counted_once(files: tuple[Path, Path, Path]) -> None:
+    """By the terminal, by JSON, by the table itself, by what lists doubts, and by what refuses them."""
+    source, target, out = files
+    more = load_file(source) | {"teacher.weight": np.zeros((5, 6), "float32")}
+    save_file(more, source)
+    said = run("--src", source, "--target", target, "--out", out).stdout
+    content = json.loads(run("--src", source, "--target", target, "--out", out, "--force", "--json").stdout)
+    table = out / "mine.json"
+    listed = CliRunner().invoke(main, ["settle", str(table), "--json"])
+    refused = CliRunner().invoke(main, ["convert", "--src", str(source), "--from", str(table), "--dst", "x.pth"])
+    linted = CliRunner().invoke(main, ["lint", str(table)])
+    assert "3 rules, 2 sure; 2 doubts\n" in said
+    assert [row["rule"] for row in content["doubtful"]] == ["/rules/2", "/ignore/0"]
+    assert content["doubts"] == json.loads(listed.stdout)["doubts"] == table.read_text().count('"doubt"') == 2
+    assert (listed.exit_code, refused.exit_code, linted.exit_code) == (4, 4, 4)
+    for done in (refused, linted):
+        assert f"{table}: 2 doubts to settle first: 'converter settle" in done.stderr
+        assert done.stderr.count("is in doubt") == 2
+
+
+def test_a_second_source_takes_the_spec_that_is_there(files: tuple[Path, Path, Path]) -> None:
+    """Whatever the file of the target is called by then, and however the spec is laid out."""
+    source, target, out = files
+    run("--src", source, "--target", target, "--out", out)
+    spec = out / "theirs-v2.json"
+    spec.write_text(json.dumps(json.loads(spec.read_text()) | {"title": "Theirs, looked at"}, indent=1))
+    before = spec.read_bytes()
+    second = source.rename(source.with_name("second.safetensors"))
+    renamed = target.with_name("other name.safetensors")
+    save_file(load_file(target), renamed)
+    for again in (target, renamed, spec):
+        done = run("--src", second, "--target", again, "--out", out, "--force")
+        assert done.exit_code == 0, done.output
+        assert f"spec of the target: {spec}, there already" in done.stdout
+        assert sorted(path.name for path in out.iterdir()) == ["mine.json", "second.json", "theirs-v2.json"]
+        assert load_table(out / "second.json").spec.name == "theirs-v2"
+    assert spec.read_bytes() == before
+
+
+def test_another_target_of_the_same_name_is_told(files: tuple[Path, Path, Path]) -> None:
+    source, target, out = files
+    run("--src", source, "--target", target, "--out", out)
+    save_file({**load_file(target), "more.weight": np.zeros((5,), "float32")}, target)
+    done = run("--src", source, "--target", target, "--out", out, "--name", "second")
+    assert done.exit_code == 6
+    assert f"{out / 'theirs-v2.json'} is a spec of another target" in done.stderr
+    assert not (out / "second.json").exists()
+
+
+def test_a_target_may_be_a_format_of_a_part(files: tuple[Path, Path, Path]) -> None:
+    source, _, out = files
+    bert = load_table("transformers-bert")
+    tensors = bert.spec.tensors(bert.spec.variants[0].config)
+    write(source, [Named(f"text.{name}", shape) for name, shape in tensors.items()])
+    done = run("--src", source, "--target", "transformers-bert", "--out", out)
+    assert done.exit_code == 0, done.output
+    assert "transformers-bert is a format of glip: the table is to glip" in done.stderr
+    table = load_table(out / "mine.json")
+    assert (table.spec.label, [path.name for path in out.iterdir()]) == (bert.spec.label, ["mine.json"])
+    assert len(table.doubts()) < len(table.pointers("rules"))
+
+
+def test_a_target_may_be_on_the_hub(
+    files: tuple[Path, Path, Path], hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source, target, out = files
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    hub.storage.create(REPO, False, "somebody")
+    hub.push(REPO, {"model.safetensors": target.read_bytes(), "config.json": b"{}"})
+    for reference in (f"hf://{REPO}", f"hf://{REPO}/model.safetensors"):
+        done = run("--src", source, "--target", reference, "--out", out, "--force")
+        assert done.exit_code == 0, done.output
+        assert sorted(path.name for path in out.iterdir()) == [f"{REPO.split('/')[1]}.json", "mine.json"]
+
+
 @pytest.mark.parametrize("target", ["glip", "checkpoint"])
 def test_a_model_with_nothing_in_common_is_refused(target: str, files: tuple[Path, Path, Path]) -> None:
     _, known, out = files
@@ -129,4 +207,4 @@ def test_without_scipy_the_message_says_what_to_install(
     source, target, out = files
     result = run("--src", source, "--target", target, "--out", out)
     assert result.exit_code == 8
-    assert "needs scipy: pip install scipy" in result.stderr
+    assert "draft needs scipy, which is not installed: pip install 'converter[draft]'" in result.stderr

@@ -51,8 +51,8 @@ def test_options_have_one_name_for_one_thing(name: str) -> None:
     options = options_of(COMMANDS[name])
     assert {"--json", "-q", "--quiet", "-v", "--verbose"} <= options.keys()
     for written in ("--out", "-o"):
-        assert options.get(written) == options.get("--dst") or name == "diff"
-    if name not in {"tables", "lint"}:
+        assert options.get(written) == options.get("--dst") or name in {"diff", "compare"}
+    if name not in {"tables", "lint", "settle"}:
         assert "--src" in options
     assert not {"--source", "--output", "--destination", "--input"} & options.keys()
 

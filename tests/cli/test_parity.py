@@ -241,7 +241,7 @@ def test_what_fails_is_not_certified(wrong: Path, reference: Path) -> None:
     assert (result.exit_code, result.stdout) == (1, "")
     lines = result.stderr.splitlines()
     assert lines[0] == "not certified: 2 of 2 comparisons did not pass: small in float64, small in float32"
-    labels = ["first difference", "weights", "next"]
+    labels = ["first difference", "record", "weights", "next"]
     assert [next(x for x in labels if line.startswith(f"  {x} ")) for line in lines[1:]] == labels
     assert f"converter parity {wrong} --reference {reference}" in lines[-1]
     assert not wrong.with_suffix(".parity.json").exists()
@@ -258,7 +258,9 @@ def test_help_does_not_import_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize(("module", "code", "said"), [("torch", 8, "pip install torch"), ("safetensors", 0, "")])
+@pytest.mark.parametrize(
+    ("module", "code", "said"), [("torch", 8, "pip install 'converter[model]'"), ("safetensors", 0, "")]
+)
 def test_without_torch_the_next_step_is_said(module: str, code: int, said: str, weights: Path, reference: Path) -> None:
     """The package of the format's name is not needed: this one reads and writes it."""
     program = (

@@ -120,4 +120,5 @@ def test_a_process_of_its_own_shows_no_token(folder: Path, hub: HubServer) -> No
 def test_without_huggingface_hub_it_is_said_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.setitem(sys.modules, "huggingface_hub.utils.tqdm", None)
-    assert "pip install huggingface_hub" in run(str(folder), REPO, code=9)
+    said = "publish needs huggingface_hub, which is not installed: pip install 'converter[detect]'"
+    assert said in run(str(folder), REPO, code=9)

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import skimage.data
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
+from PIL import Image
 
 from converter.glip.family import FAMILY
 from converter.publish.card import UNVERIFIED, code, mark_unverified, text
 from tests import ROOT
+from tests.support.alone import alone
+from tests.support.drawings import is_drawn
 from tests.support.hub.server import HubServer
 from tests.support.packaging import card_of, edit, packaged, run
 
@@ -138,26 +143,35 @@ def test_rounded_weights_are_said_to_be(conversions: Path) -> None:
     assert "Converting rounded the weights" in card_of(packaged(conversions, "glip"))
 
 
-def python_blocks(card: str) -> list[str]:
-    return [token.content for token in MarkdownIt().parse(card) if token.type == "fence" and token.info == "python"]
+def blocks(card: str, language: str) -> list[str]:
+    return [token.content for token in MarkdownIt().parse(card) if token.type == "fence" and token.info == language]
 
 
-@pytest.mark.parametrize("repo_id", [None, "someone/glip-t"])
-def test_the_example_runs_as_pasted(repo_id: str | None, conversions: Path, running: HubServer) -> None:
+@pytest.fixture(params=[None, "someone/glip-t"], ids=["in the folder", "from the Hub"])
+def carried(request: pytest.FixtureRequest, conversions: Path, running: HubServer) -> tuple[str, Path]:
+    """A card, and a folder from which it is followed: the model's own, or another one with the model on the Hub."""
+    repo_id = request.param
     out = packaged(conversions, "glip", *(["--repo-id", repo_id] if repo_id else []))
     # as small as the model; a picture of full size takes seconds
     config = json.loads((out / "config.json").read_text())
     config["preprocessing"] |= {"shorter_side": 96, "longer_side": 160}
     (out / "config.json").write_text(json.dumps(config))
-    (example,) = python_blocks(card_of(out))
     if repo_id is not None:
         running.reset(conversions / "hub")
         running.storage.create(repo_id, False, "someone")
         running.push(repo_id, {path.name: path.read_bytes() for path in out.iterdir()})
+    here = conversions if repo_id else out
+    Image.fromarray(skimage.data.rocket()).save(here / "street.jpg")
+    return card_of(out), here
+
+
+def test_the_example_runs_as_pasted(carried: tuple[str, Path]) -> None:
+    card, here = carried
+    (example,) = blocks(card, "python")
     lower = example.replace("threshold=0.5", "threshold=0.2")  # random weights are sure of nothing
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", lower],
-        cwd=conversions if repo_id else out,
+        cwd=here,
         capture_output=True,
         text=True,
         check=False,
@@ -165,6 +179,22 @@ def test_the_example_runs_as_pasted(repo_id: str | None, conversions: Path, runn
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"^(person|dog) 0\.\d+ \[\d+, \d+, \d+, \d+\]$", done.stdout, re.MULTILINE)
+    assert is_drawn(here / "found.jpg", here / "street.jpg")
+
+
+def test_its_command_line_runs_as_pasted(carried: tuple[str, Path]) -> None:
+    card, here = carried
+    *_, command = blocks(card, "console")
+    program, *arguments = shlex.split(command)
+    done = alone(*arguments, "--threshold", 0.2, cwd=here)
+    assert (program, done.returncode) == ("converter", 0), done.stderr
+    assert is_drawn(here / "found" / "street.jpg", here / "street.jpg")
+
+
+def test_it_says_how_to_install_what_the_example_needs(carried: tuple[str, Path]) -> None:
+    card, _ = carried
+    use = card.split("\n## Use\n")[1]
+    assert use.index("pip install '.[detect]'") < use.index("from converter.glip import Detector")
 
 
 def test_where_it_was_read_from_is_said(conversions: Path) -> None:

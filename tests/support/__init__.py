@@ -18,7 +18,10 @@ reading.py           what a reader makes of such a file
 publishing.py        whose token, which repository, how a refusal reads
 hub/                 a stand-in of the Hub
 program.py           the program as a user starts it: a process that imported it forks for each run
+alone.py             the same without the fork: a process of its own, for what it imports and where it ends
 schemas.py           all JSON that commands print, beside its schema
+drawings.py          whether boxes were drawn into a picture
+bare.py              an environment with converter and nothing that is optional
 strace.py            its system calls, listed and made to fail
 stopping.py          it is stopped at a request to the Hub, or at a system call
 jobs.py              conversions to every form of result, and what a folder then shows

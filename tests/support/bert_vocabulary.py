@@ -1,4 +1,4 @@
-"""Vocabularies for tests: a tiny one, and the part of BERT base uncased that recorded captions use."""
+"""A tiny vocabulary for tests, and what BERT base uncased makes of recorded captions."""
 
 from __future__ import annotations
 
@@ -20,19 +20,4 @@ def small_vocabulary(folder: Path) -> Path:
     """vocab.txt of as many entries as the small model has."""
     path = folder / "vocab.txt"
     path.write_text("".join(f"{word}\n" for word in WORDS), encoding="utf-8")
-    return path
-
-
-def recorded_vocabulary(folder: Path) -> Path:
-    """vocab.txt of 30522 entries, of which only those are real that the recorded captions use.
-
-    WordPiece takes the longest piece there is, so pieces that the full vocabulary did not give for these captions
-    change nothing where they are missing.
-    """
-    size, pieces = RECORDED["vocabulary"]["size"], RECORDED["vocabulary"]["pieces"]
-    lines = [f"[unused-{number}]" for number in range(size)]
-    for piece, number in pieces.items():
-        lines[number] = piece
-    path = folder / "vocab.txt"
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return path

@@ -21,7 +21,7 @@ from subprocess import PIPE
 
 DOORS = (
     "open_checkpoint", "from_pretrained", "get_model", "load_capture", "inspect", "convert", "explain", "detect",
-    "parity", "reference", "certify", "verify", "diff", "package", "publish",
+    "parity", "reference", "certify", "verify", "diff", "compare", "package", "publish",
 )  # fmt: skip
 SECONDS, MEBIBYTES = 1.0, 200.0  # of the processor, and of memory, that a file may cost which is refused
 _LONGEST = 60  # seconds of the processor, after which the kernel ends a door
@@ -96,6 +96,7 @@ def _doors(folder: Path) -> dict[str, Callable[[Path], object]]:
         "certify": command("certify", "FILE", "--reference", capture, "--mutate", "1"),
         "verify": command("verify", "FILE"),
         "diff": command("diff", "FILE", model, "--no-table"),
+        "compare": command("compare", "FILE", capture),
         "package": command("package", "FILE", f"{out}-package", "--dry-run"),
         "publish": command("publish", "FILE", "somebody/model", "--dry-run"),
     }

@@ -22,6 +22,7 @@ from converter.planning.fit import make_plan
 from converter.planning.formats import choose_formats, make_route
 from converter.writing.convert import convert
 from converter.writing.in_memory import in_memory, open_converted
+from converter.writing.ledger import TABLES, tables_of
 from tests.planning.test_adapters import SAID, with_adapters
 from tests.support.small_files import official, refusal, run, tensors_in
 from tests.support.small_formats import FORMATS
@@ -29,8 +30,10 @@ from tests.support.tiny import tiny_weights, write_table
 
 
 def same(made: Checkpoint, written: Checkpoint) -> bool:
-    """The same names, shapes, dtypes, bytes (as a whole and in pieces) and records."""
-    assert dict(made.metadata) == dict(written.metadata)
+    """The same names, shapes, dtypes, bytes (as a whole and in pieces) and records; of tables, as a folder's files."""
+    records = dict(made.metadata)
+    assert json.loads(records.pop(TABLES)) == tables_of(json.loads(records["conversion"]))
+    assert records == dict(written.metadata)
     assert made.tensors.keys() == written.tensors.keys()
     for name, tensor in written.tensors.items():
         assert (made.tensors[name].shape, made.tensors[name].dtype) == (tensor.shape, tensor.dtype)

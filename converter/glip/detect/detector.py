@@ -3,52 +3,32 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TypeAlias, TypeVar, overload
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from converter.display import counted, plain
 from converter.errors import ModelError
-from converter.glip.detect.images import pad, read_image, to_rgb, to_tensor
+from converter.glip.detect.found import Found
+from converter.glip.detect.images import Picture, as_image, batch, read_for, to_tensor
 from converter.glip.detect.preprocessing import Preprocessing, folder_settings, glip_preprocessing
-from converter.glip.detect.prompt import Caption, Prompt, captions
+from converter.glip.detect.prompt import Caption, Prompt, as_prompt, captions
 from converter.glip.detect.tokenizer import Tokenizer, find_tokenizer
-from converter.glip.model.config import DETECTIONS_PER_IMAGE
+from converter.glip.model.config import DETECTIONS_PER_IMAGE, GLIPConfig
+from converter.glip.model.detection import Detections
 from converter.glip.model.glip import GLIP
+from converter.glip.weights import Memory
 from converter.hub.resolve import local_path
+from converter.mapping.spec import load_spec
+from converter.parity.device import DTYPES
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What was found in one picture, highest score first.
-
-    width, height  of the upright picture in pixels
-    boxes          (N, 4) float32, x1 y1 x2 y2 in these pixels
-    scores         (N,) in (0, 1)
-    labels         (N,) int64: which phrase of the prompt, counted from 1
-    phrases        the phrase of each box
-    """
-
-    width: int
-    height: int
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-    phrases: tuple[str, ...]
-
-    def as_lists(self) -> dict[str, Any]:
-        """Boxes, scores, labels and phrases as lists for JSON, rounded."""
-        return {
-            "boxes": [[round(corner, 2) for corner in box] for box in self.boxes.tolist()],
-            "scores": [round(score, 6) for score in self.scores.tolist()],
-            "labels": self.labels.tolist(),
-            "phrases": list(self.phrases),
-        }
+Wanted: TypeAlias = str | Sequence[str] | Prompt
+P = TypeVar("P", bound=Picture)  # so that list[str] is a list of pictures to a type checker
 
 
 class Detector:
@@ -57,83 +37,177 @@ class Detector:
         detector = Detector.from_pretrained("glip-t", vocabulary="vocab.txt")
         found = detector.detect("street.jpg", "person. traffic light.")
 
-    ModelError if the vocabulary has another number of entries than the model.
+    `origin`: where the model is from. ModelError if the vocabulary has another number of entries than the model.
     """
 
-    def __init__(self, model: GLIP, tokenizer: Tokenizer, settings: Preprocessing | None = None) -> None:
+    def __init__(
+        self, model: GLIP, tokenizer: Tokenizer, settings: Preprocessing | None = None, origin: str | None = None
+    ) -> None:
         tokenizer.check_size(model.config.vocab_size)
         self.model = model
         self.tokenizer = tokenizer
         self.settings = settings or glip_preprocessing()
+        self.origin = origin
 
     @classmethod
     def from_pretrained(
         cls,
         path: str | os.PathLike[str],
         vocabulary: str | os.PathLike[str] | None = None,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "float32",
         *,
         revision: str | None = None,
         root: str | None = None,
     ) -> Detector:
-        """The model as `GLIP.from_pretrained` finds it; its vocabulary from `vocabulary`, the folder, or the Hub."""
-        path = local_path(path, revision=revision)
-        tokenizer = find_tokenizer(path, None if vocabulary is None else Path(vocabulary))
-        return cls(GLIP.from_pretrained(path, root=root).to(device), tokenizer, folder_settings(path))
+        """The model as `GLIP.from_pretrained` finds it; its vocabulary: `vocabulary`, or the folder's, or BERT's."""
+        Memory.of(device, dtype)  # before a download
+        found = local_path(path, revision=revision)
+        tokenizer = find_tokenizer(found, None if vocabulary is None else Path(vocabulary))
+        model = GLIP.from_pretrained(found, device=device, dtype=dtype, root=root)
+        return cls(model, tokenizer, folder_settings(found), os.fspath(path))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is. Pictures are read and resized on the CPU; what is found is on the CPU."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which numbers the model runs."""
+        return next(self.model.parameters()).dtype
+
+    def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Detector:
+        """Move the model, as in `to("cuda", "bfloat16")` or `to(dtype=torch.float32)`, and return this detector.
+
+        ModelError if there is no such device, or a model cannot be of the dtype.
+        """
+        if dtype is None and (isinstance(device, torch.dtype) or device in DTYPES):  # as torch's own `to` takes it
+            device, dtype = None, device
+        memory = Memory.of(device or self.device, dtype or self.dtype)
+        self.model.to(memory.device, memory.dtype)
+        return self
+
+    def __repr__(self) -> str:
+        vocabulary = "BERT base uncased" if self.tokenizer.is_bert_base_uncased else f"{self.tokenizer.size} entries"
+        origin = "" if self.origin is None else f", from {plain(self.origin, 200)}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"<Detector {_title(self.model.config)}, {dtype} on {self.device}, vocabulary: {vocabulary}{origin}>"
 
     def read(self, path: Path) -> Image.Image:
-        """The picture, upright, as 8-bit RGB. ModelError if it cannot be read."""
-        return read_image(path)
+        """The picture, upright, as 8-bit RGB. ModelError if it cannot be read, or is too long and thin."""
+        return read_for(path, self.settings)
 
-    def draw(self, image: Image.Image, found: Found) -> Image.Image:
-        """A copy of the picture with the found boxes drawn into it."""
+    def draw(self, image: Picture, found: Found, line_width: int | None = None) -> Image.Image:
+        """A copy of the picture with the found boxes drawn into it; `line_width` in pixels, by default by its size."""
         from converter.glip.detect.draw import draw
 
-        return draw(image, found)
+        return draw(as_image(image), found, line_width)
 
-    def captions(self, prompt: Prompt) -> list[Caption]:
+    def captions(self, prompt: Wanted) -> list[Caption]:
         """The captions that the model reads: several where the prompt is too long for one. ModelError."""
-        return captions(prompt, self.tokenizer, self.settings)
+        return captions(as_prompt(prompt), self.tokenizer, self.settings)
 
-    @torch.inference_mode()
+    @overload
     def detect(
-        self, image: str | os.PathLike[str] | Image.Image, prompt: str | Prompt, threshold: float = 0.5
-    ) -> Found:
-        """Objects that score above the threshold: the best 100, and more only where they tie with the 100th.
+        self, images: Picture, prompt: Wanted, threshold: float = 0.5, max_detections: int = DETECTIONS_PER_IMAGE
+    ) -> Found: ...
 
-        Boxes are in pixels of the picture after it is turned upright by its EXIF. The model runs once for each caption
-        of the prompt, and the best of all are kept, as the reference does with its chunks. Phrases that score at most
-        0.05 before centerness are never found. ModelError for an unusable picture, prompt or threshold.
+    @overload
+    def detect(
+        self,
+        images: list[Picture] | tuple[Picture, ...],
+        prompt: Wanted,
+        threshold: float = 0.5,
+        max_detections: int = DETECTIONS_PER_IMAGE,
+    ) -> list[Found]: ...
+
+    @overload
+    def detect(
+        self,
+        images: list[P] | tuple[P, ...],
+        prompt: Wanted,
+        threshold: float = 0.5,
+        max_detections: int = DETECTIONS_PER_IMAGE,
+    ) -> list[Found]: ...
+
+    def detect(
+        self,
+        images: Picture | list[P] | list[Picture] | tuple[Picture, ...],
+        prompt: Wanted,
+        threshold: float = 0.5,
+        max_detections: int = DETECTIONS_PER_IMAGE,
+    ) -> Found | list[Found]:
+        """Objects that score above the threshold: the best `max_detections`, more only where they tie.
+
+        A picture is a path, a Pillow picture, or an array (H, W, 3) of uint8, RGB. Boxes are in pixels of the picture
+        after it is turned upright by its EXIF. The model runs once for each caption of the prompt, and the best of all
+        are kept. Phrases that score at most 0.05 before centerness are never found.
+
+        A list or tuple of pictures is one batch, as the reference makes them: padded with zeros to the largest. The
+        model sees the padding, so a picture that is padded more than alone gives other scores and boxes, as there.
+        Among pictures of one size, up to the multiple of 32, only rounding differs (1e-15 in float64). Memory grows
+        with the batch.
+
+        ModelError for an unusable picture, prompt, threshold or number.
         """
         if not threshold >= 0:  # refuses NaN, too
             raise ModelError(f"threshold: {threshold} is not a score. Give a number from 0 to 1.")
-        image = read_image(Path(image)) if isinstance(image, str | os.PathLike) else to_rgb(image)
-        if isinstance(prompt, str):
-            prompt = Prompt.parse(prompt)
-        tensor = to_tensor(image, self.settings)
-        height, width = tensor.shape[-2:]
-        batch = pad(tensor, self.settings.size_multiple)
-        parts = [self._detect(batch, (height, width), caption) for caption in self.captions(prompt)]
-        boxes, scores, labels = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
-        order = scores.argsort(descending=True, stable=True)
-        order = order[scores[order] > threshold]
-        if len(order) > DETECTIONS_PER_IMAGE:
-            order = order[scores[order] >= scores[order[DETECTIONS_PER_IMAGE - 1]]]
-        # as in the reference, corners are scaled as they are, without regard to the +1 convention
-        scale = torch.tensor([image.width / width, image.height / height] * 2)
-        labels = labels[order]
-        return Found(
-            image.width,
-            image.height,
-            boxes[order] * scale,
-            scores[order],
-            labels,
-            tuple(prompt.phrases[label - 1] for label in labels.tolist()),
-        )
+        if isinstance(max_detections, bool) or not isinstance(max_detections, int) or max_detections < 1:
+            raise ModelError(f"max_detections: found {max_detections!r}, expected an integer of at least 1.")
+        prompt = as_prompt(prompt)
+        if not isinstance(images, list | tuple):
+            return self._find([read_for(images, self.settings)], prompt, threshold, max_detections)[0]
+        pictures = [read_for(image, self.settings, f"images[{number}]") for number, image in enumerate(images)]
+        return self._find(pictures, prompt, threshold, max_detections) if pictures else []
 
-    def _detect(self, batch: Tensor, size: tuple[int, int], caption: Caption) -> tuple[Tensor, Tensor, Tensor]:
-        device = next(self.model.parameters()).device
-        ids = torch.tensor([caption.ids], device=device)
-        out = self.model(batch.to(device), ids, torch.ones_like(ids))
-        (found,) = self.model.detect(out, [size], caption.positive_map)
-        return found.boxes, found.scores, found.labels
+    def _find(self, pictures: list[Image.Image], prompt: Prompt, threshold: float, most: int) -> list[Found]:
+        tensors = [to_tensor(picture, self.settings) for picture in pictures]
+        sizes = [(tensor.shape[-2], tensor.shape[-1]) for tensor in tensors]
+        images = batch(tensors, self.settings.size_multiple)
+        parts = [self._run(images, sizes, caption, most) for caption in self.captions(prompt)]
+        found = []
+        for picture, (height, width), *detections in zip(pictures, sizes, *parts, strict=True):
+            boxes, scores, labels = _best(detections, threshold, most)
+            # as in the reference, corners are scaled as they are, without regard to the +1 convention
+            boxes = boxes * torch.tensor([picture.width / width, picture.height / height] * 2)
+            phrases = tuple(prompt.phrases[label - 1] for label in labels.tolist())
+            found.append(Found(picture.width, picture.height, boxes, scores, labels, phrases))
+        return found
+
+    @torch.inference_mode()
+    def _run(self, images: Tensor, sizes: list[tuple[int, int]], caption: Caption, most: int) -> list[Detections]:
+        device = self.device
+        ids = torch.tensor([caption.ids] * len(images), device=device)
+        try:
+            out = self.model(images.to(device), ids, torch.ones_like(ids))
+            return self.model.detect(out, sizes, caption.positive_map, max(most, DETECTIONS_PER_IMAGE))
+        except torch.OutOfMemoryError:
+            raise ModelError(
+                f"{counted(len(images), 'picture')} at once: more than the memory of {device} holds. Give fewer, or a "
+                "smaller dtype."
+            ) from None
+
+
+def _best(detections: Sequence[Detections], threshold: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes, scores and labels of one picture, over all captions: the best `most` above the threshold, ties kept."""
+    boxes, scores, labels = (torch.cat(part).cpu() for part in zip(*detections, strict=True))
+    order = scores.argsort(descending=True, stable=True)
+    order = order[scores[order] > threshold]
+    if len(order) > most:
+        order = order[scores[order] >= scores[order[most - 1]]]
+    return boxes[order], scores[order], labels[order]
+
+
+def _title(config: GLIPConfig) -> str:
+    """The name of a released model, or the sizes of another."""
+    sizes = asdict(config)
+    for variant in load_spec("glip").variants:
+        if sizes | {"prompt_length": variant.config["prompt_length"]} == variant.config:
+            tuned = f", prompt of {config.prompt_length} rows" if config.prompt_length else ""
+            return " or ".join([variant.name, *variant.also]) + tuned
+    depths = "-".join(map(str, config.depths))
+    return (
+        f"GLIP of width {config.embed_dim}, depths {depths}, {config.text_layers} text layers of {config.text_dim}, "
+        f"{config.head_blocks} head blocks of {config.channels}" + ("" if config.fusion else ", no fusion")
+    )

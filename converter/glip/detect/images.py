@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 import stat
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,6 +23,7 @@ from converter.glip.detect.preprocessing import Preprocessing
 
 # formats that Pillow decodes by itself; it would hand EPS and the like to other programs
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+Picture: TypeAlias = str | os.PathLike[str] | NDArray[np.uint8] | Image.Image
 PIXEL_LIMIT = 89_478_485  # Pillow's own: a quarter of a gigabyte of RGB; larger ones are mostly decompression bombs
 
 
@@ -57,6 +63,42 @@ def read_image(path: Path) -> Image.Image:
         raise ModelError(f"{where}: is damaged or cut off: {reason}. Get it again.") from None
 
 
+def as_image(picture: Picture, where: str = "image") -> Image.Image:
+    """The picture as upright 8-bit RGB: a file's path, a Pillow picture, or an array (H, W, 3) of uint8, RGB.
+
+    `where`: what the picture is called in messages. ModelError if it cannot be used.
+    """
+    if isinstance(picture, str) and re.match("https?://", picture):
+        raise ModelError(f"{where}: {plain(picture)} is an address, not a file. Download it first.")
+    if isinstance(picture, str | os.PathLike):
+        return read_image(Path(picture))
+    if isinstance(picture, np.ndarray):
+        if hints := _array_hints(picture):
+            what = f"found an array {picture.shape} of {picture.dtype}, expected (H, W, 3) of uint8, RGB"
+            raise ModelError(f"{where}: {what}. {' '.join(hints)}")
+        return Image.fromarray(np.ascontiguousarray(picture))
+    if not isinstance(picture, Image.Image):
+        raise ModelError(f"{where}: {_other(picture)}")
+    try:
+        return to_rgb(picture)
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from None
+    except Exception as error:  # of a file that Pillow has not read yet, or that is closed
+        reason = plain(str(error) or type(error).__name__, 200)
+        raise ModelError(f"{where}: Pillow cannot read it: {reason}. Open it again.") from None
+
+
+def read_for(picture: Picture, settings: Preprocessing, where: str = "image") -> Image.Image:
+    """As `as_image`; ModelError also if the picture is too long and thin to be resized so."""
+    image = as_image(picture, where)
+    try:
+        settings.resized(image.width, image.height)
+    except ModelError as error:
+        where = file_name(Path(picture)) if isinstance(picture, str | os.PathLike) else where
+        raise ModelError(f"{where}: {error}") from None
+    return image
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Upright 8-bit RGB of a picture of any mode that has a scale. ModelError for the others."""
     if image.width == 0 or image.height == 0:
@@ -72,6 +114,41 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _array_hints(array: NDArray[Any]) -> list[str]:
+    """What makes a picture (H, W, 3) of uint8 of an array; nothing where it is one."""
+    shape, hints = array.shape, []
+    if len(shape) == 4:
+        return ["Give several as a list: list(array)."]
+    if len(shape) == 2 and 0 not in shape:
+        hints.append("Of grey values give three equal channels: np.stack([array] * 3, axis=-1).")
+    elif len(shape) != 3 or 0 in shape:
+        return ["Give one picture that has pixels."]
+    elif shape[2] == 4:
+        hints.append("Drop the transparency: array[:, :, :3].")
+    elif shape[2] == 1:
+        hints.append("Of grey values give three equal channels: np.repeat(array, 3, axis=2).")
+    elif shape[2] != 3:
+        hints.append("The channels come last: array.transpose(1, 2, 0)." if shape[0] == 3 else "Give three channels.")
+    if array.dtype.kind == "f":
+        hints.append("Of values from 0 to 1: (array * 255).round().astype(np.uint8).")
+    elif array.dtype == np.uint16:
+        hints.append("Of values from 0 to 65535: (array >> 8).astype(np.uint8).")
+    elif array.dtype != np.uint8:
+        hints.append("Of values from 0 to 255: array.astype(np.uint8).")
+    return hints
+
+
+def _other(picture: object) -> str:
+    """What was found in place of a picture, and what to do."""
+    found, hint = type(picture).__name__, "Several pictures are given as a list."
+    if isinstance(picture, Tensor):
+        found = f"a tensor {tuple(picture.shape)}"
+        hint = "Give the picture as it was before it became a tensor, or tensor.cpu().numpy() where it is (H, W, 3)."
+    elif isinstance(picture, bytes | bytearray | memoryview):
+        hint = "Of a file's bytes: PIL.Image.open(io.BytesIO(data))."
+    return f"found {found}, expected a path, a Pillow picture, or an array (H, W, 3) of uint8, RGB. {hint}"
+
+
 def to_tensor(image: Image.Image, settings: Preprocessing) -> Tensor:
     """(3, H, W) float32 of an RGB picture: resized, BGR, normalised.
 
@@ -85,7 +162,8 @@ def to_tensor(image: Image.Image, settings: Preprocessing) -> Tensor:
     return ((values - mean) / std).contiguous()
 
 
-def pad(image: Tensor, multiple: int) -> Tensor:
-    """(1, 3, H', W'): zeros below and to the right, up to a multiple."""
-    height, width = image.shape[-2:]
-    return F.pad(image, (0, -width % multiple, 0, -height % multiple))[None]
+def batch(images: Sequence[Tensor], multiple: int) -> Tensor:
+    """(B, 3, H, W) of images (3, h, w): zeros below and to the right, up to the largest of them and to a multiple."""
+    height, width = (max(image.shape[side] for image in images) for side in (-2, -1))
+    height, width = height + -height % multiple, width + -width % multiple
+    return torch.stack([F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2])) for image in images])

@@ -3,53 +3,78 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from converter.display import quoted
-from converter.errors import ModelError
+from converter.display import plain, quoted
+from converter.errors import ConverterWarning, ModelError
 from converter.glip.detect.preprocessing import Preprocessing
 from converter.glip.detect.tokenizer import Encoded, Tokenizer
-
-Span = tuple[int, int]
+from converter.glip.detect.wording import Span, closing_stops, doubts, phrase_spans, repeated, underscores
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """Phrases to look for; label n is the n-th of them, counted from 1.
 
-    Class names are joined to a caption, or to several where they are too many for one. With `spans` (from, to in
-    characters) the phrases are parts of one caption that the user wrote.
+    Class names are joined to a caption, or to several where they are too many for one, or more than `per_caption`. With
+    `spans` (from, to in characters) the phrases are parts of one caption that the user wrote.
     """
 
     phrases: tuple[str, ...]
     caption: str | None = None
     spans: tuple[Span, ...] = ()
+    per_caption: int | None = None
 
     @classmethod
-    def of_names(cls, names: Sequence[str]) -> Prompt:
-        """Class names, full stops allowed. ModelError if there is none, one is empty, or one is there twice."""
+    def of_names(cls, names: Sequence[str], per_caption: int | None = None) -> Prompt:
+        """Class names, full stops allowed. ModelError if there is none, one is empty, or one is there twice.
+
+        per_caption: the most names of a caption; by default as many as fit. The reference evaluates LVIS with 40.
+        A ConverterWarning if names end with a full stop as they do in a text, or have underscores.
+        """
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise ModelError(
+                f"prompt: found {plain(repr(names), 80)}, expected a list of names. A text is read by Prompt.parse."
+            )
         phrases = tuple(name.strip() for name in names)
         if not phrases or not all(phrases):
             raise ModelError(f"prompt: found {quoted(str(list(names)), 80)}, expected at least one name, none empty.")
-        if len(set(phrases)) < len(phrases):
-            twice = next(name for name in phrases if phrases.count(name) > 1)
+        if twice := repeated(phrases):
             raise ModelError(f"prompt: the name {quoted(twice, 80)} is there twice. Give it once.")
-        return cls(phrases)
+        if per_caption is not None and per_caption < 1:
+            raise ModelError(f"prompt: found {per_caption} names per caption, expected at least 1.")
+        _warn([*closing_stops(phrases), *underscores(phrases)])
+        return cls(phrases, per_caption=per_caption)
 
     @classmethod
     def parse(cls, text: str) -> Prompt:
-        """Class names separated by full stops: `person. traffic light.`"""
+        """Class names separated by full stops: `person. traffic light.`
+
+        A ConverterWarning for what is hardly meant: names divided by commas, full stops or underscores within a name, a
+        name twice.
+        """
         names = [name.strip() for name in text.split(".") if name.strip()]
         if not names:
             raise ModelError(f"prompt: found {quoted(text, 80)}, expected names like 'person. traffic light.'")
+        _warn([*doubts(text, names), *underscores(names)])
         return cls(tuple(names))
+
+    @classmethod
+    def of_phrases(cls, caption: str, phrases: Sequence[str]) -> Prompt:
+        """Phrases of a sentence by their words: `["a person", "umbrella"]` of `a person next to the umbrella`.
+
+        Whole words; in the same case, else in any. ModelError for a phrase that is not there, or that is there more or
+        less often than it is given.
+        """
+        return cls.of_caption(caption, phrase_spans(caption, [phrases] if isinstance(phrases, str) else phrases))
 
     @classmethod
     def of_caption(cls, caption: str, spans: Sequence[Span]) -> Prompt:
         """Phrases of a sentence: (start, end) in characters, end excluded. ModelError for a span without words."""
         if not spans:
-            raise ModelError("prompt: a caption needs at least one span, from:to in characters.")
+            raise ModelError("prompt: a caption needs at least one phrase of it, by its words or as a span from:to.")
         for start, end in spans:
             if not 0 <= start < end <= len(caption):
                 raise ModelError(
@@ -59,6 +84,20 @@ class Prompt:
             if not caption[start:end].strip():
                 raise ModelError(f"prompt: the span {start}:{end} contains no word.")
         return cls(tuple(caption[start:end] for start, end in spans), caption, tuple(spans))
+
+
+def as_prompt(prompt: str | Sequence[str] | Prompt) -> Prompt:
+    """A text as `Prompt.parse` reads it, a list of names, or a prompt as it is. ModelError."""
+    if isinstance(prompt, Prompt):
+        return prompt
+    if isinstance(prompt, str):
+        return Prompt.parse(prompt)
+    if isinstance(prompt, list | tuple) and all(isinstance(name, str) for name in prompt):
+        return Prompt.of_names(prompt)
+    raise ModelError(
+        f"prompt: found {plain(repr(prompt), 80)}, expected a text like 'person. traffic light.', a list of names, or "
+        "a Prompt."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +115,7 @@ def captions(prompt: Prompt, tokenizer: Tokenizer, settings: Preprocessing) -> l
         labels = dict(enumerate(prompt.spans, start=1))
         return [_caption(prompt.caption, labels, tokenizer, settings)]
     made, begin = [], 0
-    for group in _groups(prompt.phrases, tokenizer, settings):
+    for group in _groups(prompt, tokenizer, settings):
         labels, text = {}, ""
         for offset, phrase in enumerate(group, start=1):
             # joined as in the reference's evaluation: no separator after the last
@@ -88,14 +127,20 @@ def captions(prompt: Prompt, tokenizer: Tokenizer, settings: Preprocessing) -> l
     return made
 
 
-def _groups(phrases: Sequence[str], tokenizer: Tokenizer, settings: Preprocessing) -> list[list[str]]:
+def _groups(prompt: Prompt, tokenizer: Tokenizer, settings: Preprocessing) -> list[list[str]]:
     """As many phrases to a caption as fit. The separator's punctuation keeps tokens apart, so their counts add up."""
     separator = len(tokenizer.encode(settings.phrase_separator).ids) - 2
     groups: list[list[str]] = [[]]
     filled = 2  # [CLS] and [SEP]
-    for phrase in phrases:
+    for phrase in prompt.phrases:
         size = len(tokenizer.encode(phrase).ids) - 2
-        if groups[-1] and filled + separator + size > settings.caption_tokens:
+        if size + 2 > settings.caption_tokens:
+            raise ModelError(
+                f"prompt: the name {quoted(phrase, 60)} alone has {size + 2} tokens, expected at most "
+                f"{settings.caption_tokens}. Are these several names? Full stops separate them."
+            )
+        is_full = len(groups[-1]) == prompt.per_caption or filled + separator + size > settings.caption_tokens
+        if groups[-1] and is_full:
             groups.append([])
             filled = 2
         filled += size + (separator if groups[-1] else 0)
@@ -107,8 +152,9 @@ def _caption(text: str, labels: dict[int, Span], tokenizer: Tokenizer, settings:
     encoded = tokenizer.encode(text)
     if len(encoded.ids) > settings.caption_tokens:
         raise ModelError(
-            f"prompt: {quoted(text, 60)} has {len(encoded.ids)} tokens, expected at most {settings.caption_tokens}: "
-            "the model was not trained on longer captions. Shorten it."
+            f"prompt: the caption {quoted(text, 60)} has {len(encoded.ids)} tokens, expected at most "
+            f"{settings.caption_tokens}: the model was not trained on longer ones. Shorten it, or give its phrases as "
+            "names, which take several captions where they are many."
         )
     positive_map = {}
     for label, span in labels.items():
@@ -133,3 +179,8 @@ def parse_span(text: str) -> Span:
     if match is None:
         raise ModelError(f"prompt: found the span {quoted(text, 40)}, expected from:to in characters, like 2:8.")
     return int(match[1]), int(match[2])
+
+
+def _warn(doubts: Iterable[str]) -> None:
+    for doubt in doubts:
+        warnings.warn(doubt, ConverterWarning, stacklevel=3)

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint.strict_json import OBJECT_LIMIT, parse_json, read_limited
 from converter.display import file_name, plain, quoted
-from converter.errors import HubError, ModelError
-from converter.hub.resolve import resolve
+from converter.errors import ModelError
 
 if TYPE_CHECKING:
     import tokenizers
@@ -30,8 +29,8 @@ SPECIAL = {
     "mask_token": "[MASK]",
 }
 FILES = ("tokenizer.json", "vocab.txt")  # in a folder, the first of these that exists is read
-BERT_BASE_UNCASED = "google-bert/bert-base-uncased"
-BERT_BASE_UNCASED_COMMIT = "86b5e0934494bd15c9632b12f734a8a67f723594"
+SHIPPED = Path(__file__).with_name("bert-base-uncased-vocab.txt")  # NOTICE says whose it is
+# of vocab.txt in google-bert/bert-base-uncased on the Hub, at 86b5e0934494bd15c9632b12f734a8a67f723594
 BERT_BASE_UNCASED_SHA256 = "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
 
 
@@ -73,15 +72,14 @@ class Tokenizer:
         return cls(pieces, file_name(path))
 
     @classmethod
-    def from_hub(cls) -> Tokenizer:
-        """BERT base uncased from the Hub or its cache. HubError if the download fails, ModelError for a wrong hash."""
-        try:
-            found = resolve(f"hf://{BERT_BASE_UNCASED}/vocab.txt", revision=BERT_BASE_UNCASED_COMMIT)
-        except HubError as error:
-            raise HubError(f"the vocabulary of {_NAME}: {error} Or give a copy: --vocab vocab.txt") from None
-        if found.files["vocab.txt"] != BERT_BASE_UNCASED_SHA256:
-            raise ModelError(f"{found.reference}: is not the vocabulary of {_NAME}. Give a copy: --vocab vocab.txt")
-        return cls.load(found.path)
+    def bert_base_uncased(cls) -> Tokenizer:
+        """With the vocabulary of the released models, which is part of this package. ModelError if it was changed."""
+        found = cls(_lines(_read(SHIPPED)), _NAME)
+        if not found.is_bert_base_uncased:
+            raise ModelError(
+                f"{file_name(SHIPPED)}: is not the vocabulary of {_NAME} any more. Install converter again."
+            )
+        return found
 
     @property
     def size(self) -> int:
@@ -93,7 +91,7 @@ class Tokenizer:
         if self.size != vocab_size:
             raise ModelError(
                 f"{self.origin}: the vocabulary has {self.size} entries, the model {vocab_size}. Give the vocabulary "
-                "that the model was trained with."
+                "that the model was trained with: --vocab vocab.txt, or vocabulary= in Python."
             )
 
     @property
@@ -161,12 +159,12 @@ class Tokenizer:
 
 
 def find_tokenizer(model: Path, vocabulary: Path | None) -> Tokenizer:
-    """The vocabulary that the user gave, else the one in the model's folder, else that of BERT from the Hub."""
+    """The vocabulary that the user gave, else the one in the model's folder, else that of BERT base uncased."""
     if vocabulary is not None:
         return Tokenizer.load(vocabulary)
     if any((model / name).is_file() for name in FILES):
         return Tokenizer.load(model)
-    return Tokenizer.from_hub()
+    return Tokenizer.bert_base_uncased()
 
 
 _NAME = "BERT base uncased"

@@ -1,4 +1,4 @@
-"""The model alone, in plain PyTorch: images and token ids in, boxes out. Only from_pretrained reads files.
+"""The model alone, in plain PyTorch: images and token ids in, boxes out. Of files only glip.py knows.
 
 In the order in which data passes:
 

@@ -66,8 +66,9 @@ def detect(
     output: Output,
     image_sizes: Sequence[tuple[int, int]],
     positive_map: Mapping[int, Sequence[int]],
+    most: int = DETECTIONS_PER_IMAGE,
 ) -> list[Detections]:
-    """Detections of each image. The caller has checked the inputs.
+    """Detections of each image, `most` at most. The caller has checked the inputs.
 
     image_sizes: (height, width) before padding; positive_map: label -> token positions.
     """
@@ -75,7 +76,7 @@ def detect(
     device = output.box_deltas[0].device
     anchors = level_anchors(config, sizes, device)
     phrases = _Phrases.of(positive_map, device)
-    return [_detect_image(output, image, size, anchors, phrases) for image, size in enumerate(image_sizes)]
+    return [_detect_image(output, image, size, anchors, phrases, most) for image, size in enumerate(image_sizes)]
 
 
 class _Phrases(NamedTuple):
@@ -103,7 +104,7 @@ class _Phrases(NamedTuple):
 
 
 def _detect_image(
-    output: Output, image: int, size: tuple[int, int], anchors: tuple[Tensor, ...], phrases: _Phrases
+    output: Output, image: int, size: tuple[int, int], anchors: tuple[Tensor, ...], phrases: _Phrases, most: int
 ) -> Detections:
     """Candidates of all levels, then suppression between them."""
     dtype = accumulation_dtype(output.box_deltas[0].dtype)
@@ -121,7 +122,7 @@ def _detect_image(
         boxes.append(decode(deltas, level_boxes[cell]))
         scores.append(score[order].sqrt())
         labels.append(phrases.labels[label])
-    return suppress(clip(torch.cat(boxes).float(), size), torch.cat(scores), torch.cat(labels))
+    return suppress(clip(torch.cat(boxes).float(), size), torch.cat(scores), torch.cat(labels), most)
 
 
 def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -131,8 +132,8 @@ def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), limit)
 
 
-def suppress(boxes: Tensor, scores: Tensor, labels: Tensor) -> Detections:
-    """Greedy non-maximum suppression within each label, then the best `DETECTIONS_PER_IMAGE`, ties kept.
+def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, most: int = DETECTIONS_PER_IMAGE) -> Detections:
+    """Greedy non-maximum suppression within each label, then the best `most`, ties kept.
 
     As the reference does, scores are compared with the hundredth one rounded to float32. In float32 this changes
     nothing; in float64 the limit is above the hundredth score half of the time, and 99 are left.
@@ -142,7 +143,7 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor) -> Detections:
     """
 
     def enough(kept: Tensor) -> Tensor:
-        return scores[kept[DETECTIONS_PER_IMAGE - 1]].float().to(scores)
+        return scores[kept[most - 1]].float().to(scores)
 
     order = scores.argsort(descending=True, stable=True)
     boxes, scores, labels = boxes[order], scores[order], labels[order]
@@ -150,12 +151,12 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor) -> Detections:
     for begin in range(0, len(order), NMS_BLOCK):
         block = torch.arange(begin, min(begin + NMS_BLOCK, len(order)), device=order.device)
         # one more than are wanted, since only then the limit applies
-        if len(kept) > DETECTIONS_PER_IMAGE and scores[block[0]] < enough(kept):
+        if len(kept) > most and scores[block[0]] < enough(kept):
             break
         fallen = _overlaps(boxes, labels, kept, block).any(dim=0)
         block = block[~fallen]
         kept = torch.cat([kept, block[_greedy(_overlaps(boxes, labels, block, block).triu(diagonal=1))]])
-    if len(kept) > DETECTIONS_PER_IMAGE:
+    if len(kept) > most:
         kept = kept[scores[kept] >= enough(kept)]
     return Detections(boxes[kept], scores[kept], labels[kept])
 

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from converter.errors import ModelError
 from converter.glip.model import inputs
 from converter.glip.model.bert import TextEncoder, TextFeatures
-from converter.glip.model.config import GLIPConfig
+from converter.glip.model.config import DETECTIONS_PER_IMAGE, GLIPConfig
 from converter.glip.model.detection import Detections, detect, level_anchors
 from converter.glip.model.fpn import FPN
 from converter.glip.model.fusion import LOGIT_LIMIT
 from converter.glip.model.head import Head, Output
 from converter.glip.model.swin import SwinTransformer
+
+if TYPE_CHECKING:
+    from converter.glip.saving import Origin
 
 
 class GLIP(nn.Module):
@@ -36,8 +42,15 @@ class GLIP(nn.Module):
     """
 
     def __init__(self, config: GLIPConfig) -> None:
+        if not isinstance(config, GLIPConfig):
+            raise ModelError(
+                f"GLIP({inputs.short(config)}): found {type(config).__name__}, expected a GLIPConfig. With weights: "
+                "GLIP.from_pretrained(path). By the name of a model, with random numbers: "
+                "converter.glip.get_model(name). Of a dict: GLIP(GLIPConfig.from_dict(values))."
+            )
         super().__init__()
         self.config = config
+        self._origin: Origin | None = None  # what it was loaded from, for the record of save_pretrained
         self.backbone = SwinTransformer(config)
         self.fpn = FPN(config)
         self.text_encoder = TextEncoder(config)
@@ -45,7 +58,13 @@ class GLIP(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | os.PathLike[str], *, revision: str | None = None, root: str | None = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "float32",
+        revision: str | None = None,
+        root: str | None = None,
     ) -> GLIP:
         """The model in what `convert` wrote, or in a checkpoint of any other known format, such as an official `.pth`.
 
@@ -54,16 +73,54 @@ class GLIP(nn.Module):
         Hugging Face Hub, through its cache, and so is `hf://org/name/file.pth`; `revision` is then a branch, tag or
         commit.
 
-        The model is float32, on the CPU, in eval mode. ModelError if the files are damaged, or if names or shapes are
-        not exactly the model's, PlanError if the checkpoint fits no known format; every difference is listed. HubError
-        if the download fails.
+        The model is in eval mode, on `device` ("cuda:0") and in `dtype` ("bfloat16"), whatever the weights are stored
+        in; they are read straight into it. ModelError if there is no such device, if the files are damaged, or if names
+        or shapes are not exactly the model's, PlanError if the checkpoint fits no known format; every difference is
+        listed. HubError if the download fails.
         """
-        from converter.glip.weights import load, open_pretrained
-        from converter.hub.resolve import local_path
+        from converter.glip.weights import Memory, load_pretrained
+        from converter.hub.resolve import located
 
-        path = local_path(path, revision=revision)
-        with open_pretrained(path, root) as checkpoint:
-            return load(cls, path, checkpoint).eval()
+        memory = Memory.of(device, dtype)  # before a download
+        local, name = located(path, revision=revision)
+        model, origin = load_pretrained(cls, name, local, memory, root)
+        model._origin = origin
+        return model.eval()
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        force: bool = False,
+        max_shard_size: int | None = None,
+        state_dict: Mapping[str, Tensor] | None = None,
+    ) -> Path:
+        """Write the model as a folder that `from_pretrained` and every command of `converter` take; its path.
+
+        It holds the weights as safetensors, each in the dtype that it has here, in files of at most `max_shard_size`
+        bytes; the configuration; preprocessing and vocabulary of the folder that the model was loaded from, if that has
+        them; and `conversion.json`: the hash of every tensor, what the model was loaded from, and how many tensors
+        differ from that. Equal models give equal bytes. `state_dict`: values to save in place of the model's own, such
+        as averages, or what shards were gathered to.
+
+        The folder appears as a whole or not at all. With `force` it replaces what was saved or converted there, and
+        never files of others. ModelError if the tensors are not those of a GLIP, as with adapters that are not merged;
+        DestinationError if the folder cannot be written.
+        """
+        from converter.glip.saving import save
+
+        state = self.state_dict() if state_dict is None else state_dict
+        return save(state, self.config, self._origin, folder, force=force, max_shard_size=max_shard_size)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As of any module; ModelError if not a single name is this model's, as in files of the official code."""
+        if state_dict and not self.state_dict().keys() & state_dict.keys():
+            first = inputs.short(next(iter(state_dict)))
+            raise ModelError(
+                f"state_dict: none of its {len(state_dict)} names is this model's ({first} is the first). A file of "
+                "the official code, MMDetection or a trainer is read and converted by GLIP.from_pretrained(path)."
+            )
+        return super().load_state_dict(state_dict, strict, assign)
 
     def forward(self, images: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Output:
         """Predictions for each cell of five levels, T as in `input_ids`. ModelError for unfit inputs.
@@ -77,6 +134,7 @@ class GLIP(nn.Module):
         attended = attention_mask != 0
         tokens = input_ids.shape[1]
         if not torch.compiler.is_compiling():
+            inputs.warn_of_pixels(images)
             kept = inputs.check_ids_and_length(input_ids, attended, self.config.vocab_size)
             input_ids, attended = input_ids[:, :kept], attended[:, :kept]
 
@@ -104,8 +162,9 @@ class GLIP(nn.Module):
         out: Output,
         image_sizes: Tensor | Sequence[Sequence[int]],
         positive_map: Mapping[int, Sequence[int]],
+        max_detections: int = DETECTIONS_PER_IMAGE,
     ) -> list[Detections]:
-        """The objects of each image, highest score first; at most 100, more only if they tie with the 100th.
+        """The objects of each image, highest score first; at most `max_detections`, more only if they tie.
 
         image_sizes: (height, width) of each image before padding, in pixels; positive_map: for each label the
         positions of its tokens in the caption, the same for every image. A phrase's score is the mean over
@@ -115,7 +174,7 @@ class GLIP(nn.Module):
         inputs.check_output(out, len(self.config.anchor_strides))
         sizes = inputs.check_image_sizes(image_sizes, out, self.config.anchor_strides[0])
         phrases = inputs.check_positive_map(positive_map, out.token_logits[0].shape[-1])
-        return detect(self.config, out, sizes, phrases)
+        return detect(self.config, out, sizes, phrases, max_detections)
 
     def _parameter(self) -> Tensor:
         """Any parameter, for the dtype and device of the model."""

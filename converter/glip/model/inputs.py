@@ -2,34 +2,54 @@
 
 from __future__ import annotations
 
+import operator
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from converter.errors import ModelError
+from converter.errors import ConverterWarning, ModelError
 from converter.glip.model.config import GLIPConfig
 from converter.glip.model.head import Output
 
 TEXT_MULTIPLE = 32  # the number of computed tokens is rounded up to a multiple of this
+_MOST = 20.0  # no normalised pixel is near it, and of a picture in 0..255 most are beyond
+_NORMALISED = "BGR in 0..255, minus (103.53, 116.28, 123.675), divided by (57.375, 57.12, 58.395)"
 
 
 def check_images(images: Tensor, parameter: Tensor) -> Tensor:
     """Images (B, 3, H, W) in the dtype of the model; ModelError if they are not such a batch, or on another device."""
     if not isinstance(images, Tensor):
-        raise ModelError(f"images: found {type(images).__name__}, expected a tensor (B, 3, H, W).")
-    if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape:
         raise ModelError(
-            f"images: found shape {tuple(images.shape)}, expected (B, 3, H, W), none of them 0. "
-            "One image needs a batch dimension: images.unsqueeze(0)."
+            f"images: found {type(images).__name__}, expected a tensor (B, 3, H, W). Of paths, arrays and pictures "
+            "converter.glip.Detector makes one."
         )
+    shape = tuple(images.shape)
+    if len(shape) != 4 or shape[1] != 3 or 0 in shape:
+        raise ModelError(f"images: found shape {shape}, expected (B, 3, H, W), none of them 0. {_images_cure(shape)}")
     if not images.is_floating_point():
         raise ModelError(
-            f"images: found {_name(images.dtype)}, expected floating point: BGR, "
-            "normalised by mean and standard deviation."
+            f"images: found {_name(images.dtype)}, expected floating point: {_NORMALISED}. converter.glip.Detector "
+            "does that."
         )
     _check_device("images", images, parameter)
     return images.to(parameter.dtype)
+
+
+def _images_cure(shape: tuple[int, ...]) -> str:
+    if len(shape) == 4 and shape[3] == 3:
+        return "Channels come first: images.permute(0, 3, 1, 2)."
+    if len(shape) == 3 and shape[0] != 3 and shape[2] == 3:
+        return "Channels come first, and one image needs a batch dimension: images.permute(2, 0, 1).unsqueeze(0)."
+    return "One image needs a batch dimension: images.unsqueeze(0)."
+
+
+def warn_of_pixels(images: Tensor) -> None:
+    """A ConverterWarning for images that were surely not normalised; nothing is read from another device for it."""
+    if images.device.type == "cpu" and (most := float(images.detach().amax())) > _MOST:
+        message = f"images: the largest value is {most:.0f}, of normalised images 2.7. Expected is {_NORMALISED}"
+        warnings.warn(message, ConverterWarning, stacklevel=4)
 
 
 def check_text(input_ids: Tensor, attention_mask: Tensor, images: Tensor, config: GLIPConfig) -> None:
@@ -37,7 +57,10 @@ def check_text(input_ids: Tensor, attention_mask: Tensor, images: Tensor, config
     batch = images.shape[0]
     for name, value in (("input_ids", input_ids), ("attention_mask", attention_mask)):
         if not isinstance(value, Tensor):
-            raise ModelError(f"{name}: found {type(value).__name__}, expected a tensor (B, T).")
+            raise ModelError(
+                f"{name}: found {type(value).__name__}, expected a tensor (B, T). Of lists of equal length: "
+                "torch.tensor(lists)."
+            )
     shape = tuple(input_ids.shape)
     if len(shape) != 2 or 0 in shape:
         raise ModelError(f"input_ids: found shape {shape}, expected (B, T), none of them 0.")
@@ -46,6 +69,11 @@ def check_text(input_ids: Tensor, attention_mask: Tensor, images: Tensor, config
     if tuple(attention_mask.shape) != shape:
         raise ModelError(
             f"attention_mask: found shape {tuple(attention_mask.shape)}, expected that of input_ids, {shape}."
+        )
+    if attention_mask.is_floating_point() or attention_mask.is_complex():
+        raise ModelError(
+            f"attention_mask: found {_name(attention_mask.dtype)}, expected bool or integers, 1 for tokens and 0 for "
+            "padding. It is not a mask to be added to logits."
         )
     if shape[0] != batch:
         raise ModelError(
@@ -58,7 +86,8 @@ def check_text(input_ids: Tensor, attention_mask: Tensor, images: Tensor, config
         limit, what = config.prompt_length, "rows of the prompt"
     if shape[1] > limit:
         raise ModelError(
-            f"input_ids: found shape {shape}, expected at most {limit} tokens: the model has {limit} {what}."
+            f"input_ids: found shape {shape}, expected at most {limit} tokens: the model has {limit} {what}. "
+            "Divide the phrases among several captions, as converter.glip.Detector does."
         )
 
 
@@ -105,7 +134,7 @@ def check_image_sizes(
         sizes, whole = [], False
     if not whole or len(sizes) != batch:
         raise ModelError(
-            f"image_sizes: found {_short(values)}, expected (height, width) in whole pixels for each of {batch} images."
+            f"image_sizes: found {short(values)}, expected (height, width) in whole pixels for each of {batch} images."
         )
     limit = (rows * stride, columns * stride)
     for index, (height, width) in enumerate(sizes):
@@ -121,17 +150,16 @@ def check_positive_map(positive_map: Mapping[int, Sequence[int]], tokens: int) -
     """The map with plain ints; ModelError if it is empty, a label has no token, or a token does not exist."""
     if not isinstance(positive_map, Mapping) or not positive_map:
         raise ModelError(
-            f"positive_map: found {_short(positive_map)}, expected at least one {{label: [token positions]}}."
+            f"positive_map: found {short(positive_map)}, expected at least one {{label: [token positions]}}."
         )
     checked: dict[int, list[int]] = {}
-    for label, positions in positive_map.items():
-        if isinstance(label, bool) or not isinstance(label, int):
-            raise ModelError(f"positive_map: found the label {label!r}, expected an integer.")
+    for key, positions in positive_map.items():
+        label = _label(key)
         try:
             checked[label] = [int(position) for position in positions]
         except (TypeError, ValueError):
             raise ModelError(
-                f"positive_map[{label}]: found {_short(positions)}, expected a list of token positions."
+                f"positive_map[{label}]: found {short(positions)}, expected a list of token positions."
             ) from None
         if not checked[label]:
             raise ModelError(f"positive_map[{label}]: found no token positions, expected at least one.")
@@ -139,9 +167,22 @@ def check_positive_map(positive_map: Mapping[int, Sequence[int]], tokens: int) -
         if outside:
             raise ModelError(
                 f"positive_map[{label}]: found token positions {outside}, expected 0 to {tokens - 1}: "
-                f"the caption has {tokens} tokens."
+                f"the caption has {tokens} tokens. Positions count tokens, [CLS] first, not ids and not characters."
             )
     return checked
+
+
+def _label(key: object) -> int:
+    try:
+        label = 0 if isinstance(key, bool) else operator.index(key)  # type: ignore[arg-type]
+    except TypeError:
+        raise ModelError(f"positive_map: found the label {key!r}, expected an integer.") from None
+    if label < 1:
+        raise ModelError(
+            f"positive_map: found the label {key!r}, expected integers from 1: 0 is the background. Count "
+            "phrases from 1."
+        )
+    return label
 
 
 def _check_device(name: str, value: Tensor, parameter: Tensor) -> None:
@@ -156,6 +197,7 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _short(value: object, limit: int = 80) -> str:
+def short(value: object, limit: int = 80) -> str:
+    """Its repr, cut."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -4,6 +4,7 @@
     words.py       how alike two names read
     assignment.py  the best assignment, and where another is nearly as good
     match.py       which unit becomes which, from the most consistent evidence to the least
+    squares.py     square matrices, of which no shape tells whether they are transposed
     captures.py    units as patterns
     rules.py       matches as rules and ignores
     spec.py        a target that is known by a checkpoint only, as a spec
@@ -13,6 +14,7 @@ A rule that is not sure says so in `doubt`. Sure means: no other assignment of t
 """
 
 from converter.mapping.draft.names import Named
-from converter.mapping.draft.propose import Draft, Target, known_target, new_target, propose
+from converter.mapping.draft.propose import Draft, Target, known_target, new_target, propose, specs_of
+from converter.mapping.draft.squares import squares_as_stored
 
-__all__ = ["Draft", "Named", "Target", "known_target", "new_target", "propose"]
+__all__ = ["Draft", "Named", "Target", "known_target", "new_target", "propose", "specs_of", "squares_as_stored"]

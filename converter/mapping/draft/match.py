@@ -25,6 +25,7 @@ _SURE, _DOUBTFUL = 1.0, 0.25  # weight of a pair as evidence for its neighbours
 _ALIKE = 0.75  # similarity that needs no other evidence
 _TORN = "the module as a whole has no counterpart, only its tensors one by one"
 _INCOMPLETE = "no other candidate comes near, but the names differ, and part of the target has no counterpart at all"
+TURNED = "only the transposed shape is there"
 _COUNTED_JOIN = 0.3  # similarity from which tensors that differ in a number may be parts of one
 
 
@@ -224,8 +225,7 @@ class _Round:
         for unit in left:
             if (key := _transposed(unit.signature)) != unit.signature:
                 turned.setdefault(key, []).append(unit)
-        doubt = "only the transposed shape is there; square matrices of the same model may be transposed as well"
-        self._assign(turned, _by_signature(right), "transpose", doubt)
+        self._assign(turned, _by_signature(right), "transpose", TURNED)
         left, right = _open(left, self.sources), _open(right, self.targets)
         self._assign(_keyed(left, _squeezed), _keyed(right, _squeezed), "reshape", None)
 

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from converter.display import quoted
 from converter.errors import TableError
-from converter.mapping.documents import find_document
+from converter.mapping.documents import find_document, names_of
+from converter.mapping.doubts import in_doubt_of
 from converter.mapping.draft.captures import Names, is_writable
 from converter.mapping.draft.match import Matching, match
 from converter.mapping.draft.names import Named
 from converter.mapping.draft.rules import Rule, Writer
 from converter.mapping.draft.spec import draft_spec
+from converter.mapping.draft.squares import doubt_squares
 from converter.mapping.draft.words import Vocabulary
 from converter.mapping.expression import Value
+from converter.mapping.load import load_table
+from converter.mapping.ops import Shape
 from converter.mapping.pattern import compile_pattern
-from converter.mapping.spec import load_spec
+from converter.mapping.spec import Config, Spec, load_spec
 from converter.mapping.wrappers import load_wrappers
 
 
@@ -27,7 +31,8 @@ from converter.mapping.wrappers import load_wrappers
 class Target:
     """What is drafted for. `conditions`: pattern of names -> the `when` of the spec's entry.
 
-    `options`: tensors that only some checkpoints have, by the config field that they decide.
+    `options`: tensors that only some checkpoints have, by the config field that they decide. `spec`: its document,
+    where it is none that has a name. `part`: the module of the spec whose tensors these are, "" for the whole.
     """
 
     name: str
@@ -37,6 +42,7 @@ class Target:
     conditions: tuple[tuple[str, str], ...]
     options: tuple[tuple[str, Named, int], ...]
     spec: Mapping[str, Any] | None
+    part: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +55,20 @@ class Draft:
     matching: Matching
 
     @property
-    def doubtful(self) -> list[Rule]:
-        """Rules to be reviewed."""
-        return [rule for rule in self.table["rules"] if "doubt" in rule]
+    def doubts(self) -> Mapping[str, Mapping[str, Any]]:
+        """What is to be settled by a person: JSON pointer -> rule or ignore."""
+        return in_doubt_of(self.table)
+
+    @property
+    def doubtful(self) -> list[Mapping[str, Any]]:
+        """The rules among these."""
+        return [rule for pointer, rule in self.doubts.items() if pointer.startswith("/rules/")]
 
 
 def known_target(name: str, sources: Sequence[Named]) -> Target:
-    """The variant of a spec, by name or path, whose shapes are nearest to those of `sources`."""
-    document = find_document(name, "spec")
-    spec = load_spec(name)
+    """The variant whose shapes are nearest to those of `sources`, of a spec by name or path, or of a table's target."""
+    spec = load_table(name).spec if name in names_of("table") else load_spec(name)
+    document = find_document(spec.name if name in names_of("table") else name, "spec")
     shapes = Counter(tensor.shape for tensor in sources)
 
     def fit(config: Mapping[str, Value]) -> float:
@@ -84,9 +95,28 @@ def known_target(name: str, sources: Sequence[Named]) -> Target:
     ]
     fields = tuple(document.content["config"])
     at_path = name.endswith(".json")
-    return Target(
-        spec.name, best.name, tensors, fields, tuple(conditions), tuple(options), document.content if at_path else None
-    )
+    own = document.content if at_path and document.name not in names_of("spec") else None
+    return Target(spec.name, best.name, tensors, fields, tuple(conditions), tuple(options), own, spec.part)
+
+
+def specs_of(tensors: Iterable[Named], folder: Path) -> list[str]:
+    """Known specs, by name, and specs in `folder`, by path, of which a variant has just these tensors."""
+    wanted = {tensor.name: (tensor.shape, tensor.kind) for tensor in tensors}
+    paths = sorted(str(path) for path in folder.glob("*.json") if path.is_file())
+    found = []
+    for name in (*names_of("spec"), *paths):
+        try:
+            spec = load_spec(name)
+            if any(_described(spec, variant.config) == wanted for variant in spec.variants):
+                found.append(name)
+        except TableError:  # a table, or anything else that lies there
+            continue
+    return found
+
+
+def _described(spec: Spec, config: Config) -> dict[str, tuple[Shape, str]]:
+    dtypes = spec.dtypes(config)
+    return {name: (shape, dtypes.get(name, "")) for name, shape in spec.tensors(config).items()}
 
 
 def new_target(name: str, tensors: Sequence[Named]) -> Target:
@@ -115,7 +145,7 @@ def propose(
         raise TableError(f"the {'target' if sources else 'source'} has no tensors; there is nothing to draft")
     sources = _without_wrappers(sources)
     check_names(sources, "source")
-    matching = match(sources, target.tensors, on_round)
+    matching = doubt_squares(match(sources, target.tensors, on_round))
     if not matching.matches:
         raise TableError("no tensor of the source has a counterpart in the target; there is nothing to draft")
     writer = Writer(
@@ -142,6 +172,7 @@ def propose(
         "facts": ["Drafted from names and shapes alone; every 'doubt' is to be settled by a person, then removed."],
         "target": target.name,
     }
+    table |= {"part": target.part} if target.part else {}
     table |= {"words": writer.words} if writer.words else {}
     table |= {"rules": rules} | ({"ignore": ignores} if ignores else {})
     return Draft(table, target.spec, target.variant, matching)
@@ -180,18 +211,3 @@ def _optional(option: str, tensor: Named, axis: int, left: list[Named]) -> Rule:
         left.remove(best)
         source, doubt = best.name, f"the shape fits, but nothing else says that it decides {option!r}"
     return {"source": source, "target": tensor.name, "when": option, "doubt": doubt}
-
-
-def to_text(document: Mapping[str, Any]) -> str:
-    """JSON with a line for each rule, as tables are written by hand."""
-    lines = []
-    for key, value in document.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            items = ",\n".join("    " + json.dumps(item) for item in value)
-            lines.append(f"  {json.dumps(key)}: [\n{items}\n  ]")
-        elif key in ("config", "variants", "words") and value:
-            items = ",\n".join(f"    {json.dumps(name)}: {json.dumps(item)}" for name, item in value.items())
-            lines.append(f"  {json.dumps(key)}: {{\n{items}\n  }}")
-        else:
-            lines.append(f"  {json.dumps(key)}: {json.dumps(value)}")
-    return "{\n" + ",\n".join(lines) + "\n}\n"

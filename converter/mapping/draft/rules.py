@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from converter.mapping.draft.captures import Names, affine, capture_names, pattern_of, restrict
-from converter.mapping.draft.match import Match
+from converter.mapping.draft.match import TURNED, Match
 from converter.mapping.draft.names import Named, Unit, units
 from converter.mapping.draft.words import PARAMETERS
 
@@ -144,8 +144,10 @@ def _parts(match: Match) -> Iterator[tuple[Match, list[dict[str, Any]]]]:
             sides = [tuple(restrict(u, group, fix) for u in side) for side in (match.sources, match.targets)]
             needed = next(op for index, op in own.items() if all(index[i] == value for i, value in fix.items()))
             op = match.op if needed else "rename"
-            # the doubt is about the op; the rest of the match has none
-            yield Match(sides[0], sides[1], op, match.doubt), needed
+            doubt = match.doubt
+            if doubt and op == "rename":  # a bias, whose shape is as it was
+                doubt = "; ".join(said for said in doubt.split("; ") if said != TURNED) or None
+            yield Match(sides[0], sides[1], op, doubt), needed
 
 
 def _fixed(ops: Mapping[tuple[int, ...], Any], slots: int) -> list[dict[int, int]]:

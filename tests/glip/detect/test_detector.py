@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import skimage.data
 import torch
@@ -13,14 +12,11 @@ from PIL import Image
 
 from converter.errors import ModelError
 from converter.glip import GLIP, Detector, Found, Prompt
-from converter.glip.detect.draw import colour, draw
-from converter.glip.detect.images import pad, to_tensor
+from converter.glip.detect.images import batch, to_tensor
 from converter.glip.detect.preprocessing import glip_preprocessing
-from converter.glip.detect.tokenizer import Tokenizer
-from tests.support.bert_vocabulary import recorded_vocabulary, small_vocabulary
+from tests.support.bert_vocabulary import small_vocabulary
 from tests.support.saved_glip import saved_glip
 from tests.support.small_folder import SETTINGS, small_folder
-from tests.support.small_glip import small_glip
 
 PICTURE = Image.fromarray(skimage.data.rocket()).resize((321, 214))
 
@@ -40,13 +36,27 @@ def test_boxes_are_those_of_the_model_in_pixels_of_the_picture(detector: Detecto
     tensor = to_tensor(PICTURE, SETTINGS)
     assert tensor.shape == (3, 96, 144)
     with torch.inference_mode():
-        out = detector.model(pad(tensor, 32), torch.tensor([ids]), torch.ones(1, 6, dtype=torch.int64))
+        out = detector.model(batch([tensor], 32), torch.tensor([ids]), torch.ones(1, 6, dtype=torch.int64))
     (expected,) = detector.model.detect(out, [(96, 144)], {1: [1], 2: [3, 4]})
     kept = expected.scores > 0.3
     assert kept.sum() > 5
     torch.testing.assert_close(found.scores, expected.scores[kept])
     torch.testing.assert_close(found.labels, expected.labels[kept])
     torch.testing.assert_close(found.boxes, expected.boxes[kept] * torch.tensor([321 / 144, 214 / 96] * 2))
+
+
+def test_each_side_is_scaled_by_its_own_factor(detector: Detector) -> None:
+    """Sizes are rounded, so that the two differ: here 300/158 and 70/37."""
+    picture = PICTURE.resize((300, 70))
+    tensor = to_tensor(picture, SETTINGS)
+    assert tensor.shape == (3, 37, 158)
+    (caption,) = detector.captions(Prompt.parse("person."))
+    ids = torch.tensor([caption.ids])
+    with torch.inference_mode():
+        out = detector.model(batch([tensor], 32), ids, torch.ones_like(ids))
+    (expected,) = detector.model.detect(out, [(37, 158)], caption.positive_map)
+    found = detector.detect(picture, "person.", 0.0)
+    torch.testing.assert_close(found.boxes, expected.boxes * torch.tensor([300 / 158, 70 / 37] * 2), rtol=1e-6, atol=0)
 
 
 def test_boxes_lie_in_the_picture_and_scores_fall(found: Found) -> None:
@@ -99,21 +109,23 @@ def test_what_is_found_has_the_name_that_was_given(detector: Detector) -> None:
 
 def test_a_long_prompt_is_looked_for_in_parts(detector: Detector) -> None:
     names = ["person"] * 126 + ["dog"] * 126
-    prompt = Prompt.parse(". ".join(names))
+    prompt = Prompt(tuple(names))
     first, second = detector.captions(prompt)
     found = detector.detect(PICTURE, prompt, 0.0)
     assert (len(first.ids), len(second.ids)) == (255, 251)
     assert 100 <= len(found.scores) < 1000
     assert torch.equal(found.scores, found.scores.sort(descending=True).values)
     assert [names[label - 1] for label in found.labels.tolist()] == list(found.phrases)
-    alone = detector.detect(PICTURE, Prompt.parse(". ".join(names[127:])), 0.0)  # what the second caption says
+    alone = detector.detect(PICTURE, Prompt(tuple(names[127:])), 0.0)  # what the second caption says
     best = found.scores[found.labels > 127]
     torch.testing.assert_close(best, alone.scores[: len(best)])
 
 
 def test_a_vocabulary_of_another_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="the vocabulary has 30522 entries, the model 50"):
-        Detector(small_glip(torch.float32), Tokenizer.load(recorded_vocabulary(tmp_path)))
+    """BERT's is what a file without a vocabulary is read with."""
+    wrong = "BERT base uncased: the vocabulary has 30522 entries, the model 50. Give the vocabulary that the model was "
+    with pytest.raises(ModelError, match=wrong + "trained with: --vocab vocab.txt, or vocabulary= in Python"):
+        Detector.from_pretrained(saved_glip(tmp_path))
 
 
 def test_a_folder_says_how_pictures_are_prepared(tmp_path: Path) -> None:
@@ -142,43 +154,6 @@ def test_a_damaged_config_is_named_by_the_model(tmp_path: Path) -> None:
         (folder / "config.json").write_text(text, encoding="latin-1")
         with pytest.raises(ModelError, match="its record 'config' is invalid"):
             Detector.from_pretrained(folder)
-
-
-def boxes(*corners: tuple[float, float, float, float]) -> Found:
-    count = len(corners)
-    return Found(
-        100, 80, torch.tensor(corners), torch.linspace(0.9, 0.5, count), torch.arange(1, count + 1), ("dog",) * count
-    )
-
-
-def test_a_box_is_drawn_where_it_is() -> None:
-    image = Image.new("RGB", (100, 80), (255, 255, 255))
-    drawn = np.asarray(draw(image, boxes((20, 30, 70, 60))))
-    for x, y in ((20, 45), (70, 45), (45, 60), (70, 30), (20, 60)):
-        assert tuple(drawn[y, x]) == colour(1)
-    changed = (drawn != 255).any(axis=-1)
-    assert not changed[34:56, 24:66].any()
-    assert not changed[62:].any()
-    assert not changed[:, :20].any()
-    assert changed[14:30, 20:60].any()  # the name, above the box
-    assert np.asarray(image).min() == 255
-
-
-def test_boxes_of_two_labels_have_two_colours() -> None:
-    drawn = np.asarray(draw(Image.new("RGB", (100, 80)), boxes((5, 20, 30, 70), (60, 20, 90, 70))))
-    assert tuple(drawn[50, 5]) == colour(1) != colour(2) == tuple(drawn[50, 60])
-    assert len({colour(label) for label in range(1, 100)}) > 90
-
-
-def test_a_name_stays_in_the_picture() -> None:
-    drawn = np.asarray(draw(Image.new("RGB", (100, 80)), boxes((95, 30, 99, 60))))
-    assert (drawn[:, 50:60] == colour(1)).all(axis=-1).any()  # its background begins left of the box
-
-
-@pytest.mark.parametrize("corners", [(0, 0, 99, 79), (0, 0, 0, 0), (99, 79, 99, 79), (50, 40, 50.2, 40.1)])
-def test_any_box_can_be_drawn(corners: tuple[float, float, float, float]) -> None:
-    for size in ((100, 80), (1, 1)):
-        assert draw(Image.new("RGB", size), boxes(corners)).size == size
 
 
 def test_loading_gives_the_model_in_float32(detector: Detector) -> None:

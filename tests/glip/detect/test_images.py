@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from converter.errors import ModelError
-from converter.glip.detect.images import PIXEL_LIMIT, pad, read_image, to_tensor
+from converter.glip.detect.images import PIXEL_LIMIT, batch, read_image, to_tensor
 from converter.glip.detect.preprocessing import Preprocessing, glip_preprocessing
 
 SETTINGS = glip_preprocessing()
@@ -78,11 +78,11 @@ def test_channels_are_blue_green_red() -> None:
 
 
 def test_padding_is_zero_below_and_to_the_right() -> None:
-    padded = pad(torch.ones(3, 33, 64), 32)
+    padded = batch([torch.ones(3, 33, 64)], 32)
     assert padded.shape == (1, 3, 64, 64)
     assert padded[0, :, :33].min() == 1
     assert padded[0, :, 33:].abs().max() == 0
-    assert pad(torch.ones(3, 32, 64), 32).shape == (1, 3, 32, 64)
+    assert batch([torch.ones(3, 32, 64)], 32).shape == (1, 3, 32, 64)
 
 
 @pytest.mark.parametrize(

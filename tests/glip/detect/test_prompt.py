@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,10 +12,10 @@ from safetensors import safe_open
 
 from converter.errors import ModelError
 from converter.glip.detect.preprocessing import glip_preprocessing
-from converter.glip.detect.prompt import Prompt, captions, parse_span, token_positions
+from converter.glip.detect.prompt import Prompt, as_prompt, captions, parse_span, token_positions
 from converter.glip.detect.tokenizer import Tokenizer
 from tests import DATA
-from tests.support.bert_vocabulary import WORDS, recorded_vocabulary, small_vocabulary
+from tests.support.bert_vocabulary import WORDS, small_vocabulary
 
 SETTINGS = glip_preprocessing()
 CAPTURES = DATA / "captures"
@@ -63,8 +63,8 @@ def test_a_span_within_a_word_is_the_pieces_that_it_touches(tokenizer: Tokenizer
     assert pieces(tokenizer, prompt) == [["skate"], ["skate", "##board"], ["skate", "##board", "##ing"]]
 
 
-def test_the_map_is_the_one_that_the_official_code_was_captured_with(tmp_path: Path) -> None:
-    bert = Tokenizer.load(recorded_vocabulary(tmp_path))
+def test_the_map_is_the_one_that_the_official_code_was_captured_with() -> None:
+    bert = Tokenizer.bert_base_uncased()
     with safe_open(CAPTURES / "glip-t.safetensors", "numpy") as file:
         facts = json.loads(file.metadata()["capture"])
     caption = facts["captions"][0]
@@ -92,17 +92,38 @@ def test_a_phrase_has_the_tokens_of_its_characters(tokenizer: Tokenizer, words: 
 
 def test_many_names_take_several_captions(tokenizer: Tokenizer) -> None:
     names = ["dog", "traffic light", "hair drier"] * 120
-    prompt = Prompt.parse(". ".join(names))
+    prompt = Prompt(tuple(names))
     made = captions(prompt, tokenizer, SETTINGS)
     assert [len(caption.ids) for caption in made] == [255, 256, 253, 253, 68]
     assert [label for caption in made for label in caption.positive_map] == list(range(1, 361))
     assert pieces(tokenizer, prompt) == [["dog"], ["traffic", "light"], ["hair", "dr", "##ier"]] * 120
 
 
+def test_hundreds_of_names_take_captions_of_what_fits(tokenizer: Tokenizer) -> None:
+    """1,203 as LVIS has; each caption is as full as it can be, and labels count through."""
+    words = [word for word in WORDS if word.isalpha() and len(word) > 2]
+    names = [f"{a} {b} {c}" for a in words for b in words for c in words][:1203]
+    prompt = Prompt.of_names(names)
+    made = captions(prompt, tokenizer, SETTINGS)
+    assert [label for caption in made for label in caption.positive_map] == list(range(1, 1204))
+    assert [" ".join(found) for found in pieces(tokenizer, prompt)] == names
+    assert {len(caption.ids) for caption in made[:-1]} == {253}  # 63 names of 3 tokens and a stop; 64 would be 257
+
+
+def test_captions_may_have_fewer_names_as_lvis_is_evaluated(tokenizer: Tokenizer) -> None:
+    names = [f"dog {'small ' * number}cat" for number in range(40)]
+    made = captions(Prompt.of_names(names, per_caption=8), tokenizer, SETTINGS)
+    assert [list(caption.positive_map) for caption in made[:2]] == [list(range(1, 9)), list(range(9, 17))]
+    assert len(made) > 5  # the last names are too long for eight
+    assert [label for caption in made for label in caption.positive_map] == list(range(1, 41))
+    with pytest.raises(ModelError, match="0 names per caption, expected at least 1"):
+        Prompt.of_names(["dog"], per_caption=0)
+
+
 def test_a_caption_may_be_full_and_no_fuller(tokenizer: Tokenizer) -> None:
     (full,) = captions(Prompt.of_names([" ".join(["dog"] * 254)]), tokenizer, SETTINGS)
     assert len(full.ids) == 256
-    with pytest.raises(ModelError, match="has 257 tokens, expected at most 256"):
+    with pytest.raises(ModelError, match="alone has 257 tokens, expected at most 256"):
         captions(Prompt.of_names([" ".join(["dog"] * 255)]), tokenizer, SETTINGS)
     with pytest.raises(ModelError, match="has 302 tokens, expected at most 256"):
         captions(Prompt.of_caption(" ".join(["dog"] * 300), [(0, 3)]), tokenizer, SETTINGS)
@@ -127,6 +148,21 @@ def test_an_empty_name_is_refused(names: list[str]) -> None:
         Prompt.of_names(names)
 
 
+@pytest.mark.parametrize("names", ["dog", ["dog", None], 5 * [b"dog"]])
+def test_names_are_a_list_of_texts(names: Any) -> None:
+    with pytest.raises(ModelError, match="expected a list of names"):
+        Prompt.of_names(names)
+
+
+def test_a_prompt_is_a_text_a_list_or_a_prompt() -> None:
+    prompt = Prompt.of_names(["person", "traffic light"])
+    for same in ("person. traffic light.", ["person", "traffic light"], ("person", "traffic light"), prompt):
+        assert as_prompt(same) == prompt
+    for wrong in (None, 5, {"person"}, [["person"]], b"person", {"person": 1}):
+        with pytest.raises(ModelError, match=r"prompt: found .*, expected a text like 'person\. traffic light\.'"):
+            as_prompt(wrong)  # type: ignore[arg-type]
+
+
 def test_a_name_that_is_there_twice_is_refused() -> None:
     with pytest.raises(ModelError, match=r"the name 'U\.S\. flag' is there twice"):
         Prompt.of_names(["U.S. flag", "dog", "U.S. flag "])
@@ -141,7 +177,7 @@ def test_a_span_outside_the_caption_is_refused(span: tuple[int, int]) -> None:
 def test_spans_without_words_are_refused() -> None:
     with pytest.raises(ModelError, match="contains no word"):
         Prompt.of_caption("two dogs", [(3, 4)])
-    with pytest.raises(ModelError, match="at least one span"):
+    with pytest.raises(ModelError, match="at least one phrase of it"):
         Prompt.of_caption("two dogs", [])
 
 

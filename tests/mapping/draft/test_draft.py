@@ -15,10 +15,10 @@ import pytest
 
 from converter.checkpoint import DTYPES
 from converter.errors import TableError
+from converter.mapping.documents import to_text
 from converter.mapping.draft import Draft, Named, known_target, new_target, propose
 from converter.mapping.draft.assignment import assign, margins_of
 from converter.mapping.draft.names import take_apart
-from converter.mapping.draft.propose import to_text
 from converter.mapping.lint import lint
 from converter.mapping.load import load_table
 from converter.mapping.table import Table
@@ -256,6 +256,7 @@ def test_a_transposed_matrix_is_found_and_doubted(tmp_path: Path) -> None:
     weight = next(rule for rule in draft.table["rules"] if rule["target"].endswith("weight"))
     assert weight["ops"] == [{"op": "transpose", "axes": [1, 0]}]
     assert "transposed" in weight["doubt"]
+    assert draft.doubtful == [weight]  # its bias has the shape that it had
     assert ("h.2.c_fc.weight", "layers.2.fc1.weight") in pairs(plan)
 
 

@@ -7,4 +7,5 @@ reading.py     endpoints that tell
 writing.py     endpoints that change something
 card.py        what it refuses in a model card
 server.py      the server itself
+offline.py     ways of being without it
 """

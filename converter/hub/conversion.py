@@ -1,0 +1,67 @@
+"""`convert` in Python: a checkpoint, here or on the Hub, becomes one of another format."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from contextlib import ExitStack
+from pathlib import Path
+
+from converter.errors import ConverterWarning
+from converter.hub.resolve import is_on_hub, resolve
+from converter.planning.formats import open_known
+from converter.writing.convert import Conversion
+from converter.writing.convert import convert as write
+from converter.writing.residue import prepare
+from converter.writing.route import make_conversion
+
+
+def convert(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    *,
+    source: str | None = None,
+    to: str | None = None,
+    dtype: str | None = None,
+    variant: str | None = None,
+    root: str | None = None,
+    max_shard_size: int | None = None,
+    keep_residue: bool = False,
+    residue: str | os.PathLike[str] | None = None,
+    force: bool = False,
+) -> Conversion:
+    """Convert a checkpoint as `converter convert` does; what was written, with the ledger of every tensor.
+
+        done = convert("official.pth", "model.safetensors")
+        print(done.destination, done.size, done.ledger["sha256"])
+        convert("model.safetensors", "swin", to="transformers-swin-backbone")
+
+    src      a checkpoint of any known format, or one on the Hub: `hf://org/name/file.pth@revision`
+    dst      a file (`.safetensors`, `.pth`) or a folder; it appears as a whole or not at all
+    source   the format of `src`, by name or as a table's path; by default it is recognised
+    to       the format to write; by default that of `from_pretrained`
+    dtype    casts all weights: float64, float32, float16 or bfloat16; by default they are kept as stored
+    variant, root, keep_residue, residue, force: as the options of these names; `max_shard_size`: bytes
+
+    Raises a ConverterError: CheckpointError, TableError, PlanError with all its problems, DestinationError or HubError.
+    Whatever is raised, `dst` is as it was.
+    """
+    path, origin, destination = Path(src), None, Path(dst)
+    if isinstance(src, str) and is_on_hub(src):
+        found = resolve(src)
+        path, origin = found.path, {"reference": found.reference, "files": dict(found.files)}
+    kept = None if residue is None else Path(residue)
+    with open_known(path, root, source) as checkpoint, ExitStack() as opened:
+        prepare(destination, force=force, inputs=checkpoint.files, keep=keep_residue)
+        plan, beside = make_conversion(
+            path, checkpoint, opened, source=source, target=to, residue_file=kept, variant=variant, dtype=dtype,
+            say=_warn,
+        )  # fmt: skip
+        return write(
+            checkpoint, plan, destination, max_shard_size=max_shard_size, force=force, residue=beside,
+            trusts_ledger=kept is None, keep_residue=keep_residue, origin=origin,
+        )  # fmt: skip
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, ConverterWarning, stacklevel=4)

@@ -1,0 +1,150 @@
+"""Results of a long run, one to a line: what was done before the run was stopped is there for the next one.
+
+The first line says what the results depend on, the others are results; all are JSON objects. A line is written in one
+piece while signals wait, and flushed. Only `kill -9`, a full disk or a power cut can leave half of one, at the end: the
+next run drops it. A lock keeps a second process out for as long as the first is at work.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import stat
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from converter.checkpoint.strict_json import parse_json
+from converter.display import file_name
+from converter.errors import DestinationError
+from converter.writing.commit import NO_LOCKS, signals_held
+from converter.writing.destination import writing
+from converter.writing.staging import write_at
+
+
+class Journal:
+    """A file of results; a context that closes it.
+
+    `settings`: its first line, None if there is none yet. `results`: the other lines as they were found, in the order
+    in which they were written.
+    """
+
+    def __init__(self, path: Path, *, begin_anew: bool = False) -> None:
+        """Read it, if it is there, and keep others out. `begin_anew`: what it holds is not read.
+
+        DestinationError if it is no journal, or another process is at work on it. Nothing is changed yet.
+        """
+        self.path = path
+        self.settings: Mapping[str, Any] | None = None
+        self.results: list[dict[str, Any]] = []
+        self._descriptor: int | None = None
+        self._end = 0  # of the last whole line that is kept
+        try:
+            with writing(path):
+                self._open(os.O_RDWR)
+        except DestinationError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            return
+        try:
+            if not begin_anew:
+                self._read()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others in; a second call does nothing."""
+        if self._descriptor is not None:
+            with suppress(OSError):  # every line was flushed
+                os.close(self._descriptor)
+            self._descriptor = None
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Make it, with its first line; what it held before goes. DestinationError if it cannot be made."""
+        with writing(self.path), signals_held():
+            if self._descriptor is None:
+                self._open(os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            self._end = 0
+            self._write(settings)
+            self.settings, self.results = settings, []
+
+    def add(self, result: Mapping[str, Any]) -> None:
+        """Keep a result. DestinationError if it cannot be written; those before it stay."""
+        with writing(self.path), signals_held():
+            self._write(result)
+
+    def _write(self, value: Mapping[str, Any]) -> None:
+        assert self._descriptor is not None
+        line = json.dumps(value, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        os.ftruncate(self._descriptor, self._end)  # half a line, or all that was there
+        write_at(self._descriptor, line, self._end)
+        os.fsync(self._descriptor)
+        self._end += len(line)
+
+    def remove(self) -> None:
+        """Take it away: all of it is elsewhere by now."""
+        with writing(self.path):
+            self.path.unlink(missing_ok=True)
+        self.close()
+
+    def _open(self, flags: int) -> None:
+        self._descriptor = os.open(self.path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+            self.close()
+            raise DestinationError(f"{file_name(self.path)}: is not a file. Choose another folder.")
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise DestinationError(
+                f"{file_name(self.path)}: another run is at work on it. Wait for its end, or choose another folder."
+            ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        if not self.path.exists() or not os.path.samestat(os.fstat(self._descriptor), self.path.stat()):
+            self.close()
+            raise DestinationError(f"{file_name(self.path)}: another run has just finished with it. Run again.")
+
+    def _read(self) -> None:
+        assert self._descriptor is not None
+        with writing(self.path), open(self._descriptor, "rb", closefd=False) as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    break  # half of one
+                try:
+                    value = parse_json(line)
+                    if not isinstance(value, dict):
+                        raise ValueError("not an object")
+                except ValueError as error:
+                    raise DestinationError(
+                        f"{file_name(self.path)}: line {number} cannot be read ({error}). --force begins anew."
+                    ) from None
+                if number == 1:
+                    self.settings = value
+                else:
+                    self.results.append(value)
+                self._end += len(line)
+
+
+def differences(then: Any, now: Any, name: str = "") -> list[str]:
+    """Names of the entries in which two JSON objects differ, `a.b` for one further down."""
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        return [
+            found
+            for key in sorted({*then, *now})
+            for found in differences(then.get(key), now.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if then == now else [name]

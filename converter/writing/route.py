@@ -1,0 +1,72 @@
+"""The plan of a conversion as a user states it: formats by name, and the residue that lies beside the source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.display import file_name, plain
+from converter.errors import PlanError, RootError
+from converter.planning.formats import choose_formats, hub_holding, make_route
+from converter.planning.plan import Plan
+from converter.writing.buffers import verify_left_out
+from converter.writing.records import find_record
+from converter.writing.residue import read_residue, residue_beside
+
+
+def make_conversion(
+    path: Path,
+    checkpoint: Checkpoint,
+    opened: ExitStack,
+    *,
+    source: str | None,
+    target: str | None,
+    residue_file: Path | None,
+    variant: str | None,
+    dtype: str | None,
+    say: Callable[[str], object],
+) -> tuple[Plan, Checkpoint | None]:
+    """The plan, with what it leaves out verified, and the residue that it reads, which `opened` closes.
+
+    `path`: the file or folder that `checkpoint` was opened from.
+    `source`, `target`: formats by name or path; without one, the source is recognised, the target is the in-house one.
+    `residue_file`: by default the one beside the checkpoint; `say` is told why it is not used. Raises RootError for a
+    residue of another format, and as `choose_formats`, `make_route` and `verify_left_out`.
+    """
+    known, wanted = choose_formats(checkpoint, source, target)
+    residue = kept = None
+    if (place := residue_file or residue_beside(checkpoint)) is not None:
+        residue = opened.enter_context(open_checkpoint(place))
+        kept = read_residue(residue)
+        if kept.format != wanted.name:
+            found = f"is for the way back to {plain(kept.format)}, not to {wanted.label}"
+            if residue_file is not None:
+                raise RootError(f"{place}: {found}. Leave out --residue.")
+            say(f"{place.name} {found}, and is not used")
+            residue = kept = None
+        elif residue_file is None and not kept.belongs(checkpoint):
+            say(f"{place.name} belongs to another conversion and is not used; --residue insists")
+            residue = kept = None
+        elif wanted.is_hub:
+            wanted = hub_holding(known, wanted, kept.checkpoint.tensors)
+    held = kept.residue(wanted) if kept else None
+    plan = make_route(known, wanted, checkpoint, variant=variant, dtype=dtype, residue=held)
+    verify_left_out(checkpoint, plan)
+    if known.is_hub:
+        _check_sizes(path, checkpoint, plan)
+    return plan, residue
+
+
+def _check_sizes(path: Path, checkpoint: Checkpoint, plan: Plan) -> None:
+    """PlanError if the source's record states sizes that the plan would lose, as those that no shape shows."""
+    record = find_record(path, checkpoint, "config")
+    stated = record["config"] if record and record["model"] == plan.target and not record.get("part") else {}
+    for field, value in plan.config.items():
+        if field in stated and stated[field] != (list(value) if isinstance(value, tuple) else value):
+            raise PlanError(
+                f"{file_name(path)}: its record states {field} {plain(repr(stated[field]))}, and {plan.variant.name}, "
+                f"which its shapes are of, has {value}. Tables know the sizes of variants alone: it can be run as it "
+                "is, not converted"
+            )

@@ -1,0 +1,106 @@
+"""`converter settle` as it is run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from safetensors.numpy import load_file, save_file
+
+from converter.cli import main
+
+ROUND = np.random.default_rng(0)
+WEIGHTS = {
+    "joint.qkv": ROUND.random((12, 4)), "text_projection": ROUND.random((4, 4)), "mirror": np.eye(4) + 1,
+    "fresh.q": np.ones((4, 4)), "lost": ROUND.random((3, 5)),
+}  # fmt: skip
+
+
+def run(*arguments: object, code: int = 0) -> Result:
+    done = CliRunner().invoke(main, list(map(str, arguments)))
+    assert done.exit_code == code, done.output
+    return done
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A table of which every rule is in doubt, with `one` and `other` in its formats and of the same weights."""
+    save_file({name: value.astype("float32") for name, value in WEIGHTS.items()}, tmp_path / "one.safetensors")
+    parts = dict(zip(("attn.q.w", "attn.k.w", "attn.v.w"), np.split(WEIGHTS["joint.qkv"], 3), strict=True))
+    other = parts | {"text_projection.weight": WEIGHTS["text_projection"].T, "mirrored": WEIGHTS["mirror"]}
+    other |= {"fresh.query": WEIGHTS["fresh.q"]}
+    save_file({n: np.ascontiguousarray(v, "float32") for n, v in other.items()}, tmp_path / "other.safetensors")
+    options = ["--src", tmp_path / "one.safetensors", "--target", tmp_path / "other.safetensors"]
+    run("draft", *options, "--out", tmp_path / "tables")
+    return tmp_path / "tables" / "one.json"
+
+
+def rules(table: Path) -> Mapping[str, dict[str, object]]:
+    return {rule["source"]: rule for rule in json.loads(table.read_text())["rules"]}
+
+
+def test_doubts_are_listed_until_none_is_left(table: Path) -> None:
+    listed = run("settle", table, code=4).stdout
+    assert "5 doubts in" in listed
+    assert "lost is left out" in listed
+    assert "is square: no shape tells whether the target stores it transposed" in listed
+    run("settle", table, "transpose", "text_projection", "--note", "x @ W there")
+    said = run("settle", table, "keep", "mirror", "fresh.q", "joint.qkv", "/ignore/0").stdout
+    assert f"settled: 4 doubts; none left in {table}\nnext: converter lint {table}\n" in said
+    assert rules(table)["text_projection"]["ops"] == [{"op": "transpose", "axes": [1, 0]}]
+    assert rules(table)["text_projection"]["note"] == "x @ W there"
+    run("settle", table)
+    run("lint", table)
+    run(
+        "convert",
+        "--src",
+        table.parents[1] / "one.safetensors",
+        "--from",
+        table,
+        "--dst",
+        table.parent / "o.safetensors",
+    )
+    made, wanted = (
+        load_file(path) for path in (table.parent / "o.safetensors", table.parents[1] / "other.safetensors")
+    )
+    assert all(np.array_equal(made[name], wanted[name]) for name in wanted)
+
+
+def test_the_same_weights_on_both_sides_tell(table: Path) -> None:
+    """What they cannot tell stays in doubt: numbers that are all the same, or that fit both ways."""
+    one, other = (table.parents[1] / f"{name}.safetensors" for name in ("one", "other"))
+    content = json.loads(run("settle", table, "--values", one, other, "--json").stdout)
+    assert sorted(entry["source"] for entry in content["doubtful"]) == ["fresh.q", "lost", "mirror"]
+    assert rules(table)["text_projection"]["ops"] == [{"op": "transpose", "axes": [1, 0]}]
+    assert "doubt" not in rules(table)["joint.qkv"]
+    assert sorted(content["values"].values()) == ["fits both ways", "fits neither way", "keep", "transpose"]
+
+
+def test_other_weights_tell_nothing(table: Path) -> None:
+    one, other = (table.parents[1] / f"{name}.safetensors" for name in ("one", "other"))
+    save_file({name: value + 1 for name, value in load_file(other).items()}, other)
+    before = table.read_bytes()
+    content = json.loads(run("settle", table, "--values", one, other, "--json", code=4).stdout)
+    assert set(content["values"].values()) == {"fits neither way"}
+    assert table.read_bytes() == before
+
+
+def test_what_cannot_be_done_leaves_the_table(table: Path) -> None:
+    before = table.read_bytes()
+    for arguments, code in (
+        (["keep"], 2),
+        (["keep", "/rules/99"], 4),
+        (["transpose", "/ignore/0"], 4),
+        (["--note", "why"], 2),
+        (["keep", "mirror", "--values", "a", "b"], 2),
+    ):
+        run("settle", table, *arguments, code=code)
+    assert table.read_bytes() == before
+    run("settle", "glip-official", code=4)
+    (table.parent / "link.json").symlink_to(table)
+    run("settle", table.parent / "link.json", "keep", "mirror", code=6)
+    assert table.read_bytes() == before
