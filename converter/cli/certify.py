@@ -201,9 +201,9 @@ def verify(
     is computed again. The reference is not needed. Where there is no certificate, every tensor is compared with the
     record that the conversion left, which shows that none was changed since; this needs no torch.
     """
+    tell_failures(model_source, [Path(model_source)])
     from converter.cli.sources import locate
 
-    tell_failures(model_source, [Path(model_source)])
     located = locate(model_source, quiet=as_json)
     model = located.path
     if not model.exists():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.job import page, prose, summarize, summary_option, table, tell_failures
+from converter.cli.job import as_table, page, prose, summarize, summary_option, tell_failures
 from converter.cli.output import print_json, progress, reports, told
 from converter.cli.places import Place, places
 from converter.display import counted, plain
@@ -159,7 +159,7 @@ def _markdown(found: Difference, a: str, b: str, tolerance: float | None) -> str
     verdict, _, why = _verdict(found, sections).partition(": ")
     lines = [*_about(found, a, b, tolerance), *([("found", why)] if why else [])]
     rows = [[prose(line)] for label, items in sections.items() if label != "left out" for line in items]
-    return page(f"converter diff {a} {b}", verdict, lines, table(["difference"], rows, "differences"))
+    return page(f"converter diff {a} {b}", verdict, lines, as_table(["difference"], rows, "differences"))
 
 
 def _cut(sections: dict[str, list[str]], room: int) -> list[str]:

@@ -102,7 +102,7 @@ def bullets(lines: Iterable[tuple[str, str]]) -> str:
     )
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], more: str = "rows") -> str:
+def as_table(header: Sequence[str], rows: Sequence[Sequence[str]], more: str = "rows") -> str:
     """Markdown: the first rows of a table; cells are Markdown already. `more` names what is left out."""
     if not rows:
         return ""
@@ -127,7 +127,7 @@ def prose(text: str) -> str:
 def _failed(command: str, subject: str, error: Exception) -> str:
     lines = [("error", message_of(error))]
     problems = [[prose(problem)] for problem in error.problems] if isinstance(error, ConverterError) else []
-    return page(f"converter {command} {subject}", "no result", lines, table(["problem"], problems, "problems"))
+    return page(f"converter {command} {subject}", "no result", lines, as_table(["problem"], problems, "problems"))
 
 
 def _write_junit(command: str, subject: str, path: Path, error: Exception) -> None:

@@ -105,10 +105,10 @@ def parity(
     as_json: bool,
 ) -> None:
     """Compare MODEL, here or on the Hub (org/name, hf://org/name/file.pth), with a capture, tap by tap."""
+    tell_failures(model_source, [Path(model_source), *references], junit)
     from converter.cli.families import load_subject, open_weights
     from converter.cli.sources import locate
 
-    tell_failures(model_source, [Path(model_source), *references], junit)
     if cover and dtype != "float64":
         raise click.UsageError(f"--coverage is told by a model in float64; leave out --dtype {dtype}")
     model = locate(model_source, quiet=as_json).path

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli import job
+from converter.cli.job import as_table, page, prose, summarize
 from converter.cli.output import print_json, progress, told
 from converter.display import file_name
 
@@ -52,7 +52,7 @@ def verify_by_record(
             found = changes_from(record, checkpoint, tensor_hashes(checkpoint, advance))
         checkpoint.verify_unchanged()
     is_unknown = is_by_unknown_table(record)
-    job.summarize(lambda: _markdown(model, found))
+    summarize(lambda: _markdown(model, found))
     if as_json:
         print_json(_json(found, custom, is_unknown) | {"origin": origin})
     else:
@@ -84,9 +84,9 @@ def _json(found: Changes, custom: list[CustomTable], is_unknown: bool) -> dict[s
 
 
 def _markdown(model: Path, found: Changes) -> str:
-    rows = [[job.prose(problem)] for problem in found.problems]
+    rows = [[prose(problem)] for problem in found.problems]
     lines = [("no certificate", found.summary), *([] if found else [("shows", f"that {_PROVES}")])]
-    return job.page(f"converter verify {model}", _verdict(found), lines, job.table(["difference"], rows, "differences"))
+    return page(f"converter verify {model}", _verdict(found), lines, as_table(["difference"], rows, "differences"))
 
 
 def _print(model: Path, found: Changes, custom: list[CustomTable], is_unknown: bool) -> None:

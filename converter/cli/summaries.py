@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from converter.cli.job import bullets, code, page, prose, table
+from converter.cli.job import as_table, bullets, code, page, prose
 from converter.display import figure
 
 if TYPE_CHECKING:
@@ -56,7 +56,9 @@ def of_verification(model: str, result: Verification) -> str:
         judged = report.modes["propagated"]
         lines.append(("computed again", f"{len(judged)} activations, {report.dtype} on {report.device}, {report.gate}"))
     rows = [[prose(problem)] for problem in result.problems]
-    return page(f"converter verify {model}", verdict(result.passed), lines, table(["difference"], rows, "differences"))
+    return page(
+        f"converter verify {model}", verdict(result.passed), lines, as_table(["difference"], rows, "differences")
+    )
 
 
 def _of_report(report: Report) -> Iterator[str]:
@@ -69,7 +71,7 @@ def _of_report(report: Report) -> Iterator[str]:
     worst = [(mode, result) for mode, results in report.modes.items() for result in results if not result.passed]
     worst.sort(key=lambda entry: badness(entry[1]))
     rows = [[VERDICTS[r.passed], figure(r.relative), figure(r.limit), code(r.name), mode] for mode, r in worst]
-    yield table(["verdict", "error", "limit", "activation", "mode"], rows, "activations, none worse")
+    yield as_table(["verdict", "error", "limit", "activation", "mode"], rows, "activations, none worse")
 
 
 def _of_weights(coverage: Coverage | None, score: Score | None) -> Iterator[tuple[str, str]]:

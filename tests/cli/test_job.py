@@ -12,9 +12,10 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from safetensors.torch import save_file
 
 from converter.cli import main
-from converter.cli.job import ROWS, code, page, prose, table
+from converter.cli.job import ROWS, as_table, code, page, prose
 from converter.display import plain
 from tests.support.program import Program
 from tests.support.saved_glip import save, saved_glip
@@ -104,11 +105,11 @@ def test_an_interruption_leaves_no_evidence(weights: Path, reference: Path, tmp_
     assert (run.code, list(tmp_path.iterdir())) == (143, [])
 
 
-@pytest.mark.parametrize("command", ["parity", "certify", "verify", "diff"])
+@pytest.mark.parametrize("command", ["parity", "certify", "verify", "diff", "compare"])
 def test_every_comparison_tells_an_error(command: str, tmp_path: Path) -> None:
     summary = tmp_path / "summary.md"
     absent = tmp_path / "<b>absent"
-    more = [absent] if command == "diff" else [] if command == "verify" else ["--reference", absent]
+    more = [absent] if command in ("diff", "compare") else [] if command == "verify" else ["--reference", absent]
     result = run(command, absent, *more, "--summary", summary)
     assert result.exit_code in (3, 7, 8), result.output
     first, _, error = summary.read_text().partition("\n\n")
@@ -192,6 +193,16 @@ def test_a_certificate_and_a_copy(reference: Path, tmp_path: Path) -> None:
     assert "\n| changed: " in unescaped(changed)
 
 
+def test_outputs_of_two_models(tmp_path: Path) -> None:
+    summary = tmp_path / "summary.md"
+    save_file({"tokens|x": torch.ones(3, dtype=torch.float64)}, tmp_path / "a.safetensors")
+    save_file({"tokens|x": torch.ones(3, dtype=torch.float64) * 2}, tmp_path / "b.safetensors")
+    pair = (tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    assert run("compare", *pair, "--summary", summary).exit_code == 1
+    (line,) = (line for line in summary.read_text().splitlines() if line.startswith("| DIFFERENT |"))
+    assert line.count("<code>tokens&#124;x</code>") == 2
+
+
 def unescaped(markdown: str) -> str:
     return re.sub(r"&#(\d+);", lambda found: chr(int(found[1])), markdown)
 
@@ -207,7 +218,7 @@ HOSTILE = [
 @given(st.one_of(st.sampled_from(HOSTILE), st.text("`|\\<>&*_[]()!#$@:~ab\n ")))
 def test_a_name_is_shown_as_it_is(name: str) -> None:
     """Whatever Markdown, HTML or a table would make of it."""
-    text = page(name, "FAIL", [(name, name)], table(["name", "error"], [[code(name), prose(name)]]))
+    text = page(name, "FAIL", [(name, name)], as_table(["name", "error"], [[code(name), prose(name)]]))
     tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text)
     kinds = [token.type.removesuffix("_open").removesuffix("_close") for token in tokens]
     expected = ["heading", "inline", "heading", "bullet_list", "list_item", "paragraph", "inline", "paragraph"]
