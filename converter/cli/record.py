@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from converter.cli.job import as_table, page, prose, summarize
 from converter.cli.output import print_json, progress, told
 from converter.display import file_name
 
@@ -50,6 +51,7 @@ def verify_by_record(
         with progress(checkpoint.size, "hashing") as advance:
             found = changes_from(record, checkpoint, tensor_hashes(checkpoint, advance))
         checkpoint.verify_unchanged()
+    summarize(lambda: _markdown(model, found))
     if as_json:
         print_json(_json(found, custom, is_by_unknown_table(record)) | {"origin": origin})
     else:
@@ -78,6 +80,12 @@ def _json(found: Changes, custom: list[CustomTable], is_unknown: bool) -> dict[s
         "dtype": None,
         "largest_relative_error": None,
     }
+
+
+def _markdown(model: Path, found: Changes) -> str:
+    rows = [[prose(problem)] for problem in found.problems]
+    lines = [("no certificate", found.summary), *([] if found else [("shows", f"that {_PROVES}")])]
+    return page(f"converter verify {model}", _verdict(found), lines, as_table(["difference"], rows, "differences"))
 
 
 def _print(model: Path, found: Changes, custom: list[CustomTable], record: Mapping[str, Any]) -> None:
