@@ -14,7 +14,7 @@ import click
 from converter import __version__
 from converter.cli.detections import Entry, Results, as_csv, as_json_line, as_text, csv_header
 from converter.cli.families import family_of_weights, load_subject, open_weights
-from converter.cli.output import done_with, note, print_json, progress
+from converter.cli.output import done_with, is_read, note, print_json, progress
 from converter.cli.sources import locate
 from converter.display import counted, file_name
 from converter.errors import ModelError
@@ -54,6 +54,8 @@ def find_and_tell(
         with run.interruptible():
             for entry in run.entries():
                 run.tell(entry)
+                if folder is None and not is_read():  # nothing else is there to be done
+                    break
     about = {
         "model": located.origin["reference"] if located.origin else str(model),
         "captions": list(query.captions),

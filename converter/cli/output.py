@@ -222,6 +222,12 @@ def note(text: str) -> None:
         click.echo(text, err=True)
 
 
+def is_read() -> bool:
+    """Whether anybody reads standard output: `| head` does for some lines. What is written then is lost in silence."""
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return getattr(raw, "failure", None) is None  # as `converter.cli.program` keeps it
+
+
 def _warn(text: str) -> None:
     click.echo(f"warning: {text}", err=True)
 

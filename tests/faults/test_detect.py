@@ -253,6 +253,16 @@ def test_two_runs_into_one_folder(place: Stage, whole: tuple[Run, Listing]) -> N
     assert place.found() == whole[1]
 
 
+def test_when_nobody_reads_on_it_ends_unless_it_writes(place: Stage, whole: tuple[Run, Listing]) -> None:
+    """As with `| head`."""
+    unread = "import os\nreading, writing = os.pipe()\nos.close(reading)\nos.dup2(writing, 1)\n" + DETECTED
+    run = place.run(before=unread)
+    assert (run.code, batches(run)) == (1, [1])
+    run = place.run("--out", "found", before=unread)
+    assert (run.code, batches(run)) == (0, [1] * PICTURES)
+    assert place.found() == whole[1]
+
+
 def test_without_a_folder_nothing_is_kept_and_that_is_said(place: Stage, whole: tuple[Run, Listing]) -> None:
     stop = (
         DETECTED + "import os, signal\ndef tell(self, entry, tell=__import__('converter.cli.detect_run', "
