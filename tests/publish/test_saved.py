@@ -85,4 +85,11 @@ def test_sizes_that_no_shape_shows_are_not_lost_on_the_way(tmp_path: Path) -> No
     assert GLIP.from_pretrained(tmp_path / "saved").config.anchor_sizes[0] == 32
     for target in ("glip", "mmdet-glip"):
         said = run("convert", "--src", tmp_path / "saved", "--dst", tmp_path / "out", "--to", target, code=5).output
-        assert "its record states anchor_sizes [32, 64, 128, 256, 512], and small, which" in said
+        assert (
+            "saved: its record states anchor_sizes (32, 64, 128, 256, 512), and small has (64, 128, 256, 512, 1024)"
+            in said
+        )
+
+
+def test_inspect_says_what_other_sizes_mean(saved: Path) -> None:
+    assert "its record states embed_dim 8, and glip-t has 96" in run("inspect", saved).output
