@@ -6,7 +6,7 @@
     │   ├── CorruptCheckpointError     it is damaged, truncated, or lies about its contents
     │   ├── UnsupportedCheckpointError it is sound, but holds what this tool does not read
     │   └── RootError                  the wanted state dict is not in it, or several are
-    ├── TableError                 4   a mapping table or a target spec is wrong
+    ├── TableError                 4   a mapping table or a target spec is wrong, or a table in doubt
     ├── PlanError                  5   table and checkpoint do not fit; carries all problems at once
     ├── DestinationError           6   the output cannot be written there
     ├── ModelError                 7   weights or inputs do not fit the in-house model
@@ -14,9 +14,10 @@
     │   └── OtherWeightsError          the capture was made of other weights than those to be compared
     └── HubError                   9   the Hub, or what is to go there: not published, or not downloaded
 
-1 is also the exit code of a comparison that found a difference. 2 is click's own code for a wrong command line,
-129, 130 and 143 are SIGHUP, Ctrl-C and SIGTERM. Once the result is on the disk the code is 0, whatever fails then. A
-package that is not installed is 8, the Hub's 9.
+1 is the exit code of a comparison that found a difference. 2 is click's own code for a wrong command line, 70 that of
+a fault in this program, 141 that of output which nobody reads any more. 129, 130 and 143 are SIGHUP, Ctrl-C and
+SIGTERM. Once the result is on the disk the code is 0, whatever fails then. A package that is not
+installed is 8, the Hub's 9.
 A message says what was found, where, what was expected and what to do next.
 """
 
@@ -126,7 +127,12 @@ EXTRAS = {
 
 
 class MissingPackageError(ModuleNotFoundError):
-    """What an extra brings is not installed. The message says all that is missing, and how to install it at once."""
+    """What an extra brings is not installed. The message says all that is missing, and how to install it at once.
+
+    `module`: the first that is missing.
+    """
+
+    module = ""
 
 
 def missing_package(what: str, extra: str) -> MissingPackageError:
@@ -135,7 +141,7 @@ def missing_package(what: str, extra: str) -> MissingPackageError:
     *others, last = absent.values() or EXTRAS[extra].values()
     listed = f"{', '.join(others)} and {last}, which are" if others else f"{last}, which is"
     error = MissingPackageError(f"{what} needs {listed} not installed: {_installing(extra)}")
-    error.name = next(iter(absent), None)
+    error.module = next(iter(absent), "")
     return error
 
 

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from converter.cli.job import summarize, summary_option, tell_failures
 from converter.cli.output import PATH, accept_table, done_with, print_json, progress, reports
 from converter.cli.parity import compared, coverage, known_weights, mutation_score, score_line
 from converter.cli.places import places, source
+from converter.cli.record import verify_by_record
 from converter.cli.run_options import JOINED, MODEL, references, root, run_options
+from converter.cli.summaries import of_certificate, of_refusal, of_verification
 from converter.display import file_name, listed, plain, quoted
 from converter.errors import CaptureError, DestinationError
 
@@ -59,6 +62,7 @@ record, a table that was never released, or no tolerance is known for this dtype
 )
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads. Default: torch's.")
 @click.option("--force", is_flag=True, help="Replace a certificate that is there.")
+@summary_option
 @reports
 def certify(
     model: Path,
@@ -75,6 +79,7 @@ def certify(
     every number is finite. It also records what lies beside the weights and decides results: configuration,
     preprocessing, vocabulary.
     """
+    tell_failures(str(model), [model, *references])
     from converter.cli.families import family_of_weights, load_subject, open_weights
     from converter.parity.capture import load_capture
     from converter.parity.certificate import certify, read_weights
@@ -96,12 +101,13 @@ def certify(
             weights = read_weights(model, checkpoint, family, advance)
         subject = load_subject(model, checkpoint, "cpu", "float32", False, threads)
         runs = with_suspects(_in_both(subject, captures, known), checkpoint, model)
-        _refuse_failed(runs, as_json)
+        _refuse_failed(model, runs, as_json)
         covered = coverage(subject, captures)
         score = mutation_score(subject, captures, mutate, None, covered) if mutate else None
         proof = proof_of_rows(weights.ledger, weights.sha256)
         done = done_with(file_name(path))
         certify(weights, captures, runs, score, subject, to_json(covered, proof), force=force, on_done=done)
+    summarize(lambda: of_certificate(str(model), path, runs, covered, score))
     if as_json:
         result = {"certificate": str(path), "passed": True, "mutation_score": score and score.value}
         print_json(result | {"unknown_table": is_by_unknown_table(weights.tables)})
@@ -109,13 +115,14 @@ def certify(
         _print_certified(path, runs, covered, score)
 
 
-def _refuse_failed(runs: list[Report], as_json: bool) -> None:
+def _refuse_failed(model: Path, runs: list[Report], as_json: bool) -> None:
     """End the program where a comparison did not pass, with the top of the first report that says so."""
     from converter.parity.summary import aligned, brief
 
     failed = sorted((report for report in runs if not report.passed), key=lambda report: report.passed is not False)
     if not failed:
         return
+    summarize(lambda: of_refusal(str(model), failed, len(runs)))
     named = listed([f"{plain(report.capture)} in {report.dtype}" for report in failed])
     said = f"not certified: {len(failed)} of {len(runs)} comparisons did not pass: {named}"
     if as_json:
@@ -175,6 +182,7 @@ def _print_certified(path: Path, runs: list[Report], covered: Coverage, score: S
 @root
 @accept_table
 @run_options("float64")
+@summary_option
 @reports
 def verify(
     model_source: str,
@@ -193,7 +201,7 @@ def verify(
     is computed again. The reference is not needed. Where there is no certificate, every tensor is compared with the
     record that the conversion left, which shows that none was changed since; this needs no torch.
     """
-    from converter.cli.record import verify_by_record
+    tell_failures(model_source, [Path(model_source)])
     from converter.cli.sources import locate
 
     located = locate(model_source, quiet=as_json)
@@ -220,12 +228,18 @@ def verify(
             accepted_tables=accepted_tables,
             on_bytes=advance,
         )
+    summarize(lambda: of_verification(model_source, result))
     if as_json:
         print_json(_verification_json(result) | {"origin": located.origin})
     else:
         _print_verification(result)
-    if result.passed is not True:
-        sys.exit(1 if result.passed is False else CaptureError.exit_code)
+    _end(result.passed)
+
+
+def _end(passed: bool | None) -> None:
+    """End the program with the exit code of a verdict that is no pass."""
+    if passed is not True:
+        sys.exit(1 if passed is False else CaptureError.exit_code)
 
 
 def _verification_json(result: Verification) -> dict[str, Any]:

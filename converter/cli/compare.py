@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from converter.cli.job import as_table, code, page, prose, summarize, summary_option, tell_failures
 from converter.cli.output import PATH, print_json, reports, told
 from converter.cli.places import Place, places
 from converter.display import counted, figure, plain
@@ -72,9 +73,11 @@ def _pair(context: click.Context, parameter: click.Parameter, values: tuple[str,
     callback=_print_template,
     help="Print a Python file that records a torch model's outputs, and stop.",
 )
+@summary_option
 @reports
 def compare(a: Path, b: Path, pairs: tuple[tuple[str, str], ...], gate: str | None, as_json: bool) -> None:
     """Compare the outputs of two models, recorded in the files A and B."""
+    tell_failures(f"{a} {b}", [a, b])
     from converter.checkpoint import open_checkpoint
     from converter.parity.outputs import compare_outputs
 
@@ -82,6 +85,7 @@ def compare(a: Path, b: Path, pairs: tuple[tuple[str, str], ...], gate: str | No
         if a.samefile(b):
             raise CaptureError(f"{a} and {b} are one file, and prove nothing; record each model by itself")
         found = compare_outputs(first, second, pairs, gate)
+    summarize(lambda: _markdown(found, a, b))
     if as_json:
         print_json(_json(found, a, b))
     else:
@@ -112,6 +116,15 @@ def _text(found: Compared, a: Path, b: Path) -> list[str]:
                  "inputs: not recorded in both files, so whether they were the same is not known")  # fmt: skip
     lines.append(f"limit: {found.gate} ({found.gate.reason})")
     return [*lines, f"A: {plain(str(a), 1024)}", f"B: {plain(str(b), 1024)}"]
+
+
+def _markdown(found: Compared, a: Path, b: Path) -> str:
+    from converter.parity.outputs import worst_first
+
+    lines = [("A", str(a)), ("B", str(b)), ("limit", f"{found.gate} ({found.gate.reason})")]
+    rows = [[_verdict(o.passed), code(o.a), code(o.b), prose(o.why)] for o in worst_first(found.outputs)]
+    outputs = as_table(["verdict", "in A", "in B", "why"], rows, "outputs, none worse")
+    return page(f"converter compare {a} {b}", _verdict(found.passed), lines, outputs)
 
 
 def _lines(output: Output) -> list[str]:

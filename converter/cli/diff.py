@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from converter.cli.job import as_table, page, prose, summarize, summary_option, tell_failures
 from converter.cli.output import print_json, progress, reports, told
 from converter.cli.places import Place, places
 from converter.display import counted, plain
@@ -48,6 +51,7 @@ _LINES = 40  # for people
     metavar="T",
     help="Let floats differ by at most T, in whatever float dtype. Default: not in one bit.",
 )
+@summary_option
 @reports
 def diff(
     a: str,
@@ -69,6 +73,7 @@ def diff(
         raise click.UsageError("--table and --no-table contradict each other")
     if tolerance is not None and not math.isfinite(tolerance):
         raise click.UsageError("--tolerance needs a finite number")
+    tell_failures(f"{a} {b}", [Path(a), Path(b)])
     from converter.cli.sources import locate
     from converter.mapping.load import load_table
     from converter.parity import diff as engine
@@ -83,6 +88,7 @@ def diff(
             if tables is None:
                 tables = _tables(first, second)
             found = engine.diff(first, second, *tables, tolerance=tolerance, on_bytes=advance)
+    summarize(lambda: _markdown(found, a, b, tolerance))
     if as_json:
         print_json(_json(found, a, b, tolerance))
     else:
@@ -110,31 +116,50 @@ def _tables(a: Checkpoint, b: Checkpoint) -> list[Table | None]:
 
 
 def _text(found: Difference, a: str, b: str, tolerance: float | None) -> list[str]:
-    tolerated = [pair for pair in found.different if pair.tolerated]
-    wrong = [pair for pair in found.different if not pair.tolerated]
-    lines = [f"A: {plain(a)}{_FAMILIES[found.families[0]]}", f"B: {plain(b)}{_FAMILIES[found.families[1]]}"]
+    lines = [f"{label}: {text}" for label, text in _about(found, a, b, tolerance)]
+    sections = _sections(found)
+    lines.append(_verdict(found, sections))
+    return lines + _cut(sections, _LINES - len(lines))
+
+
+def _about(found: Difference, a: str, b: str, tolerance: float | None) -> Iterator[tuple[str, str]]:
+    """What was compared, and how; a label and a text each."""
+    yield "A", f"{plain(a)}{_FAMILIES[found.families[0]]}"
+    yield "B", f"{plain(b)}{_FAMILIES[found.families[1]]}"
     how = f"through {' and '.join(found.by)}, {found.variant}" if found.by else "by key"
-    lines.append(
-        f"compared {how}: {counted(found.compared, 'tensor')}, {found.compared - len(found.different)} identical"
-    )
-    if tolerated:
-        lines.append(f"within {tolerance:g}: {len(tolerated)}, the worst {_pair(tolerated[0])}")
-    sections = {
+    same = found.compared - len(found.different)
+    yield f"compared {how}", f"{counted(found.compared, 'tensor')}, {same} identical"
+    if tolerated := [pair for pair in found.different if pair.tolerated]:
+        yield f"within {tolerance:g}", f"{len(tolerated)}, the worst {_pair(tolerated[0])}"
+
+
+def _sections(found: Difference) -> dict[str, list[str]]:
+    """Lines on all that is not the same, by what is wrong with it."""
+    return {
         "unreadable": [f"unreadable in {out.side}: {plain(out.reason)}" for out in found.unreadable],
         "only in A": [f"only in A: {_lone(seen)}" for seen in found.only_in_a],
         "only in B": [f"only in B: {_lone(seen)}" for seen in found.only_in_b],
-        "different": [f"different: {_pair(pair)}" for pair in wrong],
+        "different": [f"different: {_pair(pair)}" for pair in found.different if not pair.tolerated],
         "left out": [
             f"left out of {side}, no difference: {count} ({plain(reason)})"
             for (side, reason), count in Counter((out.side, out.reason) for out in found.left_out).items()
         ],
     }
-    counts = [f"{len(items)} {label}" for label, items in sections.items() if items and label != "left out"]
-    verdict = "equal" if found.is_equal else f"different: {', '.join(counts)}"
+
+
+def _verdict(found: Difference, sections: dict[str, list[str]]) -> str:
     if not found.compared:
-        verdict = "different: nothing was compared, since A and B have no tensor in common"
-    lines.append(verdict)
-    return lines + _cut(sections, _LINES - len(lines))
+        return "different: nothing was compared, since A and B have no tensor in common"
+    counts = [f"{len(items)} {label}" for label, items in sections.items() if items and label != "left out"]
+    return "equal" if found.is_equal else f"different: {', '.join(counts)}"
+
+
+def _markdown(found: Difference, a: str, b: str, tolerance: float | None) -> str:
+    sections = _sections(found)
+    verdict, _, why = _verdict(found, sections).partition(": ")
+    lines = [*_about(found, a, b, tolerance), *([("found", why)] if why else [])]
+    rows = [[prose(line)] for label, items in sections.items() if label != "left out" for line in items]
+    return page(f"converter diff {a} {b}", verdict, lines, as_table(["difference"], rows, "differences"))
 
 
 def _cut(sections: dict[str, list[str]], room: int) -> list[str]:

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +55,7 @@ class Outcome:
     `done`: the result that is on the disk, once nothing is left but to tell of it. The exit code is 0 from then on, and
     what fails is a warning. `signal`: the one that ends the run. `is_program`: the process ends with the run.
     `is_told`: the command has ended, and the user is being told how. `is_quiet`: only errors and warnings are told.
-    `is_verbose`: nothing that is told is cut short.
+    `is_verbose`: nothing that is told is cut short. `on_failure`: what else is to be told of an error.
     """
 
     done: str | None = None
@@ -64,6 +64,7 @@ class Outcome:
     is_told: bool = False
     is_quiet: bool = False
     is_verbose: bool = False
+    on_failure: list[Callable[[Exception], object]] = field(default_factory=list)
     _deaf_until: float = field(default=0.0, init=False)
 
     def after(self, handler: Handler) -> Handler:
@@ -94,6 +95,11 @@ def done_with(result: str) -> Callable[[], None]:
         outcome.done = result
 
     return done
+
+
+def on_failure(tell: Callable[[Exception], object]) -> None:
+    """Have `tell` called with the error that ends the command without a result. Of a signal nothing is told."""
+    click.get_current_context().ensure_object(Outcome).on_failure.append(tell)
 
 
 def reports(command: Callable[..., None]) -> Callable[..., None]:
@@ -151,6 +157,8 @@ def _stop(error: Exception | KeyboardInterrupt, outcome: Outcome, *, as_json: bo
         error = _of_package(error)
     if isinstance(error, OSError) and error.filename is not None:  # it was there a moment ago
         error = CheckpointError(f"{plain(str(error.filename), 1024)}: {error.strerror}. Check the path.")
+    if outcome.signal is None and not isinstance(error, KeyboardInterrupt | click.Abort | click.exceptions.Exit):
+        _tell_others(error, outcome)
     code = 128 + signal.SIGINT
     if isinstance(error, ConverterError):
         _tell(error, as_json=as_json)
@@ -167,7 +175,7 @@ def _stop(error: Exception | KeyboardInterrupt, outcome: Outcome, *, as_json: bo
 
 def _of_package(error: ModuleNotFoundError) -> Exception:
     """The error for a package that is not installed; the same one if no extra has it."""
-    module = (error.name or "").split(".")[0]
+    module = error.module if isinstance(error, MissingPackageError) else (error.name or "").split(".")[0]
     name = click.get_current_context().info_name or ""
     extras = [extra for extra in (_NEEDS.get(name, ("",))[0], *EXTRAS) if module in EXTRAS.get(extra, ())]
     if not extras:
@@ -220,16 +228,38 @@ def _warn(text: str) -> None:
 
 def _tell(error: ConverterError, *, as_json: bool) -> None:
     problems = list(error.problems)
-    headline = str(error).split("\n", 1)[0] if problems else str(error)
     if as_json:
-        print_json({"error": {"type": type(error).__name__, "message": headline, "problems": problems}})
+        print_error(type(error).__name__, message_of(error), problems)
     else:
-        click.echo(f"error: {headline}", err=True)
+        click.echo(f"error: {message_of(error)}", err=True)
         shown = problems if told().is_verbose else problems[:_SHOWN_PROBLEMS]
         for problem in shown:
             click.echo(f"  - {problem}", err=True)
         if len(problems) > len(shown):
             click.echo(f"  ... and {len(problems) - len(shown)} more; -v lists all", err=True)
+
+
+def _tell_others(error: Exception, outcome: Outcome) -> None:
+    """What cannot be told there takes nothing from what is told here."""
+    for tell in outcome.on_failure:
+        try:
+            tell(error)
+        except (ConverterError, OSError) as other:
+            _warn(plain(str(other), 1024))
+
+
+def message_of(error: Exception) -> str:
+    """An error without the list of its problems."""
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    if isinstance(error, ConverterError):
+        return str(error).split("\n", 1)[0] if error.problems else str(error)
+    return f"a fault in this program: {type(error).__name__}: {error}"
+
+
+def print_error(kind: str, message: str, problems: Sequence[str] = ()) -> None:
+    """An error as JSON on stdout, as schemas/error.json says."""
+    print_json({"error": {"type": kind, "message": message, "problems": list(problems)}})
 
 
 def _hashes(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:

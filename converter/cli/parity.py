@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from converter.cli.job import check_outputs, summarize, summary_option, tell_failures
 from converter.cli.output import print_json, progress, reports
 from converter.cli.places import places, source
 from converter.cli.run_options import JOINED, MODEL, references, root, run_options
-from converter.errors import CaptureError, DestinationError
+from converter.cli.summaries import of_parity
+from converter.errors import CaptureError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,6 +84,7 @@ class _Mutations(click.ParamType[int]):
 )
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write a page to look at.")
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Also write JUnit XML.")
+@summary_option
 @reports
 def parity(
     model_source: str,
@@ -102,6 +105,7 @@ def parity(
     as_json: bool,
 ) -> None:
     """Compare MODEL, here or on the Hub (org/name, hf://org/name/file.pth), with a capture, tap by tap."""
+    tell_failures(model_source, [Path(model_source), *references], junit)
     from converter.cli.families import load_subject, open_weights
     from converter.cli.sources import locate
 
@@ -116,17 +120,15 @@ def parity(
     options: Any = {"modes": modes, "gate": gate, "pictures": html is not None}
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_weights(model, root))
-        _check_outputs([html, junit], [*checkpoint.files, *references])
+        check_outputs([html, junit], [*checkpoint.files, *references])
         captures = [stack.enter_context(load_capture(path)) for path in references]
         weights = known_weights(model, checkpoint, captures, None if other_weights else _OTHER)
         subject = load_subject(model, checkpoint, device, dtype, tf32, threads)
         hashes = {str(path): file_sha256(path) for path in (*checkpoint.files, *references)}
         found = with_suspects(compared(subject, captures, weights, **options), checkpoint, model)
-        result = _Result(
-            found, *_of_weights(subject, captures, gate, cover, mutate) if _passed(found) else (None, None)
-        )
+        result = _result(found, subject, captures, gate, cover, mutate)
         proof = _proof_of_rows(model, checkpoint) if cover else ""
-    _write_reports(result, hashes, proof, html, junit)
+    _write_reports(model_source, result, hashes, proof, html, junit)
     if as_json:
         print_json(_json(result, hashes, proof))
     else:
@@ -173,14 +175,20 @@ def _passed(reports: Sequence[Report]) -> bool:
     return all(report.passed for report in reports)
 
 
-def _of_weights(
-    subject: Subject, captures: Sequence[Capture], gate: str | None, cover: bool, mutate: int | None
-) -> tuple[Coverage | None, Score | None]:
-    """What the captures see of the weights. Of a comparison that fails it would tell nothing."""
+def _result(
+    reports: list[Report],
+    subject: Subject,
+    captures: Sequence[Capture],
+    gate: str | None,
+    cover: bool,
+    mutate: int | None,
+) -> _Result:
+    """With what the captures see of the weights. Of a comparison that fails it would tell nothing."""
+    if not _passed(reports):
+        return _Result(reports, None, None)
     found = coverage(subject, captures, gate) if cover else None
-    if mutate is None:
-        return found, None
-    return found, mutation_score(subject, captures, mutate or None, gate, found)
+    score = None if mutate is None else mutation_score(subject, captures, mutate or None, gate, found)
+    return _Result(reports, found, score)
 
 
 def _proof_of_rows(model: Path, checkpoint: Checkpoint) -> str:
@@ -194,15 +202,10 @@ def _proof_of_rows(model: Path, checkpoint: Checkpoint) -> str:
     return proof_of_rows(ledger, digest_of_checkpoint(checkpoint, tensor_hashes(checkpoint)) if ledger else "")
 
 
-def _check_outputs(outputs: Sequence[Path | None], inputs: Sequence[Path]) -> None:
-    """DestinationError for an output that would replace an input."""
-    for output in outputs:
-        if output is not None and output.exists() and any(path.exists() and output.samefile(path) for path in inputs):
-            raise DestinationError(f"{output} is one of the inputs; choose another place")
-
-
-def _write_reports(result: _Result, hashes: dict[str, str], proof: str, html: Path | None, junit: Path | None) -> None:
-    """As a page and as JUnit XML, where they are asked for."""
+def _write_reports(
+    model: str, result: _Result, hashes: dict[str, str], proof: str, html: Path | None, junit: Path | None
+) -> None:
+    """As a page, as JUnit XML and as Markdown, where they are asked for."""
     from converter.parity import coverage_report
     from converter.parity.html import to_html
     from converter.parity.report import to_junit
@@ -217,6 +220,7 @@ def _write_reports(result: _Result, hashes: dict[str, str], proof: str, html: Pa
         write_whole(html, page.encode())
     if junit is not None:
         write_whole(junit, to_junit(*result.reports))
+    summarize(lambda: of_parity(model, *result))
 
 
 def _json(result: _Result, hashes: dict[str, str], proof: str) -> dict[str, Any]:

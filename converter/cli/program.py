@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import os
 import signal
 import sys
@@ -11,11 +12,14 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 
 import click
 
-from converter.cli.output import Outcome
+from converter.cli.output import Outcome, message_of, print_error
 from converter.errors import DestinationError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+
+
+FAULT = 70  # exit code of a fault in the program itself, which 1 would make a comparison that differs
 
 
 def run_program(command: click.Command, name: str) -> NoReturn:
@@ -42,7 +46,7 @@ def run_program(command: click.Command, name: str) -> NoReturn:
         if outcome.done is not None:
             click.echo(f"warning: the output cannot be written: {output.failure.strerror}", err=True)
         elif output.failure.errno == errno.EPIPE:
-            code = 1  # as click does; the reader is gone, so there is nobody to tell
+            code = 128 + signal.SIGPIPE  # as of a program that a shell tells so; there is nobody else to tell
         else:
             click.echo(f"error: the output cannot be written: {output.failure.strerror}", err=True)
             code = DestinationError.exit_code
@@ -55,10 +59,25 @@ def _exit_code(command: click.Command, name: str, outcome: Outcome) -> str | int
         code: int | None = command.main(prog_name=name, obj=outcome, standalone_mode=False)
         return code
     except click.ClickException as error:
-        error.show()
+        if not _is_for_programs():
+            error.show()
+        else:
+            print_error("UsageError" if isinstance(error, click.UsageError) else "Error", message_of(error))
         return error.exit_code
     except SystemExit as end:
         return end.code
+    except click.Abort:
+        raise
+    except Exception as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        if _is_for_programs():
+            print_error(type(error).__name__, message_of(error))
+        return FAULT
+
+
+def _is_for_programs() -> bool:
+    """Whether --json was asked for; where the command line is wrong, nobody else knows."""
+    return "--json" in itertools.takewhile(lambda word: word != "--", sys.argv[1:])
 
 
 class _Stream(io.FileIO):

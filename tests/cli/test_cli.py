@@ -198,6 +198,7 @@ def test_tables_and_lint(table: Path) -> None:
     assert entry["variants"] == ["glip-t-a", "glip-t", "glip-t-b", "glip-t-c", "glip-l"]
     assert run("lint").exit_code == 0
     assert "tiny-table: 8 rules, sound" in run("lint", table).stdout
+    assert json.loads(run("lint", table, "--json").stdout)["problems"] == []
     table.write_text(table.read_text().replace('"target": "scalar"', '"target": "scaler"'))
     result = run("lint", table, "--json")
     assert result.exit_code == 4

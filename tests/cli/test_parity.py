@@ -241,7 +241,7 @@ def test_what_fails_is_not_certified(wrong: Path, reference: Path) -> None:
     assert (result.exit_code, result.stdout) == (1, "")
     lines = result.stderr.splitlines()
     assert lines[0] == "not certified: 2 of 2 comparisons did not pass: small in float64, small in float32"
-    labels = ["first difference", "weights", "next"]
+    labels = ["first difference", "record", "weights", "next"]
     assert [next(x for x in labels if line.startswith(f"  {x} ")) for line in lines[1:]] == labels
     assert f"converter parity {wrong} --reference {reference}" in lines[-1]
     assert not wrong.with_suffix(".parity.json").exists()

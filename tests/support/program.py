@@ -94,7 +94,7 @@ class Program:
         request = {"arguments": list(map(str, arguments)), "cwd": str(cwd), "stdin": stdin, "before": before,
                    "program": program, "streams": str(self.files)}  # fmt: skip
         self.send(request)
-        return Run(self, self.receive(), request["arguments"] if program == PROGRAM and not before else ())
+        return Run(self, self.receive(), request["arguments"] if program == PROGRAM else ())
 
     def send(self, request: object) -> None:
         """A line to the server."""
