@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from converter.glip import GLIP, GLIPConfig
+from converter.glip import GLIP, GLIPConfig, get_model
 from converter.glip.detect.detector import Detector
 from tests.support.small_files import official, run
 from tests.support.small_folder import small_folder
@@ -68,6 +68,18 @@ def test_a_conversion_of_it_says_so_too(tmp_path: Path) -> None:
         assert ledger["unknown_table"]
         # converted on the way or before: what the model was loaded from is known by the same hash
         assert entry["sha256"] == json.loads((tmp_path / "converted" / "conversion.json").read_text())["sha256"]
+
+
+@pytest.mark.usefixtures("small_mappings")
+def test_a_model_by_name_knows_its_weights_too(tmp_path: Path) -> None:
+    torch.save(official(), tmp_path / "official.pth")
+    model = get_model("small", pretrained=tmp_path / "official.pth")
+    assert isinstance(model, GLIP)
+    with torch.no_grad():
+        model.head.bias.add_(1)
+    model.save_pretrained(tmp_path / "saved")
+    (entry,) = json.loads((tmp_path / "saved" / "conversion.json").read_text())["saved"]
+    assert (entry["from"], entry["differing"]) == ("official.pth", 1)
 
 
 @pytest.mark.usefixtures("small_mappings")
