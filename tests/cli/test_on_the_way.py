@@ -160,7 +160,7 @@ def test_a_command_makes_one_plan(there: Path, tmp_path: Path, plans: list[objec
         run(command, official, *rest)
         made[command] = len(plans)
     plans.clear()
-    refused("detect", official, *options("detect", there, tmp_path), code=7)  # of a picture that is not there
+    refused("detect", official, *options("detect", there, tmp_path), code=7)  # of a picture that is none
     assert made | {"detect": len(plans)} == dict.fromkeys(("parity", "certify", "verify", "capture", "detect"), 1)
 
 
@@ -262,10 +262,12 @@ class _Evil:
 
 
 def options(command: str, there: Path, folder: Path) -> list[object]:
-    """What a command needs beside the model."""
+    """What a command needs beside the model; of a picture that it is there, which is looked at before."""
+    picture = folder / "none.png"
+    picture.write_bytes(b"no picture")
     return {
         "parity": ["--reference", there / "here.safetensors"],
-        "detect": [folder / "absent.png", "--prompt", "dog.", "--vocab", there / "vocab.txt"],
+        "detect": [picture, "--prompt", "dog.", "--vocab", there / "vocab.txt"],
         "capture": ["--dst", folder / "out.safetensors"],
         "certify": ["--reference", there / "here.safetensors"],
         "verify": [],
