@@ -17,21 +17,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["GLIP", "Detector", "__version__", "convert"]
 
-# name -> its module, and the extra that installs what it needs
-_HOMES = {"GLIP": ("glip", "model"), "Detector": ("glip", "detect"), "convert": ("hub.conversion", "hub")}
+_HOMES = {"GLIP": "glip", "Detector": "glip", "convert": "hub.conversion"}
 
 
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home, extra = _HOMES[name]
-    try:
-        return getattr(import_module(f"{__name__}.{home}"), name)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith(__name__):
-            raise
-        hint = f"{name} needs {error.name}: pip install 'converter[{extra}]'"
-        raise ModuleNotFoundError(hint, name=error.name) from None
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

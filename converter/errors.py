@@ -6,7 +6,7 @@
     │   ├── CorruptCheckpointError     it is damaged, truncated, or lies about its contents
     │   ├── UnsupportedCheckpointError it is sound, but holds what this tool does not read
     │   └── RootError                  the wanted state dict is not in it, or several are
-    ├── TableError                 4   a mapping table or a target spec is wrong
+    ├── TableError                 4   a mapping table or a target spec is wrong, or a table in doubt
     ├── PlanError                  5   table and checkpoint do not fit; carries all problems at once
     ├── DestinationError           6   the output cannot be written there
     ├── ModelError                 7   weights or inputs do not fit the in-house model
@@ -127,7 +127,12 @@ EXTRAS = {
 
 
 class MissingPackageError(ModuleNotFoundError):
-    """What an extra brings is not installed. The message says all that is missing, and how to install it at once."""
+    """What an extra brings is not installed. The message says all that is missing, and how to install it at once.
+
+    `module`: the first that is missing.
+    """
+
+    module = ""
 
 
 def missing_package(what: str, extra: str) -> MissingPackageError:
@@ -136,7 +141,7 @@ def missing_package(what: str, extra: str) -> MissingPackageError:
     *others, last = absent.values() or EXTRAS[extra].values()
     listed = f"{', '.join(others)} and {last}, which are" if others else f"{last}, which is"
     error = MissingPackageError(f"{what} needs {listed} not installed: {_installing(extra)}")
-    error.name = next(iter(absent), None)
+    error.module = next(iter(absent), "")
     return error
 
 

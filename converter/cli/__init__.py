@@ -34,7 +34,7 @@ Examples:
 Exit codes:
   0 done                               1 compared, and it differs
   2 wrong command line                 3 the input cannot be used
-  4 a table is wrong                   5 the table does not fit the checkpoint
+  4 a table is wrong, or in doubt      5 the table does not fit the checkpoint
   6 the destination cannot be written  7 weights do not fit the model
   8 could not be compared              9 not published, or not downloaded
   70 a fault in this program           129 hung up

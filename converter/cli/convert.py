@@ -178,6 +178,8 @@ def _print_summary(checkpoint: Checkpoint, plan: Plan) -> None:
     custom, unknown = _tables(checkpoint, plan)
     for table in custom:
         click.echo(f"{table}: verify and publish what it makes with --accept-table")
+    if custom:
+        click.echo("  whether it puts each number in its place, only outputs show: converter compare")
     if unknown:
         click.echo(f"the source was {unknown}")
 

@@ -177,7 +177,7 @@ def _stop(error: Exception | KeyboardInterrupt, outcome: Outcome, *, as_json: bo
 
 def _of_package(error: ModuleNotFoundError) -> Exception:
     """The error for a package that is not installed; the same one if no extra has it."""
-    module = (error.name or "").split(".")[0]
+    module = error.module if isinstance(error, MissingPackageError) else (error.name or "").split(".")[0]
     name = click.get_current_context().info_name or ""
     extras = [extra for extra in (_NEEDS.get(name, ("",))[0], *EXTRAS) if module in EXTRAS.get(extra, ())]
     if not extras:

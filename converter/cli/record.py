@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from converter.writing.ledger import CustomTable
 
 _PROVES = (
-    "no tensor was changed since the conversion; not that the conversion is right, nor what else lies beside the "
+    "no tensor was changed since the file was written; not that the conversion is right, nor what else lies beside the "
     "weights: a certificate shows that (`converter certify`). Who changes the record, too, is not noticed"
 )
 _SHOWN = 40
@@ -51,12 +51,11 @@ def verify_by_record(
         with progress(checkpoint.size, "hashing") as advance:
             found = changes_from(record, checkpoint, tensor_hashes(checkpoint, advance))
         checkpoint.verify_unchanged()
-    is_unknown = is_by_unknown_table(record)
     summarize(lambda: _markdown(model, found))
     if as_json:
-        print_json(_json(found, custom, is_unknown) | {"origin": origin})
+        print_json(_json(found, custom, is_by_unknown_table(record)) | {"origin": origin})
     else:
-        _print(model, found, custom, is_unknown)
+        _print(model, found, custom, record)
     if found:
         sys.exit(1)
     return True
@@ -89,14 +88,14 @@ def _markdown(model: Path, found: Changes) -> str:
     return page(f"converter verify {model}", _verdict(found), lines, as_table(["difference"], rows, "differences"))
 
 
-def _print(model: Path, found: Changes, custom: list[CustomTable], is_unknown: bool) -> None:
-    from converter.writing.ledger import UNKNOWN_TABLE
+def _print(model: Path, found: Changes, custom: list[CustomTable], record: Mapping[str, Any]) -> None:
+    from converter.writing.ledger import UNKNOWN_TABLE, is_by_unknown_table, saved_from
 
-    click.echo(f"no certificate: {file_name(model)} is compared with the record of its conversion")
+    click.echo(f"no certificate: {file_name(model)} is compared with its own record")
     for table in custom:
         click.echo(f"rests on {table}, as accepted")
-    if is_unknown:
-        click.echo(f"its source was {UNKNOWN_TABLE}")
+    if is_by_unknown_table(record):
+        click.echo(saved_from(record) or f"its source was {UNKNOWN_TABLE}")
     click.echo(found.summary)
     shown = found.problems if told().is_verbose else found.problems[:_SHOWN]
     for problem in shown:

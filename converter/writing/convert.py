@@ -111,8 +111,7 @@ def convert(
             hashes, crcs = _move(sources, plan, places, destination, on_bytes)
             beside = Transfer(checkpoint, _places(opened[len(outputs) :]), destination, on_bytes)
             left = beside.run(steps_to_keep(plan)) if kept else None
-        _verify(sources, hashes if trusts_ledger else {})
-        _warn_of_changes(checkpoint, hashes)
+        _verify(sources, hashes, trusts_ledger)
         ledger = _filled(draft, plan, hashes, left)
         with writing(destination):
             for output, descriptor in opened:
@@ -141,15 +140,16 @@ def _filled(
     return fill_ledger(draft, plan, made, sources, residue)
 
 
-def _verify(sources: Sequence[Checkpoint], hashes: Mapping[str, str]) -> None:
-    """Raise CorruptCheckpointError if a source changed, or if one whose residue is used is not what its ledger states.
+def _verify(sources: Sequence[Checkpoint], hashes: Mapping[str, str], trusts_ledger: bool) -> None:
+    """Raise CorruptCheckpointError if a source changed meanwhile, or one whose residue is used is not what its ledger
+    states; a ConverterWarning if any other is not.
 
     `hashes`: SHA-256 of each source, as `source NAME`.
     """
     for source in sources:
         source.verify_unchanged()
     checkpoint, *residues = sources
-    ledger = (ledger_of(checkpoint) or {}) if residues else {}
+    ledger = (ledger_of(checkpoint) or {}) if residues and trusts_ledger else {}
     for name, stated in ledger.get("tensors", {}).items():
         if hashes.get(f"source {name}", stated) != stated:
             raise damaged(
@@ -157,6 +157,7 @@ def _verify(sources: Sequence[Checkpoint], hashes: Mapping[str, str]) -> None:
                 f"tensor {quoted(name)} is not the one that its conversion recorded, so that the residue beside it may "
                 "be of other weights; --residue insists",
             )
+    _warn_of_changes(checkpoint, hashes)
 
 
 def _warn_of_changes(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> None:

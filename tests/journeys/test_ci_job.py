@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import skimage.data
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from converter.cli import main
+from tests.support.bert_vocabulary import small_vocabulary
 from tests.support.changed_file import flip
 from tests.support.program import CONVERTS, Program, Run
+from tests.support.small_folder import SETTINGS
 from tests.support.small_formats import small_tables
 from tests.support.small_glip import CONFIG, small_glip
 
@@ -32,8 +37,10 @@ class Job:
         self.folder, self._program = folder, program
         self._before = SMALL.format(folder=str(folder / "mappings"))
 
-    def run(self, command: str) -> Run:
-        return self._program(*command.split(), cwd=self.folder, before=self._before)
+    def run(self, *command: str) -> Run:
+        """A command in one text, or word by word."""
+        words = command if len(command) > 1 else command[0].split()
+        return self._program(*words, cwd=self.folder, before=self._before)
 
 
 @pytest.fixture
@@ -87,3 +94,17 @@ def test_the_evidence_fails_and_names_the_tensor(job: Job) -> None:
 
     assert job.run("convert --src official.pth --dst model.safetensors --force").code == 0
     assert job.run(compare).code == 0
+
+
+def test_who_finds_things_in_pictures_with_it_is_warned(job: Job) -> None:
+    assert job.run("convert --src official.pth --dst model").code == 0
+    config = job.folder / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"preprocessing": SETTINGS.to_dict()}))
+    small_vocabulary(job.folder / "model")
+    Image.fromarray(skimage.data.astronaut()).resize((120, 90)).save(job.folder / "street.png")
+    detect = ["detect", "model", "street.png", "--prompt", "person. dog."]
+    assert "warning" not in job.run(*detect).err
+    flip(job.folder / "model" / "model.safetensors", TENSOR)
+    found = job.run(*detect)
+    assert found.code == 0
+    assert "warning: model/model.safetensors: was changed after it was written: 1 tensor of" in found.err

@@ -147,6 +147,22 @@ def test_a_folder_from_which_a_tensor_is_gone_is_told(copy: Path) -> None:
         assert found.missing == (NAME,)
 
 
+def test_a_folder_whose_file_was_saved_by_another_tool_is_told(copy: Path) -> None:
+    """Nothing in that file says any more that it was converted: its name stands in the record."""
+    path, record = copy / "whole" / "model.safetensors", copy / "whole" / "conversion.json"
+    save_file({name: tensor for name, tensor in load_file(path).items() if name != NAME}, path)
+    found = changes_in(path)
+    assert found is not None
+    assert found.missing == (NAME,)
+    # records of earlier releases do not name files, and are those of the folder that is given
+    content = {key: value for key, value in json.loads(record.read_text()).items() if key != "folder"}
+    record.write_text(json.dumps(content))
+    found = changes_in(copy / "whole")
+    assert found is not None
+    assert found.missing == (NAME,)
+    assert changes_in(path) is None
+
+
 def test_without_a_record_nothing_is_said(copy: Path) -> None:
     assert changes_in(copy / "official.pth") is None
     save_file(

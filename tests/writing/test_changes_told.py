@@ -7,8 +7,9 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,22 @@ def test_loading_it_warns(name: str, written: Path, changed: Path) -> None:
         get_model("glip-t", pretrained=changed / name)
 
 
+def test_what_was_fine_tuned_and_saved_has_a_record_of_its_own(written: Path, tmp_path: Path) -> None:
+    model = GLIP.from_pretrained(written / "own.safetensors")
+    with torch.no_grad():
+        model.head.box.weight += 1
+    model.save_pretrained(tmp_path / "tuned")
+    GLIP.from_pretrained(tmp_path / "tuned")
+    shown = run("verify", tmp_path / "tuned").stdout
+    assert shown.splitlines()[-1] == "as recorded"
+    assert "saved by save_pretrained, not converted: 1 of" in shown
+    back = ("convert", "--src", tmp_path / "tuned", "--to", "glip-official", "--json", "--dst")
+    assert run(*back, tmp_path / "back.pth").stderr == ""
+    flip(tmp_path / "tuned" / "model.safetensors", NAME)
+    assert f"changed: {NAME}" in run("verify", tmp_path / "tuned", code=1).stdout
+    assert f"(changed: {NAME})" in run(*back, tmp_path / "again.pth").stderr
+
+
 def test_what_is_converted_on_the_way_is_compared_where_it_was_read(written: Path, tmp_path: Path) -> None:
     """By the record of the other format, which names the tensors otherwise."""
     other = tmp_path / "mmdet.safetensors"
@@ -100,13 +117,21 @@ def test_a_record_that_cannot_be_compared_is_told_and_stops_nothing(changed: Pat
         GLIP.from_pretrained(changed / "folder")
 
 
-def test_what_fails_meanwhile_ends_the_comparison_in_silence(changed: Path) -> None:
-    before = threading.active_count()
+def test_what_fails_meanwhile_ends_the_comparison_in_silence(changed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(checkpoint: object, on_bytes: Callable[[int], object]) -> dict[str, str]:
+        for _ in range(1000):
+            time.sleep(0.02)
+            on_bytes(1)
+        return {}
+
+    monkeypatch.setattr("converter.writing.changes.tensor_hashes", slowly)
+    before, began = threading.active_count(), time.monotonic()
     with warnings.catch_warnings(), open_checkpoint(changed / "own.safetensors") as checkpoint:
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match="of something else"), compared_meanwhile(checkpoint):
             raise ValueError("of something else")
     assert threading.active_count() == before
+    assert time.monotonic() - began < 10
 
 
 def test_where_no_thread_can_be_had_it_is_compared_all_the_same(changed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from converter.display import counted, plain
@@ -26,7 +27,7 @@ class FoundObject(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Found:
-    """What was found in one picture, highest score first. It has a length, and iterates over `FoundObject`.
+    """What was found in one picture, highest score first. It is a sequence of `FoundObject`.
 
         for phrase, score, box, label in found: ...
 
@@ -50,6 +51,21 @@ class Found:
     def __iter__(self) -> Iterator[FoundObject]:
         columns = (self.phrases, self.scores.tolist(), map(tuple, self.boxes.tolist()), self.labels.tolist())
         return (FoundObject(*row) for row in zip(*columns, strict=True))
+
+    @overload
+    def __getitem__(self, at: int) -> FoundObject: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Found: ...
+
+    def __getitem__(self, at: int | slice) -> FoundObject | Found:
+        """The object at a place, or what was found at several: `found[0]`, `found[:5]`."""
+        if not isinstance(at, slice):
+            return list(self)[at]
+        rows = range(len(self))[at]
+        keep = torch.tensor(rows, dtype=torch.int64)
+        phrases = tuple(self.phrases[row] for row in rows)
+        return Found(self.width, self.height, self.boxes[keep], self.scores[keep], self.labels[keep], phrases)
 
     def __repr__(self) -> str:
         shown = [f"{plain(each.phrase, 40)} {each.score:.2f}" for each, _ in zip(self, range(_SHOWN), strict=False)]

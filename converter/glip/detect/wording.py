@@ -12,6 +12,7 @@ from converter.errors import ModelError
 
 Span = tuple[int, int]
 _OTHER_SEPARATOR = re.compile(r"[;|]|[^\S ]|(?<!\d),|,(?!\d)")  # 3,5 is a number in some languages
+_LONGEST = 200  # characters of a name that are looked at for its right form
 _SEARCHED_WORDS = 1000  # of a caption, for words like those of a phrase that is not in it
 
 
@@ -52,7 +53,7 @@ def repeated(names: Sequence[str]) -> str | None:
 def underscores(names: Sequence[str]) -> Iterator[str]:
     """A sentence on names that were copied from a data set's list."""
     if marked := [name for name in names if "_" in name]:
-        clean = " ".join(re.sub(r"\(.*\)", "", marked[0]).replace("_", " ").split())
+        clean = " ".join(re.sub(r"\(.*\)", "", marked[0][:_LONGEST]).replace("_", " ").split())
         yield (
             f"prompt: the name {quoted(marked[0], 80)} is read with its underscore. Write {quoted(clean, 80)}, as the "
             "reference's evaluation reads it."
@@ -61,7 +62,8 @@ def underscores(names: Sequence[str]) -> Iterator[str]:
 
 def closing_stops(names: Sequence[str]) -> Iterator[str]:
     """A sentence on names of a list that end with a full stop as in a text, but not as abbreviations do."""
-    ended = [name for name in names if re.fullmatch(r"(?:[^.]*\w{4}|.*\w{3}\. .*)\.", name)]
+    # with the first condition the pattern takes no time that grows with the square of a name
+    ended = [name for name in names if name[-1] == "." and re.fullmatch(r"(?:[^.]*\w{4}|.*\w{3}\. .*)\.", name)]
     if ended:
         yield (
             f"prompt: the name {quoted(ended[0], 80)} ends with a full stop, which is read as a part of it. Names that "

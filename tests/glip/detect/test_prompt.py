@@ -99,6 +99,24 @@ def test_many_names_take_several_captions(tokenizer: Tokenizer) -> None:
     assert pieces(tokenizer, prompt) == [["dog"], ["traffic", "light"], ["hair", "dr", "##ier"]] * 120
 
 
+COCO = """
+    person. bicycle. car. motorcycle. airplane. bus. train. truck. boat. traffic light. fire hydrant. stop sign.
+    parking meter. bench. bird. cat. dog. horse. sheep. cow. elephant. bear. zebra. giraffe. backpack. umbrella.
+    handbag. tie. suitcase. frisbee. skis. snowboard. sports ball. kite. baseball bat. baseball glove. skateboard.
+    surfboard.
+    tennis racket. bottle. wine glass. cup. fork. knife. spoon. bowl. banana. apple. sandwich. orange. broccoli. carrot.
+    hot dog. pizza. donut. cake. chair. couch. potted plant. bed. dining table. toilet. tv. laptop. mouse. remote.
+    keyboard. cell phone. microwave. oven. toaster. sink. refrigerator. book. clock. vase. scissors. teddy bear.
+    hair drier. toothbrush.
+"""
+
+
+def test_the_names_of_coco_take_one_caption() -> None:
+    """And are warned of in nothing."""
+    (caption,) = captions(Prompt.parse(COCO), Tokenizer.bert_base_uncased(), SETTINGS)
+    assert (len(caption.positive_map), len(caption.ids)) == (80, 194)
+
+
 def test_hundreds_of_names_take_captions_of_what_fits(tokenizer: Tokenizer) -> None:
     """1,203 as LVIS has; each caption is as full as it can be, and labels count through."""
     words = [word for word in WORDS if word.isalpha() and len(word) > 2]

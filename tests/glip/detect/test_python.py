@@ -219,6 +219,11 @@ def test_what_is_found_is_a_sequence_of_objects(detector: Detector) -> None:
         + ", ".join(f"{each.phrase} {each.score:.2f}" for each in (first, second, third))
         + ", ...>"
     )
+    assert (found[0], found[-1]) == (first, list(found)[-1])
+    assert list(found[1:3]) == [second, third]
+    assert (found[:2].width, found[:2].boxes.shape, len(found[5:5])) == (640, (2, 4), 0)
+    with pytest.raises(IndexError):
+        found[len(found)]
     nothing = detector.detect(ARRAY, "person.", 0.99)
     assert (len(nothing), list(nothing), repr(nothing)) == (0, [], "<Found 0 objects in 640x427>")
     found.boxes.mul_(2)  # no tensor of inference mode

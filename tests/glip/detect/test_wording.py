@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import warnings
 from pathlib import Path
 
@@ -139,6 +140,16 @@ def test_long_captions_are_searched_at_once() -> None:
     """And refused by their tokens once there is a tokenizer."""
     with pytest.raises(ModelError, match="Nearest: 'a person'"):
         Prompt.of_phrases("a person " * 100_000, ["a persn"])
+
+
+@pytest.mark.parametrize("text", ["abc. " * 200_000 + "abc", "_" + "(" * 1_000_000, "abc. " * 200_000])
+def test_a_file_given_as_a_name_is_read_at_once(text: str) -> None:
+    begin = time.process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Prompt.of_names([text])
+        Prompt.parse(text)
+    assert time.process_time() - begin < 5
 
 
 def test_a_name_that_is_too_long_by_itself_is_told_so(tmp_path: Path) -> None:
