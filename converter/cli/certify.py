@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.job import summarize, summary_option, tells_failures
-from converter.cli.output import PATH, accept_table, done_with, print_json, progress, reports
+from converter.cli.output import PATH, accept_table, done_with, print_json, progress, reports, told
 from converter.cli.parity import compared, coverage, known_weights, mutation_score, score_line
 from converter.cli.places import places, source
 from converter.cli.record import verify_by_record
@@ -270,10 +270,11 @@ def _print_verification(result: Verification) -> None:
         click.echo(f"rests on {table}, as accepted")
     if result.by_unknown_table:
         click.echo(UNKNOWN_TABLE)
-    for problem in problems[:40]:
+    shown = problems if told().is_verbose else problems[:40]
+    for problem in shown:
         click.echo(f"  {problem}")
-    if len(problems) > 40:
-        click.echo(f"  ... and {len(problems) - 40} more; --json lists all")
+    if len(problems) > len(shown):
+        click.echo(f"  ... and {len(problems) - len(shown)} more; -v lists all")
     if (report := result.report) is not None:
         taps = report.modes["propagated"]
         judged = sum(tap.passed is not None for tap in taps)

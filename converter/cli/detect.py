@@ -89,7 +89,7 @@ class Options:
 @click.option(
     "--vocab",
     type=PATH,
-    help="vocab.txt or tokenizer.json. Default: in MODEL's folder, else BERT base uncased's.",
+    help="vocab.txt or tokenizer.json. Default: in MODEL's folder, else that of BERT base uncased.",
 )
 @root
 @click.option("--threshold", type=_Score(0, 1), default=0.5, show_default=True, help="Keep what scores above this.")
@@ -98,24 +98,24 @@ class Options:
     type=click.IntRange(1, 10_000),
     default=100,
     show_default=True,
-    help="Keep so many for each picture, the best.",
+    help="Keep at most so many of each picture, the best.",
 )
-@click.option("--recursive", is_flag=True, help="Of a folder, also take the pictures in the folders in it.")
+@click.option("--recursive", is_flag=True, help="Also take the pictures in a folder's own folders.")
 @click.option(
-    "--batch", type=click.IntRange(1, 1024), default=1, show_default=True, help="Pictures of a size to run at once."
+    "--batch", type=click.IntRange(1, 1024), default=1, show_default=True, help="Pictures of one size to run at once."
 )
 @click.option(
     "--format",
     "format_",
     type=click.Choice(FORMATS),
-    help="Of what is printed, and of the file in --out. Default: text, and json.",
+    help="How results are printed, and written to --out. Default: text and json.",
 )
 @click.option("-o", "--dst", "--out", "out", type=PATH, help="Folder to write drawn pictures and a file of results to.")
 @click.option("--no-drawings", is_flag=True, help="Write no pictures to --out.")
 @click.option(
-    "--line-width", type=click.IntRange(1, 1000), help="Of frames, in pixels. Default: by the picture's size."
+    "--line-width", type=click.IntRange(1, 1000), help="Width of frames in pixels. Default: by the picture's size."
 )
-@click.option("--force", is_flag=True, help="Write into a folder that is not empty; begin anew.")
+@click.option("--force", is_flag=True, help="Write into a folder that is not empty, and begin anew.")
 @run_options("float32")
 @reports
 def detect(model_source: str, images: tuple[str, ...], as_json: bool, format_: str | None, **values: Any) -> None:

@@ -110,7 +110,7 @@ def parity(
     from converter.cli.sources import locate
 
     if cover and dtype != "float64":
-        raise click.UsageError(f"--coverage is told by a model in float64; leave out --dtype {dtype}")
+        raise click.UsageError(f"--coverage needs float64; leave out --dtype {dtype}")
     model = locate(model_source, quiet=as_json).path
     from converter.checkpoint.hashes import file_sha256
     from converter.parity.capture import load_capture
