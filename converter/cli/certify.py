@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.job import summarize, summary_option, tell_failures
+from converter.cli.job import summarize, summary_option, tells_failures
 from converter.cli.output import PATH, accept_table, done_with, print_json, progress, reports
 from converter.cli.parity import compared, coverage, known_weights, mutation_score, score_line
 from converter.cli.places import places, source
@@ -64,6 +64,7 @@ record, a table that was never released, or no tolerance is known for this dtype
 @click.option("--force", is_flag=True, help="Replace a certificate that is there.")
 @summary_option
 @reports
+@tells_failures("model", also="references")
 def certify(
     model: Path,
     references: tuple[Path, ...],
@@ -79,7 +80,6 @@ def certify(
     every number is finite. It also records what lies beside the weights and decides results: configuration,
     preprocessing, vocabulary.
     """
-    tell_failures(str(model), [model, *references])
     from converter.cli.families import family_of_weights, load_subject, open_weights
     from converter.parity.capture import load_capture
     from converter.parity.certificate import certify, read_weights
@@ -184,6 +184,7 @@ def _print_certified(path: Path, runs: list[Report], covered: Coverage, score: S
 @run_options("float64")
 @summary_option
 @reports
+@tells_failures("model_source")
 def verify(
     model_source: str,
     certificate: Path | None,
@@ -201,7 +202,6 @@ def verify(
     is computed again. The reference is not needed. Where there is no certificate, every tensor is compared with the
     record that the conversion left, which shows that none was changed since; this needs no torch.
     """
-    tell_failures(model_source, [Path(model_source)])
     from converter.cli.sources import locate
 
     located = locate(model_source, quiet=as_json)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.job import as_table, code, page, prose, summarize, summary_option, tell_failures
+from converter.cli.job import as_table, code, page, prose, summarize, summary_option, tells_failures
 from converter.cli.output import PATH, print_json, reports, told
 from converter.cli.places import Place, places
 from converter.display import counted, figure, plain
@@ -75,9 +75,9 @@ def _pair(context: click.Context, parameter: click.Parameter, values: tuple[str,
 )
 @summary_option
 @reports
+@tells_failures("a", "b")
 def compare(a: Path, b: Path, pairs: tuple[tuple[str, str], ...], gate: str | None, as_json: bool) -> None:
     """Compare the outputs of two models, recorded in the files A and B."""
-    tell_failures(f"{a} {b}", [a, b])
     from converter.checkpoint import open_checkpoint
     from converter.parity.outputs import compare_outputs
 

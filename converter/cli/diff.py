@@ -6,12 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.job import as_table, page, prose, summarize, summary_option, tell_failures
+from converter.cli.job import as_table, page, prose, summarize, summary_option, tells_failures
 from converter.cli.output import print_json, progress, reports, told
 from converter.cli.places import Place, places
 from converter.display import counted, plain
@@ -53,6 +52,7 @@ _LINES = 40  # for people
 )
 @summary_option
 @reports
+@tells_failures("a", "b")
 def diff(
     a: str,
     b: str,
@@ -73,7 +73,6 @@ def diff(
         raise click.UsageError("--table and --no-table contradict each other")
     if tolerance is not None and not math.isfinite(tolerance):
         raise click.UsageError("--tolerance needs a finite number")
-    tell_failures(f"{a} {b}", [Path(a), Path(b)])
     from converter.cli.sources import locate
     from converter.mapping.load import load_table
     from converter.parity import diff as engine

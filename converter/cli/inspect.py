@@ -40,7 +40,8 @@ def inspect(file: str, root: str | None, as_json: bool) -> None:
     from converter.planning.adapters import with_adapters_merged
     from converter.planning.formats import fitting, open_known
 
-    with open_known(locate(file, quiet=as_json).path, root, merge=False) as opened:
+    path = locate(file, quiet=as_json).path
+    with open_known(path, root, merge=False) as opened:
         checkpoint, why_not = opened, None
         try:
             checkpoint = with_adapters_merged(opened)
@@ -48,7 +49,7 @@ def inspect(file: str, root: str | None, as_json: bool) -> None:
         except UnsupportedCheckpointError as error:
             found, why_not = [], str(error)
         if not found and why_not is None:
-            why_not = _why_not(checkpoint)
+            why_not = _why_not(path, checkpoint)
         content: dict[str, Any] = {
             "file": str(checkpoint.path),
             "layout": checkpoint.layout,
@@ -88,12 +89,14 @@ def _tensors(checkpoint: Checkpoint) -> list[dict[str, Any]]:
     ]
 
 
-def _why_not(checkpoint: Checkpoint) -> str:
+def _why_not(path: Path, checkpoint: Checkpoint) -> str:
     """What a conversion says first of a checkpoint that fits no format."""
     from converter.errors import PlanError
     from converter.planning.formats import choose_formats, make_route
+    from converter.writing.route import check_sizes
 
     try:
+        check_sizes(path, checkpoint)
         make_route(*choose_formats(checkpoint, None, None), checkpoint)
     except PlanError as error:
         headline, *problems = str(error).splitlines()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
-from converter.cli.output import message_of, on_failure
+from converter.cli.output import PREPARE, message_of, on_failure
 from converter.display import NAME_LIMIT, plain
 from converter.errors import ConverterError, DestinationError
 
@@ -45,11 +46,25 @@ def summarize(text: Callable[[], str]) -> None:
         append(path, text())
 
 
-def tell_failures(subject: str, inputs: Sequence[Path], junit: Path | None = None) -> None:
-    """From now on an error that ends the command goes to --summary and `junit`, too.
+def tells_failures(*subjects: str, also: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorate a command, right below `reports`: an error that ends it is told in --summary and --junit, too.
 
-    DestinationError where one of them is an input.
+    `subjects` are its parameters that name what it is about, `also` is one with other inputs. None of these is written
+    to: that is a DestinationError.
     """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        def prepare(given: Mapping[str, Any]) -> None:
+            named = [str(given[name]) for name in subjects]
+            _tell_failures(" ".join(named), [*map(Path, named), *given.get(also, ())], given.get("junit"))
+
+        setattr(command, PREPARE, prepare)
+        return command
+
+    return decorate
+
+
+def _tell_failures(subject: str, inputs: Sequence[Path], junit: Path | None) -> None:
     context = click.get_current_context()
     check_outputs([context.meta[_SUMMARY], junit], [path for given in inputs for path in _files(given)])
     command = context.command.name or ""

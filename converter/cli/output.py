@@ -35,6 +35,7 @@ from converter.errors import (
 PATH = click.Path(path_type=Path, readable=False)  # what cannot be read is told by who reads it
 Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 SCHEMA_VERSION = 1  # of all that --json prints: another one where a field goes or changes its meaning (docs/ci.md)
+PREPARE = "prepare"  # the attribute of a command with what is to be done before anything that can fail
 _SHOWN_PROBLEMS = 40
 # command -> the extra that brings what it needs, and what it cannot even begin without
 _NEEDS = {
@@ -122,6 +123,7 @@ def reports(command: Callable[..., None]) -> Callable[..., None]:
             warnings.showwarning = functools.partial(_show, warnings.showwarning)
             with _signals_unwind(outcome):
                 try:
+                    getattr(command, PREPARE, lambda given: None)(kwargs)
                     name = click.get_current_context().info_name or ""
                     if name in _NEEDS:
                         require(name, *_NEEDS[name])

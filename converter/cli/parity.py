@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from converter.cli.job import check_outputs, summarize, summary_option, tell_failures
+from converter.cli.job import check_outputs, summarize, summary_option, tells_failures
 from converter.cli.output import print_json, progress, reports
 from converter.cli.places import places, source
 from converter.cli.run_options import JOINED, MODEL, references, root, run_options
@@ -86,6 +86,7 @@ class _Mutations(click.ParamType[int]):
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Also write JUnit XML.")
 @summary_option
 @reports
+@tells_failures("model_source", also="references")
 def parity(
     model_source: str,
     references: tuple[Path, ...],
@@ -105,7 +106,6 @@ def parity(
     as_json: bool,
 ) -> None:
     """Compare MODEL, here or on the Hub (org/name, hf://org/name/file.pth), with a capture, tap by tap."""
-    tell_failures(model_source, [Path(model_source), *references], junit)
     from converter.cli.families import load_subject, open_weights
     from converter.cli.sources import locate
 

@@ -207,7 +207,7 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake("suppression at an IoU of 0.5", _patch(detection, "NMS_THRESHOLD", lambda _: 0.5), "", detections=True),
     Mistake(
         "scores without the root",
-        _patch(detection, "suppress", lambda original: lambda boxes, score, label: original(boxes, score**2, label)),
+        _patch(detection, "suppress", lambda original: lambda boxes, score, *rest: original(boxes, score**2, *rest)),
         "", detections=True,
     ),
     Mistake("no threshold of scores", _patch(detection, "SCORE_THRESHOLD", lambda _: 0.0), "", detections=True),

@@ -24,8 +24,9 @@ from converter.glip.model.glip import GLIP
 from converter.glip.model.head import Output
 from converter.glip.model.inputs import check_images
 from converter.glip.model.swin import SwinTransformer
+from converter.glip.saving import origin_of
 from converter.glip.weights import fill, tensors
-from converter.hub.resolve import local_path
+from converter.hub.resolve import located
 from converter.mapping.load import hub_table
 from converter.mapping.spec import load_spec
 from converter.planning.formats import load_format, make_route, open_known, recognise
@@ -107,9 +108,12 @@ def get_model(
         raise ModelError(f"{name}: pretrained=True does not say which weights; give a path or org/name on the Hub.")
     if pretrained is False or pretrained is None:
         return _build(name, _config(name), pad_small_map).eval()
-    path = local_path(pretrained)
+    path, called = located(pretrained)
     with open_known(path, root, source) as checkpoint, compared_meanwhile(checkpoint, path):
-        return _loaded(name, checkpoint, source, pad_small_map).eval()
+        model, converted, hashes = _loaded(name, checkpoint, source, pad_small_map)
+        if isinstance(model, WholeModel):
+            model._origin = origin_of(called, path, converted, hashes)
+    return model.eval()
 
 
 def _config(name: str) -> GLIPConfig:
@@ -122,7 +126,10 @@ def _build(name: str, config: GLIPConfig, pad_small_map: bool) -> WholeModel | I
     return ImageEncoder(config, pad_small_map=pad_small_map) if name in BACKBONES else WholeModel(config)
 
 
-def _loaded(name: str, checkpoint: Checkpoint, source: str | None, pad_small_map: bool) -> WholeModel | ImageEncoder:
+def _loaded(
+    name: str, checkpoint: Checkpoint, source: str | None, pad_small_map: bool
+) -> tuple[WholeModel | ImageEncoder, Checkpoint, dict[str, str]]:
+    """The model; the checkpoint as it was converted for it, and the SHA-256 of each tensor of that."""
     spec = load_spec("glip")
     plan = make_route(
         load_format(source) if source else recognise(checkpoint, spec),
@@ -146,6 +153,7 @@ def _loaded(name: str, checkpoint: Checkpoint, source: str | None, pad_small_map
             f"{checkpoint.path}: {plan.table} does not hold {absent[0]} {tuple(parameters[absent[0]].shape)} and "
             f"{len(absent) - 1} other parameters of this model."
         )
-    fill(model, tensors(converted), checkpoint.path)
+    hashes: dict[str, str] = {}
+    fill(model, tensors(converted, hashes), checkpoint.path)
     checkpoint.verify_unchanged()
-    return model
+    return model, converted, hashes

@@ -186,6 +186,8 @@ def next_steps(report: Report) -> Iterator[str]:
     model, reference = (shlex.quote(plain(str(path), 1024)) for path in (report.weights.path, report.reference))
     if report.weights.same is not True and is_off_at_once(report):
         yield how_to_capture(report.made)
+    if report.suspects and not report.weights.converted:
+        yield f"converter convert OFFICIAL.pth {model} --force  # writes it as recorded"
     if not report.weights.converted:
         yield f"converter diff OFFICIAL.pth {model}  # which tensors are not those of the source"
     if report.first is None or report.culprits or "injected" in report.modes:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.display import file_name, plain
-from converter.errors import PlanError, RootError
+from converter.errors import ModelError, PlanError, RootError
+from converter.mapping.documents import names_of
+from converter.mapping.spec import load_spec
 from converter.planning.formats import choose_formats, hub_holding, make_route
 from converter.planning.plan import Plan
 from converter.writing.buffers import verify_left_out
@@ -35,6 +37,7 @@ def make_conversion(
     `residue_file`: by default the one beside the checkpoint; `say` is told why it is not used. Raises RootError for a
     residue of another format, and as `choose_formats`, `make_route` and `verify_left_out`.
     """
+    check_sizes(path, checkpoint)
     known, wanted = choose_formats(checkpoint, source, target)
     residue = kept = None
     if (place := residue_file or residue_beside(checkpoint)) is not None:
@@ -54,19 +57,25 @@ def make_conversion(
     held = kept.residue(wanted) if kept else None
     plan = make_route(known, wanted, checkpoint, variant=variant, dtype=dtype, residue=held)
     verify_left_out(checkpoint, plan)
-    if known.is_hub:
-        _check_sizes(path, checkpoint, plan)
     return plan, residue
 
 
-def _check_sizes(path: Path, checkpoint: Checkpoint, plan: Plan) -> None:
-    """PlanError if the source's record states sizes that the plan would lose, as those that no shape shows."""
-    record = find_record(path, checkpoint, "config")
-    stated = record["config"] if record and record["model"] == plan.target and not record.get("part") else {}
-    for field, value in plan.config.items():
-        if field in stated and stated[field] != (list(value) if isinstance(value, tuple) else value):
-            raise PlanError(
-                f"{file_name(path)}: its record states {field} {plain(repr(stated[field]))}, and {plan.variant.name}, "
-                f"which its shapes are of, has {value}. Tables know the sizes of variants alone: it can be run as it "
-                "is, not converted"
-            )
+def check_sizes(path: Path, checkpoint: Checkpoint) -> None:
+    """PlanError if the source's record states sizes of no variant. Not all show in shapes: they would be lost."""
+    try:
+        record = find_record(path, checkpoint, "config")
+    except ModelError:  # who runs the model is told
+        return
+    if record is None or record.get("part") or record["model"] not in names_of("spec"):
+        return
+    spec = load_spec(record["model"])
+    sizes = {field: tuple(value) if isinstance(value, list) else value for field, value in record["config"].items()}
+    if spec.variant_of(sizes) in spec.variants:
+        return
+    nearest = max(spec.variants, key=lambda variant: sum(sizes.get(n) == v for n, v in variant.config.items()))
+    field = next(name for name, value in nearest.config.items() if sizes.get(name) != value)
+    raise PlanError(
+        f"{file_name(path)}: its record states {field} {plain(repr(sizes.get(field)))}, and {nearest.name} has "
+        f"{nearest.config[field]}: tables know the sizes of variants alone. It can be run as it is (detect, parity, "
+        "from_pretrained), not converted"
+    )

@@ -20,6 +20,7 @@ from converter.display import plain
 from tests.support.program import Program
 from tests.support.saved_glip import save, saved_glip
 from tests.support.small_capture import write
+from tests.support.small_files import official
 from tests.support.small_glip import small_glip
 
 
@@ -189,6 +190,20 @@ def test_a_certificate_and_a_copy(reference: Path, tmp_path: Path) -> None:
     assert certified.splitlines()[0].endswith(": pass")
     assert "small.parity.json" in unescaped(certified)
     assert same.splitlines()[0].endswith(": pass")
+    assert changed.splitlines()[0].endswith(": FAIL")
+    assert "\n| changed: " in unescaped(changed)
+
+
+def test_a_file_and_its_own_record(small_mappings: None, tmp_path: Path) -> None:
+    summary, weights = tmp_path / "summary.md", tmp_path / "small.safetensors"
+    torch.save(official(), tmp_path / "official.pth")
+    assert run("convert", tmp_path / "official.pth", weights).exit_code == 0
+    assert run("verify", weights, "--summary", summary).exit_code == 0
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert run("verify", weights, "--summary", summary).exit_code == 1
+    same, changed = summary.read_text().split("\n### ")
+    assert same.splitlines()[0].endswith(": as recorded")
     assert changed.splitlines()[0].endswith(": FAIL")
     assert "\n| changed: " in unescaped(changed)
 

@@ -82,6 +82,7 @@ def test_the_evidence_fails_and_names_the_tensor(job: Job) -> None:
     assert failed.code == 1
     assert f"(changed: {TENSOR})" in failed.err
     assert f"(changed: {TENSOR})" in failed.out
+    assert "converter convert OFFICIAL.pth model.safetensors --force" in failed.out
     assert TENSOR in (job.folder / "parity.html").read_text()
     assert any(TENSOR in text for text in failures(job.folder / "parity.xml").values())
     checked = job.run("verify model.safetensors")

@@ -127,7 +127,8 @@ def test_the_top_of_a_failure_can_be_acted_on() -> None:
         "  record            the file was changed after it was written",
         "  parameters        model.head: weight, bias",
         "  weights           those that the capture was made of",
-        "  next              converter diff OFFICIAL.pth 'my model.safetensors'  # which tensors are not those of the "
+        "  next              converter convert OFFICIAL.pth 'my model.safetensors' --force  # writes it as recorded",
+        "                    converter diff OFFICIAL.pth 'my model.safetensors'  # which tensors are not those of the "
         "source",
         "  propagated        2 of 3 activations are within their limit, 1 beyond",
         "  injected          2 of 3 activations are within their limit, 1 beyond",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from converter.glip import GLIP, GLIPConfig
+from converter.glip import GLIP, GLIPConfig, get_model
 from converter.glip.detect.detector import Detector
 from tests.support.small_files import official, run
 from tests.support.small_folder import small_folder
@@ -71,6 +71,18 @@ def test_a_conversion_of_it_says_so_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_mappings")
+def test_a_model_by_name_knows_its_weights_too(tmp_path: Path) -> None:
+    torch.save(official(), tmp_path / "official.pth")
+    model = get_model("small", pretrained=tmp_path / "official.pth")
+    assert isinstance(model, GLIP)
+    with torch.no_grad():
+        model.head.bias.add_(1)
+    model.save_pretrained(tmp_path / "saved")
+    (entry,) = json.loads((tmp_path / "saved" / "conversion.json").read_text())["saved"]
+    assert (entry["from"], entry["differing"]) == ("official.pth", 1)
+
+
+@pytest.mark.usefixtures("small_mappings")
 def test_a_model_that_was_only_loaded_and_saved_is_as_good_as_converted(tmp_path: Path) -> None:
     torch.save(official(), tmp_path / "official.pth")
     GLIP.from_pretrained(tmp_path / "official.pth").save_pretrained(tmp_path / "saved")
@@ -85,4 +97,11 @@ def test_sizes_that_no_shape_shows_are_not_lost_on_the_way(tmp_path: Path) -> No
     assert GLIP.from_pretrained(tmp_path / "saved").config.anchor_sizes[0] == 32
     for target in ("glip", "mmdet-glip"):
         said = run("convert", "--src", tmp_path / "saved", "--dst", tmp_path / "out", "--to", target, code=5).output
-        assert "its record states anchor_sizes [32, 64, 128, 256, 512], and small, which" in said
+        assert (
+            "saved: its record states anchor_sizes (32, 64, 128, 256, 512), and small has (64, 128, 256, 512, 1024)"
+            in said
+        )
+
+
+def test_inspect_says_what_other_sizes_mean(saved: Path) -> None:
+    assert "its record states embed_dim 8, and glip-t has 96" in run("inspect", saved).output
