@@ -123,7 +123,7 @@ def _markdown(found: Compared, a: Path, b: Path) -> str:
 
     lines = [("A", str(a)), ("B", str(b)), ("limit", f"{found.gate} ({found.gate.reason})")]
     rows = [[_verdict(o.passed), code(o.a), code(o.b), prose(o.why)] for o in worst_first(found.outputs)]
-    outputs = as_table(["verdict", "in A", "in B", "why"], rows, "outputs, none worse")
+    outputs = as_table(["verdict", "in A", "in B", "why"], rows, "outputs")
     return page(f"converter compare {a} {b}", _verdict(found.passed), lines, outputs)
 
 
