@@ -22,6 +22,7 @@ from converter.mapping.ops import Array, Shape
 from converter.parity.gates import Gate, find_gate, gates
 
 INPUT = "input."
+_MASK = 1e4  # a number so many times as large as the largest of the others and as 1 is no activation
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,8 @@ class Output:
     """One output of A beside that of B. Errors are differences to A's values, in float64.
 
     Args:
-        relative: Frobenius norm of the difference over that of A's values; None where there is none to compute.
+        relative: Frobenius norm of the difference over that of A's values; None where there is none to compute. What a
+            mask is filled with, far above all else, counts by itself, and the worse of both is taken.
         max_abs, worst, values: largest difference, where it is, and what A and B have there.
         differing: numbers that differ, of integers and booleans, which must be equal.
         unsound: numbers that are NaN on a side, or infinite on one side only or of another sign.
@@ -57,7 +59,7 @@ class Output:
         """Within its limit; None where nothing says what that is."""
         if self.problem or self.unsound or self.differing:
             return False
-        if self.relative is not None and self.limit is not None and self.relative > self.limit:
+        if self.relative is not None and self.limit is not None and not self.relative <= self.limit:
             return False
         return None if self.limit is None and self.relative is not None else True
 
@@ -228,17 +230,33 @@ def _measured(output: partial[Output], dtype: str, first: Array, second: Array, 
     if unsound or not first.size:
         return output(dtype, unsound=unsound, limit=limit, problem=None if first.size else "is empty")
     finite = np.where(same, 0.0, first)
-    difference = np.abs(np.where(same, 0.0, second) - finite)
+    with np.errstate(over="ignore"):  # an infinite difference is beyond every limit
+        difference = np.abs(np.where(same, 0.0, second) - finite)
     place = _place(difference)
     return output(
         dtype,
-        relative=float(np.linalg.norm(difference) / (np.linalg.norm(finite) or 1.0)),
+        relative=max(_relative(difference[group], finite[group]) for group in _groups(np.abs(finite))),
         max_abs=float(difference[place]),
         worst=place,
         values=(float(finite[place]), float(np.where(same, 0.0, second)[place])),
         limit=limit,
         constant=_is_constant(first),
     )
+
+
+def _groups(sizes: Array) -> list[Array]:
+    """Which numbers have an error of their own: those of a mask (-1e9, the lowest float) beside which others vanish."""
+    top = float(sizes.max())
+    masked = sizes > top / 2
+    rest = float(sizes[~masked].max(initial=0.0))
+    apart = top > _MASK * max(rest, 1.0) and not masked.all()
+    return [masked, ~masked] if apart else [np.ones(sizes.shape, bool)]
+
+
+def _relative(difference: Array, values: Array) -> float:
+    """Of one group; scaled, as squares of large numbers are infinite."""
+    scale = float(np.abs(values).max()) or 1.0
+    return float(np.linalg.norm(difference / scale) / (np.linalg.norm(values / scale) or 1.0))
 
 
 def _is_constant(values: Array) -> bool:

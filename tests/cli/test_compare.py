@@ -89,6 +89,24 @@ def test_a_mask_of_minus_infinity_is_compared_around(tmp_path: Path) -> None:
     judged(1, a, written(tmp_path, tokens=masked.nan_to_num(neginf=np.inf)))
 
 
+@pytest.mark.parametrize("fill", [-1e9, torch.finfo(torch.float32).min, torch.finfo(torch.float64).min])
+def test_numbers_of_a_mask_do_not_hide_the_others(fill: float, tmp_path: Path) -> None:
+    a, b = TOKENS.clone(), TOKENS.clone()
+    a[:, :, 4] = b[:, :, 4] = fill
+    b[0, 0, 0] += 1e-3
+    path = written(tmp_path, tokens=a)
+    assert judged(1, path, written(tmp_path, tokens=b))["relative"] == pytest.approx(1e-3 / TOKENS.norm(), rel=0.5)
+    judged(0, path, written(tmp_path, tokens=a))
+    b[0, 0, 4] = -fill  # what the mask itself holds counts, too
+    judged(1, path, written(tmp_path, tokens=b), "--gate", "1e-2")
+
+
+def test_numbers_whose_squares_are_infinite_are_compared(tmp_path: Path) -> None:
+    a = written(tmp_path, tokens=TOKENS * 1e300)
+    judged(1, a, written(tmp_path, tokens=TOKENS * 1.001e300))
+    judged(0, a, written(tmp_path, tokens=TOKENS * 1e300))
+
+
 def test_outputs_of_other_inputs_say_nothing(reference: Path, tmp_path: Path) -> None:
     done = run(reference, written(tmp_path, tokens=TOKENS, input__ids=IDS + 1), code=8)
     assert "'input.ids' of A is not what B got" in done.stderr
