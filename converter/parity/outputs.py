@@ -80,6 +80,15 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class Alike:
+    """`alike` of `of` tensors of the weights hold the numbers of another one: exchanged, they give the same outputs."""
+
+    alike: int
+    of: int
+    first: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Compared:
     """The outputs that were compared, in A's order, and the names of those that were not."""
 
@@ -87,6 +96,7 @@ class Compared:
     inputs: int
     gate: Gate
     left: tuple[str, ...]
+    alike: Alike | None
 
     @property
     def passed(self) -> bool | None:
@@ -112,7 +122,7 @@ def compare_outputs(a: Checkpoint, b: Checkpoint, pairs: Sequence[tuple[str, str
         [side.tensors[name].dtype.name for pair in chosen for side, name in zip((a, b), pair, strict=True)]
     )
     compared = [_compared(a, b, pair, gate, errors) for pair in chosen]
-    return Compared(tuple(compared), inputs, find_gate("cpu", lowest, gate), left)
+    return Compared(tuple(compared), inputs, find_gate("cpu", lowest, gate), left, _alike(a) or _alike(b))
 
 
 def _check(side: Checkpoint) -> None:
@@ -129,10 +139,19 @@ def _check(side: Checkpoint) -> None:
         raise CaptureError(f"{name}: holds no output. `converter compare --template` shows how to record them.")
 
 
-def _facts(side: Checkpoint) -> Mapping[str, object]:
-    """What a capture says of itself; nothing of any other file."""
+def _alike(side: Checkpoint) -> Alike | None:
+    """What the recorder wrote of the weights; None if they all differ, or if it is not known."""
+    said = _facts(side, "alike")
+    alike, of, first = (said.get(key) for key in ("alike", "of", "first"))
+    if not isinstance(alike, int) or not isinstance(of, int) or not isinstance(first, list) or not 0 < alike <= of:
+        return None
+    return Alike(alike, of, tuple(map(str, first[:3])))
+
+
+def _facts(side: Checkpoint, what: str = "capture") -> Mapping[str, object]:
+    """What a capture says of itself, or another JSON object of the metadata; nothing of any other file."""
     try:
-        facts = parse_json(side.metadata.get("capture", "{}"))
+        facts = parse_json(side.metadata.get(what, "{}"))
     except ValueError:
         return {}
     return facts if isinstance(facts, dict) else {}

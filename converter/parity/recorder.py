@@ -25,6 +25,7 @@ in both scripts: record(..., outputs=lambda made: {"tokens": made.last_hidden_st
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,8 @@ def record(
     if weights is not None:
         model.load_state_dict(_state_dict(Path(weights)), strict=True)
         about["weights"] = f"{Path(weights).name}, sha256 {_sha256(Path(weights))}"
+    alike, of = _alike(model.state_dict())
+    about["alike"] = json.dumps({"alike": len(alike), "of": of, "first": alike[:3]})
     model.double().eval()
     given = {name: _double(value) for name, value in inputs.items()}
     with torch.inference_mode():
@@ -63,6 +66,28 @@ def record(
     kept = {f"input.{name}": value for name, value in given.items() if isinstance(value, Tensor)} | found
     save_file({name: value.detach().cpu().clone().contiguous() for name, value in kept.items()}, destination, about)
     print(f"written: {destination}, " + ", ".join(f"{name} {tuple(value.shape)}" for name, value in found.items()))
+    if alike:
+        print(
+            f"warning: {len(alike)} of the {of} tensors of the weights hold the numbers of another one, as zeros and "
+            f"ones do ({', '.join(alike[:3])}): which of them is where, no output shows. Take trained weights, or "
+            "random numbers in every tensor"
+        )
+
+
+def _alike(weights: Mapping[str, Tensor]) -> tuple[list[str], int]:
+    """Floating-point tensors with the numbers of another one of their size, and how many there are in all.
+
+    A parameter that has two names is one.
+    """
+    found: dict[tuple[int, float, float], dict[int, list[str]]] = {}
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and tensor.numel():
+            flat = tensor.detach().cpu().double().flatten()
+            sums = float(flat.sum()), float(flat @ torch.arange(1.0, len(flat) + 1, dtype=flat.dtype))
+            found.setdefault((len(flat), *sums), {}).setdefault(tensor.data_ptr(), []).append(name)
+    several = [same for same in found.values() if len(same) > 1]
+    alike = [name for same in several for names in same.values() for name in names]
+    return alike, sum(len(names) for same in found.values() for names in same.values())
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:

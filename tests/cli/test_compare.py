@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -169,10 +170,46 @@ def test_a_dict_of_torch_save_is_read_and_nothing_in_it_run(reference: Path, tmp
     assert not Path("executed").exists()
 
 
-def test_the_template_records_what_any_module_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "record.py").write_text(run("--template").stdout)
+def recorder() -> Callable[..., None]:
+    """`record` of the file that `compare --template` prints."""
     space: dict[str, Any] = {}
-    exec(compile((tmp_path / "record.py").read_text(), "record.py", "exec"), space)
+    exec(compile(run("--template").stdout, "record.py", "exec"), space)
+    found: Callable[..., None] = space["record"]
+    return found
+
+
+def test_weights_that_are_alike_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two fresh norms exchanged: no output shows it, so that somebody has to say so."""
+
+    class Norms(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.after = torch.nn.LayerNorm(5), torch.nn.LayerNorm(5)
+            self.fc = torch.nn.Linear(5, 5)
+            self.tied = self.fc.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.after(self.fc(self.before(x)))
+
+    torch.manual_seed(0)
+    fresh, trained = Norms(), Norms()
+    for weight in trained.parameters():
+        torch.nn.init.normal_(weight)
+    record = recorder()
+    for name, model in {"fresh": fresh, "trained": trained}.items():
+        for side in "ab":
+            record(copy.deepcopy(model), None, tmp_path / f"{name}-{side}.safetensors", inputs={"x": TOKENS})
+        assert ("warning: 4 of the 7 tensors" in capsys.readouterr().out) is (name == "fresh")
+    files = [tmp_path / f"fresh-{side}.safetensors" for side in "ab"]
+    assert run(*files).stdout.startswith("same\nbut 4 of the 7 tensors of the weights hold the numbers of another one")
+    content = json.loads(run(*files, "--json").stdout)
+    assert content["weights_alike"] == {"alike": 4, "of": 7, "first": ["before.weight", "after.weight", "before.bias"]}
+    files = [tmp_path / f"trained-{side}.safetensors" for side in "ab"]
+    assert json.loads(run(*files, "--json").stdout)["weights_alike"] is None
+
+
+def test_the_template_records_what_any_module_returns(tmp_path: Path) -> None:
+    record = recorder()
 
     class Model(torch.nn.Module):
         def __init__(self) -> None:
@@ -187,10 +224,10 @@ def test_the_template_records_what_any_module_returns(tmp_path: Path, monkeypatc
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
     path = tmp_path / "out.safetensors"
     x = torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
-    space["record"](Model(), tmp_path / "weights.safetensors", path, inputs={"x": x, "scale": 2.0})
+    record(Model(), tmp_path / "weights.safetensors", path, inputs={"x": x, "scale": 2.0})
     made = load_file(path)
     assert set(made) == {"input.x", "logits", "states.0", "states.1.last"}
     assert torch.equal(made["logits"], 2 * model.double().fc(x.double()))
     torch.save(Model().state_dict() | {"more": x}, tmp_path / "wrong.pth")
     with pytest.raises(RuntimeError, match="more"):
-        space["record"](Model(), tmp_path / "wrong.pth", path, inputs={"x": x, "scale": 2.0})
+        record(Model(), tmp_path / "wrong.pth", path, inputs={"x": x, "scale": 2.0})
