@@ -22,6 +22,7 @@ from converter.mapping.ops import Array, Shape
 from converter.parity.gates import Gate, find_gate, gates
 
 INPUT = "input."
+_GUESS = {"bfloat16": "5e-2", "float16": "5e-3"}  # for somebody who has to say what may differ
 _MASK = 1e4  # a number so many times as large as the largest of the others and as 1 is no activation
 
 
@@ -73,7 +74,8 @@ class Output:
         if self.relative is None:
             differ = f"{self.differing} of {math.prod(self.shape)} numbers differ" if self.differing else "all equal"
         elif self.limit is None:
-            differ = f"relative error {self.relative:.1e}; not judged: in {self.dtype} give a limit, --gate 1e-5"
+            limit = _GUESS.get(self.dtype, "1e-5")
+            differ = f"relative error {self.relative:.1e}; not judged in {self.dtype}: give a limit, --gate {limit}"
         else:
             differ = beside("relative error {}, at most {}", self.relative, self.limit)
         return f"{differ}; all numbers of A are the same, which proves nothing" if self.constant else differ
