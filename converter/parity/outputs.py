@@ -82,23 +82,29 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
-class Alike:
-    """`alike` of `of` tensors of the weights hold the numbers of another one: exchanged, they give the same outputs."""
+class Unshown:
+    """`count` of `of` tensors of the weights, of which outputs do not show all, and the first of their names."""
 
-    alike: int
+    count: int
     of: int
     first: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """The outputs that were compared, in A's order, and the names of those that were not."""
+    """The outputs that were compared, in A's order, and the names of those that were not.
+
+    Args:
+        alike: weights with the numbers of another one: exchanged, they give the same outputs.
+        unreached: weights that have no part in the outputs.
+    """
 
     outputs: tuple[Output, ...]
     inputs: int
     gate: Gate
     left: tuple[str, ...]
-    alike: Alike | None
+    alike: Unshown | None
+    unreached: Unshown | None
 
     @property
     def passed(self) -> bool | None:
@@ -124,7 +130,8 @@ def compare_outputs(a: Checkpoint, b: Checkpoint, pairs: Sequence[tuple[str, str
         [side.tensors[name].dtype.name for pair in chosen for side, name in zip((a, b), pair, strict=True)]
     )
     compared = [_compared(a, b, pair, gate, errors) for pair in chosen]
-    return Compared(tuple(compared), inputs, find_gate("cpu", lowest, gate), left, _alike(a) or _alike(b))
+    alike, unreached = _unshown(a, "alike") or _unshown(b, "alike"), _unshown(b, "unreached")
+    return Compared(tuple(compared), inputs, find_gate("cpu", lowest, gate), left, alike, unreached)
 
 
 def _check(side: Checkpoint) -> None:
@@ -141,13 +148,13 @@ def _check(side: Checkpoint) -> None:
         raise CaptureError(f"{name}: holds no output. `converter compare --template` shows how to record them.")
 
 
-def _alike(side: Checkpoint) -> Alike | None:
-    """What the recorder wrote of the weights; None if they all differ, or if it is not known."""
-    said = _facts(side, "alike")
-    alike, of, first = (said.get(key) for key in ("alike", "of", "first"))
-    if not isinstance(alike, int) or not isinstance(of, int) or not isinstance(first, list) or not 0 < alike <= of:
+def _unshown(side: Checkpoint, what: str) -> Unshown | None:
+    """What the recorder wrote of the weights; None if there are none such, or if it is not known."""
+    said = _facts(side, what)
+    count, of, first = (said.get(key) for key in ("count", "of", "first"))
+    if not isinstance(count, int) or not isinstance(of, int) or not isinstance(first, list) or not 0 < count <= of:
         return None
-    return Alike(alike, of, tuple(map(str, first[:3])))
+    return Unshown(count, of, tuple(map(str, first[:3])))
 
 
 def _facts(side: Checkpoint, what: str = "capture") -> Mapping[str, object]:

@@ -204,11 +204,38 @@ def test_weights_that_are_alike_are_named(tmp_path: Path, capsys: pytest.Capture
             record(copy.deepcopy(model), None, tmp_path / f"{name}-{side}.safetensors", inputs={"x": TOKENS})
         assert ("warning: 4 of the 7 tensors" in capsys.readouterr().out) is (name == "fresh")
     files = [tmp_path / f"fresh-{side}.safetensors" for side in "ab"]
-    assert run(*files).stdout.startswith("same\nbut 4 of the 7 tensors of the weights hold the numbers of another one")
+    assert run(*files).stdout.startswith("same\nbut 4 of the 7 tensors of the weights (such as before.weight and")
     content = json.loads(run(*files, "--json").stdout)
-    assert content["weights_alike"] == {"alike": 4, "of": 7, "first": ["before.weight", "after.weight", "before.bias"]}
+    assert content["weights_alike"] == {"count": 4, "of": 7, "first": ["before.weight", "after.weight", "before.bias"]}
+    assert content["weights_unreached"] is None
     files = [tmp_path / f"trained-{side}.safetensors" for side in "ab"]
     assert json.loads(run(*files, "--json").stdout)["weights_alike"] is None
+
+
+def test_weights_without_a_part_in_the_outputs_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Two(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.pooler, self.never = torch.nn.Linear(5, 4), torch.nn.Linear(4, 3), torch.nn.Linear(2, 7)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.body(x), self.pooler(self.body(x))
+
+    for name in "ab":
+        torch.manual_seed(0)
+        one, both, unknown = (tmp_path / f"{name}-{which}.safetensors" for which in ("one", "both", "unknown"))
+        recorder()(Two(), None, one, inputs={"x": TOKENS}, outputs=lambda made: {"body": made[0]})
+        assert "warning: 4 of the 6 tensors of the weights (pooler.weight, pooler.bias" in capsys.readouterr().out
+        recorder()(Two(), None, both, inputs={"x": TOKENS})
+        recorder()(Two(), None, unknown, inputs={"x": TOKENS}, reach=False)
+    said = run(tmp_path / "a-one.safetensors", tmp_path / "b-one.safetensors").stdout
+    assert said.startswith(
+        "same\nbut 4 of the 6 tensors of the weights (such as pooler.weight and pooler.bias) have no"
+    )
+    for which, count in {"both": 2, "unknown": None}.items():
+        files = [tmp_path / f"{name}-{which}.safetensors" for name in "ab"]
+        found = json.loads(run(*files, "--json").stdout)["weights_unreached"]
+        assert (found and found["count"]) == count
 
 
 def test_the_template_records_what_any_module_returns(tmp_path: Path) -> None:
