@@ -152,9 +152,10 @@ def _unshown(side: Checkpoint, what: str) -> Unshown | None:
     """What the recorder wrote of the weights; None if there are none such, or if it is not known."""
     said = _facts(side, what)
     count, of, first = (said.get(key) for key in ("count", "of", "first"))
-    if not isinstance(count, int) or not isinstance(of, int) or not isinstance(first, list) or not 0 < count <= of:
+    if type(count) is not int or type(of) is not int or not isinstance(first, list) or not 0 < count <= of:
         return None
-    return Unshown(count, of, tuple(map(str, first[:3])))
+    names = tuple(name for name in first[:3] if isinstance(name, str))
+    return Unshown(count, of, names) if names else None
 
 
 def _facts(side: Checkpoint, what: str = "capture") -> Mapping[str, object]:

@@ -238,6 +238,16 @@ def test_weights_without_a_part_in_the_outputs_are_named(tmp_path: Path, capsys:
         assert (found and found["count"]) == count
 
 
+@pytest.mark.parametrize(
+    "said", ["[1]", "{" * 500, '{"count": true, "of": 3, "first": ["a"]}', '{"count": 4, "of": 3, "first": ["a"]}',
+             '{"count": 1, "of": 3, "first": [1]}', '{"count": 1e999, "of": 3, "first": ["a"]}'],
+)  # fmt: skip
+def test_what_a_file_says_of_its_weights_is_not_believed_blindly(said: str, reference: Path, tmp_path: Path) -> None:
+    save_file({"tokens": TOKENS}, tmp_path / "odd.safetensors", {"alike": said, "unreached": said})
+    content = json.loads(run(reference, tmp_path / "odd.safetensors", "--json").stdout)
+    assert (content["weights_alike"], content["weights_unreached"]) == (None, None)
+
+
 def test_the_template_records_what_any_module_returns(tmp_path: Path) -> None:
     record = recorder()
 
