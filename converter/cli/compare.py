@@ -17,7 +17,7 @@ from converter.display import counted, figure, plain
 from converter.errors import CaptureError
 
 if TYPE_CHECKING:
-    from converter.parity.outputs import Compared, Output
+    from converter.parity.outputs import Compared, Output, Unshown
 
 _EPILOG = """\b
 Examples:
@@ -103,6 +103,7 @@ def _text(found: Compared, a: Path, b: Path) -> list[str]:
     verdicts = [output.passed for output in found.outputs]
     lines = [
         _verdict(found.passed),
+        *(f"but {sentence}" for sentence in _unshown(found) if found.passed),
         f"{counted(len(verdicts), 'output')}: {verdicts.count(True)} within the limit, {verdicts.count(False)} beyond, "
         f"{verdicts.count(None)} not judged",
     ]
@@ -118,10 +119,28 @@ def _text(found: Compared, a: Path, b: Path) -> list[str]:
     return [*lines, f"A: {plain(str(a), 1024)}", f"B: {plain(str(b), 1024)}"]
 
 
+def _unshown(found: Compared) -> list[str]:
+    """What outputs cannot show, and what to do about it."""
+
+    def some(of: Unshown) -> str:
+        return f"{of.count} of the {of.of} tensors of the weights (such as {' and '.join(map(plain, of.first[:2]))})"
+
+    said = []
+    if found.alike:
+        said += [
+            f"{some(found.alike)} hold the numbers of another one, as zeros and ones do: a table that exchanges them "
+            "passes as well. Record with trained weights, or random numbers in every tensor"
+        ]
+    if found.unreached:
+        said += [f"{some(found.unreached)} have no part in these outputs of B. Record more outputs to compare them"]
+    return said
+
+
 def _markdown(found: Compared, a: Path, b: Path) -> str:
     from converter.parity.outputs import worst_first
 
     lines = [("A", str(a)), ("B", str(b)), ("limit", f"{found.gate} ({found.gate.reason})")]
+    lines += [("not shown", sentence) for sentence in _unshown(found)]
     rows = [[_verdict(o.passed), code(o.a), code(o.b), prose(o.why)] for o in worst_first(found.outputs)]
     outputs = as_table(["verdict", "in A", "in B", "why"], rows, "outputs")
     return page(f"converter compare {a} {b}", _verdict(found.passed), lines, outputs)
@@ -157,4 +176,6 @@ def _json(found: Compared, a: Path, b: Path) -> dict[str, Any]:
         "gate": {"text": str(found.gate), "reason": found.gate.reason, "looser": found.gate.looser},
         "outputs": [shown(output) for output in found.outputs],
         "not_compared": list(found.left),
+        "weights_alike": asdict(found.alike) if found.alike else None,
+        "weights_unreached": asdict(found.unreached) if found.unreached else None,
     }

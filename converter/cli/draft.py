@@ -255,7 +255,10 @@ def _print(result: Draft, path: Path, sources: int, aside: list[str]) -> None:
         )
     for items, what in (
         (left, "of the source without a counterpart, in 'ignore'"),
-        (missing, "of the target made by no rule"),
+        (
+            missing,
+            "of the target made by no rule; write one by hand, or name in 'absent' what the source does not have",
+        ),
     ):
         if items:
             click.echo(f"{counted(len(items), 'tensor')} {what}:")
