@@ -71,7 +71,7 @@ def _of_report(report: Report) -> Iterator[str]:
     worst = [(mode, result) for mode, results in report.modes.items() for result in results if not result.passed]
     worst.sort(key=lambda entry: badness(entry[1]))
     rows = [[VERDICTS[r.passed], figure(r.relative), figure(r.limit), code(r.name), mode] for mode, r in worst]
-    yield as_table(["verdict", "error", "limit", "activation", "mode"], rows, "activations, none worse")
+    yield as_table(["verdict", "error", "limit", "activation", "mode"], rows, "activations")
 
 
 def _of_weights(coverage: Coverage | None, score: Score | None) -> Iterator[tuple[str, str]]:

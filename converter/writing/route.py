@@ -76,6 +76,6 @@ def check_sizes(path: Path, checkpoint: Checkpoint) -> None:
     field = next(name for name, value in nearest.config.items() if sizes.get(name) != value)
     raise PlanError(
         f"{file_name(path)}: its record states {field} {plain(repr(sizes.get(field)))}, and {nearest.name} has "
-        f"{nearest.config[field]}: tables know the sizes of variants alone. It can be run as it is (detect, parity, "
-        "from_pretrained), not converted"
+        f"{nearest.config[field]}: only sizes of variants can be converted. It runs as it is (detect, parity, "
+        "from_pretrained)"
     )
