@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.job import summarize, summary_option, tells_failures
-from converter.cli.output import PATH, accept_table, done_with, print_json, progress, reports, told
+from converter.cli.output import PATH, accept_table, cut, done_with, print_json, progress, reports
 from converter.cli.parity import compared, coverage, known_weights, mutation_score, score_line
 from converter.cli.places import places, source
 from converter.cli.record import verify_by_record
@@ -264,17 +264,13 @@ def _print_verification(result: Verification) -> None:
     from converter.parity.summary import verdict
     from converter.writing.ledger import UNKNOWN_TABLE
 
-    problems = result.problems
     click.echo(f"certificate: {result.certificate}")
     for table in result.custom:
         click.echo(f"rests on {table}, as accepted")
     if result.by_unknown_table:
         click.echo(UNKNOWN_TABLE)
-    shown = problems if told().is_verbose else problems[:40]
-    for problem in shown:
-        click.echo(f"  {problem}")
-    if len(problems) > len(shown):
-        click.echo(f"  ... and {len(problems) - len(shown)} more; -v lists all")
+    for line in cut([f"  {problem}" for problem in result.problems]):
+        click.echo(line)
     if (report := result.report) is not None:
         taps = report.modes["propagated"]
         judged = sum(tap.passed is not None for tap in taps)

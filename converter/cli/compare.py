@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.job import as_table, code, page, prose, summarize, summary_option, tells_failures
-from converter.cli.output import PATH, print_json, reports, told
+from converter.cli.output import PATH, cut, print_json, reports
 from converter.cli.places import Place, places
 from converter.display import counted, figure, plain
 from converter.errors import CaptureError
@@ -32,7 +32,6 @@ in them is executed. Record in float64: there the limit is a relative error of
 \b
 Exit codes: 0 within every limit, 1 not, 8 could not be compared or judged;
 others as in 'converter --help'."""
-_ROWS = 40
 
 
 def _print_template(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -64,7 +63,10 @@ def _pair(context: click.Context, parameter: click.Parameter, values: tuple[str,
     callback=_pair,
     help="Compare this output of A with that of B; may be repeated, and then these alone are compared.",
 )
-@click.option("--gate", help="Another tolerance: a relative error like 1e-8, or 6x the own error of A, a capture.")
+@click.option(
+    "--gate",
+    help="Another tolerance: a relative error like 1e-8, or 6x the captured model's own error, where A is a capture.",
+)
 @click.option(
     "--template",
     is_flag=True,
@@ -83,7 +85,9 @@ def compare(a: Path, b: Path, pairs: tuple[tuple[str, str], ...], gate: str | No
 
     with open_checkpoint(a) as first, open_checkpoint(b) as second:
         if a.samefile(b):
-            raise CaptureError(f"{a} and {b} are one file, and prove nothing; record each model by itself")
+            raise CaptureError(
+                f"{a} and {b} are the same file, which proves nothing; record each model in its own file"
+            )
         found = compare_outputs(first, second, pairs, gate)
     summarize(lambda: _markdown(found, a, b))
     if as_json:
@@ -107,14 +111,10 @@ def _text(found: Compared, a: Path, b: Path) -> list[str]:
         f"{counted(len(verdicts), 'output')}: {verdicts.count(True)} within the limit, {verdicts.count(False)} beyond, "
         f"{verdicts.count(None)} not judged",
     ]
-    rows = len(verdicts) if told().is_verbose else _ROWS
-    for output in list(worst_first(found.outputs))[:rows]:
-        lines += _lines(output)
-    if len(verdicts) > rows:
-        lines.append(f"  ... and {len(verdicts) - rows} more with smaller errors; --verbose lists all")
+    lines += cut(["\n".join(_lines(output)) for output in worst_first(found.outputs)])
     lines += [f"not compared: {plain(name)}" for name in found.left]
     lines.append(f"inputs: {counted(found.inputs, 'tensor')}, the same in both" if found.inputs else
-                 "inputs: not recorded in both files, so whether they were the same is not known")  # fmt: skip
+                 "inputs: not recorded in both files, so they may have differed")  # fmt: skip
     lines.append(f"limit: {found.gate} ({found.gate.reason})")
     return [*lines, f"A: {plain(str(a), 1024)}", f"B: {plain(str(b), 1024)}"]
 
@@ -156,7 +156,9 @@ def _lines(output: Output) -> list[str]:
             f"{output.values[1]!r} in B"
         )
     if output.passed is False and output.relative is not None and output.relative < 1e-3:
-        lines.append("    so little is an epsilon, another GELU, or a part that computes in float32; not an exchange")
+        lines.append(
+            "    so little is hardly a wrong weight: look for another epsilon, another GELU or a part in float32"
+        )
     return lines
 
 

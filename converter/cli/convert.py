@@ -179,7 +179,7 @@ def _print_summary(checkpoint: Checkpoint, plan: Plan) -> None:
     for table in custom:
         click.echo(f"{table}: verify and publish what it makes with --accept-table")
     if custom:
-        click.echo("  whether it puts each number in its place, only outputs show: converter compare")
+        click.echo("  only a comparison of outputs shows whether it is right: converter compare")
     if unknown:
         click.echo(f"the source was {unknown}")
 

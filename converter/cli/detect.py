@@ -83,13 +83,15 @@ class Options:
 )
 @click.option("--prompt", metavar="NAMES", help="Class names, a full stop after each: 'person. dog.'")
 @click.option("--name", "names", multiple=True, help="A class name, which may hold full stops. Repeatable.")
-@click.option("--caption", help="A sentence, with what to look for in it: --phrase.")
+@click.option("--caption", help="A sentence; --phrase says what to look for in it.")
 @click.option("--phrase", "phrases", multiple=True, help="Words of --caption to look for. Repeatable.")
-@click.option("--span", "spans", multiple=True, metavar="FROM:TO", help="The same in characters.")
+@click.option(
+    "--span", "spans", multiple=True, metavar="FROM:TO", help="A phrase by its place in --caption, in characters."
+)
 @click.option(
     "--vocab",
     type=PATH,
-    help="vocab.txt or tokenizer.json. Default: in MODEL's folder, else that of BERT base uncased.",
+    help="vocab.txt or tokenizer.json. Default: in MODEL's folder, else BERT base uncased's.",
 )
 @root
 @click.option("--threshold", type=_Score(0, 1), default=0.5, show_default=True, help="Keep what scores above this.")
@@ -98,24 +100,26 @@ class Options:
     type=click.IntRange(1, 10_000),
     default=100,
     show_default=True,
-    help="Keep at most so many of each picture, the best.",
+    help="Keep at most this many for each picture, the best.",
 )
-@click.option("--recursive", is_flag=True, help="Also take the pictures in a folder's own folders.")
+@click.option("--recursive", is_flag=True, help="Also take pictures from the folders inside a folder.")
 @click.option(
-    "--batch", type=click.IntRange(1, 1024), default=1, show_default=True, help="Pictures of one size to run at once."
+    "--batch", type=click.IntRange(1, 1024), default=1, show_default=True, help="How many to run at once, of one size."
 )
 @click.option(
     "--format",
     "format_",
     type=click.Choice(FORMATS),
-    help="How results are printed, and written to --out. Default: text and json.",
+    help="Format of what is printed (default: text) and of the file in --out (default: json).",
 )
 @click.option("-o", "--dst", "--out", "out", type=PATH, help="Folder to write drawn pictures and a file of results to.")
 @click.option("--no-drawings", is_flag=True, help="Write no pictures to --out.")
 @click.option(
-    "--line-width", type=click.IntRange(1, 1000), help="Width of frames in pixels. Default: by the picture's size."
+    "--line-width",
+    type=click.IntRange(1, 1000),
+    help="Width of the boxes' lines, in pixels. Default: by the picture's size.",
 )
-@click.option("--force", is_flag=True, help="Write into a folder that is not empty, and begin anew.")
+@click.option("--force", is_flag=True, help="Write into a folder that is not empty, and start over.")
 @run_options("float32")
 @reports
 def detect(model_source: str, images: tuple[str, ...], as_json: bool, format_: str | None, **values: Any) -> None:
@@ -147,6 +151,6 @@ def _check_prompt(options: Options) -> None:
         raise click.UsageError("give one of --prompt, --name and --caption")
     is_marked = bool(options.spans or options.phrases)
     if options.caption is None and is_marked:
-        raise click.UsageError("--phrase and --span are of a --caption; give it, or names by --name")
+        raise click.UsageError("--phrase and --span need a --caption; give one, or give names by --name")
     if options.caption is not None and not is_marked:
         raise click.UsageError("--caption needs a --phrase for each part of it to look for")

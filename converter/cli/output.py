@@ -36,7 +36,7 @@ PATH = click.Path(path_type=Path, readable=False)  # what cannot be read is told
 Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 SCHEMA_VERSION = 1  # of all that --json prints: another one where a field goes or changes its meaning (docs/ci.md)
 PREPARE = "prepare"  # the attribute of a command with what is to be done before anything that can fail
-_SHOWN_PROBLEMS = 40
+SHOWN = 40  # lines of a list, unless all are asked for
 # command -> the extra that brings what it needs, and what it cannot even begin without
 _NEEDS = {
     "parity": ("model", ("torch",)),
@@ -110,8 +110,8 @@ def reports(command: Callable[..., None]) -> Callable[..., None]:
     """
 
     @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-    @click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print errors and warnings alone, or --json.")
-    @click.option("-v", "--verbose", "is_verbose", is_flag=True, help="Print all there is: no list is cut short.")
+    @click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print only errors and warnings, and --json.")
+    @click.option("-v", "--verbose", "is_verbose", is_flag=True, help="Print lists in full.")
     @functools.wraps(command)
     def wrapped(*args: Any, is_quiet: bool, is_verbose: bool, **kwargs: Any) -> None:
         outcome = click.get_current_context().ensure_object(Outcome)
@@ -218,6 +218,13 @@ def told() -> Outcome:
     return context.ensure_object(Outcome) if context is not None else Outcome()
 
 
+def cut(lines: Sequence[str], most: int = SHOWN) -> list[str]:
+    """The first lines of a list, and how many are left; all of them by -v."""
+    if told().is_verbose or len(lines) <= most:
+        return list(lines)
+    return [*lines[:most], f"  ... and {len(lines) - most} more; -v lists all"]
+
+
 def note(text: str) -> None:
     """Tell on stderr what is done on the way."""
     if not told().is_quiet:
@@ -240,11 +247,8 @@ def _tell(error: ConverterError, *, as_json: bool) -> None:
         print_error(type(error).__name__, message_of(error), problems)
     else:
         click.echo(f"error: {message_of(error)}", err=True)
-        shown = problems if told().is_verbose else problems[:_SHOWN_PROBLEMS]
-        for problem in shown:
-            click.echo(f"  - {problem}", err=True)
-        if len(problems) > len(shown):
-            click.echo(f"  ... and {len(problems) - len(shown)} more; -v lists all", err=True)
+        for line in cut([f"  - {problem}" for problem in problems]):
+            click.echo(line, err=True)
 
 
 def _tell_others(error: Exception, outcome: Outcome) -> None:

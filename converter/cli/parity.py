@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from converter.cli.job import check_outputs, summarize, summary_option, tells_failures
-from converter.cli.output import print_json, progress, reports
+from converter.cli.output import print_json, progress, reports, told
 from converter.cli.places import places, source
 from converter.cli.run_options import JOINED, MODEL, references, root, run_options
 from converter.cli.summaries import of_parity
@@ -43,7 +43,7 @@ others as in 'converter --help'."""
 
 
 _BOTH: Sequence[Mode] = ("propagated", "injected")
-_OTHER = " (--other-weights compares all the same)"
+_OTHER = " (--other-weights compares anyway)"
 
 
 class _Mutations(click.ParamType[int]):
@@ -252,6 +252,7 @@ def _print(result: _Result, proof: str, rows: int | None, asked: bool) -> None:
     from converter.parity.summary import overall, verdict
 
     passed = overall(result.reports)
+    rows = rows or (sys.maxsize if told().is_verbose else None)
     if len(result.reports) > 1:
         agree = sum(report.passed is True for report in result.reports)
         click.echo(f"{verdict(passed)}: {agree} of {len(result.reports)} captures agree\n")

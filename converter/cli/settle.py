@@ -51,7 +51,7 @@ def settle(
 ) -> None:  # fmt: skip
     """List the doubts of TABLE, or settle those of some RULEs."""
     if values and how:
-        raise click.UsageError("--values says itself what to keep and what to transpose; leave out the rest")
+        raise click.UsageError("--values decides by itself what to keep and what to transpose; give no rules")
     if bool(how) != bool(rules) and not values:
         raise click.UsageError("name the rules that it is about, by their pointers: keep /rules/4 /rules/5")
     if not how and note:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -39,7 +38,7 @@ from converter.writing.ledger import (
 )
 from converter.writing.names import check_folder_name
 from converter.writing.records import find_record
-from converter.writing.transfer import raw_bytes
+from converter.writing.transfer import sha256_of
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 # what a folder holds for its vocabulary; saved with a model that was loaded from there
@@ -129,7 +128,7 @@ def save(
     if not force and os.path.isdir(folder) and os.listdir(folder):
         raise DestinationError(f"{file_name(folder)} exists; force=True replaces what was saved or converted there")
     _check(state, config)
-    hashes = {name: hashlib.sha256(raw_bytes(_values(value))).hexdigest() for name, value in state.items()}
+    hashes = {name: sha256_of(_values(value)) for name, value in state.items()}
     made = _checkpoint(state, _record(origin, hashes))
     settings = origin.settings if origin else glip_preprocessing()
     extras = Extras(origin.files if origin else {}, {"preprocessing": settings.to_dict()})

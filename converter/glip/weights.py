@@ -5,7 +5,6 @@ What `convert` wrote is read as it is. Any other known format is converted on th
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import warnings
@@ -29,7 +28,7 @@ from converter.parity.device import DTYPES, find_device
 from converter.writing.changes import compared_meanwhile
 from converter.writing.in_memory import open_converted
 from converter.writing.records import read_record
-from converter.writing.transfer import raw_bytes
+from converter.writing.transfer import sha256_of
 
 CPU = torch.device("cpu")
 M = TypeVar("M", bound=nn.Module)
@@ -185,6 +184,6 @@ def tensors(checkpoint: Checkpoint, hashes: dict[str, str] | None = None) -> Ite
     for name, tensor in checkpoint.tensors.items():
         values = checkpoint.read(name)
         if hashes is not None:
-            hashes[name] = hashlib.sha256(raw_bytes(values)).hexdigest()
+            hashes[name] = sha256_of(values)
         # numpy has no bfloat16: its bits come as integers
         yield name, torch.from_numpy(values).view(getattr(torch, tensor.dtype.name))

@@ -49,7 +49,7 @@ def convert(
     path, origin, destination = Path(src), None, Path(dst)
     if isinstance(src, str) and is_on_hub(src):
         found = resolve(src)
-        path, origin = found.path, {"reference": found.reference, "files": dict(found.files)}
+        path, origin = found.path, found.origin
     kept = None if residue is None else Path(residue)
     with open_known(path, root, source) as checkpoint, ExitStack() as opened:
         prepare(destination, force=force, inputs=checkpoint.files, keep=keep_residue)

@@ -64,21 +64,21 @@ def fetch(address: str, limit: int) -> bytes:
     except (library.HTTPError, library.InvalidURL, OSError) as error:
         reason = plain(str(error) or type(error).__name__, 200)
         raise ModelError(f"{where}: cannot be fetched: {reason}. Check the address and the connection.") from None
-    raise ModelError(f"{where}: sends elsewhere more than {REDIRECTS} times. Give the last address.")
+    raise ModelError(f"{where}: redirects more than {REDIRECTS} times. Give the last address.")
 
 
 def _body(response: Any, where: str, limit: int, until: float) -> bytes:
     if response.status_code != 200:
         raise ModelError(f"{where}: the server answered {response.status_code}, expected 200. Check the address.")
     if response.headers.get("content-encoding", "identity").lower() != "identity":
-        raise ModelError(f"{where}: the server packs what it sends, though asked not to. Download it by other means.")
+        raise ModelError(f"{where}: the server sends compressed data, though asked not to. Download it by other means.")
     content = bytearray()
     for chunk in response.iter_raw():
         content += chunk
         if len(content) > limit:
             raise ModelError(f"{where}: has more than {limit >> 20} MiB. Make a smaller copy of it.")
         if time.monotonic() > until:
-            raise ModelError(f"{where}: was not there after {ALL_SECONDS:.0f} seconds. Download it by other means.")
+            raise ModelError(f"{where}: was not complete after {ALL_SECONDS:.0f} seconds. Download it by other means.")
     return bytes(content)
 
 
@@ -86,7 +86,7 @@ def _next(address: str, location: str, where: str) -> str:
     """Where it sends to. ModelError for what is not http(s), or would leave https."""
     further = urljoin(address, location)
     if urlsplit(address).scheme.lower() == "https" and urlsplit(further).scheme.lower() != "https":
-        raise ModelError(f"{where}: sends from https to {shown(further)}. Give that address if you trust it.")
+        raise ModelError(f"{where}: redirects from https to {shown(further)}. Give that address if you trust it.")
     return further
 
 

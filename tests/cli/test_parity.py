@@ -58,6 +58,8 @@ def test_another_model_fails_and_its_block_is_named(wrong: Path, reference: Path
     assert result.exit_code == 1
     assert "text_encoder.layers.1" in result.stdout
     assert "FAIL" in result.stdout
+    assert re.search(r"the worst 20 \(--rows \d+ shows all\)", result.stdout)
+    assert "shows all" not in run("parity", wrong, "--reference", reference, "-v").stdout  # no list is cut short
 
 
 def test_a_format_that_cannot_be_judged_is_no_pass(weights: Path, reference: Path) -> None:
@@ -202,6 +204,13 @@ def test_certify_and_verify(reference: Path, tmp_path: Path) -> None:
     weights.write_bytes(data)
     result = run("verify", weights)
     assert (result.exit_code, "changed: " in result.stdout) == (1, True)
+    other = small_glip()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.neg_()
+    save(other, weights)
+    assert re.search(r"\.\.\. and \d+ more; -v lists all", run("verify", weights).stdout)
+    assert " more; " not in run("verify", weights, "-v").stdout
 
 
 def test_several_captures_make_one_certificate(reference: Path, tmp_path: Path) -> None:

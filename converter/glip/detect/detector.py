@@ -94,10 +94,6 @@ class Detector:
         dtype = str(self.dtype).removeprefix("torch.")
         return f"<Detector {_title(self.model.config)}, {dtype} on {self.device}, vocabulary: {vocabulary}{origin}>"
 
-    def read(self, path: Path) -> Image.Image:
-        """The picture, upright, as 8-bit RGB. ModelError if it cannot be read, or is too long and thin."""
-        return read_for(path, self.settings)
-
     def draw(self, image: Picture, found: Found, line_width: int | None = None) -> Image.Image:
         """A copy of the picture with the found boxes drawn into it; `line_width` in pixels, by default by its size."""
         from converter.glip.detect.draw import draw

@@ -252,7 +252,6 @@ def test_a_line_is_refused_before_the_model_runs(detector: Detector, tmp_path: P
     line = Image.new("RGB", (4000, 1))
     line.save(tmp_path / "line.png")
     for call, where in (
-        (lambda: detector.read(tmp_path / "line.png"), r".*/line\.png"),
         (lambda: detector.detect([ARRAY, str(tmp_path / "line.png")], "dog."), r".*/line\.png"),
         (lambda: detector.detect([ARRAY, line], "dog."), r"images\[1\]"),
     ):
