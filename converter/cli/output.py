@@ -117,7 +117,7 @@ def reports(command: Callable[..., None]) -> Callable[..., None]:
         outcome = click.get_current_context().ensure_object(Outcome)
         outcome.is_quiet, outcome.is_verbose = is_quiet, is_verbose
         with ExitStack() as told, warnings.catch_warnings():
-            if is_quiet and not kwargs.get("as_json"):
+            if is_quiet and not kwargs.get("as_json") and not kwargs.get("format_"):  # which ask for data
                 told.enter_context(redirect_stdout(_Nowhere()))
             warnings.simplefilter("always", ConverterWarning)
             warnings.showwarning = functools.partial(_show, warnings.showwarning)
