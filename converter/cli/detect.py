@@ -50,6 +50,14 @@ class _Score(click.FloatRange):
         return float(score)
 
 
+def _given_once(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """Option callback: the value. Of two the last would win, and names be lost in silence."""
+    if len(values) > 1:
+        names = " ".join(value.strip(". ") + "." for value in values)
+        raise click.BadParameter(f"it is given {len(values)} times; write all names in one: {names!r}")
+    return values[0] if values else None
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """What the command line says beside the model and the pictures. `format`: None for text."""
@@ -81,7 +89,13 @@ class Options:
     source("The model: a path, org/name, or hf://org/name/file.pth.", "MODEL", "model_source"),
     Place("images", "IMAGE...", is_many=True),
 )
-@click.option("--prompt", metavar="NAMES", help="Class names, a full stop after each: 'person. dog.'")
+@click.option(
+    "--prompt",
+    metavar="NAMES",
+    multiple=True,
+    callback=_given_once,
+    help="Class names, a full stop after each: 'person. dog.'",
+)
 @click.option("--name", "names", multiple=True, help="A class name, which may hold full stops. Repeatable.")
 @click.option("--caption", help="A sentence; --phrase says what to look for in it.")
 @click.option("--phrase", "phrases", multiple=True, help="Words of --caption to look for. Repeatable.")
@@ -139,6 +153,9 @@ def detect(model_source: str, images: tuple[str, ...], as_json: bool, format_: s
             made = ResultFolder(options.out, pictures, force=options.force, draws=not options.no_drawings)
             folder = stack.enter_context(made)
         entries = find_and_tell(model_source, pictures, folder, options)
+    scores = [entry["scores"] for entry in entries if "scores" in entry]
+    if scores and not any(scores):
+        note(f"nothing scores above {options.threshold}; a lower --threshold shows what comes near it")
     if failed := sum("error" in entry for entry in entries):
         if len(entries) > 1:
             note(f"{failed} of {len(entries)} pictures could not be used; the others are done")

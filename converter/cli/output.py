@@ -37,6 +37,7 @@ Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 SCHEMA_VERSION = 1  # of all that --json prints: another one where a field goes or changes its meaning (docs/ci.md)
 PREPARE = "prepare"  # the attribute of a command with what is to be done before anything that can fail
 SHOWN = 40  # lines of a list, unless all are asked for
+_DATA = ("as_json", "format_", "taps")  # options that ask for data on stdout, which -q leaves there
 # command -> the extra that brings what it needs, and what it cannot even begin without
 _NEEDS = {
     "parity": ("model", ("torch",)),
@@ -110,14 +111,14 @@ def reports(command: Callable[..., None]) -> Callable[..., None]:
     """
 
     @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-    @click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print only errors and warnings, and --json.")
+    @click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print no text but errors and warnings.")
     @click.option("-v", "--verbose", "is_verbose", is_flag=True, help="Print lists in full.")
     @functools.wraps(command)
     def wrapped(*args: Any, is_quiet: bool, is_verbose: bool, **kwargs: Any) -> None:
         outcome = click.get_current_context().ensure_object(Outcome)
         outcome.is_quiet, outcome.is_verbose = is_quiet, is_verbose
         with ExitStack() as told, warnings.catch_warnings():
-            if is_quiet and not kwargs.get("as_json"):
+            if is_quiet and not any(kwargs.get(name) for name in _DATA):
                 told.enter_context(redirect_stdout(_Nowhere()))
             warnings.simplefilter("always", ConverterWarning)
             warnings.showwarning = functools.partial(_show, warnings.showwarning)
