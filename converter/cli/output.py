@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import click
 
-from converter.display import plain
+from converter.display import plain, size_of
 from converter.errors import (
     EXTRAS,
     CaptureError,
@@ -306,17 +306,14 @@ def versioned(content: Mapping[str, Any]) -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION, **content}
 
 
-_FACTORS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
-
-
 def parse_size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     """Option callback: bytes written as `500MB`, `2GB`, `1GiB` or `1048576`."""
     if value is None:
         return None
-    match = re.fullmatch(r"([0-9]{1,12})\s*([a-z]*)", value.strip().lower())
-    if match is None or match[2] not in _FACTORS or not int(match[1]):
-        raise click.BadParameter(f"{value!r} is not a size; write 500MB, 2GB or 1GiB")
-    return int(match[1]) * _FACTORS[match[2]]
+    try:
+        return size_of(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @contextmanager

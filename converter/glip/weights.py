@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from converter.checkpoint import Checkpoint
-from converter.display import file_name, plain, quoted
-from converter.errors import CaptureError, CheckpointError, ModelError
+from converter.display import file_name, listed, plain, quoted
+from converter.errors import CaptureError, CheckpointError, ConverterWarning, ModelError
 from converter.glip.model.config import GLIPConfig
 from converter.glip.saving import FLOATS, Origin, origin_of, stated_hashes
 from converter.glip.unfilled import Unfilled
@@ -145,7 +145,7 @@ def fill(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], path: Path, de
                 raise ModelError(f"{file_name(path)}: {name} holds {most:g}, beyond float16. Choose another dtype.")
         spoiled = [name for name, parameter in parameters.items() if parameter.isnan().any()]
     if spoiled:
-        warnings.warn(f"{path}: weights that are NaN in the file: {', '.join(spoiled)}.", stacklevel=4)
+        warnings.warn(f"{path}: weights that are NaN in the file: {listed(spoiled)}.", ConverterWarning, stacklevel=5)
 
 
 def _config(path: Path, checkpoint: Checkpoint) -> GLIPConfig:
