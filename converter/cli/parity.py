@@ -13,7 +13,7 @@ from converter.cli.job import check_outputs, summarize, summary_option, tells_fa
 from converter.cli.output import print_json, progress, reports
 from converter.cli.places import places, source
 from converter.cli.run_options import JOINED, MODEL, references, root, run_options
-from converter.cli.summaries import of_parity
+from converter.cli.summaries import of_parity, score_text
 from converter.errors import CaptureError
 
 if TYPE_CHECKING:
@@ -286,18 +286,8 @@ def mutation_score(
         return mutate.mutation_score(subject, captures, count, gate=gate, coverage=seen, on_done=lambda: advance(1))
 
 
-def score_line(score: Score) -> str:
-    """How many mutations were noticed, and why the score is not simply their share."""
-    made = len(score.outcomes)
-    never = f"; {score.equivalent} that no input can show do not count" if score.equivalent else ""
-    return (
-        f"mutations: {score.caught} of {made} noticed{never}: "
-        f"score {score.value:.4f} ({score.caught} of {made - score.equivalent})"
-    )
-
-
 def _print_score(score: Score) -> None:
-    click.echo(f"\n{score_line(score)}")
+    click.echo(f"\nmutations: {score_text(score)}")
     width = max(map(len, score.kinds), default=0)
     for kind, numbers in score.kinds.items():
         never = f", {numbers.equivalent} that no input can show" if numbers.equivalent else ""
