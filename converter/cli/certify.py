@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.job import summarize, summary_option, tells_failures
-from converter.cli.output import PATH, accept_table, done_with, print_json, progress, reports
+from converter.cli.output import PATH, accept_table, done_with, note, print_json, progress, reports, told
 from converter.cli.parity import compared, coverage, known_weights, mutation_score
 from converter.cli.places import places, source
 from converter.cli.record import verify_by_record
 from converter.cli.run_options import JOINED, MODEL, references, root, run_options
 from converter.cli.summaries import of_certificate, of_refusal, of_verification, score_text
-from converter.display import file_name, listed, plain, quoted
+from converter.display import counted, file_name, listed, plain, quoted
 from converter.errors import CaptureError, DestinationError, NotACheckpointError
 
 if TYPE_CHECKING:
@@ -147,6 +147,7 @@ def _check_names(captures: Sequence[Capture]) -> None:
 
 def _in_both(subject: Subject, captures: Sequence[Capture], weights: Sequence[Weights]) -> list[Report]:
     """The model beside each capture in float64, then in float32; it is float64 afterwards."""
+    note(f"comparing with {counted(len(captures), 'capture')} in float32 and float64")
     single = compared(subject, captures, weights)
     subject.model.double()
     double = compared(subject, captures, weights)
@@ -270,10 +271,11 @@ def _print_verification(result: Verification) -> None:
         click.echo(f"rests on {table}, as accepted")
     if result.by_unknown_table:
         click.echo(UNKNOWN_TABLE)
-    for problem in problems[:40]:
+    shown = problems if told().is_verbose else problems[:40]
+    for problem in shown:
         click.echo(f"  {problem}")
-    if len(problems) > 40:
-        click.echo(f"  ... and {len(problems) - 40} more; --json lists all")
+    if more := len(problems) - len(shown):
+        click.echo(f"  ... and {more} more; -v lists all")
     if (report := result.report) is not None:
         taps = report.modes["propagated"]
         judged = sum(tap.passed is not None for tap in taps)

@@ -58,6 +58,8 @@ def test_another_model_fails_and_its_block_is_named(wrong: Path, reference: Path
     assert result.exit_code == 1
     assert "text_encoder.layers.1" in result.stdout
     assert "FAIL" in result.stdout
+    assert "propagated: the worst 20 (" in result.stdout
+    assert "propagated: the worst 20 (" not in run("parity", wrong, "--reference", reference, "-v").stdout
 
 
 def test_a_format_that_cannot_be_judged_is_no_pass(weights: Path, reference: Path) -> None:
@@ -245,7 +247,7 @@ def test_what_no_input_can_show_is_said_beside_the_score(reference: Path, tmp_pa
 def test_what_fails_is_not_certified(wrong: Path, reference: Path) -> None:
     result = run("certify", wrong, "--reference", reference)
     assert (result.exit_code, result.stdout) == (1, "")
-    lines = result.stderr.splitlines()
+    _, *lines = result.stderr.splitlines()  # the first says what it does
     assert lines[0] == "not certified: 2 of 2 comparisons did not pass: small in float64, small in float32"
     labels = ["first difference", "record", "weights", "next"]
     assert [next(x for x in labels if line.startswith(f"  {x} ")) for line in lines[1:]] == labels
