@@ -99,8 +99,12 @@ def done_with(result: str) -> Callable[[], None]:
     return done
 
 
+class Interrupted(ConverterError):
+    """A signal ended the command without a result; never raised, but told where errors are."""
+
+
 def on_failure(tell: Callable[[Exception], object]) -> None:
-    """Have `tell` called with the error that ends the command without a result. Of a signal nothing is told."""
+    """Have `tell` called with the error that ends the command without a result, or Interrupted."""
     click.get_current_context().ensure_object(Outcome).on_failure.append(tell)
 
 
@@ -160,7 +164,9 @@ def _stop(error: Exception | KeyboardInterrupt, outcome: Outcome, *, as_json: bo
         error = _of_package(error)
     if isinstance(error, OSError) and error.filename is not None:  # it was there a moment ago
         error = CheckpointError(f"{plain(str(error.filename), 1024)}: {error.strerror}. Check the path.")
-    if outcome.signal is None and not isinstance(error, KeyboardInterrupt | click.Abort | click.exceptions.Exit):
+    if outcome.signal is not None or isinstance(error, KeyboardInterrupt):
+        _tell_others(Interrupted(f"{_of_signal(outcome)} before there was a result"), outcome)
+    elif not isinstance(error, click.Abort | click.exceptions.Exit):
         _tell_others(error, outcome)
     code = 128 + signal.SIGINT
     if isinstance(error, ConverterError):
