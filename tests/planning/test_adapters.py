@@ -118,7 +118,7 @@ def test_wrappers_may_stand_anywhere_around_an_adapter(tmp_path: Path) -> None:
 def test_inspect_shows_one_that_cannot_be_merged_and_says_why(tmp_path: Path) -> None:
     weights, _ = with_adapters()
     torch.save(weights, tmp_path / "a.pth")
-    shown = run("inspect", tmp_path / "a.pth").stdout
+    shown = run("inspect", tmp_path / "a.pth", "-v").stdout
     assert "lora_A.default.weight" in shown
     assert "does not say its alpha and rank" in shown
     assert "--dry-run  # lists what is wrong" in shown
