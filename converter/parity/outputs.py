@@ -22,6 +22,7 @@ from converter.mapping.ops import Array, Shape
 from converter.parity.gates import Gate, find_gate, gates
 
 INPUT = "input."
+_MOST_PAIRS = 10_000  # of inputs with different names, each of A compared with each of B
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class Output:
         """Within its limit; None where nothing says what that is."""
         if self.problem or self.unsound or self.differing:
             return False
-        if self.relative is not None and self.limit is not None and self.relative > self.limit:
+        if self.relative is not None and self.limit is not None and not self.relative <= self.limit:
             return False
         return None if self.limit is None and self.relative is not None else True
 
@@ -177,8 +178,10 @@ def _same_inputs(a: Checkpoint, b: Checkpoint) -> int:
     first, second = ([name for name in side.tensors if name.startswith(INPUT)] for side in (a, b))
     if not first or not second:
         return 0
+    if len(set(first) - set(second)) * len(second) > _MOST_PAIRS:
+        raise CaptureError(f"{len(first)} inputs of A have other names in B. Record both with the same names.")
     for name in first:
-        candidates = [name] if name in second else second  # an argument may have another name there
+        candidates = [name] if name in b.tensors else second  # an argument may have another name there
         if not any(_equal(a, name, b, other) for other in candidates):
             raise CaptureError(
                 f"{quoted(name)} of A is not what B got, so that outputs say nothing of weights. Record both with the "
@@ -227,15 +230,20 @@ def _measured(output: partial[Output], dtype: str, first: Array, second: Array, 
     unsound = int(((~np.isfinite(first) | ~np.isfinite(second)) & ~same).sum())
     if unsound or not first.size:
         return output(dtype, unsound=unsound, limit=limit, problem=None if first.size else "is empty")
-    finite = np.where(same, 0.0, first)
-    difference = np.abs(np.where(same, 0.0, second) - finite)
-    place = _place(difference)
+    one, other = np.where(same, 0.0, first), np.where(same, 0.0, second)
+    scale = -np.frexp(np.abs(one).max())[1]  # near 1, where squares neither overflow nor vanish
+    with np.errstate(over="ignore"):
+        finite = np.ldexp(one, scale)
+        difference = np.abs(np.ldexp(other, scale) - finite)
+        place = _place(difference)
+        relative = np.linalg.norm(difference) / (np.linalg.norm(finite) or 1.0)
+        max_abs = np.abs(other[place] - one[place])
     return output(
         dtype,
-        relative=float(np.linalg.norm(difference) / (np.linalg.norm(finite) or 1.0)),
-        max_abs=float(difference[place]),
+        relative=float(relative),
+        max_abs=float(max_abs),
         worst=place,
-        values=(float(finite[place]), float(np.where(same, 0.0, second)[place])),
+        values=(float(one[place]), float(other[place])),
         limit=limit,
         constant=_is_constant(first),
     )
