@@ -17,6 +17,7 @@ from typing import Any
 from converter.cli.output import versioned
 from converter.cli.pictures import Picture
 from converter.display import plain
+from converter.hub.web import is_address, shown
 from converter.writing.ledger import to_json
 
 Entry = dict[str, Any]
@@ -103,7 +104,8 @@ def is_entry(value: Mapping[str, Any]) -> bool:
 def as_text(entry: Entry) -> str:
     """For people: a line for the picture, and one for each box."""
     found = f"{entry['width']}x{entry['height']}, {len(entry['boxes'])} found"
-    lines = [f"{plain(entry['image'], 1024)}: {found}"]
+    name = entry["image"]
+    lines = [f"{shown(name) if is_address(name) else plain(name, 1024)}: {found}"]
     for box, score, phrase in zip(entry["boxes"], entry["scores"], entry["phrases"], strict=True):
         corners = " ".join(f"{corner:8.1f}" for corner in box)
         lines.append(f"  {score:.3f}  {corners}  {plain(phrase)}")
