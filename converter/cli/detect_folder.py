@@ -43,9 +43,10 @@ class ResultFolder:
             there = [*path.iterdir()] if path.exists() else []
             if not os.access(path if path.exists() else path.parent, os.W_OK | os.X_OK):
                 raise DestinationError(f"{file_name(path)} cannot be written: Permission denied; choose another folder")
-        if there and not force and path / JOURNAL not in there:
-            raise DestinationError(f"{file_name(path)} is not empty; --force writes into it")
         self._journal = Journal(path / JOURNAL, begin_anew=force)
+        if not force and self._journal.settings is None and there not in ([], [path / JOURNAL]):
+            self._journal.close()
+            raise DestinationError(f"{file_name(path)} is not empty; --force writes into it")
         self._places = self._named(pictures) if draws else {}
 
     def __enter__(self) -> ResultFolder:

@@ -23,6 +23,7 @@ from converter.writing.ledger import to_json
 Entry = dict[str, Any]
 COLUMNS = ("image", "label", "phrase", "score", "x1", "y1", "x2", "y2")
 _LISTS = ("boxes", "scores", "labels", "phrases")
+_LARGEST = 1e9  # of a number in an entry, pixels or others
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,9 @@ def is_entry(value: Mapping[str, Any]) -> bool:
         if not isinstance(box, list) or len(box) != 4:
             return False
         numbers += box
-    return all(type(number) in (int, float) for number in numbers) and all(type(name) is str for name in phrases or ())
+    return all(type(number) in (int, float) and abs(number) <= _LARGEST for number in numbers) and all(
+        type(name) is str for name in phrases or ()
+    )
 
 
 def as_text(entry: Entry) -> str:

@@ -15,8 +15,10 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from converter.cli import main
+from converter.cli.detect_folder import JOURNAL, ResultFolder
 from converter.cli.detections import Results, image_ids, is_entry
 from converter.cli.pictures import Picture
+from converter.errors import DestinationError
 from tests.support.detecting import PROMPT, Stage, stage
 
 
@@ -193,6 +195,8 @@ def test_neither_are_weights_before_the_words_or_a_picture(here: Path, monkeypat
         {"boxes": [[1, 2, 3]]},
         {"boxes": [[1, 2, 3, "4"]]},
         {"scores": [True]},
+        {"scores": [int("9" * 309)]},
+        {"boxes": [[-1e300, 2, 3, 4]]},
         {"labels": [1, 2]},
         {"phrases": [1]},
         {"drawing": 1},
@@ -203,3 +207,13 @@ def test_what_reads_like_an_entry(odd: dict[str, Any]) -> None:
     entry = {"image": "a", "width": 1, "height": 1, "boxes": [[1, 2, 3, 4]], "scores": [0.5], "labels": [1]}
     assert is_entry({**entry, "phrases": ["a"], **odd}) == (odd == {})
     assert is_entry({"image": "a", "error": "b"})
+
+
+def test_half_a_beginning_lets_nothing_be_replaced(tmp_path: Path) -> None:
+    for name in (JOURNAL, "a.jpg"):
+        (tmp_path / name).touch()
+    with pytest.raises(DestinationError, match="is not empty"):
+        ResultFolder(tmp_path, [], force=False, draws=True)
+    (tmp_path / "a.jpg").unlink()
+    with ResultFolder(tmp_path, [], force=False, draws=True) as folder:
+        assert folder.resume({}, []) == {}
