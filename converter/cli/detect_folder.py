@@ -24,6 +24,7 @@ from converter.writing.staging import write_whole
 
 JOURNAL = "detections.partial.jsonl"  # there until all is done
 _QUALITY = 95  # of a JPEG
+_LONGEST = 200  # bytes of a drawing's name without its suffix
 
 
 class ResultFolder:
@@ -123,7 +124,7 @@ class ResultFolder:
         numbers: Counter[str] = Counter()
         for picture in pictures:
             suffix = ".jpg" if picture.is_jpeg else ".png"
-            stem = _safe(picture.path.stem) if picture.is_remote else picture.path.stem
+            stem = _safe(picture.path.stem) if picture.is_remote else _short(picture.path.stem)
             name = stem + suffix
             while name.lower() in taken:
                 numbers[stem.lower()] += 1
@@ -142,3 +143,9 @@ class ResultFolder:
 def _safe(stem: str) -> str:
     """A name of a host's as a file name."""
     return re.sub(r"[^\w-]+", "_", stem)[:100] or "picture"
+
+
+def _short(stem: str) -> str:
+    """A name that leaves room for a number, a suffix, and what is added to it while it is written."""
+    name = os.fsencode(stem)
+    return stem if len(name) <= _LONGEST else name[:_LONGEST].decode(errors="ignore")

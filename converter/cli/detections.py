@@ -139,5 +139,11 @@ def as_csv(entry: Entry) -> bytes:
 
 def _csv(rows: Any) -> bytes:
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode(errors="surrogateescape")
+    writer = csv.writer(text, lineterminator="\r\n")  # so that a name with either in it is quoted
+    lines = []
+    for row in rows:
+        writer.writerow(row)
+        lines.append(text.getvalue().removesuffix("\r\n") + "\n")
+        text.seek(0)
+        text.truncate()
+    return "".join(lines).encode(errors="surrogateescape")

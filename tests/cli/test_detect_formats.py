@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from PIL import Image
 
 from converter.cli import main
 from converter.cli.detect_folder import JOURNAL, ResultFolder
-from converter.cli.detections import Results, image_ids, is_entry
+from converter.cli.detections import Results, as_csv, image_ids, is_entry
 from converter.cli.pictures import Picture
 from converter.errors import DestinationError
 from tests.support.detecting import PROMPT, Stage, stage
@@ -217,3 +218,17 @@ def test_half_a_beginning_lets_nothing_be_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").unlink()
     with ResultFolder(tmp_path, [], force=False, draws=True) as folder:
         assert folder.resume({}, []) == {}
+
+
+def test_any_name_is_one_cell_of_csv() -> None:
+    entry = {"image": 'a\rb\nc,"', "boxes": [[1, 2, 3, 4]] * 2, "scores": [0.5] * 2, "labels": [1] * 2}
+    lines = as_csv({**entry, "phrases": ["=1", "\n"]}).decode()
+    assert [row[:3] for row in csv.reader(io.StringIO(lines, newline=""))] == [
+        [entry["image"], "1", "=1"], [entry["image"], "1", "\n"]
+    ]  # fmt: skip
+
+
+def test_a_drawing_has_a_name_that_can_be_written(tmp_path: Path) -> None:
+    pictures = [Picture(f"{'y' * 240}{n}.png") for n in range(3)]
+    folder = ResultFolder(tmp_path, pictures, force=False, draws=True)
+    assert [len(folder._places[picture.name].name) for picture in pictures] == [204, 206, 206]
