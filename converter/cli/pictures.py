@@ -63,15 +63,20 @@ class Picture:
         if not self.is_remote:
             yield Path(self.name)
             return
-        content = fetch(self.name, FETCH_LIMIT)
-        with tempfile.TemporaryFile() as file:
-            file.write(content)
-            file.flush()
-            path = Path(f"/dev/fd/{file.fileno()}")
-            try:
-                yield path
-            except ModelError as error:
-                raise ModelError(str(error).replace(str(path), shown(self.name))) from None
+        content, where = fetch(self.name, FETCH_LIMIT), shown(self.name)
+        try:
+            with tempfile.TemporaryFile() as file:
+                file.write(content)
+                file.flush()
+                path = Path(f"/dev/fd/{file.fileno()}")
+                try:
+                    yield path
+                except ModelError as error:
+                    raise ModelError(str(error).replace(str(path), where)) from None
+        except OSError as error:
+            raise ModelError(
+                f"{where}: cannot be kept to be read: {error.strerror}. Set TMPDIR to another folder."
+            ) from None
 
 
 def find_pictures(arguments: Sequence[str], *, recursive: bool = False, without: Path | None = None) -> list[Picture]:

@@ -221,11 +221,10 @@ def test_half_a_beginning_lets_nothing_be_replaced(tmp_path: Path) -> None:
 
 
 def test_any_name_is_one_cell_of_csv() -> None:
-    entry = {"image": 'a\rb\nc,"', "boxes": [[1, 2, 3, 4]] * 2, "scores": [0.5] * 2, "labels": [1] * 2}
-    lines = as_csv({**entry, "phrases": ["=1", "\n"]}).decode()
-    assert [row[:3] for row in csv.reader(io.StringIO(lines, newline=""))] == [
-        [entry["image"], "1", "=1"], [entry["image"], "1", "\n"]
-    ]  # fmt: skip
+    for name in ("a\rb", "a\nb", 'a,"b'):
+        entry = {"image": name, "boxes": [[1, 2, 3, 4]], "scores": [0.5], "labels": [1], "phrases": [name]}
+        (row,) = csv.reader(io.StringIO(as_csv(entry).decode(), newline=""))
+        assert row[:3] == [name, "1", name]
 
 
 def test_a_drawing_has_a_name_that_can_be_written(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -150,3 +151,17 @@ def test_of_many_problems_some_are_told(photos: Path) -> None:
     with pytest.raises(ModelError, match="1000 arguments") as error:
         names("@list")
     assert len(error.value.problems) == 1000
+
+
+def test_no_room_for_what_was_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("converter.cli.pictures.fetch", lambda address, limit: bytes(1 << 20))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 10, before[1]))
+    try:
+        with (
+            pytest.raises(ModelError, match="cannot be kept to be read: File too large"),
+            Picture("https://host/a.jpg").opened(),
+        ):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
