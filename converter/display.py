@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -55,6 +56,17 @@ def gigabytes(count: int) -> str:
         if count >= factor:
             return f"{count / factor:.{2 if unit == 'GB' else 1}f} {unit}"
     return f"{count} B"
+
+
+_FACTORS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+
+
+def size_of(text: str) -> int:
+    """Bytes written as `500MB`, `2GB`, `1GiB` or `1048576`. ValueError."""
+    match = re.fullmatch(r"([0-9]{1,12})\s*([a-z]*)", text.strip().lower())
+    if match is None or match[2] not in _FACTORS or not int(match[1]):
+        raise ValueError(f"{text!r} is not a size; write 500MB, 2GB or 1GiB")
+    return int(match[1]) * _FACTORS[match[2]]
 
 
 def counted(count: int, singular: str, plural: str | None = None) -> str:

@@ -9,7 +9,6 @@ again changes nothing.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from converter.mapping.load import load_table
 from converter.planning.plan import Tensor
 from converter.writing.ledger import digest_of_tensors, state_dict_entry
 from converter.writing.state_dict import names_read
-from converter.writing.transfer import raw_bytes
+from converter.writing.transfer import sha256_of
 
 CAPTURES = Path(__file__).resolve().parent.parent / "tests" / "data" / "captures"
 WORDS = "synthetic, as scripts/synthetic_checkpoint.py writes them"
@@ -50,7 +49,7 @@ def entry_of(model: str) -> dict[str, str]:
     tensors, lines = [], []
     for key, shape, dtype in manifest(model):
         if (name := key.removeprefix("module.")) in wanted:
-            sha256 = hashlib.sha256(raw_bytes(synthetic_tensor(key, shape, dtype))).hexdigest()
+            sha256 = sha256_of(synthetic_tensor(key, shape, dtype))
             tensors.append(Tensor(name, shape, DTYPES[dtype]))
             lines.append((name, dtype, shape, sha256))
     assert len(lines) == len(wanted), f"{model}: {len(wanted)} tensors are read, {len(lines)} are in the manifest"

@@ -38,7 +38,7 @@ Exit codes:
   6 the destination cannot be written  7 weights do not fit the model
   8 could not be compared              9 not published, or not downloaded
   70 a fault in this program           129 hung up
-  130 interrupted                      141 nobody read the output to its end
+  130 interrupted                      141 the reader of the output stopped early
   143 terminated"""
 
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.job import summarize, summary_option, tells_failures
-from converter.cli.output import PATH, accept_table, done_with, print_json, progress, reports
-from converter.cli.parity import compared, coverage, known_weights, mutation_score, score_line
+from converter.cli.output import PATH, accept_table, cut, done_with, note, print_json, progress, reports
+from converter.cli.parity import compared, coverage, known_weights, mutation_score
 from converter.cli.places import places, source
 from converter.cli.record import verify_by_record
 from converter.cli.run_options import JOINED, MODEL, references, root, run_options
-from converter.cli.summaries import of_certificate, of_refusal, of_verification
-from converter.display import file_name, listed, plain, quoted
-from converter.errors import CaptureError, DestinationError
+from converter.cli.summaries import of_certificate, of_refusal, of_verification, score_text
+from converter.display import counted, file_name, listed, plain, quoted
+from converter.errors import CaptureError, DestinationError, NotACheckpointError
 
 if TYPE_CHECKING:
     from converter.parity.capture import Capture
@@ -147,6 +147,7 @@ def _check_names(captures: Sequence[Capture]) -> None:
 
 def _in_both(subject: Subject, captures: Sequence[Capture], weights: Sequence[Weights]) -> list[Report]:
     """The model beside each capture in float64, then in float32; it is float64 afterwards."""
+    note(f"comparing with {counted(len(captures), 'capture')} in float32 and float64")
     single = compared(subject, captures, weights)
     subject.model.double()
     double = compared(subject, captures, weights)
@@ -168,7 +169,7 @@ def _print_certified(path: Path, runs: list[Report], covered: Coverage, score: S
         )
     click.echo(headline(covered))
     if score is not None:
-        click.echo(score_line(score))
+        click.echo(f"mutations: {score_text(score)}")
     evidence = read_evidence(path)
     for table in evidence.custom:
         click.echo(f"{table}: verify and publish with --accept-table")
@@ -207,7 +208,7 @@ def verify(
     located = locate(model_source, quiet=as_json)
     model = located.path
     if not model.exists():
-        raise CaptureError(f"{model}: no such file or folder")
+        raise NotACheckpointError(f"{model}: no such file or folder")
     if certificate is None and verify_by_record(model, root, accepted_tables, located.origin, as_json):
         return
     if located.origin and not model.is_dir() and certificate is None:
@@ -264,16 +265,13 @@ def _print_verification(result: Verification) -> None:
     from converter.parity.summary import verdict
     from converter.writing.ledger import UNKNOWN_TABLE
 
-    problems = result.problems
     click.echo(f"certificate: {result.certificate}")
     for table in result.custom:
         click.echo(f"rests on {table}, as accepted")
     if result.by_unknown_table:
         click.echo(UNKNOWN_TABLE)
-    for problem in problems[:40]:
-        click.echo(f"  {problem}")
-    if len(problems) > 40:
-        click.echo(f"  ... and {len(problems) - 40} more; --json lists all")
+    for line in cut([f"  {problem}" for problem in result.problems]):
+        click.echo(line)
     if (report := result.report) is not None:
         taps = report.modes["propagated"]
         judged = sum(tap.passed is not None for tap in taps)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.job import as_table, code, page, prose, summarize, summary_option, tells_failures
-from converter.cli.output import PATH, print_json, reports, told
+from converter.cli.output import PATH, cut, print_json, reports
 from converter.cli.places import Place, places
 from converter.display import counted, figure, plain
 from converter.errors import CaptureError
 
 if TYPE_CHECKING:
-    from converter.parity.outputs import Compared, Output
+    from converter.parity.outputs import Compared, Output, Unshown
 
 _EPILOG = """\b
 Examples:
@@ -32,7 +32,6 @@ in them is executed. Record in float64: there the limit is a relative error of
 \b
 Exit codes: 0 within every limit, 1 not, 8 could not be compared or judged;
 others as in 'converter --help'."""
-_ROWS = 40
 
 
 def _print_template(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -64,7 +63,10 @@ def _pair(context: click.Context, parameter: click.Parameter, values: tuple[str,
     callback=_pair,
     help="Compare this output of A with that of B; may be repeated, and then these alone are compared.",
 )
-@click.option("--gate", help="Another tolerance: a relative error like 1e-8, or 6x the own error of A, a capture.")
+@click.option(
+    "--gate",
+    help="Another tolerance: a relative error like 1e-8, or 6x the captured model's own error, where A is a capture.",
+)
 @click.option(
     "--template",
     is_flag=True,
@@ -83,7 +85,9 @@ def compare(a: Path, b: Path, pairs: tuple[tuple[str, str], ...], gate: str | No
 
     with open_checkpoint(a) as first, open_checkpoint(b) as second:
         if a.samefile(b):
-            raise CaptureError(f"{a} and {b} are one file, and prove nothing; record each model by itself")
+            raise CaptureError(
+                f"{a} and {b} are the same file, which proves nothing; record each model in its own file"
+            )
         found = compare_outputs(first, second, pairs, gate)
     summarize(lambda: _markdown(found, a, b))
     if as_json:
@@ -103,27 +107,42 @@ def _text(found: Compared, a: Path, b: Path) -> list[str]:
     verdicts = [output.passed for output in found.outputs]
     lines = [
         _verdict(found.passed),
+        *(f"but {sentence}" for sentence in _unshown(found) if found.passed),
         f"{counted(len(verdicts), 'output')}: {verdicts.count(True)} within the limit, {verdicts.count(False)} beyond, "
         f"{verdicts.count(None)} not judged",
     ]
-    rows = len(verdicts) if told().is_verbose else _ROWS
-    for output in list(worst_first(found.outputs))[:rows]:
-        lines += _lines(output)
-    if len(verdicts) > rows:
-        lines.append(f"  ... and {len(verdicts) - rows} more with smaller errors; --verbose lists all")
+    lines += cut(["\n".join(_lines(output)) for output in worst_first(found.outputs)])
     lines += [f"not compared: {plain(name)}" for name in found.left]
     lines.append(f"inputs: {counted(found.inputs, 'tensor')}, the same in both" if found.inputs else
-                 "inputs: not recorded in both files, so whether they were the same is not known")  # fmt: skip
+                 "inputs: not recorded in both files, so they may have differed")  # fmt: skip
     lines.append(f"limit: {found.gate} ({found.gate.reason})")
     return [*lines, f"A: {plain(str(a), 1024)}", f"B: {plain(str(b), 1024)}"]
+
+
+def _unshown(found: Compared) -> list[str]:
+    """What outputs cannot show, and what to do about it."""
+
+    def some(of: Unshown) -> str:
+        return f"{of.count} of the {of.of} tensors of the weights (such as {' and '.join(map(plain, of.first[:2]))})"
+
+    said = []
+    if found.alike:
+        said += [
+            f"{some(found.alike)} hold the numbers of another one, as zeros and ones do: a table that exchanges them "
+            "passes as well. Record with trained weights, or random numbers in every tensor"
+        ]
+    if found.unreached:
+        said += [f"{some(found.unreached)} have no part in these outputs of B. Record more outputs to compare them"]
+    return said
 
 
 def _markdown(found: Compared, a: Path, b: Path) -> str:
     from converter.parity.outputs import worst_first
 
     lines = [("A", str(a)), ("B", str(b)), ("limit", f"{found.gate} ({found.gate.reason})")]
+    lines += [("not shown", sentence) for sentence in _unshown(found)]
     rows = [[_verdict(o.passed), code(o.a), code(o.b), prose(o.why)] for o in worst_first(found.outputs)]
-    outputs = as_table(["verdict", "in A", "in B", "why"], rows, "outputs, none worse")
+    outputs = as_table(["verdict", "in A", "in B", "why"], rows, "outputs")
     return page(f"converter compare {a} {b}", _verdict(found.passed), lines, outputs)
 
 
@@ -137,7 +156,9 @@ def _lines(output: Output) -> list[str]:
             f"{output.values[1]!r} in B"
         )
     if output.passed is False and output.relative is not None and output.relative < 1e-3:
-        lines.append("    so little is an epsilon, another GELU, or a part that computes in float32; not an exchange")
+        lines.append(
+            "    so little is hardly a wrong weight: look for another epsilon, another GELU or a part in float32"
+        )
     return lines
 
 
@@ -157,4 +178,6 @@ def _json(found: Compared, a: Path, b: Path) -> dict[str, Any]:
         "gate": {"text": str(found.gate), "reason": found.gate.reason, "looser": found.gate.looser},
         "outputs": [shown(output) for output in found.outputs],
         "not_compared": list(found.left),
+        "weights_alike": asdict(found.alike) if found.alike else None,
+        "weights_unreached": asdict(found.unreached) if found.unreached else None,
     }

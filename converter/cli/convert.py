@@ -11,7 +11,7 @@ import click
 
 from converter.cli.output import PATH, done_with, note, parse_size, print_json, progress, reports, told
 from converter.cli.places import FORMAT, destination, places, source
-from converter.display import file_name, gigabytes, plain
+from converter.display import counted, file_name, gigabytes, plain
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
@@ -179,7 +179,7 @@ def _print_summary(checkpoint: Checkpoint, plan: Plan) -> None:
     for table in custom:
         click.echo(f"{table}: verify and publish what it makes with --accept-table")
     if custom:
-        click.echo("  whether it puts each number in its place, only outputs show: converter compare")
+        click.echo("  only a comparison of outputs shows whether it is right: converter compare")
     if unknown:
         click.echo(f"the source was {unknown}")
 
@@ -225,7 +225,11 @@ def _dtypes(plan: Plan) -> str | None:
 
 def _print_plan(checkpoint: Checkpoint, plan: Plan) -> None:
     _print_summary(checkpoint, plan)
-    for shape, names in plan.indistinguishable():
+    alike = plan.indistinguishable()
+    if alike and not told().is_verbose:
+        count = sum(len(names) for _, names in alike)
+        click.echo(f"  same shape, told apart by values alone: {count} tensors of {counted(len(alike), 'shape')}")
+    for shape, names in alike if told().is_verbose else ():
         click.echo(f"  same shape, told apart by values alone: {len(names)} tensors of {list(shape)}")
     click.echo(f"  square, so that no shape shows a transposition: {len(plan.transposable())} matrices")
     click.echo("dry run: nothing was written" + ("" if told().is_verbose else "; -v lists what becomes of each tensor"))

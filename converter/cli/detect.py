@@ -50,6 +50,14 @@ class _Score(click.FloatRange):
         return float(score)
 
 
+def _given_once(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """Option callback: the value. Of two the last would win, and names be lost in silence."""
+    if len(values) > 1:
+        names = " ".join(value.strip(". ") + "." for value in values)
+        raise click.BadParameter(f"it is given {len(values)} times; write all names in one: {names!r}")
+    return values[0] if values else None
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """What the command line says beside the model and the pictures. `format`: None for text."""
@@ -81,11 +89,19 @@ class Options:
     source("The model: a path, org/name, or hf://org/name/file.pth.", "MODEL", "model_source"),
     Place("images", "IMAGE...", is_many=True),
 )
-@click.option("--prompt", metavar="NAMES", help="Class names, a full stop after each: 'person. dog.'")
+@click.option(
+    "--prompt",
+    metavar="NAMES",
+    multiple=True,
+    callback=_given_once,
+    help="Class names, a full stop after each: 'person. dog.'",
+)
 @click.option("--name", "names", multiple=True, help="A class name, which may hold full stops. Repeatable.")
-@click.option("--caption", help="A sentence, with what to look for in it: --phrase.")
+@click.option("--caption", help="A sentence; --phrase says what to look for in it.")
 @click.option("--phrase", "phrases", multiple=True, help="Words of --caption to look for. Repeatable.")
-@click.option("--span", "spans", multiple=True, metavar="FROM:TO", help="The same in characters.")
+@click.option(
+    "--span", "spans", multiple=True, metavar="FROM:TO", help="A phrase by its place in --caption, in characters."
+)
 @click.option(
     "--vocab",
     type=PATH,
@@ -98,24 +114,26 @@ class Options:
     type=click.IntRange(1, 10_000),
     default=100,
     show_default=True,
-    help="Keep so many for each picture, the best.",
+    help="Keep at most this many for each picture, the best.",
 )
-@click.option("--recursive", is_flag=True, help="Of a folder, also take the pictures in the folders in it.")
+@click.option("--recursive", is_flag=True, help="Also take pictures from the folders inside a folder.")
 @click.option(
-    "--batch", type=click.IntRange(1, 1024), default=1, show_default=True, help="Pictures of a size to run at once."
+    "--batch", type=click.IntRange(1, 1024), default=1, show_default=True, help="How many to run at once, of one size."
 )
 @click.option(
     "--format",
     "format_",
     type=click.Choice(FORMATS),
-    help="Of what is printed, and of the file in --out. Default: text, and json.",
+    help="Format of what is printed (default: text) and of the file in --out (default: json).",
 )
 @click.option("-o", "--dst", "--out", "out", type=PATH, help="Folder to write drawn pictures and a file of results to.")
 @click.option("--no-drawings", is_flag=True, help="Write no pictures to --out.")
 @click.option(
-    "--line-width", type=click.IntRange(1, 1000), help="Of frames, in pixels. Default: by the picture's size."
+    "--line-width",
+    type=click.IntRange(1, 1000),
+    help="Width of the boxes' lines, in pixels. Default: by the picture's size.",
 )
-@click.option("--force", is_flag=True, help="Write into a folder that is not empty; begin anew.")
+@click.option("--force", is_flag=True, help="Write into a folder that is not empty, and start over.")
 @run_options("float32")
 @reports
 def detect(model_source: str, images: tuple[str, ...], as_json: bool, format_: str | None, **values: Any) -> None:
@@ -135,6 +153,9 @@ def detect(model_source: str, images: tuple[str, ...], as_json: bool, format_: s
             made = ResultFolder(options.out, pictures, force=options.force, draws=not options.no_drawings)
             folder = stack.enter_context(made)
         entries = find_and_tell(model_source, pictures, folder, options)
+    scores = [entry["scores"] for entry in entries if "scores" in entry]
+    if scores and not any(scores):
+        note(f"nothing scores above {options.threshold}; a lower --threshold shows what comes near it")
     if failed := sum("error" in entry for entry in entries):
         if len(entries) > 1:
             note(f"{failed} of {len(entries)} pictures could not be used; the others are done")
@@ -147,6 +168,6 @@ def _check_prompt(options: Options) -> None:
         raise click.UsageError("give one of --prompt, --name and --caption")
     is_marked = bool(options.spans or options.phrases)
     if options.caption is None and is_marked:
-        raise click.UsageError("--phrase and --span are of a --caption; give it, or names by --name")
+        raise click.UsageError("--phrase and --span need a --caption; give one, or give names by --name")
     if options.caption is not None and not is_marked:
         raise click.UsageError("--caption needs a --phrase for each part of it to look for")

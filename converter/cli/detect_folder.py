@@ -70,7 +70,7 @@ class ResultFolder:
         if changed := differences(then, self._settings):
             raise DestinationError(
                 f"{file_name(self.path)} holds results of a run that was stopped, and that differed in "
-                f"{listed(map(plain, changed))}. Give what it was given, or another folder; --force begins anew."
+                f"{listed(map(plain, changed))}. Give the same options as then, or another folder; --force starts over."
             )
         stamps = {picture.name: picture.stamp() for picture in pictures}
         done = {}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import done_with, print_json, progress, reports, told
+from converter.cli.output import cut, done_with, print_json, progress, reports
 from converter.cli.places import FORMAT, Place, destination, places, source
 from converter.cli.settle import doubt_lines, next_step
 from converter.display import counted, file_name, plain
@@ -182,12 +182,12 @@ def _is_equal(spec: Path, wanted: Target, force: bool) -> bool:
             return True
         found = "a spec of another target"
     except TableError:
-        found = "no spec"
+        found = "not a spec"
     if force:
         return False
     raise DestinationError(
-        f"{spec} is {found}, and that of this target would have its name; choose another --out, or --force replaces it "
-        "for all tables there"
+        f"{spec} is {found}, and the spec of this target would have the same name; choose another --out, or --force "
+        "replaces it for all tables there"
     )
 
 
@@ -250,19 +250,18 @@ def _print(result: Draft, path: Path, sources: int, aside: list[str]) -> None:
     for line in doubt_lines(result.doubts):
         click.echo(line)
     if squares := squares_as_stored(result.matching):
-        click.echo(
-            f"square, and taken as stored like the others of their kind: {counted(len(squares), 'matrix', 'matrices')}"
-        )
+        count = counted(len(squares), "matrix", "matrices")
+        click.echo(f"square, and taken as not transposed, like others of their kind: {count}")
     for items, what in (
         (left, "of the source without a counterpart, in 'ignore'"),
-        (missing, "of the target made by no rule"),
+        (
+            missing,
+            "of the target made by no rule; write one by hand, or name in 'absent' what the source does not have",
+        ),
     ):
         if items:
             click.echo(f"{counted(len(items), 'tensor')} {what}:")
-            shown = len(items) if told().is_verbose else _SHOWN
-            for tensor in items[:shown]:
-                click.echo(f"  {plain(tensor.name)} {tensor.shape}{' ' + tensor.kind if tensor.kind else ''}")
-            if len(items) > shown:
-                click.echo(f"  ... and {len(items) - shown} more; --verbose lists all")
+            for line in cut([f"  {plain(t.name)} {t.shape}{' ' + t.kind if t.kind else ''}" for t in items], _SHOWN):
+                click.echo(line)
     for sentence in aside:
         click.echo(f"not read: {sentence}")

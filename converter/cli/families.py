@@ -11,7 +11,7 @@ from converter.checkpoint import Checkpoint
 from converter.cli.output import note
 from converter.cli.sources import taken_from
 from converter.display import file_name, quoted
-from converter.errors import ModelError
+from converter.errors import ModelError, NotACheckpointError
 from converter.mapping.documents import installed_families
 from converter.mapping.spec import load_spec
 from converter.writing.changes import compared_meanwhile
@@ -40,12 +40,12 @@ def family_of(model: str) -> Family[Any]:
 
 
 def open_weights(path: Path, root: str | None = None, joined: str | None = "float32") -> Checkpoint:
-    """The checkpoint of any known format at `path`, as `open_converted` gives it. Raises as that, or ModelError.
+    """The checkpoint of any known format at `path`, as `open_converted` gives it. Raises as that.
 
     To make its plan takes time: a command opens its model once, and hands it on.
     """
     if not path.exists():
-        raise ModelError(f"{path}: no such file or folder; give a checkpoint, or what `convert` wrote")
+        raise NotACheckpointError(f"{path}: no such file or folder; give a checkpoint, or what `convert` wrote")
     checkpoint = open_converted(path, root, joined)
     if checkpoint.layout == "in-memory":
         taken = taken_from(checkpoint)

@@ -1,4 +1,4 @@
-"""What the page of a CI job shows of a run: a summary in Markdown; JUnit XML of a run that came to no result."""
+"""What the page of a CI job shows of a run: a summary in Markdown; JUnit XML and a page of one without a result."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def summarize(text: Callable[[], str]) -> None:
 
 
 def tells_failures(*subjects: str, also: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorate a command, right below `reports`: an error that ends it is told in --summary and --junit, too.
+    """Decorate a command, right below `reports`: what ends it early is told in --summary, --junit and --html, too.
 
     `subjects` are its parameters that name what it is about, `also` is one with other inputs. None of these is written
     to: that is a DestinationError.
@@ -56,7 +57,7 @@ def tells_failures(*subjects: str, also: str = "") -> Callable[[Callable[..., No
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         def prepare(given: Mapping[str, Any]) -> None:
             named = [str(given[name]) for name in subjects]
-            _tell_failures(" ".join(named), [*map(Path, named), *given.get(also, ())], given.get("junit"))
+            _tell_failures(" ".join(named), [*map(Path, named), *given.get(also, ())], given)
 
         setattr(command, PREPARE, prepare)
         return command
@@ -64,21 +65,26 @@ def tells_failures(*subjects: str, also: str = "") -> Callable[[Callable[..., No
     return decorate
 
 
-def _tell_failures(subject: str, inputs: Sequence[Path], junit: Path | None) -> None:
+def _tell_failures(subject: str, inputs: Sequence[Path], given: Mapping[str, Any]) -> None:
     context = click.get_current_context()
-    for output in (summary := context.meta[_SUMMARY], junit):
+    forms = [(given.get("junit"), failed_junit), (given.get("html"), failed_html)]
+    outputs = [context.meta[_SUMMARY], *(path for path, _ in forms)]
+    for output in outputs:
         if output is not None and not output.parent.is_dir():  # and not after minutes of work
             raise DestinationError(f"{output.parent} is not a folder; create it first or choose another destination")
-    check_outputs([summary, junit], [path for given in inputs for path in _files(given)])
+    check_outputs(outputs, [path for each in inputs for path in _files(each)])
     command = context.command.name or ""
     on_failure(lambda error: summarize(lambda: _failed(command, subject, error)))
-    if junit is not None:
-        on_failure(partial(_write_junit, command, subject, junit))
+    for path, form in forms:
+        if path is not None:
+            on_failure(partial(_replace, path, partial(form, command, subject)))
 
 
 def check_outputs(outputs: Sequence[Path | None], inputs: Sequence[Path]) -> None:
-    """DestinationError for an output that would replace an input."""
+    """DestinationError for an output that would replace an input, or has no folder to be in."""
     for output in outputs:
+        if output is not None and not output.parent.is_dir():
+            raise DestinationError(f"{output} cannot be written: there is no folder {output.parent}")
         if output is not None and output.exists() and any(path.exists() and output.samefile(path) for path in inputs):
             raise DestinationError(f"{output} is one of the inputs; choose another place")
 
@@ -155,11 +161,33 @@ def _failed(command: str, subject: str, error: Exception) -> str:
     return page(f"converter {command} {subject}", "no result", lines, as_table(["problem"], problems, "problems"))
 
 
-def _write_junit(command: str, subject: str, path: Path, error: Exception) -> None:
+def _replace(path: Path, form: Callable[[Exception], bytes], error: Exception) -> None:
+    """So that what an earlier run left there is not taken for the result of this one."""
     from converter.writing.staging import write_whole
 
     if not isinstance(error, DestinationError):  # it may be about this file
-        write_whole(path, failed_junit(command, subject, error))
+        write_whole(path, form(error))
+
+
+def _reasons(error: Exception) -> list[str]:
+    problems = error.problems if isinstance(error, ConverterError) else ()
+    return [plain(line, _LONGEST) for line in (message_of(error), *problems)]
+
+
+def failed_html(command: str, subject: str, error: Exception) -> bytes:
+    """A page that says why there is nothing to look at; like `failed_junit`, it needs no torch."""
+    lines = "".join(f"<p>{escape(line)}</p>\n" for line in _reasons(error))
+    title = escape(f"converter {command} {plain(subject)}")
+    return f"""\
+<!doctype html>
+<html lang="en"><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{title}: no result</title>
+<style>body {{ font: 1rem/1.5 system-ui, sans-serif; margin: 1.5rem; overflow-wrap: anywhere; }}</style>
+<p>{title}</p>
+<h1>no result</h1>
+{lines}</html>
+""".encode()
 
 
 def failed_junit(command: str, subject: str, error: Exception) -> bytes:
@@ -170,10 +198,9 @@ def failed_junit(command: str, subject: str, error: Exception) -> bytes:
     root = ElementTree.Element("testsuites", {"name": f"{command}: no result", **counts})
     suite = ElementTree.SubElement(root, "testsuite", {"name": command, **counts})
     case = ElementTree.SubElement(suite, "testcase", classname=command, name=plain(subject))
-    message = plain(message_of(error), _LONGEST)
-    element = ElementTree.SubElement(case, "error", type=type(error).__name__, message=message)
-    problems = error.problems if isinstance(error, ConverterError) else ()
-    element.text = "\n".join([message, *(plain(problem, _LONGEST) for problem in problems)])
+    reasons = _reasons(error)
+    element = ElementTree.SubElement(case, "error", type=type(error).__name__, message=reasons[0])
+    element.text = "\n".join(reasons)
     ElementTree.indent(root)
     xml: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
     return xml + b"\n"

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import click
 
-from converter.display import plain
+from converter.display import plain, size_of
 from converter.errors import (
     EXTRAS,
     CaptureError,
@@ -36,7 +36,8 @@ PATH = click.Path(path_type=Path, readable=False)  # what cannot be read is told
 Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 SCHEMA_VERSION = 1  # of all that --json prints: another one where a field goes or changes its meaning (docs/ci.md)
 PREPARE = "prepare"  # the attribute of a command with what is to be done before anything that can fail
-_SHOWN_PROBLEMS = 40
+SHOWN = 40  # lines of a list, unless all are asked for
+_DATA = ("as_json", "format_", "taps")  # options that ask for data on stdout, which -q leaves there
 # command -> the extra that brings what it needs, and what it cannot even begin without
 _NEEDS = {
     "parity": ("model", ("torch",)),
@@ -98,8 +99,12 @@ def done_with(result: str) -> Callable[[], None]:
     return done
 
 
+class Interrupted(ConverterError):
+    """A signal ended the command without a result; never raised, but told where errors are."""
+
+
 def on_failure(tell: Callable[[Exception], object]) -> None:
-    """Have `tell` called with the error that ends the command without a result. Of a signal nothing is told."""
+    """Have `tell` called with the error that ends the command without a result, or Interrupted."""
     click.get_current_context().ensure_object(Outcome).on_failure.append(tell)
 
 
@@ -110,14 +115,14 @@ def reports(command: Callable[..., None]) -> Callable[..., None]:
     """
 
     @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-    @click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print errors and warnings alone, or --json.")
-    @click.option("-v", "--verbose", "is_verbose", is_flag=True, help="Print all there is: no list is cut short.")
+    @click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print no text but errors and warnings.")
+    @click.option("-v", "--verbose", "is_verbose", is_flag=True, help="Print lists in full.")
     @functools.wraps(command)
     def wrapped(*args: Any, is_quiet: bool, is_verbose: bool, **kwargs: Any) -> None:
         outcome = click.get_current_context().ensure_object(Outcome)
         outcome.is_quiet, outcome.is_verbose = is_quiet, is_verbose
         with ExitStack() as told, warnings.catch_warnings():
-            if is_quiet and not kwargs.get("as_json"):
+            if is_quiet and not any(kwargs.get(name) for name in _DATA):
                 told.enter_context(redirect_stdout(_Nowhere()))
             warnings.simplefilter("always", ConverterWarning)
             warnings.showwarning = functools.partial(_show, warnings.showwarning)
@@ -159,7 +164,9 @@ def _stop(error: Exception | KeyboardInterrupt, outcome: Outcome, *, as_json: bo
         error = _of_package(error)
     if isinstance(error, OSError) and error.filename is not None:  # it was there a moment ago
         error = CheckpointError(f"{plain(str(error.filename), 1024)}: {error.strerror}. Check the path.")
-    if outcome.signal is None and not isinstance(error, KeyboardInterrupt | click.Abort | click.exceptions.Exit):
+    if outcome.signal is not None or isinstance(error, KeyboardInterrupt):
+        _tell_others(Interrupted(f"{_of_signal(outcome)} before there was a result"), outcome)
+    elif not isinstance(error, click.Abort | click.exceptions.Exit):
         _tell_others(error, outcome)
     code = 128 + signal.SIGINT
     if isinstance(error, ConverterError):
@@ -218,6 +225,13 @@ def told() -> Outcome:
     return context.ensure_object(Outcome) if context is not None else Outcome()
 
 
+def cut(lines: Sequence[str], most: int = SHOWN) -> list[str]:
+    """The first lines of a list, and how many are left; all of them by -v."""
+    if told().is_verbose or len(lines) <= most:
+        return list(lines)
+    return [*lines[:most], f"  ... and {len(lines) - most} more; -v lists all"]
+
+
 def note(text: str) -> None:
     """Tell on stderr what is done on the way."""
     if not told().is_quiet:
@@ -240,11 +254,8 @@ def _tell(error: ConverterError, *, as_json: bool) -> None:
         print_error(type(error).__name__, message_of(error), problems)
     else:
         click.echo(f"error: {message_of(error)}", err=True)
-        shown = problems if told().is_verbose else problems[:_SHOWN_PROBLEMS]
-        for problem in shown:
-            click.echo(f"  - {problem}", err=True)
-        if len(problems) > len(shown):
-            click.echo(f"  ... and {len(problems) - len(shown)} more; -v lists all", err=True)
+        for line in cut([f"  - {problem}" for problem in problems]):
+            click.echo(line, err=True)
 
 
 def _tell_others(error: Exception, outcome: Outcome) -> None:
@@ -301,17 +312,14 @@ def versioned(content: Mapping[str, Any]) -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION, **content}
 
 
-_FACTORS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
-
-
 def parse_size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     """Option callback: bytes written as `500MB`, `2GB`, `1GiB` or `1048576`."""
     if value is None:
         return None
-    match = re.fullmatch(r"([0-9]{1,12})\s*([a-z]*)", value.strip().lower())
-    if match is None or match[2] not in _FACTORS or not int(match[1]):
-        raise click.BadParameter(f"{value!r} is not a size; write 500MB, 2GB or 1GiB")
-    return int(match[1]) * _FACTORS[match[2]]
+    try:
+        return size_of(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @contextmanager

@@ -32,7 +32,7 @@ Exit codes: see 'converter --help'; 8 also for a certificate of other weights.""
 @click.option(
     "--vocab",
     type=PATH,
-    help="vocab.txt or tokenizer.json. Default: in CONVERSION's folder, else BERT base uncased from the Hub.",
+    help="vocab.txt or tokenizer.json. Default: in CONVERSION's folder, else that of BERT base uncased.",
 )
 @click.option("--model-name", metavar="NAME", help="The released model that this is: glip-t-a, -b, -c, glip-t, glip-l.")
 @click.option("--repo-id", metavar="OWNER/NAME", help="Where it will be on the Hub; the card's example loads it there.")

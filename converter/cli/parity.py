@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from converter.cli.job import check_outputs, summarize, summary_option, tells_failures
-from converter.cli.output import print_json, progress, reports
+from converter.cli.output import note, print_json, progress, reports, told
 from converter.cli.places import places, source
 from converter.cli.run_options import JOINED, MODEL, references, root, run_options
-from converter.cli.summaries import of_parity
+from converter.cli.summaries import of_parity, score_text
+from converter.display import counted
 from converter.errors import CaptureError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ others as in 'converter --help'."""
 
 
 _BOTH: Sequence[Mode] = ("propagated", "injected")
-_OTHER = " (--other-weights compares all the same)"
+_OTHER = " (--other-weights compares anyway)"
 
 
 class _Mutations(click.ParamType[int]):
@@ -110,7 +111,7 @@ def parity(
     from converter.cli.sources import locate
 
     if cover and dtype != "float64":
-        raise click.UsageError(f"--coverage is told by a model in float64; leave out --dtype {dtype}")
+        raise click.UsageError(f"--coverage needs float64; leave out --dtype {dtype}")
     model = locate(model_source, quiet=as_json).path
     from converter.checkpoint.hashes import file_sha256
     from converter.parity.capture import load_capture
@@ -252,6 +253,7 @@ def _print(result: _Result, proof: str, rows: int | None, asked: bool) -> None:
     from converter.parity.summary import overall, verdict
 
     passed = overall(result.reports)
+    rows = rows or (sys.maxsize if told().is_verbose else None)
     if len(result.reports) > 1:
         agree = sum(report.passed is True for report in result.reports)
         click.echo(f"{verdict(passed)}: {agree} of {len(result.reports)} captures agree\n")
@@ -266,9 +268,10 @@ def _print(result: _Result, proof: str, rows: int | None, asked: bool) -> None:
 
 
 def coverage(subject: Subject, captures: Sequence[Capture], gate: str | None = None) -> Coverage:
-    """With a bar on stderr."""
+    """With a word and a bar on stderr."""
     from converter.parity import coverage as seen
 
+    note("computing which elements of the weights the captures see")
     with progress(seen.work(subject, captures), "coverage", " passes of a tensor") as advance:
         return seen.coverage(subject, captures, gate=gate, on_done=advance)
 
@@ -276,28 +279,19 @@ def coverage(subject: Subject, captures: Sequence[Capture], gate: str | None = N
 def mutation_score(
     subject: Subject, captures: Sequence[Capture], count: int | None, gate: str | None, found: Coverage | None
 ) -> Score:
-    """With a bar on stderr. `found` explains what goes unnoticed; it is computed if it is None and needed."""
+    """With a word and a bar on stderr. `found` explains what goes unnoticed; if it is None it is computed if needed."""
     from converter.parity import mutate
     from converter.parity.mutations import mutations
 
     total = count or len(mutations(subject, captures[0].table))
     seen = (lambda: found or coverage(subject, captures, gate)) if subject.dtype == "float64" else None
+    note(f"making {counted(total, 'fault')} on purpose")
     with progress(total, "mutations", " mutations") as advance:
         return mutate.mutation_score(subject, captures, count, gate=gate, coverage=seen, on_done=lambda: advance(1))
 
 
-def score_line(score: Score) -> str:
-    """How many mutations were noticed, and why the score is not simply their share."""
-    made = len(score.outcomes)
-    never = f"; {score.equivalent} that no input can show do not count" if score.equivalent else ""
-    return (
-        f"mutations: {score.caught} of {made} noticed{never}: "
-        f"score {score.value:.4f} ({score.caught} of {made - score.equivalent})"
-    )
-
-
 def _print_score(score: Score) -> None:
-    click.echo(f"\n{score_line(score)}")
+    click.echo(f"\nmutations: {score_text(score)}")
     width = max(map(len, score.kinds), default=0)
     for kind, numbers in score.kinds.items():
         never = f", {numbers.equivalent} that no input can show" if numbers.equivalent else ""

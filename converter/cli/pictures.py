@@ -80,38 +80,50 @@ class Picture:
 
 
 def find_pictures(arguments: Sequence[str], *, recursive: bool = False, without: Path | None = None) -> list[Picture]:
-    """The pictures that the arguments name, in their order, each once. ModelError with all that cannot be found.
+    """The pictures that the arguments name, in their order, each once, by the name that came first.
+
+    ModelError with all that cannot be found.
 
     An argument is a file; a folder, of which the files with the names of pictures are taken, sorted, with `recursive`
     those of folders in it, too, but for the folder `without`; a pattern like `photos/*.jpg`; `@list.txt`, a file with
     such an argument on each line; or an http(s) address. What is there is never taken for a pattern or a list.
     """
-    found: dict[str, None] = {}
+    found: dict[str, str] = {}
     problems: list[str] = []
-    for argument in _listed(arguments):
+    for argument in arguments:
         try:
-            found |= dict.fromkeys(_named(argument, recursive, without))
+            entries = _listed(argument)
         except ModelError as error:
             problems.append(str(error))
-            if len(problems) == _MOST_PROBLEMS:
-                break
+            continue
+        for entry in entries:
+            try:
+                for name in _named(entry, recursive, without):
+                    found.setdefault(_place(name), name)
+            except ModelError as error:
+                problems.append(str(error))
+                if len(problems) >= _MOST_PROBLEMS:
+                    break
     if len(problems) == 1:
         raise ModelError(problems[0])
     if problems:
         raise ModelError(f"{counted(len(problems), 'argument')} cannot be used; nothing was done:", problems)
-    return [Picture(name) for name in found]
+    return [Picture(name) for name in found.values()]
 
 
-def _listed(arguments: Sequence[str]) -> Iterator[str]:
-    """The arguments, with those in lists in the place of these."""
-    for argument in arguments:
-        if argument.startswith("@") and not os.path.lexists(argument):
-            yield from _lines(argument[1:])
-        else:
-            yield argument
+def _place(name: str) -> str:
+    """What all spellings of a path have in common (`a.jpg`, `./a.jpg`); two links to a file stay two."""
+    folder, base = os.path.split(name)
+    return name if is_address(name) else os.path.join(os.path.realpath(folder), base)
 
 
-def _lines(name: str) -> Iterator[str]:
+def _listed(argument: str) -> list[str]:
+    """The argument, or what stands in it if it is a list."""
+    is_list = argument.startswith("@") and not os.path.lexists(argument)
+    return _lines(argument[1:]) if is_list else [argument]
+
+
+def _lines(name: str) -> list[str]:
     """What a list holds, `-` for stdin: no empty lines, and none that begin with `#`."""
     where = "stdin" if name == "-" else plain(name, 1024)
     try:
@@ -127,7 +139,7 @@ def _lines(name: str) -> Iterator[str]:
     wanted = [line for line in lines if line.strip() and not line.startswith("#")]
     if not wanted:
         raise ModelError(f"{where}: this list names no picture. Put a path, a pattern or an address on each line.")
-    yield from wanted
+    return wanted
 
 
 def _named(argument: str, recursive: bool, without: Path | None) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.job import as_table, page, prose, summarize
-from converter.cli.output import print_json, progress, told
+from converter.cli.output import cut, print_json, progress
 from converter.display import file_name
 
 if TYPE_CHECKING:
@@ -19,10 +19,9 @@ if TYPE_CHECKING:
     from converter.writing.ledger import CustomTable
 
 _PROVES = (
-    "no tensor was changed since the file was written; not that the conversion is right, nor what else lies beside the "
-    "weights: a certificate shows that (`converter certify`). Who changes the record, too, is not noticed"
+    "no tensor was changed since the file was written; not that the conversion is right, and nothing of the files "
+    "beside the weights: a certificate shows that (`converter certify`). If the record was changed, too, nobody notices"
 )
-_SHOWN = 40
 
 
 def verify_by_record(
@@ -97,11 +96,8 @@ def _print(model: Path, found: Changes, custom: list[CustomTable], record: Mappi
     if is_by_unknown_table(record):
         click.echo(saved_from(record) or f"its source was {UNKNOWN_TABLE}")
     click.echo(found.summary)
-    shown = found.problems if told().is_verbose else found.problems[:_SHOWN]
-    for problem in shown:
-        click.echo(f"  {problem}")
-    if more := len(found.problems) - len(shown):
-        click.echo(f"  ... and {more} more; -v lists all")
+    for line in cut([f"  {problem}" for problem in found.problems]):
+        click.echo(line)
     again = "Convert the original again; a model that was fine-tuned is saved by save_pretrained."
     click.echo(again if found else f"This shows that {_PROVES}.")
     click.echo(_verdict(found))

@@ -51,7 +51,7 @@ def settle(
 ) -> None:  # fmt: skip
     """List the doubts of TABLE, or settle those of some RULEs."""
     if values and how:
-        raise click.UsageError("--values says itself what to keep and what to transpose; leave out the rest")
+        raise click.UsageError("--values decides by itself what to keep and what to transpose; give no rules")
     if bool(how) != bool(rules) and not values:
         raise click.UsageError("name the rules that it is about, by their pointers: keep /rules/4 /rules/5")
     if not how and note:
@@ -63,11 +63,11 @@ def settle(
     for pointer, answer in told.items():
         if answer in ("keep", "transpose"):
             changes.setdefault(answer, []).append(pointer)
-    left = _settled(table, changes, note or ("the values of two checkpoints say so" if values else None))
+    before, left = _settled(table, changes, note or ("the values of two checkpoints say so" if values else None))
     if as_json:
         print_json({"table": str(table), "doubts": len(left), "doubtful": _listed(left), "values": told})
     else:
-        _print(table, left, told, changes)
+        _print(table, left, told, changes, before - len(left))
     if left and not changes:
         click.get_current_context().exit(TableError.exit_code)
 
@@ -83,33 +83,37 @@ def _by_values(table: Path, values: tuple[str, str], *, quiet: bool) -> Mapping[
         return told_by_values(load_table(table), one, other)
 
 
-def _settled(table: Path, changes: Mapping[How, list[str]], note: str | None) -> dict[str, Any]:
-    """Write the table as it is changed; the entries that are still in doubt."""
+def _settled(table: Path, changes: Mapping[How, list[str]], note: str | None) -> tuple[int, dict[str, Any]]:
+    """Write the table as it is changed; how many entries were in doubt, and those that still are."""
     from converter.mapping.documents import find_document, to_text
     from converter.mapping.doubts import in_doubt_of
     from converter.mapping.settle import settled
     from converter.writing.staging import write_whole
 
     content = find_document(table, "table").content
+    before = len(in_doubt_of(content))
     if changes:
         if table.is_symlink():
             raise DestinationError(f"{file_name(table)} is a symbolic link; give the path of the table itself")
         for how, rules in changes.items():
             content = settled(table, content, how, rules, note)
         write_whole(table, to_text(content).encode(), on_done=done_with(file_name(table)))
-    return dict(in_doubt_of(content))
+    return before, dict(in_doubt_of(content))
 
 
 def _listed(left: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"rule": pointer, **entry} for pointer, entry in left.items()]
 
 
-def _print(table: Path, left: Mapping[str, Any], told: Mapping[str, str], changes: Mapping[How, list[str]]) -> None:
+def _print(
+    table: Path, left: Mapping[str, Any], told: Mapping[str, str], changes: Mapping[How, list[str]], settled: int
+) -> None:
     for pointer, answer in told.items():
         click.echo(f"  {pointer}  by the values: {answer}")
     if changes:
         count = sum(map(len, changes.values()))
-        click.echo(f"settled: {counted(count, 'doubt')}; {len(left) or 'none'} left in {table}")
+        others = f", and {counted(count - settled, 'rule')} changed that had none" if count > settled else ""
+        click.echo(f"settled: {counted(settled, 'doubt')}{others}; {len(left) or 'none'} left in {table}")
     else:
         click.echo(f"{counted(len(left), 'doubt')} in {table}" if left else f"no doubt in {table}")
     if told or not changes:

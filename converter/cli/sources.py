@@ -42,4 +42,4 @@ def locate(text: str, *, quiet: bool = False) -> Located:
     show_progress(sys.stderr.isatty() and not quiet and not told().is_quiet)
     found = resolve(text, say=note)
     note(f"using {found.reference}")
-    return Located(found.path, {"reference": found.reference, "files": dict(found.files)})
+    return Located(found.path, found.origin)

@@ -71,7 +71,7 @@ def _of_report(report: Report) -> Iterator[str]:
     worst = [(mode, result) for mode, results in report.modes.items() for result in results if not result.passed]
     worst.sort(key=lambda entry: badness(entry[1]))
     rows = [[VERDICTS[r.passed], figure(r.relative), figure(r.limit), code(r.name), mode] for mode, r in worst]
-    yield as_table(["verdict", "error", "limit", "activation", "mode"], rows, "activations, none worse")
+    yield as_table(["verdict", "error", "limit", "activation", "mode"], rows, "activations")
 
 
 def _of_weights(coverage: Coverage | None, score: Score | None) -> Iterator[tuple[str, str]]:
@@ -81,4 +81,12 @@ def _of_weights(coverage: Coverage | None, score: Score | None) -> Iterator[tupl
         label, _, said = headline(coverage).partition(" ")
         yield label, said
     if score is not None:
-        yield "mutations", f"{score.caught} of {len(score.outcomes)} noticed, score {score.value:.4f}"
+        yield "mutations", score_text(score)
+
+
+def score_text(score: Score) -> str:
+    """How many mutations were noticed, and why the score is not simply their share."""
+    made = len(score.outcomes)
+    never = f"; {score.equivalent} that no input can show do not count" if score.equivalent else ""
+    of_those = f"{score.caught} of {made - score.equivalent}"
+    return f"{score.caught} of {made} noticed{never}: score {score.value:.4f} ({of_those})"

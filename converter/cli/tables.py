@@ -23,19 +23,19 @@ this package is not installed."""
 
 
 @click.command(short_help="List formats and variants", epilog=_EPILOG)
-@click.option("--taps", "table_name", metavar="TABLE", help="Print which activations to capture for TABLE, as JSON.")
+@click.option("--taps", metavar="TABLE", help="Print which activations to capture for TABLE, as JSON.")
 @click.option("--variant", help="Variant whose taps to print.")
 @reports
-def tables(table_name: str | None, variant: str | None, as_json: bool) -> None:
+def tables(taps: str | None, variant: str | None, as_json: bool) -> None:
     """List the built-in formats: the targets' own naming, the mapping tables to it, and the variants each serves."""
     from converter.mapping.documents import list_documents
     from converter.mapping.load import load_table
     from converter.mapping.spec import load_spec
 
-    if (table_name is None) != (variant is None):
+    if (taps is None) != (variant is None):
         raise click.UsageError("--taps and --variant are used together: a table taps other modules for each variant")
-    if table_name is not None and variant is not None:
-        chosen = load_table(table_name)
+    if taps is not None and variant is not None:
+        chosen = load_table(taps)
         print_json(source_taps(chosen, variant, chosen.spec.variant(variant).config))
         return
     content: list[dict[str, Any]] = []

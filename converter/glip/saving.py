@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -39,7 +38,8 @@ from converter.writing.ledger import (
 )
 from converter.writing.names import check_folder_name
 from converter.writing.records import find_record
-from converter.writing.transfer import raw_bytes
+from converter.writing.shards import shard_limit
+from converter.writing.transfer import sha256_of
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 # what a folder holds for its vocabulary; saved with a model that was loaded from there
@@ -117,23 +117,23 @@ def save(
     destination: str | os.PathLike[str],
     *,
     force: bool = False,
-    max_shard_size: int | None = None,
+    max_shard_size: int | str | None = None,
 ) -> Path:
     """Write a folder; its path. `origin`: what the model was loaded from, if that is known.
 
     ModelError if the tensors are not those of a GLIP of that configuration; all differences are listed.
     DestinationError as `convert`: the folder is written as a whole or not at all.
     """
-    folder = Path(destination)
+    folder, limit = Path(destination), shard_limit(max_shard_size)
     check_folder_name(folder, "a model is saved as")
     if not force and os.path.isdir(folder) and os.listdir(folder):
         raise DestinationError(f"{file_name(folder)} exists; force=True replaces what was saved or converted there")
     _check(state, config)
-    hashes = {name: hashlib.sha256(raw_bytes(_values(value))).hexdigest() for name, value in state.items()}
+    hashes = {name: sha256_of(_values(value)) for name, value in state.items()}
     made = _checkpoint(state, _record(origin, hashes))
     settings = origin.settings if origin else glip_preprocessing()
     extras = Extras(origin.files if origin else {}, {"preprocessing": settings.to_dict()})
-    convert(made, _plan(made, config), folder, max_shard_size=max_shard_size, force=force, extras=extras)
+    convert(made, _plan(made, config), folder, max_shard_size=limit, force=force, extras=extras)
     if spoiled := [name for name, value in state.items() if not value.isfinite().all()]:
         warnings.warn(f"{file_name(folder)}: saved, but not finite: {listed(spoiled)}", ConverterWarning, stacklevel=3)
     return folder
@@ -145,6 +145,9 @@ def _check(state: Mapping[str, Tensor], config: GLIPConfig) -> None:
     problems += [f"unexpected: {plain(name)}" for name in state if name not in expected]
     for name in expected.keys() & state.keys():
         value = state[name]
+        if not isinstance(value, Tensor):
+            problems.append(f"values: {name} is {type(value).__name__}, expected a tensor")
+            continue
         dtype = str(value.dtype).removeprefix("torch.")
         if tuple(value.shape) != expected[name]:
             problems.append(f"shape: {name} is {tuple(value.shape)}, expected {expected[name]}")

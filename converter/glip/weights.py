@@ -5,7 +5,6 @@ What `convert` wrote is read as it is. Any other known format is converted on th
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import warnings
@@ -19,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from converter.checkpoint import Checkpoint
-from converter.display import file_name, plain, quoted
-from converter.errors import CaptureError, CheckpointError, ModelError
+from converter.display import file_name, listed, plain, quoted
+from converter.errors import CaptureError, CheckpointError, ConverterWarning, ModelError
 from converter.glip.model.config import GLIPConfig
 from converter.glip.saving import FLOATS, Origin, origin_of, stated_hashes
 from converter.glip.unfilled import Unfilled
@@ -29,7 +28,7 @@ from converter.parity.device import DTYPES, find_device
 from converter.writing.changes import compared_meanwhile
 from converter.writing.in_memory import open_converted
 from converter.writing.records import read_record
-from converter.writing.transfer import raw_bytes
+from converter.writing.transfer import sha256_of
 
 CPU = torch.device("cpu")
 M = TypeVar("M", bound=nn.Module)
@@ -146,7 +145,7 @@ def fill(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], path: Path, de
                 raise ModelError(f"{file_name(path)}: {name} holds {most:g}, beyond float16. Choose another dtype.")
         spoiled = [name for name, parameter in parameters.items() if parameter.isnan().any()]
     if spoiled:
-        warnings.warn(f"{path}: weights that are NaN in the file: {', '.join(spoiled)}.", stacklevel=4)
+        warnings.warn(f"{path}: weights that are NaN in the file: {listed(spoiled)}.", ConverterWarning, stacklevel=5)
 
 
 def _config(path: Path, checkpoint: Checkpoint) -> GLIPConfig:
@@ -185,6 +184,6 @@ def tensors(checkpoint: Checkpoint, hashes: dict[str, str] | None = None) -> Ite
     for name, tensor in checkpoint.tensors.items():
         values = checkpoint.read(name)
         if hashes is not None:
-            hashes[name] = hashlib.sha256(raw_bytes(values)).hexdigest()
+            hashes[name] = sha256_of(values)
         # numpy has no bfloat16: its bits come as integers
         yield name, torch.from_numpy(values).view(getattr(torch, tensor.dtype.name))

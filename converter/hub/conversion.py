@@ -14,6 +14,7 @@ from converter.writing.convert import Conversion
 from converter.writing.convert import convert as write
 from converter.writing.residue import prepare
 from converter.writing.route import make_conversion
+from converter.writing.shards import shard_limit
 
 
 def convert(
@@ -25,7 +26,7 @@ def convert(
     dtype: str | None = None,
     variant: str | None = None,
     root: str | None = None,
-    max_shard_size: int | None = None,
+    max_shard_size: int | str | None = None,
     keep_residue: bool = False,
     residue: str | os.PathLike[str] | None = None,
     force: bool = False,
@@ -41,15 +42,15 @@ def convert(
     source   the format of `src`, by name or as a table's path; by default it is recognised
     to       the format to write; by default that of `from_pretrained`
     dtype    casts all weights: float64, float32, float16 or bfloat16; by default they are kept as stored
-    variant, root, keep_residue, residue, force: as the options of these names; `max_shard_size`: bytes
+    variant, root, keep_residue, residue, force: as the options of these names; `max_shard_size`: "500MB", or bytes
 
     Raises a ConverterError: CheckpointError, TableError, PlanError with all its problems, DestinationError or HubError.
     Whatever is raised, `dst` is as it was.
     """
-    path, origin, destination = Path(src), None, Path(dst)
+    path, origin, destination, limit = Path(src), None, Path(dst), shard_limit(max_shard_size)
     if isinstance(src, str) and is_on_hub(src):
         found = resolve(src)
-        path, origin = found.path, {"reference": found.reference, "files": dict(found.files)}
+        path, origin = found.path, found.origin
     kept = None if residue is None else Path(residue)
     with open_known(path, root, source) as checkpoint, ExitStack() as opened:
         prepare(destination, force=force, inputs=checkpoint.files, keep=keep_residue)
@@ -58,7 +59,7 @@ def convert(
             say=_warn,
         )  # fmt: skip
         return write(
-            checkpoint, plan, destination, max_shard_size=max_shard_size, force=force, residue=beside,
+            checkpoint, plan, destination, max_shard_size=limit, force=force, residue=beside,
             trusts_ledger=kept is None, keep_residue=keep_residue, origin=origin,
         )  # fmt: skip
 

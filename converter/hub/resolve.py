@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from converter.checkpoint.folders import weights_among
 from converter.checkpoint.shards import INDEX_SUFFIX
@@ -62,6 +62,11 @@ class Resolved:
         """`hf://org/name@COMMIT` or `hf://org/name/file.pth@COMMIT`: the same bytes for ever."""
         inside = f"/{self.file}" if self.file else ""
         return f"{SCHEME}{self.repo_id}{inside}@{self.commit}"
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a ledger and --json say of where it is from."""
+        return {"reference": self.reference, "files": dict(self.files)}
 
 
 def parse_reference(text: str) -> Reference | None:

@@ -86,18 +86,18 @@ def _followed(library: Any, address: str, where: str, limit: int) -> bytes:
                 if not response.has_redirect_location:
                     return _body(response, where, limit, until)
                 address = _next(address, response.headers["location"], where)
-    raise ModelError(f"{where}: sends elsewhere more than {REDIRECTS} times. Give the last address.")
+    raise ModelError(f"{where}: redirects more than {REDIRECTS} times. Give the last address.")
 
 
 def _late(where: str) -> ModelError:
-    return ModelError(f"{where}: was not there after {ALL_SECONDS:.0f} seconds. Download it by other means.")
+    return ModelError(f"{where}: was not complete after {ALL_SECONDS:.0f} seconds. Download it by other means.")
 
 
 def _body(response: Any, where: str, limit: int, until: float) -> bytes:
     if response.status_code != 200:
         raise ModelError(f"{where}: the server answered {response.status_code}, expected 200. Check the address.")
     if response.headers.get("content-encoding", "identity").lower() != "identity":
-        raise ModelError(f"{where}: the server packs what it sends, though asked not to. Download it by other means.")
+        raise ModelError(f"{where}: the server sends compressed data, though asked not to. Download it by other means.")
     content = bytearray()
     for chunk in response.iter_raw():
         content += chunk
@@ -112,7 +112,7 @@ def _next(address: str, location: str, where: str) -> str:
     """Where it sends to. ModelError for what is not http(s), or would leave https."""
     further = urljoin(address, location)
     if urlsplit(address).scheme.lower() == "https" and urlsplit(further).scheme.lower() != "https":
-        raise ModelError(f"{where}: sends from https to {shown(further)}. Give that address if you trust it.")
+        raise ModelError(f"{where}: redirects from https to {shown(further)}. Give that address if you trust it.")
     return further
 
 

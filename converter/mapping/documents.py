@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.strict_json import parse_json, read_limited
-from converter.display import plain, quoted
+from converter.display import counted, plain, quoted
 from converter.errors import TableError
 
 _LARGEST_DOCUMENT = 4 << 20
@@ -226,4 +226,4 @@ def _validate(content: dict[str, Any], path: Path) -> None:
         problems.append(f"{pointer_to(error.absolute_path)}: {message}")
     if problems:
         more = "at least " if len(problems) == _SHOWN else ""
-        raise TableError(f"{path} breaks mappings/schema.json in {more}{len(problems)} places", problems)
+        raise TableError(f"{path} breaks mappings/schema.json in {more}{counted(len(problems), 'place')}", problems)

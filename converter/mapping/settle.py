@@ -57,7 +57,7 @@ def _found(content: Mapping[str, Any], name: str) -> tuple[str, Entry]:
     if len(found) != 1:
         known = [pointer for pointer, entry in every.items() if "doubt" in entry]
         hint = f"; in doubt are {listed(known, 20)}" if known else "; nothing is in doubt"
-        raise TableError(f"{quoted(name)} is neither the pointer nor the source of a rule, or of several{hint}")
+        raise TableError(f"{quoted(name)} names no rule, or several: give a pointer (/rules/4) or a source{hint}")
     return found[0]
 
 

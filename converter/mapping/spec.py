@@ -224,10 +224,11 @@ def _variants(
             problems.append(
                 f"{pointer}/variants/{name}/config: fields without a value or a meaning: {', '.join(wrong)}"
             )
-        config = {field: _frozen(raw[field]) for field in fields if field in raw}
+        config = as_config({field: raw[field] for field in fields if field in raw})
         found.append(Variant(name, variant["title"], tuple(variant.get("also", ())), config))
     return tuple(found)
 
 
-def _frozen(value: Any) -> Value:
-    return tuple(value) if isinstance(value, list) else value
+def as_config(sizes: Mapping[str, Any]) -> Config:
+    """Sizes as JSON has them, comparable with those of a variant: tuples for lists."""
+    return {field: tuple(value) if isinstance(value, list) else value for field, value in sizes.items()}

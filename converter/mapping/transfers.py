@@ -107,7 +107,7 @@ class _Expansion:
             if name in self._made and name in absent:
                 self.problems.append(f"{name!r} is made by {self._made[name]}, yet absent by {absent[name]}")
             elif name not in self._made and name not in absent:
-                self.problems.append(f"{name!r} {shape} is made by no rule")
+                self.problems.append(f"{name!r} {shape} is made by no rule, and not named in 'absent'")
         self.problems += [f"{pointer}: {text!r} fits no tensor of the target" for pointer, text in unused.items()]
 
 

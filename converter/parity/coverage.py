@@ -129,7 +129,7 @@ def coverage(
     does not belong to a capture.
     """
     if subject.dtype != "float64":
-        raise CaptureError(f"coverage is told of a model in float64, not in {subject.dtype}; leave out --dtype")
+        raise CaptureError(f"coverage needs float64, not {subject.dtype}; leave out --dtype")
     found_gate = find_gate(subject.device, subject.dtype, gate)
     parameters = {name: value for name, value in subject.model.named_parameters() if value.is_floating_point()}
     states: dict[str, Tensor] = {}

@@ -59,7 +59,7 @@ def to_text(found: Coverage, proof: str, rows: int = 20) -> str:
         for part in tensor.unseen:
             lines.append(f"  {'':>8}  {part.elements:>12,}    {part.reason.value}: {'; '.join(part.places)}")
     if len(partly) > rows:
-        lines.append(f"  ... and {len(partly) - rows} tensors more, none with more gaps")
+        lines.append(f"  ... and {len(partly) - rows} tensors more, with as many gaps or fewer")
     whole = len(found.tensors) - len(partly)
     lines += ["", f"  {whole} of {len(found.tensors)} tensors are seen as a whole"]
     return "\n".join(map(printable, lines)) + "\n"

@@ -85,7 +85,7 @@ class Query:
     prompt    what `Detector.detect` takes
     captions  the texts that the model reads
     phrases   what is looked for; label n is the n-th of them, counted from 1
-    read      as `Detector.read`
+    read      a file as a Pillow picture that `Detector` takes. ModelError if it cannot be used
     facts     what else decides what is found, besides weights: tokens, preprocessing; JSON
     """
 
@@ -99,17 +99,13 @@ class Query:
 class Detector(Protocol):
     """Finds in pictures what a prompt names.
 
-    captions  the texts that the model reads, each with an attribute `text`. ModelError if the prompt cannot be used
-    read      a file as a Pillow picture that `detect` and `draw` take. ModelError if it cannot be used
-    detect    for a picture what is found in it, for a list of pictures, which the model sees as one batch, a list
-    draw      a copy of the picture with what was found in it, Pillow's
+    detect  for a picture that `Query.read` gave what is found in it, for a list of them, which is one batch, a list
+    draw    a copy of the picture with what was found in it, Pillow's
 
     What is found is the family's own, with `width`, `height`, and `as_lists()` for JSON. A threshold is a score from
     0 to 1.
     """
 
-    def captions(self, prompt: Any) -> Sequence[Any]: ...
-    def read(self, path: Path) -> Any: ...
     def detect(self, images: Any, prompt: Any, threshold: float = 0.5, max_detections: int = 100) -> Any: ...
     def draw(self, image: Any, found: Any, line_width: int | None = None) -> Any: ...
 

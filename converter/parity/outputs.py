@@ -23,6 +23,8 @@ from converter.parity.gates import Gate, find_gate, gates
 
 INPUT = "input."
 _MOST_PAIRS = 10_000  # of inputs with different names, each of A compared with each of B
+_GUESS = {"bfloat16": "5e-2", "float16": "5e-3"}  # for somebody who has to say what may differ
+_MASK = 1e4  # a number so many times as large as the largest of the others and as 1 is no activation
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,8 @@ class Output:
     """One output of A beside that of B. Errors are differences to A's values, in float64.
 
     Args:
-        relative: Frobenius norm of the difference over that of A's values; None where there is none to compute.
+        relative: Frobenius norm of the difference over that of A's values; None where there is none to compute. What a
+            mask is filled with, far above all else, counts by itself, and the worse of both is taken.
         max_abs, worst, values: largest difference, where it is, and what A and B have there.
         differing: numbers that differ, of integers and booleans, which must be equal.
         unsound: numbers that are NaN on a side, or infinite on one side only or of another sign.
@@ -72,20 +75,37 @@ class Output:
         if self.relative is None:
             differ = f"{self.differing} of {math.prod(self.shape)} numbers differ" if self.differing else "all equal"
         elif self.limit is None:
-            differ = f"relative error {self.relative:.1e}; not judged: in {self.dtype} give a limit, --gate 1e-5"
+            limit = _GUESS.get(self.dtype, "1e-5")
+            differ = f"relative error {self.relative:.1e}; not judged in {self.dtype}: give a limit, --gate {limit}"
         else:
             differ = beside("relative error {}, at most {}", self.relative, self.limit)
         return f"{differ}; all numbers of A are the same, which proves nothing" if self.constant else differ
 
 
 @dataclass(frozen=True, slots=True)
+class Unshown:
+    """`count` of `of` tensors of the weights, of which outputs do not show all, and the first of their names."""
+
+    count: int
+    of: int
+    first: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Compared:
-    """The outputs that were compared, in A's order, and the names of those that were not."""
+    """The outputs that were compared, in A's order, and the names of those that were not.
+
+    Args:
+        alike: weights with the numbers of another one: exchanged, they give the same outputs.
+        unreached: weights that have no part in the outputs.
+    """
 
     outputs: tuple[Output, ...]
     inputs: int
     gate: Gate
     left: tuple[str, ...]
+    alike: Unshown | None
+    unreached: Unshown | None
 
     @property
     def passed(self) -> bool | None:
@@ -111,7 +131,8 @@ def compare_outputs(a: Checkpoint, b: Checkpoint, pairs: Sequence[tuple[str, str
         [side.tensors[name].dtype.name for pair in chosen for side, name in zip((a, b), pair, strict=True)]
     )
     compared = [_compared(a, b, pair, gate, errors) for pair in chosen]
-    return Compared(tuple(compared), inputs, find_gate("cpu", lowest, gate), left)
+    alike, unreached = _unshown(a, "alike") or _unshown(b, "alike"), _unshown(b, "unreached")
+    return Compared(tuple(compared), inputs, find_gate("cpu", lowest, gate), left, alike, unreached)
 
 
 def _check(side: Checkpoint) -> None:
@@ -128,10 +149,20 @@ def _check(side: Checkpoint) -> None:
         raise CaptureError(f"{name}: holds no output. `converter compare --template` shows how to record them.")
 
 
-def _facts(side: Checkpoint) -> Mapping[str, object]:
-    """What a capture says of itself; nothing of any other file."""
+def _unshown(side: Checkpoint, what: str) -> Unshown | None:
+    """What the recorder wrote of the weights; None if there are none such, or if it is not known."""
+    said = _facts(side, what)
+    count, of, first = (said.get(key) for key in ("count", "of", "first"))
+    if type(count) is not int or type(of) is not int or not isinstance(first, list) or not 0 < count <= of:
+        return None
+    names = tuple(name for name in first[:3] if isinstance(name, str))
+    return Unshown(count, of, names) if names else None
+
+
+def _facts(side: Checkpoint, what: str = "capture") -> Mapping[str, object]:
+    """What a capture says of itself, or another JSON object of the metadata; nothing of any other file."""
     try:
-        facts = parse_json(side.metadata.get("capture", "{}"))
+        facts = parse_json(side.metadata.get(what, "{}"))
     except ValueError:
         return {}
     return facts if isinstance(facts, dict) else {}
@@ -230,23 +261,34 @@ def _measured(output: partial[Output], dtype: str, first: Array, second: Array, 
     unsound = int(((~np.isfinite(first) | ~np.isfinite(second)) & ~same).sum())
     if unsound or not first.size:
         return output(dtype, unsound=unsound, limit=limit, problem=None if first.size else "is empty")
-    one, other = np.where(same, 0.0, first), np.where(same, 0.0, second)
-    scale = -np.frexp(np.abs(one).max())[1]  # near 1, where squares neither overflow nor vanish
-    with np.errstate(over="ignore"):
-        finite = np.ldexp(one, scale)
-        difference = np.abs(np.ldexp(other, scale) - finite)
-        place = _place(difference)
-        relative = np.linalg.norm(difference) / (np.linalg.norm(finite) or 1.0)
-        max_abs = np.abs(other[place] - one[place])
+    finite = np.where(same, 0.0, first)
+    with np.errstate(over="ignore"):  # an infinite difference is beyond every limit
+        difference = np.abs(np.where(same, 0.0, second) - finite)
+    place = _place(difference)
     return output(
         dtype,
-        relative=float(relative),
-        max_abs=float(max_abs),
+        relative=max(_relative(difference[group], finite[group]) for group in _groups(np.abs(finite))),
+        max_abs=float(difference[place]),
         worst=place,
-        values=(float(one[place]), float(other[place])),
+        values=(float(finite[place]), float(np.where(same, 0.0, second)[place])),
         limit=limit,
         constant=_is_constant(first),
     )
+
+
+def _groups(sizes: Array) -> list[Array]:
+    """Which numbers have an error of their own: those of a mask (-1e9, the lowest float) beside which others vanish."""
+    top = float(sizes.max())
+    masked = sizes > top / 2
+    rest = float(sizes[~masked].max(initial=0.0))
+    apart = top > _MASK * max(rest, 1.0) and not masked.all()
+    return [masked, ~masked] if apart else [np.ones(sizes.shape, bool)]
+
+
+def _relative(difference: Array, values: Array) -> float:
+    """Of one group; scaled, as squares of large numbers are infinite."""
+    scale = float(np.abs(values).max()) or 1.0
+    return float(np.linalg.norm(difference / scale) / (np.linalg.norm(values / scale) or 1.0))
 
 
 def _is_constant(values: Array) -> bool:

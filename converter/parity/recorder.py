@@ -25,9 +25,10 @@ in both scripts: record(..., outputs=lambda made: {"tokens": made.last_hidden_st
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -41,6 +42,7 @@ def record(
     *,
     inputs: Mapping[str, Any],
     outputs: Callable[[Any], Mapping[str, Tensor]] | None = None,
+    reach: bool = True,
 ) -> None:
     """Run `model` on the CPU, in float64 and without dropout, and write what it got and made to `destination`.
 
@@ -48,21 +50,76 @@ def record(
         weights: state dict that the model must fit name by name, .safetensors or of torch.save; None if it has its own.
         inputs: what it is called with, by the name of the argument; floating-point tensors become float64.
         outputs: from what it returns, tensors by name. By default all of them, called after keys, fields and places.
+        reach: find parameters that have no part in the outputs; False saves the memory of a training step.
     """
     about = {"model": type(model).__qualname__, "torch": str(torch.__version__)}
     if weights is not None:
         model.load_state_dict(_state_dict(Path(weights)), strict=True)
         about["weights"] = f"{Path(weights).name}, sha256 {_sha256(Path(weights))}"
+    alike = _alike(model.state_dict())
     model.double().eval()
     given = {name: _double(value) for name, value in inputs.items()}
-    with torch.inference_mode():
-        made = model(**given)
-    found = dict(_tensors("", made)) if outputs is None else dict(outputs(made))
+    outputs = outputs or (lambda made: dict(_tensors("", made)))
+    with torch.no_grad():
+        found = dict(outputs(model(**given)))
     if not found:
         raise SystemExit(f"{type(model).__qualname__} returned no tensor; say with `outputs` what to record")
+    unreached = _unreached(model, given, outputs) if reach else ([], 0)
+    about |= {"alike": _facts(alike), "unreached": _facts(unreached)}
     kept = {f"input.{name}": value for name, value in given.items() if isinstance(value, Tensor)} | found
     save_file({name: value.detach().cpu().clone().contiguous() for name, value in kept.items()}, destination, about)
     print(f"written: {destination}, " + ", ".join(f"{name} {tuple(value.shape)}" for name, value in found.items()))
+    if alike[0]:
+        print(
+            f"warning: {_said(alike)} hold the numbers of another one, as zeros and ones do: which of them is where, "
+            "no output shows. Take trained weights, or random numbers in every tensor"
+        )
+    if unreached[0]:
+        print(
+            f"warning: {_said(unreached)} have no part in these outputs, which say nothing of them. Record more outputs"
+        )
+
+
+_Some: TypeAlias = tuple[list[str], int]  # names of tensors, and how many tensors there are
+
+
+def _facts(some: _Some) -> str:
+    return json.dumps({"count": len(some[0]), "of": some[1], "first": some[0][:3]})
+
+
+def _said(some: _Some) -> str:
+    return f"{len(some[0])} of the {some[1]} tensors of the weights ({', '.join(some[0][:3])})"
+
+
+def _unreached(model: nn.Module, given: Mapping[str, Any], outputs: Callable[[Any], Mapping[str, Tensor]]) -> _Some:
+    """Parameters whose gradient is zero; none where gradients cannot be computed."""
+    parameters = dict(model.named_parameters())
+    try:
+        model.requires_grad_(True)  # not of integers
+        with torch.enable_grad():
+            made = [value for value in outputs(model(**given)).values() if value.requires_grad]
+        back = [torch.randn_like(value) for value in made]
+        gradients = torch.autograd.grad(made, list(parameters.values()), back, allow_unused=True) if made else ()
+    except RuntimeError:
+        gradients = ()
+    names = [name for name, gradient in zip(parameters, gradients) if gradient is None or not gradient.any()]  # noqa: B905
+    return names, len(gradients)
+
+
+def _alike(weights: Mapping[str, Tensor]) -> _Some:
+    """Floating-point tensors with the numbers of another one of their size, and how many there are in all.
+
+    A parameter that has two names is one.
+    """
+    found: dict[tuple[int, float, float], dict[int, list[str]]] = {}
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and tensor.numel():
+            flat = tensor.detach().cpu().double().flatten()
+            sums = float(flat.sum()), float(flat @ torch.arange(1.0, len(flat) + 1, dtype=flat.dtype))
+            found.setdefault((len(flat), *sums), {}).setdefault(tensor.data_ptr(), []).append(name)
+    several = [same for same in found.values() if len(same) > 1]
+    alike = [name for same in several for names in same.values() for name in names]
+    return alike, sum(len(names) for same in found.values() for names in same.values())
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:

@@ -83,7 +83,7 @@ def is_official(facts: Mapping[str, Any]) -> bool:
 def how_to_capture(facts: Mapping[str, Any]) -> str:
     """What to do to get such a capture of one's own weights. `facts`: what this one says of its making."""
     if not is_official(facts):
-        return "make a capture of yours: `converter capture REFERENCE --dst mine.safetensors`"
+        return "make a capture of your weights: `converter capture REFERENCE --dst mine.safetensors`"
     taps = f"converter tables --taps {facts.get('table', 'TABLE')} --variant {plain(facts['model'])} > taps.json"
     script = "python capture_official.py --config FILE --weights OFFICIAL.pth --taps taps.json --dst mine.safetensors"
-    return f"make a capture of yours: `{taps}`, then, where the official code runs, `{script}`"
+    return f"make a capture of your weights: `{taps}`, then, where the official code runs, `{script}`"

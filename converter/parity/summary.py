@@ -161,9 +161,9 @@ def _weights(report: Report) -> Iterator[Line]:
     same = report.weights.same
     says = "state_dict" in report.made
     if same is False:
-        yield Line("weights", "others than the capture was made of, compared as was asked for")
+        yield Line("weights", "not those that the capture was made of (--other-weights)")
     elif same is None and report.weights.path is not None:
-        why = "nothing tells the two apart" if says else "it does not say"
+        why = "the weights have no exact record" if says else "it does not say"
         doubt = f"not known whether the capture was made of these: {why}"
         if report.passed is False and is_off_at_once(report):
             doubt += ". The very first activation differs, so other weights are the likeliest cause"

@@ -39,6 +39,4 @@ def _suspects(checkpoint: Checkpoint, path: Path) -> tuple[tuple[str, ...], str]
 def _said(found: Changes) -> str:
     if found:
         return f"the file was changed after it was written: {found.summary}"
-    return (
-        f"the file is as it was written: {found.summary}, so suspect the table, the code, or a capture of other weights"
-    )
+    return f"the file is as it was written: {found.summary}, so suspect the table, the code or the capture"

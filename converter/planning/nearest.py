@@ -30,7 +30,7 @@ def of_other_sizes(fits: Fits) -> str:
     return (
         f"{table.name}: the names are this model's own, the sizes those of no known variant, and no record states them "
         f"({best.found} of the {len(best.needed)} tensors that {best.variant.name} needs are there). Save the model "
-        "with its save_pretrained; of what that wrote, give the folder, not a file in it"
+        "with its save_pretrained, and give the folder that it writes, not a file in it"
     )
 
 

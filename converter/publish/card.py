@@ -102,13 +102,22 @@ def _head(facts: Facts, released: Mapping[str, Any]) -> str:
     introduction = f"{card['introduction']} " if "introduction" in card else ""
     origin = "the released checkpoint" if released else "a checkpoint"
     saved = saved_from(facts.ledger)
-    done = "changed in memory, by training say, and saved as" if saved else f"converted from {origin} to"
+    is_unknown = bool(facts.unknown_origin) and not saved
+    done = "written as" if is_unknown else f"converted from {origin} to"
+    if saved:
+        done = "changed in memory, by training say, and saved as"
     text = (
         f"# {title} for plain PyTorch\n\n"
         f"{introduction}These weights were {done} safetensors by `converter` "
         f"{code(facts.ledger['converter'])}, for {card.get('target', 'a model in plain PyTorch')}: "
         f"{facts.parameters / 1e6:.1f} million parameters, {', '.join(facts.dtypes)}."
     )
+    if released and is_unknown:
+        text += (
+            "\n\n> **That these are its weights was stated, not shown.** There is no record of what they were "
+            "converted from, and a model that was trained further looks the same. What is said of training data, "
+            "figures and licence is said of the released model."
+        )
     if not released:
         text += (
             "\n\n> **Which model this is was not stated.** Weights of any training, of any data, or random ones can "

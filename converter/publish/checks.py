@@ -11,7 +11,7 @@ from converter.checkpoint.hashes import tensor_hashes
 from converter.checkpoint.strict_json import read_limited
 from converter.display import counted, file_name, plain, quoted
 from converter.errors import CaptureError, ModelError, TableError
-from converter.mapping.spec import load_spec
+from converter.mapping.spec import as_config, load_spec
 from converter.parity.evidence import Evidence, check_same_table
 from converter.parity.setup import Setup
 from converter.writing.ledger import digest_of_checkpoint
@@ -40,7 +40,7 @@ def check_architecture(conversion: Path, checkpoint: Checkpoint, config: Mapping
 def _mismatches(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Iterator[str]:
     spec = load_spec(config["model"])
     known = spec.variants[0].config
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in config["config"].items()}
+    values = as_config(config["config"])
     yield from (f"field {quoted(name)} is missing or unknown" for name in sorted(known.keys() ^ values.keys()))
     yield from (f"{name} is {plain(repr(value))}" for name, value in values.items() if not _is_like(value, known[name]))
     try:

@@ -56,7 +56,7 @@ class Changes:
         """A line for each: `changed: head.box.weight`."""
         lines = [f"{kind}: {plain(name)}" for kind, name in self.named]
         return (
-            [*lines, "a shape or a dtype is not as recorded; of which tensor is not known"]
+            [*lines, "a shape or a dtype is not as recorded; the record does not tell of which tensor"]
             if self.relabelled
             else lines
         )
@@ -67,7 +67,7 @@ class Changes:
         if not self:
             return f"all {counted(self.recorded, 'tensor')} are as recorded"
         if self.relabelled:
-            return "the bytes of all tensors are as recorded, but not the hash of them with shapes and dtypes"
+            return "the bytes of all tensors are as recorded, but a shape or a dtype is not"
         several = len(self.named) > 1
         of_all = "" if self.added else f" of {self.recorded}"
         return (

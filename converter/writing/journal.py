@@ -136,7 +136,7 @@ class Journal:
                         raise ValueError("not an object")
                 except ValueError as error:
                     raise DestinationError(
-                        f"{file_name(self.path)}: line {number} cannot be read ({error}). --force begins anew."
+                        f"{file_name(self.path)}: line {number} cannot be read ({error}). --force starts over."
                     ) from None
                 if number == 1:
                     self.settings = value

@@ -14,7 +14,7 @@ from converter.checkpoint.strict_json import parse_json, read_json
 from converter.display import file_name, quoted
 from converter.errors import ModelError
 from converter.mapping.documents import names_of
-from converter.mapping.spec import load_spec
+from converter.mapping.spec import as_config, load_spec
 
 _ENTRIES: Mapping[str, Mapping[str, type]] = {
     "config": {"model": str, "config": dict},
@@ -71,8 +71,7 @@ def _of_sizes(sizes: Mapping[str, Any]) -> dict[str, Any] | None:
     for name in names_of("spec"):
         spec = load_spec(name)
         if spec.variants[0].config.keys() == sizes.keys():
-            values = {field: tuple(value) if isinstance(value, list) else value for field, value in sizes.items()}
-            return {"model": name, "variant": spec.variant_of(values).name, "config": dict(sizes)}
+            return {"model": name, "variant": spec.variant_of(as_config(sizes)).name, "config": dict(sizes)}
     return None
 
 

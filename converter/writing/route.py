@@ -10,7 +10,7 @@ from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.display import file_name, plain
 from converter.errors import ModelError, PlanError, RootError
 from converter.mapping.documents import names_of
-from converter.mapping.spec import load_spec
+from converter.mapping.spec import as_config, load_spec
 from converter.planning.formats import choose_formats, hub_holding, make_route
 from converter.planning.plan import Plan
 from converter.writing.buffers import verify_left_out
@@ -69,13 +69,13 @@ def check_sizes(path: Path, checkpoint: Checkpoint) -> None:
     if record is None or record.get("part") or record["model"] not in names_of("spec"):
         return
     spec = load_spec(record["model"])
-    sizes = {field: tuple(value) if isinstance(value, list) else value for field, value in record["config"].items()}
+    sizes = as_config(record["config"])
     if spec.variant_of(sizes) in spec.variants:
         return
     nearest = max(spec.variants, key=lambda variant: sum(sizes.get(n) == v for n, v in variant.config.items()))
     field = next(name for name, value in nearest.config.items() if sizes.get(name) != value)
     raise PlanError(
         f"{file_name(path)}: its record states {field} {plain(repr(sizes.get(field)))}, and {nearest.name} has "
-        f"{nearest.config[field]}: tables know the sizes of variants alone. It can be run as it is (detect, parity, "
-        "from_pretrained), not converted"
+        f"{nearest.config[field]}: only sizes of variants can be converted. It runs as it is (detect, parity, "
+        "from_pretrained)"
     )

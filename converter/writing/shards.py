@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter.checkpoint.strict_json import OBJECT_LIMIT, TooMuch, check_marks
+from converter.display import size_of
 from converter.errors import DestinationError
 from converter.planning.plan import Tensor
 from converter.writing.ledger import to_json
@@ -66,6 +67,14 @@ def nbytes(tensor: Tensor) -> int:
     return math.prod(tensor.shape) * tensor.dtype.itemsize
 
 
+def shard_limit(size: int | str | None) -> int | None:
+    """What a shard may have, in bytes, of a number or a text like "500MB". DestinationError."""
+    try:
+        return size_of(str(size)) if size is not None else None
+    except ValueError as error:
+        raise DestinationError(f"max_shard_size: {error}") from None
+
+
 def lay_out(tensors: Iterable[Tensor], file_name: str, max_shard_size: int | None = None) -> list[Shard]:
     """Distribute tensors over shards of at most `max_shard_size` bytes of data, in the Hub's naming.
 
@@ -78,7 +87,7 @@ def lay_out(tensors: Iterable[Tensor], file_name: str, max_shard_size: int | Non
         size = nbytes(tensor)
         if max_shard_size is not None and size > max_shard_size:
             raise DestinationError(
-                f"{tensor.name} has {size} bytes, more than a shard may have ({max_shard_size}); raise --max-shard-size"
+                f"{tensor.name} has {size} bytes, more than a shard may have ({max_shard_size}); allow larger shards"
             )
         if max_shard_size is not None and groups[-1] and filled + size > max_shard_size:
             groups.append([])

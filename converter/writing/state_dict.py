@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 
 from converter.checkpoint import DTYPES, Checkpoint
@@ -12,7 +11,7 @@ from converter.mapping.table import Table
 from converter.planning.export import make_export
 from converter.planning.plan import Plan, Tensor
 from converter.writing.ledger import digest_of_tensors, state_dict_entry
-from converter.writing.transfer import made_by, raw_bytes
+from converter.writing.transfer import made_by, sha256_of
 
 
 def state_dict_of(checkpoint: Checkpoint, table: Table) -> dict[str, str] | None:
@@ -29,8 +28,7 @@ def state_dict_of(checkpoint: Checkpoint, table: Table) -> dict[str, str] | None
     for step in plan.steps:
         made = made_by(step, [checkpoint.read(source.name) for source in step.sources])
         for target, values in zip(step.targets, made, strict=True):
-            sha256 = hashlib.sha256(raw_bytes(values)).hexdigest()
-            lines.append((short[target.name], target.dtype.name, target.shape, sha256))
+            lines.append((short[target.name], target.dtype.name, target.shape, sha256_of(values)))
     return state_dict_entry((t for step in plan.steps for t in step.targets), digest_of_tensors(lines))
 
 

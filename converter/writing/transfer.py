@@ -139,7 +139,7 @@ class Transfer:
         arrays = []
         for source in step.sources:
             array = self.checkpoint.read(source.name)
-            self._hashes[f"source {source.name}"] = hashlib.sha256(raw_bytes(array)).hexdigest()
+            self._hashes[f"source {source.name}"] = sha256_of(array)
             arrays.append(array)
         for target, array in zip(step.targets, made_by(step, arrays), strict=True):
             data = raw_bytes(array)
@@ -169,6 +169,11 @@ def made_by(step: Step, arrays: Sequence[Array]) -> list[Array]:
     joined = [cast(a, s.dtype, step.joined_as, s.name) for s, a in zip(step.sources, arrays, strict=True)]
     results = zip(step.targets, apply_ops(step.ops, joined), strict=True)
     return [cast(array, step.joined_as, target.dtype, target.name) for target, array in results]
+
+
+def sha256_of(array: Array) -> str:
+    """The hash by which a tensor is known in a ledger."""
+    return hashlib.sha256(raw_bytes(array)).hexdigest()
 
 
 def raw_bytes(array: Array) -> memoryview:

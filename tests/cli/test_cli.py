@@ -75,6 +75,16 @@ def test_a_dry_run_writes_nothing(form: str, source: Path, table: Path, tmp_path
         assert "dry run: nothing was written" in result.stdout
 
 
+def test_a_dry_run_lists_shapes_where_all_is_asked_for(source: Path, table: Path, tmp_path: Path) -> None:
+    words = ["convert", "--src", source, "--dst", tmp_path / "out", "--table", table, "--dry-run"]
+    short, long = (
+        [line for line in run(*words, *more).stdout.splitlines() if "told apart" in line] for more in ([], ["-v"])
+    )
+    assert short == ["  same shape, told apart by values alone: 8 tensors of 3 shapes"]
+    assert long[-1] == "  same shape, told apart by values alone: 4 tensors of [4, 2]"
+    assert len(long) == 3
+
+
 def test_a_dry_run_refuses_what_a_conversion_would(source: Path, table: Path, tmp_path: Path) -> None:
     torch.save({k: v for k, v in tiny_weights().items() if "merge" not in k}, source)
     result = run("convert", "--src", source, "--dst", tmp_path / "out", "--table", table, "--dry-run")

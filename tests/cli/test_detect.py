@@ -46,6 +46,20 @@ def test_what_is_found_is_printed(shared: Path, options: list[object]) -> None:
     assert {row.split()[-1] for row in rows} <= {"person", "dog"}
 
 
+def test_where_nothing_is_found_the_threshold_is_named(shared: Path) -> None:
+    words = [shared / "small", shared / "rocket.png", "--prompt", "dog."]
+    result = run(*words, "--threshold", 0.99)
+    assert (result.exit_code, result.stdout) == (0, f"{shared / 'rocket.png'}: 120x90, 0 found\n")
+    assert result.stderr == "nothing scores above 0.99; a lower --threshold shows what comes near it\n"
+    assert run(*words, "--threshold", 0.3).stderr == ""
+
+
+def test_a_second_prompt_is_refused_rather_than_the_first_forgotten(shared: Path) -> None:
+    result = run(shared / "small", shared / "rocket.png", "--prompt", "dog.", "--prompt", "traffic light")
+    assert result.exit_code == 2
+    assert "it is given 2 times; write all names in one: 'dog. traffic light.'" in result.stderr
+
+
 def test_json_says_everything(shared: Path, options: list[object]) -> None:
     pictures = [shared / "rocket.png", shared / "astronaut.png"]
     result = run(shared / "small", *pictures, "--prompt", "person. dog.", *options, "--json")

@@ -164,6 +164,17 @@ def test_phrases_of_a_caption_by_their_words(here: Path) -> None:
     assert set(content["images"][0]["phrases"]) == {"a person", "dogs"}
 
 
+@pytest.mark.parametrize("name", ["json", "jsonl", "csv", "coco"])
+def test_quiet_leaves_the_data_that_a_format_asks_for(name: str, here: Path) -> None:
+    one = ["detect", "small", "photos/0.jpg", *PROMPT]
+    asked, quiet, alone = (
+        CliRunner().invoke(main, [*one, *more]) for more in (["--format", name], ["--format", name, "-q"], ["-q"])
+    )
+    assert (quiet.stdout, quiet.stderr) == (asked.stdout, "")
+    assert asked.stdout
+    assert (alone.exit_code, alone.output) == (0, "")
+
+
 def test_one_format_is_asked_for(here: Path) -> None:
     assert "--json is --format json" in run("--json", "--format", "csv", code=2).stderr
     assert json.loads(run("--json", "--format", "json").stdout)["images"]

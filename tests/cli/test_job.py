@@ -1,10 +1,11 @@
-"""What the page of a CI job shows: a summary in Markdown, and JUnit XML of a run that came to no result, too."""
+"""What the page of a CI job shows: a summary in Markdown, and JUnit XML and a page of a run without a result, too."""
 
 from __future__ import annotations
 
 import os
 import re
 import xml.etree.ElementTree as ET
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,7 @@ def the_error(xml: Path) -> ET.Element:
 @pytest.mark.parametrize(
     ("model", "capture", "kind", "code"),
     [
-        ("absent", "reference", "ModelError", 7),
+        ("absent", "reference", "NotACheckpointError", 3),
         ("weights", "absent", "NotACheckpointError", 3),
         ("weights", "broken", "CorruptCheckpointError", 3),
         ("broken", "reference", "CorruptCheckpointError", 3),
@@ -77,14 +78,18 @@ def test_a_comparison_that_cannot_begin_is_an_error(
     (tmp_path / "broken.safetensors").write_bytes(reference.read_bytes()[:100])
     given = {"weights": weights, "reference": reference, "absent": tmp_path / "absent.safetensors",
              "broken": tmp_path / "broken.safetensors"}  # fmt: skip
-    xml, summary = tmp_path / "parity.xml", tmp_path / "summary.md"
-    outputs = ("--junit", xml, "--summary", summary)
+    xml, summary, html = tmp_path / "parity.xml", tmp_path / "summary.md", tmp_path / "parity.html"
+    html.write_text("pass, of an earlier run")
+    outputs = ("--junit", xml, "--summary", summary, "--html", html)
     result = run("parity", given[model], "--reference", given[capture], *outputs)
     assert result.exit_code == code, result.output
     error = the_error(xml)
     assert error.get("type") == kind
     assert error.get("message", "?") in result.stderr
     assert summary.read_text().splitlines()[0].endswith(".safetensors: no result")
+    assert "<h1>no result</h1>" in html.read_text()
+    assert escape(error.get("message", "?")) in html.read_text()
+    assert "pass" not in html.read_text().replace(str(tmp_path), "")
 
 
 def test_what_needs_no_file_is_an_error_too(weights: Path, reference: Path, tmp_path: Path, program: Program) -> None:
@@ -99,12 +104,21 @@ def test_what_needs_no_file_is_an_error_too(weights: Path, reference: Path, tmp_
     assert (run.code, the_error(xml).get("type")) == (70, "KeyError")
 
 
-def test_an_interruption_leaves_no_evidence(weights: Path, reference: Path, tmp_path: Path, program: Program) -> None:
+def test_an_interruption_is_told_in_place_of_what_was_there(
+    weights: Path, reference: Path, tmp_path: Path, program: Program
+) -> None:
     stopped = "import signal\nfrom converter.cli import sources\n"
     stopped += "sources.locate = lambda *arguments, **options: signal.raise_signal(signal.SIGTERM)\n"
-    outputs = ("--junit", tmp_path / "parity.xml", "--summary", tmp_path / "summary.md")
+    xml, html, summary = tmp_path / "parity.xml", tmp_path / "parity.html", tmp_path / "summary.md"
+    for path in (xml, html):
+        path.write_text("pass, of an earlier run")
+    outputs = ("--junit", xml, "--html", html, "--summary", summary)
     run = program("parity", weights, "--reference", reference, *outputs, before=stopped)
-    assert (run.code, list(tmp_path.iterdir())) == (143, [])
+    assert (run.code, run.err) == (143, "terminated; nothing is half-written\n")
+    assert (the_error(xml).get("type"), the_error(xml).get("message")) == (
+        "Interrupted", "terminated before there was a result",
+    )  # fmt: skip
+    assert all("terminated before there was a result" in path.read_text() for path in (html, summary))
 
 
 @pytest.mark.parametrize("command", ["parity", "certify", "verify", "diff", "compare"])
@@ -121,7 +135,7 @@ def test_every_comparison_tells_an_error(command: str, tmp_path: Path) -> None:
     assert "<b>" not in summary.read_text()
 
 
-@pytest.mark.parametrize("option", ["--junit", "--summary"])
+@pytest.mark.parametrize("option", ["--junit", "--html", "--summary"])
 def test_an_input_is_never_written_to(option: str, weights: Path, reference: Path, tmp_path: Path) -> None:
     """Not even where the run fails, which it tells there."""
     before = {path: path.read_bytes() for path in (weights, reference)}
@@ -139,9 +153,11 @@ def test_an_input_is_never_written_to(option: str, weights: Path, reference: Pat
 def test_a_summary_that_cannot_be_written_takes_nothing_from_the_error(
     weights: Path, reference: Path, tmp_path: Path, program: Program
 ) -> None:
+    nowhere = run("parity", weights, "--reference", reference, "--junit", tmp_path / "absent" / "parity.xml")
+    assert (nowhere.exit_code, "there is no folder" in nowhere.stderr) == (6, True)  # before anything is compared
     full = ("--summary", "/dev/full")
     result = run("parity", tmp_path / "absent", "--reference", reference, *full)
-    assert result.exit_code == 7
+    assert result.exit_code == 3
     assert "warning: /dev/full cannot be written" in result.stderr
     assert run("diff", weights, weights, *full).exit_code == 6
     os.mkfifo(tmp_path / "fifo")  # that nobody reads
@@ -194,7 +210,12 @@ def test_a_failure_names_what_differs_and_steps_share_a_file(
 def test_a_certificate_and_a_copy(reference: Path, tmp_path: Path) -> None:
     summary = tmp_path / "summary.md"
     weights = saved_glip(tmp_path)
-    assert run("certify", weights, "--reference", reference, "--mutate", 3, "--summary", summary).exit_code == 0
+    certified = run("certify", weights, "--reference", reference, "--mutate", 3, "--summary", summary)
+    assert (certified.exit_code, certified.stderr.splitlines()) == (0, [  # what takes minutes of a whole model
+        "comparing with 1 capture in float32 and float64",
+        "computing which elements of the weights the captures see",
+        "making 3 faults on purpose",
+    ])  # fmt: skip
     assert run("verify", weights, "--summary", summary).exit_code == 0
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
     assert run("verify", weights, "--summary", summary).exit_code == 1

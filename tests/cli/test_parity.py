@@ -58,6 +58,8 @@ def test_another_model_fails_and_its_block_is_named(wrong: Path, reference: Path
     assert result.exit_code == 1
     assert "text_encoder.layers.1" in result.stdout
     assert "FAIL" in result.stdout
+    assert re.search(r"the worst 20 \(--rows \d+ shows all\)", result.stdout)
+    assert "shows all" not in run("parity", wrong, "--reference", reference, "-v").stdout  # no list is cut short
 
 
 def test_a_format_that_cannot_be_judged_is_no_pass(weights: Path, reference: Path) -> None:
@@ -83,11 +85,15 @@ def test_every_form_of_the_report(wrong: Path, reference: Path, tmp_path: Path) 
     assert "text_encoder.layers.1" in page.read_text()
 
 
-def test_mutations_are_scored(weights: Path, reference: Path) -> None:
-    result = run("parity", weights, "--reference", reference, "--mutate", 25)
+def test_mutations_are_scored(weights: Path, reference: Path, tmp_path: Path) -> None:
+    summary = tmp_path / "summary.md"
+    result = run("parity", weights, "--reference", reference, "--mutate", 25, "--summary", summary)
     assert result.exit_code == 0
     assert "mutations: 2" in result.stdout
     assert "no input can show it" in result.stdout
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("mutations: ")]
+    assert "that no input can show do not count" in line  # why the score is not simply their share
+    assert line.removeprefix("mutations: ") in summary.read_text()
 
 
 def test_a_comparison_that_fails_is_reported_and_not_mutated(wrong: Path, reference: Path, tmp_path: Path) -> None:
@@ -123,9 +129,11 @@ def test_what_is_missing_is_named_and_nothing_is_lost(weights: Path, tmp_path: P
     there.write_bytes(b"precious")
     missing = tmp_path / "absent.safetensors"
     for code, arguments in (
-        (7, ("capture", missing, "--dst", there, "--force")),
+        (3, ("capture", missing, "--dst", there, "--force")),
         (3, ("capture", weights, "--inputs", missing, "--dst", there, "--force")),
-        (3, ("parity", weights, "--reference", missing, "--html", there)),
+        (3, ("parity", missing, "--reference", weights)),
+        (3, ("certify", missing, "--reference", weights)),
+        (3, ("verify", missing)),
     ):
         result = run(*arguments)
         assert (result.exit_code, "absent.safetensors" in result.stderr) == (code, True), result.output
@@ -157,7 +165,7 @@ def test_what_cannot_be_compared_is_said_by_exit_codes(weights: Path, reference:
     }
     assert list(codes) == [3]
     assert run("parity", weights, "--reference", weights).exit_code == 8  # weights are not a capture
-    assert run("parity", tmp_path / "none", "--reference", reference).exit_code == 7
+    assert run("parity", tmp_path / "none", "--reference", reference).exit_code == 3
     for device in ("tpu", "meta", "cuda:99", ""):
         result = run("parity", weights, "--reference", reference, "--device", device)
         assert (result.exit_code, "choose" in result.stderr) == (8, True), device
@@ -202,6 +210,13 @@ def test_certify_and_verify(reference: Path, tmp_path: Path) -> None:
     weights.write_bytes(data)
     result = run("verify", weights)
     assert (result.exit_code, "changed: " in result.stdout) == (1, True)
+    other = small_glip()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.neg_()
+    save(other, weights)
+    assert re.search(r"\.\.\. and \d+ more; -v lists all", run("verify", weights).stdout)
+    assert " more; " not in run("verify", weights, "-v").stdout
 
 
 def test_several_captures_make_one_certificate(reference: Path, tmp_path: Path) -> None:
@@ -239,7 +254,7 @@ def test_what_no_input_can_show_is_said_beside_the_score(reference: Path, tmp_pa
 def test_what_fails_is_not_certified(wrong: Path, reference: Path) -> None:
     result = run("certify", wrong, "--reference", reference)
     assert (result.exit_code, result.stdout) == (1, "")
-    lines = result.stderr.splitlines()
+    _, *lines = result.stderr.splitlines()  # the first says what it does
     assert lines[0] == "not certified: 2 of 2 comparisons did not pass: small in float64, small in float32"
     labels = ["first difference", "record", "weights", "next"]
     assert [next(x for x in labels if line.startswith(f"  {x} ")) for line in lines[1:]] == labels

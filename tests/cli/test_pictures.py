@@ -70,6 +70,18 @@ def test_each_is_there_once_in_the_order_given(photos: Path) -> None:
     assert names("photos/b.jpg", "photos", "photos/a.PNG") == ["photos/b.jpg", "photos/[x].jpg", "photos/a.PNG"]
 
 
+def test_a_file_that_is_spelled_in_two_ways_is_there_once(photos: Path) -> None:
+    spelled = ("photos/b.jpg", "./photos/b.jpg", "photos//b.jpg", "photos/more/../b.jpg", str(photos / "photos/b.jpg"))
+    assert names(*spelled) == ["photos/b.jpg"]
+    (photos / "link.jpg").symlink_to("photos/b.jpg")
+    (photos / "far").symlink_to("photos/more")
+    assert names("photos/b.jpg", "link.jpg", "far/e.webp", "photos/more/e.webp") == [
+        "photos/b.jpg",
+        "link.jpg",
+        "far/e.webp",
+    ]
+
+
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
@@ -96,11 +108,14 @@ def test_what_cannot_be_found_is_said(argument: str, said: str, photos: Path) ->
 
 
 def test_all_problems_are_said_before_a_model_is_opened(photos: Path) -> None:
-    result = CliRunner().invoke(main, ["detect", "no-model", "absent.jpg", "photos", "x/*.png", "--prompt", "dog."])
+    result = CliRunner().invoke(
+        main, ["detect", "no-model", "absent.jpg", "photos", "@no", "x/*.png", "--prompt", "dog."]
+    )
     assert result.exit_code == 7
     assert result.stderr.splitlines() == [
-        "error: 2 arguments cannot be used; nothing was done:",
+        "error: 3 arguments cannot be used; nothing was done:",
         "  - absent.jpg: can't be read: No such file or directory.",
+        "  - no: cannot be read as a list of pictures: No such file or directory.",
         "  - x/*.png: no file matches this pattern. Check the path.",
     ]
 

@@ -53,6 +53,9 @@ def test_doubts_are_listed_until_none_is_left(table: Path) -> None:
     assert f"settled: 4 doubts; none left in {table}\nnext: converter lint {table}\n" in said
     assert rules(table)["text_projection"]["ops"] == [{"op": "transpose", "axes": [1, 0]}]
     assert rules(table)["text_projection"]["note"] == "x @ W there"
+    said = run("settle", table, "exchange", "mirror", "fresh.q").stdout
+    assert "settled: 0 doubts, and 2 rules changed that had none; none left in" in said
+    run("settle", table, "exchange", "mirror", "fresh.q")
     run("settle", table)
     run("lint", table)
     run(

@@ -172,7 +172,7 @@ def test_other_settings_are_refused(options: list[str], named: str, place: Stage
     run = place.run("--out", "found", *options)
     assert run.code == 6
     assert f"that differed in {named}" in run.err
-    assert "--force begins anew" in run.err
+    assert "--force starts over" in run.err
     assert (place.out / JOURNAL).read_bytes() == before
 
 
@@ -226,7 +226,7 @@ def test_a_damaged_line_is_refused_and_one_of_other_content_is_not_used(
     refused = place.run("--out", "found")
     assert refused.code == 6
     assert "line 2 cannot be read" in refused.err
-    assert "--force begins anew" in refused.err
+    assert "--force starts over" in refused.err
     entry = json.loads(second)
     for odd in ({"boxes": 5}, {"boxes": entry["boxes"][1:]}, {"scores": ["x"] * 3}, {"drawing": "../../other.png"}):
         journal.write_bytes(settings + json.dumps(entry | odd).encode() + b"\n")
@@ -257,7 +257,7 @@ def test_when_nobody_reads_on_it_ends_unless_it_writes(place: Stage, whole: tupl
     """As with `| head`."""
     unread = "import os\nreading, writing = os.pipe()\nos.close(reading)\nos.dup2(writing, 1)\n" + DETECTED
     run = place.run(before=unread)
-    assert (run.code, batches(run)) == (1, [1])
+    assert (run.code, batches(run)) == (128 + signal.SIGPIPE, [1])
     run = place.run("--out", "found", before=unread)
     assert (run.code, batches(run)) == (0, [1] * PICTURES)
     assert place.found() == whole[1]

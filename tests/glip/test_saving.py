@@ -66,6 +66,23 @@ def test_equal_models_give_equal_bytes(tmp_path: Path) -> None:
     assert GLIP.from_pretrained(tmp_path / "a").config == model.config
 
 
+def test_the_size_of_a_shard_is_a_number_or_a_text(tmp_path: Path) -> None:
+    model = small_glip(torch.float32)
+    model.save_pretrained(tmp_path / "number", max_shard_size=60_000)
+    model.save_pretrained(tmp_path / "text", max_shard_size="60kB")
+    assert contents(tmp_path / "number") == contents(tmp_path / "text")
+    for size in ("60 pages", 0, -1, 1.5):
+        with pytest.raises(DestinationError, match=r"max_shard_size: .* is not a size; write 500MB, 2GB or 1GiB"):
+            model.save_pretrained(tmp_path / "refused", max_shard_size=size)  # type: ignore[arg-type]
+
+
+def test_values_that_are_no_tensors_are_named(tmp_path: Path) -> None:
+    model = small_glip(torch.float32)
+    values = {name: value.numpy() for name, value in model.state_dict().items()}
+    with pytest.raises(ModelError, match=r"values: head\.bias is ndarray, expected a tensor"):
+        model.save_pretrained(tmp_path / "saved", state_dict=values)  # type: ignore[arg-type]
+
+
 def test_memory_in_another_order_is_saved_in_its_own(tmp_path: Path) -> None:
     model = small_glip(torch.float32)
     model.save_pretrained(tmp_path / "a")

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from converter.errors import ModelError, PlanError, TableError
+from converter.errors import ConverterWarning, ModelError, PlanError, TableError
 from converter.glip import GLIP
 from tests.support.small_glip import CONFIG, random_inputs, small_config, small_glip
 
@@ -121,8 +121,9 @@ def test_a_parameter_left_out_of_the_reading_stays_nan(single: Path, monkeypatch
 def test_weights_that_are_nan_load_and_are_named(tmp_path: Path, state: dict[str, Tensor]) -> None:
     path = tmp_path / "glip.safetensors"
     save_file({**state, "head.bias": torch.full((1,), math.nan)}, path, metadata=METADATA)
-    with pytest.warns(UserWarning, match=r"NaN in the file: head\.bias\."):
+    with pytest.warns(ConverterWarning, match=r"NaN in the file: head\.bias\.") as said:
         model = GLIP.from_pretrained(path)
+    assert said[0].filename == __file__
     assert model.head.bias.isnan().all()
 
 

@@ -141,9 +141,9 @@ def test_what_the_address_gives(server: str, seen: list[dict[str, str]], monkeyp
     [
         ("absent/a.jpg?key=secret", "/absent/a.jpg?...: the server answered 404, expected 200"),
         ("half/a.jpg", "cannot be fetched: "),
-        ("packed/a.jpg", "packs what it sends"),
+        ("packed/a.jpg", "sends compressed data"),
         ("endless/a.jpg", "has more than 1 MiB"),
-        ("hops/5/a.jpg", "sends elsewhere more than 5 times"),
+        ("hops/5/a.jpg", "redirects more than 5 times"),
         ("elsewhere/a.jpg", "cannot be fetched: Invalid IPv6 URL"),
         ("file/a.jpg", "/etc/passwd: is not an address"),
     ],
@@ -156,10 +156,10 @@ def test_what_cannot_be_used(path: str, said: str, server: str) -> None:
 
 
 @pytest.mark.parametrize(("path", "setting", "said"), [
-    ("slow", "ALL_SECONDS", "was not there after 0 seconds"),
-    ("headers", "ALL_SECONDS", "was not there after 0 seconds"),
-    ("waiting", "ALL_SECONDS", "was not there after 0 seconds"),
-    ("extension", "ALL_SECONDS", "was not there after 0 seconds"),
+    ("slow", "ALL_SECONDS", "was not complete after 0 seconds"),
+    ("headers", "ALL_SECONDS", "was not complete after 0 seconds"),
+    ("waiting", "ALL_SECONDS", "was not complete after 0 seconds"),
+    ("extension", "ALL_SECONDS", "was not complete after 0 seconds"),
     ("silent", "READ_SECONDS", "cannot be fetched: "),
 ])  # fmt: skip
 def test_nobody_is_waited_for_for_long(
@@ -186,7 +186,7 @@ def test_a_host_that_no_name_has(host: str) -> None:
 
 def test_https_is_not_left() -> None:
     assert web._next("https://a/b/c.jpg", "../d.jpg", "") == "https://a/d.jpg"
-    with pytest.raises(ModelError, match=r"sends from https to http://a/d\.jpg"):
+    with pytest.raises(ModelError, match=r"redirects from https to http://a/d\.jpg"):
         web._next("https://a/c.jpg", "http://a/d.jpg", "https://a/c.jpg")
 
 

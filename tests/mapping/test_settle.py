@@ -96,7 +96,7 @@ def test_two_rules_exchange_what_they_make(table: Path) -> None:
         ("exchange", ["a", "qkv"], "cannot be settled so"),
         ("keep", ["b"], "/rules/5 is not in doubt"),
         ("keep", ["/rules/17"], "in doubt are /rules/0, /rules/1"),
-        ("keep", ["c"], "neither the pointer nor the source"),
+        ("keep", ["c"], "names no rule, or several"),
     ],
 )
 def test_what_does_not_fit_is_refused(table: Path, how: str, named: list[str], said: str) -> None:

@@ -132,7 +132,7 @@ def name_an_unknown_target(c: Content) -> None:
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        (drop_a_rule, "'head.bias' (1,) is made by no rule"),
+        (drop_a_rule, "'head.bias' (1,) is made by no rule, and not named in 'absent'"),
         (make_a_target_twice, "'head.bias' is made twice, by"),
         (use_a_source_twice, "source 'rpn.head.log_scale' is used twice"),
         (misspell_a_target, "makes nothing; 'head.bais' fits no tensor"),

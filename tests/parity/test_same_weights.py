@@ -118,7 +118,7 @@ def test_for_a_capture_of_the_official_code_its_script_is_named(there: Path, tmp
     facts = {"official_config": "x.yaml", "weights": "synthetic"}
     capture = altered(there / "here.safetensors", tmp_path / "official.safetensors", **facts)
     said = run("parity", there / "other.pth", "--reference", capture, code=8).stderr
-    assert "(synthetic), so nothing was compared; make a capture of yours: `converter tables --taps" in said
+    assert "(synthetic), so nothing was compared; make a capture of your weights: `converter tables --taps" in said
     assert "--taps glip-official --variant small > taps.json`" in said
     assert "`python capture_official.py --config FILE --weights OFFICIAL.pth --taps taps.json" in said
 
@@ -126,7 +126,7 @@ def test_for_a_capture_of_the_official_code_its_script_is_named(there: Path, tmp
 def test_they_are_compared_if_that_is_asked_for(there: Path) -> None:
     arguments = ("parity", there / "other.safetensors", "--reference", there / "here.safetensors", "--other-weights")
     assert json.loads(run(*arguments, "--json", code=1).stdout)["same_weights"] is False
-    assert "others than the capture was made of" in run(*arguments, code=1).stdout
+    assert "not those that the capture was made of" in run(*arguments, code=1).stdout
 
 
 def test_a_conversion_that_was_changed_afterwards_is_compared_and_fails(there: Path, tmp_path: Path) -> None:

@@ -20,6 +20,10 @@ from converter.mapping.load import load_table
 def test_the_command_line_exports_the_taps_of_a_variant(variant: str, count: int) -> None:
     result = CliRunner().invoke(main, ["tables", "--taps", "glip-official", "--variant", variant])
     assert result.exit_code == 0
+    assert (
+        CliRunner().invoke(main, ["tables", "--taps", "glip-official", "--variant", variant, "-q"]).stdout
+        == result.stdout
+    )
     content = json.loads(result.stdout)
     assert (content["table"], content["model"], len(content["taps"])) == ("glip-official", variant, count)
     by_name = {tap["name"]: (tap["module"], tap["output"]) for tap in content["taps"]}

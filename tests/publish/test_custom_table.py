@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -159,11 +160,15 @@ def test_a_ledger_with_another_table_than_the_certificates_is_refused(
 def test_an_unknown_table_is_said_and_not_refused(record: str, conversions: Path, hub: HubServer, clock: Clock) -> None:
     """Whichever of the two says that there is no record of how the weights were made."""
     folder = conversions / "glip"
-    assert UNKNOWN_TABLE not in run(conversions, "glip", conversions / "known").output
+    name = ("--model-name", "glip-t")
+    assert UNKNOWN_TABLE not in run(conversions, "glip", conversions / "known", *name).output
     edit(folder / record, lambda c: c.update(unknown_table=True))
-    assert f"{UNKNOWN_TABLE}; the card says so" in run(conversions, "glip", conversions / "out").output
+    assert f"{UNKNOWN_TABLE}; the card says so" in run(conversions, "glip", conversions / "out", *name).output
     assert "- **The weights were made by an unknown table**" in card_of(conversions / "out")
-    assert "unknown table" not in card_of(conversions / "known")
+    assert "was stated, not shown" in card_of(conversions / "out")
+    assert "converted from the released checkpoint" not in card_of(conversions / "out")
+    assert "converted from the released checkpoint to safetensors" in card_of(conversions / "known")
+    assert not re.search("unknown table|stated, not shown", card_of(conversions / "known"))
     code, said = invoke("verify", conversions / "out")
     assert (code, f"\n{UNKNOWN_TABLE}\n" in said) == (0, True)
     go(conversions / "out", clock)

@@ -47,7 +47,8 @@ class Stage:
         return self.folder / "found"
 
     def start(self, *options: object, before: str = "") -> Run:
-        command = ("detect", "small", "photos", *PROMPT, *options)
+        prompt = PROMPT[2:] if "--prompt" in options else PROMPT
+        command = ("detect", "small", "photos", *prompt, *options)
         return self.program.start(*command, cwd=self.folder, before=before)
 
     def run(self, *options: object, before: str = "") -> Run:

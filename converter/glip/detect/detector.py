@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeAlias, TypeVar, overload
+from typing import SupportsFloat, SupportsIndex, TypeAlias, TypeVar, overload
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from converter.display import counted, plain
+from converter.display import counted, listed, plain
 from converter.errors import ModelError
 from converter.glip.detect.found import Found
 from converter.glip.detect.images import Picture, as_image, batch, read_for, to_tensor
@@ -22,6 +23,7 @@ from converter.glip.detect.tokenizer import Tokenizer, find_tokenizer
 from converter.glip.model.config import DETECTIONS_PER_IMAGE, GLIPConfig
 from converter.glip.model.detection import Detections
 from converter.glip.model.glip import GLIP
+from converter.glip.model.head import Output
 from converter.glip.weights import Memory
 from converter.hub.resolve import local_path
 from converter.mapping.spec import load_spec
@@ -37,16 +39,24 @@ class Detector:
         detector = Detector.from_pretrained("glip-t", vocabulary="vocab.txt")
         found = detector.detect("street.jpg", "person. traffic light.")
 
-    `origin`: where the model is from. ModelError if the vocabulary has another number of entries than the model.
+        detector = Detector(model)  # a model that is there already, as it is trained, say
+
+    By default with BERT's vocabulary, and the preprocessing that the model was loaded with. `origin`: where the model
+    is from. ModelError if the vocabulary has another number of entries than the model.
     """
 
     def __init__(
-        self, model: GLIP, tokenizer: Tokenizer, settings: Preprocessing | None = None, origin: str | None = None
+        self,
+        model: GLIP,
+        tokenizer: Tokenizer | None = None,
+        settings: Preprocessing | None = None,
+        origin: str | None = None,
     ) -> None:
+        tokenizer = tokenizer or Tokenizer.bert_base_uncased()
         tokenizer.check_size(model.config.vocab_size)
         self.model = model
         self.tokenizer = tokenizer
-        self.settings = settings or glip_preprocessing()
+        self.settings = settings or (model._origin.settings if model._origin else glip_preprocessing())
         self.origin = origin
 
     @classmethod
@@ -94,14 +104,15 @@ class Detector:
         dtype = str(self.dtype).removeprefix("torch.")
         return f"<Detector {_title(self.model.config)}, {dtype} on {self.device}, vocabulary: {vocabulary}{origin}>"
 
-    def read(self, path: Path) -> Image.Image:
-        """The picture, upright, as 8-bit RGB. ModelError if it cannot be read, or is too long and thin."""
-        return read_for(path, self.settings)
-
     def draw(self, image: Picture, found: Found, line_width: int | None = None) -> Image.Image:
         """A copy of the picture with the found boxes drawn into it; `line_width` in pixels, by default by its size."""
         from converter.glip.detect.draw import draw
 
+        if not isinstance(found, Found):
+            raise ModelError(
+                f"draw: found {type(found).__name__}, expected what `detect` found in this one picture. Of a list of "
+                "pictures it gives a list: draw each."
+            )
         return draw(as_image(image), found, line_width)
 
     def captions(self, prompt: Wanted) -> list[Caption]:
@@ -149,12 +160,9 @@ class Detector:
         Among pictures of one size, up to the multiple of 32, only rounding differs (1e-15 in float64). Memory grows
         with the batch.
 
-        ModelError for an unusable picture, prompt, threshold or number.
+        ModelError for an unusable picture, prompt, threshold or number, and where the model computes NaN.
         """
-        if not threshold >= 0:  # refuses NaN, too
-            raise ModelError(f"threshold: {threshold} is not a score. Give a number from 0 to 1.")
-        if isinstance(max_detections, bool) or not isinstance(max_detections, int) or max_detections < 1:
-            raise ModelError(f"max_detections: found {max_detections!r}, expected an integer of at least 1.")
+        threshold, max_detections = _limits(threshold, max_detections)
         prompt = as_prompt(prompt)
         if not isinstance(images, list | tuple):
             return self._find([read_for(images, self.settings)], prompt, threshold, max_detections)[0]
@@ -170,7 +178,7 @@ class Detector:
         for picture, (height, width), *detections in zip(pictures, sizes, *parts, strict=True):
             boxes, scores, labels = _best(detections, threshold, most)
             # as in the reference, corners are scaled as they are, without regard to the +1 convention
-            boxes = boxes * torch.tensor([picture.width / width, picture.height / height] * 2)
+            boxes = boxes * boxes.new_tensor([picture.width / width, picture.height / height] * 2)
             phrases = tuple(prompt.phrases[label - 1] for label in labels.tolist())
             found.append(Found(picture.width, picture.height, boxes, scores, labels, phrases))
         return found
@@ -181,12 +189,35 @@ class Detector:
         ids = torch.tensor([caption.ids] * len(images), device=device)
         try:
             out = self.model(images.to(device), ids, torch.ones_like(ids))
+            self._check_numbers(out)
             return self.model.detect(out, sizes, caption.positive_map, max(most, DETECTIONS_PER_IMAGE))
         except torch.OutOfMemoryError:
             raise ModelError(
                 f"{counted(len(images), 'picture')} at once: more than the memory of {device} holds. Give fewer, or a "
                 "smaller dtype."
             ) from None
+
+    def _check_numbers(self, out: Output) -> None:
+        """ModelError if there is NaN: of such scores nothing is found, and such boxes are nowhere."""
+        if not torch.stack([level.isnan().any() for part in out for level in part]).any():
+            return
+        spoiled = [name for name, value in self.model.named_parameters() if not value.isfinite().all()]
+        dtype = str(self.dtype).removeprefix("torch.")
+        if spoiled:
+            cause = f"Weights are NaN or infinite: {listed(spoiled)}. Training diverged, or the file is damaged."
+        else:
+            cause = f"The weights are finite, but what they make is beyond {dtype}. Try bfloat16 or float32."
+        raise ModelError(f"the model computes NaN in {dtype}, so nothing can be found. {cause}")
+
+
+def _limits(threshold: object, max_detections: object) -> tuple[float, int]:
+    """Both as numbers, of numpy, too. ModelError."""
+    if not isinstance(threshold, SupportsFloat) or not 0 <= float(threshold) <= 1:  # refuses NaN, too
+        raise ModelError(f"threshold: {threshold!r} is not a score. Give a number from 0 to 1.")
+    most = 0 if isinstance(max_detections, bool) or not isinstance(max_detections, SupportsIndex) else max_detections
+    if operator.index(most) < 1:
+        raise ModelError(f"max_detections: found {max_detections!r}, expected an integer of at least 1.")
+    return float(threshold), operator.index(most)
 
 
 def _best(detections: Sequence[Detections], threshold: float, most: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,10 +21,8 @@ Colour: TypeAlias = tuple[int, int, int]
 GOLDEN = 0.618034  # step on the colour circle by which the first few labels get hues far apart
 DARKEST = 0.14  # luminance of a colour
 SMALLEST_FONT, USUAL_FONT = 10, 12  # pixels: the least in a crowd, and elsewhere
-FEW, MOST = (
-    0.15,
-    0.4,
-)  # share of the picture that labels may cover before they get smaller, and before some are left out
+# share of the picture that labels may cover before they get smaller, and before some are left out
+FEW, MOST = 0.15, 0.4
 
 
 def draw(image: Image.Image, found: Found, line_width: int | None = None) -> Image.Image:
@@ -62,9 +60,9 @@ def _write(pen: ImageDraw.ImageDraw, found: Found, size: int) -> None:
         if sum(areas) <= FEW * area or size == SMALLEST_FONT:
             break
         size = max(SMALLEST_FONT, size * 4 // 5)
-    covered = accumulate(areas)
+    totals = accumulate(areas)
     written = [
-        (row, each) for row, each, sum in zip(rows, letters, covered, strict=True) if each and sum <= MOST * area
+        (row, each) for row, each, total in zip(rows, letters, totals, strict=True) if each and total <= MOST * area
     ]
     labels = [(each.width, each.height) for _, each in written]
     places = place_labels([row.box for row, _ in written], labels, (found.width, found.height))

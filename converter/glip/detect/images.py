@@ -160,7 +160,7 @@ def to_tensor(image: Image.Image, settings: Preprocessing) -> Tensor:
     resized = image.resize(settings.resized(image.width, image.height), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(resized)[:, :, ::-1].copy())  # (H, W, 3), BGR
     values = pixels.permute(2, 0, 1).to(torch.float32)
-    mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (settings.mean, settings.std))
+    mean, std = (values.new_tensor(v)[:, None, None] for v in (settings.mean, settings.std))
     return ((values - mean) / std).contiguous()
 
 

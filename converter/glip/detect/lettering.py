@@ -39,9 +39,8 @@ def lettering(phrase: str, label: int, score: float, size: int, room: float) -> 
     pad = max(1, size // 6)
     for kept in range(len(phrase), -1, -1):
         text = phrase if kept == len(phrase) else phrase[:kept].rstrip() + _CUT if kept else ""
-        line = (
-            f"{text}  {score:.2f}".strip()
-        )  # two spaces: one is narrow in small letters, and a name may end with a number
+        # two spaces: one is narrow in small letters, and a name may end with a number
+        line = f"{text}  {score:.2f}".strip()
         width = math.ceil(font.getlength(line)) + 2 * pad
         if width <= room:
             # as high as usual letters are, so that labels of one font are of one height

@@ -32,7 +32,7 @@ def doubts(text: str, names: Sequence[str]) -> Iterator[str]:
             "separate names. A name that holds a full stop is given by --name, or in a list."
         )
     if twice := repeated(names):
-        yield f"prompt: the name {quoted(twice, 80)} is there twice, and what it names is found twice. Give it once."
+        yield f"prompt: the name {quoted(twice, 80)} is given twice, so its objects are found twice. Give it once."
 
 
 def _parts(name: str) -> list[str]:

@@ -92,16 +92,16 @@ class GLIP(nn.Module):
         folder: str | os.PathLike[str],
         *,
         force: bool = False,
-        max_shard_size: int | None = None,
+        max_shard_size: int | str | None = None,
         state_dict: Mapping[str, Tensor] | None = None,
     ) -> Path:
         """Write the model as a folder that `from_pretrained` and every command of `converter` take; its path.
 
-        It holds the weights as safetensors, each in the dtype that it has here, in files of at most `max_shard_size`
-        bytes; the configuration; preprocessing and vocabulary of the folder that the model was loaded from, if that has
-        them; and `conversion.json`: the hash of every tensor, what the model was loaded from, and how many tensors
-        differ from that. Equal models give equal bytes. `state_dict`: values to save in place of the model's own, such
-        as averages, or what shards were gathered to.
+        It holds the weights as safetensors, each in the dtype that it has here, in files of at most `max_shard_size`,
+        in bytes or as "500MB"; the configuration; preprocessing and vocabulary of the folder that the model was loaded
+        from, if that has them; and `conversion.json`: the hash of every tensor, what the model was loaded from, and how
+        many tensors differ from that. Equal models give equal bytes. `state_dict`: values to save in place of the
+        model's own, such as averages, or what shards were gathered to.
 
         The folder appears as a whole or not at all. With `force` it replaces what was saved or converted there, and
         never files of others. ModelError if the tensors are not those of a GLIP, as with adapters that are not merged;

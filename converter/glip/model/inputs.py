@@ -49,7 +49,7 @@ def warn_of_pixels(images: Tensor) -> None:
     """A ConverterWarning for images that were surely not normalised; nothing is read from another device for it."""
     if images.device.type == "cpu" and (most := float(images.detach().amax())) > _MOST:
         message = f"images: the largest value is {most:.0f}, of normalised images 2.7. Expected is {_NORMALISED}"
-        warnings.warn(message, ConverterWarning, stacklevel=4)
+        warnings.warn(message, ConverterWarning, stacklevel=5)  # behind torch's own calls
 
 
 def check_text(input_ids: Tensor, attention_mask: Tensor, images: Tensor, config: GLIPConfig) -> None:

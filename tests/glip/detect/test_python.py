@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 from converter.errors import ModelError
-from converter.glip import Detector, Found, GLIPConfig
+from converter.glip import GLIP, Detector, Found, GLIPConfig
 from converter.glip.detect.detector import _title
 from converter.mapping.spec import load_spec
 from tests.support.small_folder import small_folder
@@ -252,7 +253,6 @@ def test_a_line_is_refused_before_the_model_runs(detector: Detector, tmp_path: P
     line = Image.new("RGB", (4000, 1))
     line.save(tmp_path / "line.png")
     for call, where in (
-        (lambda: detector.read(tmp_path / "line.png"), r".*/line\.png"),
         (lambda: detector.detect([ARRAY, str(tmp_path / "line.png")], "dog."), r".*/line\.png"),
         (lambda: detector.detect([ARRAY, line], "dog."), r"images\[1\]"),
     ):
@@ -282,3 +282,58 @@ def test_the_example_of_the_documents_runs(tmp_path: Path, monkeypatch: pytest.M
     assert set(names["found"].phrases) <= {"a person", "umbrella"}
     with Image.open("drawn.png") as drawing:
         assert drawing.size == PHOTOGRAPHS[0].size
+
+
+def test_a_model_that_is_there_already_becomes_a_detector(detector: Detector, folder: Path) -> None:
+    model = GLIP.from_pretrained(folder)
+    made = Detector(model, detector.tokenizer)
+    assert made.settings == detector.settings
+    assert_same(made.detect(ARRAY, "person.", 0.3), detector.detect(ARRAY, "person.", 0.3))
+    with pytest.raises(ModelError, match="the vocabulary has 30522 entries, the model 50"):
+        Detector(model)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "message"),
+    [
+        ("float32", math.nan, r"NaN in float32.* Weights are NaN or infinite: head\.box_scale\. Training diverged"),
+        ("float16", 6e4, r"NaN in float16.* The weights are finite, .* beyond float16\. Try bfloat16"),
+    ],
+)
+def test_a_model_that_computes_nan_finds_nothing_and_says_so(
+    folder: Path, dtype: str, value: float, message: str
+) -> None:
+    detector = Detector.from_pretrained(folder, dtype=dtype)
+    weight = detector.model.head.box_scale if math.isnan(value) else detector.model.text_encoder.embeddings.word.weight
+    with torch.no_grad():
+        weight.fill_(value)
+        if not math.isnan(value):
+            detector.model.text_encoder.embeddings.position.weight.fill_(value)
+    with pytest.raises(ModelError, match=message):
+        detector.detect(ARRAY, "person.", 0.3)
+
+
+def test_numbers_of_numpy_are_numbers(detector: Detector) -> None:
+    expected = detector.detect(ARRAY, "person.", 0.3, 2)
+    assert_same(detector.detect(ARRAY, "person.", np.float64(0.3), np.int64(2)), expected)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("threshold", ["0.3", None, math.nan, -0.1, 30])
+def test_a_threshold_that_is_no_score_is_refused(detector: Detector, threshold: Any) -> None:
+    with pytest.raises(ModelError, match=r"threshold: .* is not a score\. Give a number from 0 to 1"):
+        detector.detect(ARRAY, "person.", threshold)
+
+
+def test_what_is_found_in_several_pictures_is_drawn_one_by_one(detector: Detector) -> None:
+    found = detector.detect([ARRAY], "person.", 0.3)
+    with pytest.raises(ModelError, match=r"draw: found list, .* draw each\."):
+        detector.draw(ARRAY, found)  # type: ignore[arg-type]
+
+
+def test_pictures_are_prepared_on_the_cpu_whatever_torchs_default_is(detector: Detector, folder: Path) -> None:
+    expected = detector.detect(ARRAY, "person.", 0.3)
+    torch.set_default_device("meta")
+    try:
+        assert_same(Detector.from_pretrained(folder).detect(ARRAY, "person.", 0.3), expected)
+    finally:
+        torch.set_default_device(None)

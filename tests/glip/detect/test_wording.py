@@ -53,7 +53,7 @@ def test_a_full_stop_within_a_name_is_a_warning(text: str, first: str) -> None:
 
 
 def test_a_name_that_is_there_twice_is_a_warning() -> None:
-    with pytest.warns(ConverterWarning, match="the name 'dog' is there twice, and what it names is found twice"):
+    with pytest.warns(ConverterWarning, match="the name 'dog' is given twice, so its objects are found twice"):
         assert Prompt.parse("dog. cat. dog.").phrases == ("dog", "cat", "dog")
 
 

@@ -64,8 +64,9 @@ def test_text_that_does_not_fit(ids: Any, mask: Any, message: str) -> None:
 
 
 def test_pixels_that_were_not_normalised_are_a_warning() -> None:
-    with pytest.warns(ConverterWarning, match=r"images: the largest value is 255, of normalised images 2\.7"):
+    with pytest.warns(ConverterWarning, match=r"images: the largest value is 255, of normalised images 2\.7") as said:
         MODEL(IMAGES.clamp(0, 1) * 0 + 255, IDS, MASK)
+    assert said[0].filename == __file__  # where the mistake is, not within torch
 
 
 def test_labels_may_be_numpy_s() -> None:
