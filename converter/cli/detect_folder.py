@@ -24,6 +24,7 @@ from converter.writing.staging import write_whole
 
 JOURNAL = "detections.partial.jsonl"  # there until all is done
 _QUALITY = 95  # of a JPEG
+_LONGEST = 200  # bytes of a drawing's name without its suffix
 
 
 class ResultFolder:
@@ -43,9 +44,10 @@ class ResultFolder:
             there = [*path.iterdir()] if path.exists() else []
             if not os.access(path if path.exists() else path.parent, os.W_OK | os.X_OK):
                 raise DestinationError(f"{file_name(path)} cannot be written: Permission denied; choose another folder")
-        if there and not force and path / JOURNAL not in there:
-            raise DestinationError(f"{file_name(path)} is not empty; --force writes into it")
         self._journal = Journal(path / JOURNAL, begin_anew=force)
+        if not force and self._journal.settings is None and there not in ([], [path / JOURNAL]):
+            self._journal.close()
+            raise DestinationError(f"{file_name(path)} is not empty; --force writes into it")
         self._places = self._named(pictures) if draws else {}
 
     def __enter__(self) -> ResultFolder:
@@ -122,7 +124,7 @@ class ResultFolder:
         numbers: Counter[str] = Counter()
         for picture in pictures:
             suffix = ".jpg" if picture.is_jpeg else ".png"
-            stem = _safe(picture.path.stem) if picture.is_remote else picture.path.stem
+            stem = _safe(picture.path.stem) if picture.is_remote else _short(picture.path.stem)
             name = stem + suffix
             while name.lower() in taken:
                 numbers[stem.lower()] += 1
@@ -141,3 +143,9 @@ class ResultFolder:
 def _safe(stem: str) -> str:
     """A name of a host's as a file name."""
     return re.sub(r"[^\w-]+", "_", stem)[:100] or "picture"
+
+
+def _short(stem: str) -> str:
+    """A name that leaves room for a number, a suffix, and what is added to it while it is written."""
+    name = os.fsencode(stem)
+    return stem if len(name) <= _LONGEST else name[:_LONGEST].decode(errors="ignore")

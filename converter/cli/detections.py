@@ -17,11 +17,13 @@ from typing import Any
 from converter.cli.output import versioned
 from converter.cli.pictures import Picture
 from converter.display import plain
+from converter.hub.web import is_address, shown
 from converter.writing.ledger import to_json
 
 Entry = dict[str, Any]
 COLUMNS = ("image", "label", "phrase", "score", "x1", "y1", "x2", "y2")
 _LISTS = ("boxes", "scores", "labels", "phrases")
+_LARGEST = 1e9  # of a number in an entry, pixels or others
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +99,16 @@ def is_entry(value: Mapping[str, Any]) -> bool:
         if not isinstance(box, list) or len(box) != 4:
             return False
         numbers += box
-    return all(type(number) in (int, float) for number in numbers) and all(type(name) is str for name in phrases or ())
+    return all(type(number) in (int, float) and abs(number) <= _LARGEST for number in numbers) and all(
+        type(name) is str for name in phrases or ()
+    )
 
 
 def as_text(entry: Entry) -> str:
     """For people: a line for the picture, and one for each box."""
     found = f"{entry['width']}x{entry['height']}, {len(entry['boxes'])} found"
-    lines = [f"{plain(entry['image'], 1024)}: {found}"]
+    name = entry["image"]
+    lines = [f"{shown(name) if is_address(name) else plain(name, 1024)}: {found}"]
     for box, score, phrase in zip(entry["boxes"], entry["scores"], entry["phrases"], strict=True):
         corners = " ".join(f"{corner:8.1f}" for corner in box)
         lines.append(f"  {score:.3f}  {corners}  {plain(phrase)}")
@@ -134,5 +139,11 @@ def as_csv(entry: Entry) -> bytes:
 
 def _csv(rows: Any) -> bytes:
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode(errors="surrogateescape")
+    writer = csv.writer(text, lineterminator="\r\n")  # so that a name with either in it is quoted
+    lines = []
+    for row in rows:
+        writer.writerow(row)
+        lines.append(text.getvalue().removesuffix("\r\n") + "\n")
+        text.seek(0)
+        text.truncate()
+    return "".join(lines).encode(errors="surrogateescape")

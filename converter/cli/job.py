@@ -69,6 +69,9 @@ def _tell_failures(subject: str, inputs: Sequence[Path], given: Mapping[str, Any
     context = click.get_current_context()
     forms = [(given.get("junit"), failed_junit), (given.get("html"), failed_html)]
     outputs = [context.meta[_SUMMARY], *(path for path, _ in forms)]
+    for output in outputs:
+        if output is not None and not output.parent.is_dir():  # and not after minutes of work
+            raise DestinationError(f"{output.parent} is not a folder; create it first or choose another destination")
     check_outputs(outputs, [path for each in inputs for path in _files(each)])
     command = context.command.name or ""
     on_failure(lambda error: summarize(lambda: _failed(command, subject, error)))
@@ -97,7 +100,7 @@ def append(path: Path, text: str) -> None:
     """Add `text` to a file, or make it. DestinationError if that fails, which leaves what was there."""
     from converter.writing.destination import writing
 
-    with writing(path), open(path, "ab", buffering=0) as file:
+    with writing(path), open(path, "ab", buffering=0, opener=_at_once) as file:
         before = os.fstat(file.fileno()).st_size
         content = memoryview(("\n" if before else "").encode() + text.encode())
         try:
@@ -107,6 +110,13 @@ def append(path: Path, text: str) -> None:
             with suppress(OSError):
                 file.truncate(before)
             raise
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open a file; OSError for a FIFO that nobody reads, which would be waited for."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def page(title: str, verdict: str, lines: Iterable[tuple[str, str]], *more: str) -> str:

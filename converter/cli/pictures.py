@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import stat
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from converter.checkpoint.strict_json import SIZE_LIMIT, read_limited
+from converter.checkpoint.strict_json import read_limited
 from converter.display import counted, plain
 from converter.errors import ModelError
 from converter.hub.web import check_address, fetch, is_address, shown
@@ -21,6 +22,8 @@ from converter.hub.web import check_address, fetch, is_address, shown
 JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 SUFFIXES = (*JPEG, ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k")
 FETCH_LIMIT = 100 << 20  # bytes of a picture from an address
+LIST_LIMIT = 16 << 20  # bytes of a list
+_MOST_PROBLEMS = 1000  # that are told
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +63,20 @@ class Picture:
         if not self.is_remote:
             yield Path(self.name)
             return
-        content = fetch(self.name, FETCH_LIMIT)
-        with tempfile.TemporaryFile() as file:
-            file.write(content)
-            file.flush()
-            path = Path(f"/dev/fd/{file.fileno()}")
-            try:
-                yield path
-            except ModelError as error:
-                raise ModelError(str(error).replace(str(path), shown(self.name))) from None
+        content, where = fetch(self.name, FETCH_LIMIT), shown(self.name)
+        try:
+            with tempfile.TemporaryFile() as file:
+                file.write(content)
+                file.flush()
+                path = Path(f"/dev/fd/{file.fileno()}")
+                try:
+                    yield path
+                except ModelError as error:
+                    raise ModelError(str(error).replace(str(path), where)) from None
+        except OSError as error:
+            raise ModelError(
+                f"{where}: cannot be kept to be read: {error.strerror}. Set TMPDIR to another folder."
+            ) from None
 
 
 def find_pictures(arguments: Sequence[str], *, recursive: bool = False, without: Path | None = None) -> list[Picture]:
@@ -94,6 +102,8 @@ def find_pictures(arguments: Sequence[str], *, recursive: bool = False, without:
                     found.setdefault(_place(name), name)
             except ModelError as error:
                 problems.append(str(error))
+                if len(problems) >= _MOST_PROBLEMS:
+                    break
     if len(problems) == 1:
         raise ModelError(problems[0])
     if problems:
@@ -117,11 +127,15 @@ def _lines(name: str) -> list[str]:
     """What a list holds, `-` for stdin: no empty lines, and none that begin with `#`."""
     where = "stdin" if name == "-" else plain(name, 1024)
     try:
-        content = sys.stdin.buffer.read(SIZE_LIMIT) if name == "-" else read_limited(Path(name), SIZE_LIMIT)
+        content = sys.stdin.buffer.read(LIST_LIMIT + 1) if name == "-" else read_limited(Path(name), LIST_LIMIT)
+        if len(content) > LIST_LIMIT:
+            raise ValueError(f"larger than {LIST_LIMIT >> 20} MiB")
+        if b"\0" in content:
+            raise ValueError("it is not text")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ModelError(f"{where}: cannot be read as a list of pictures: {reason}.") from None
-    lines = [os.fsdecode(line.rstrip(b"\r")) for line in content.split(b"\n")]
+    lines = (os.fsdecode(line.rstrip(b"\r")) for line in content.split(b"\n"))
     wanted = [line for line in lines if line.strip() and not line.startswith("#")]
     if not wanted:
         raise ModelError(f"{where}: this list names no picture. Put a path, a pattern or an address on each line.")
@@ -136,7 +150,7 @@ def _named(argument: str, recursive: bool, without: Path | None) -> list[str]:
     try:
         mode = os.stat(argument).st_mode
     except (OSError, ValueError) as error:
-        if glob.has_magic(argument):
+        if glob.has_magic(argument) and isinstance(error, OSError):
             return _matching(argument)
         reason = getattr(error, "strerror", None) or error
         raise ModelError(f"{plain(argument, 1024)}: can't be read: {reason}.") from None
@@ -154,10 +168,24 @@ def _check_file(name: str, mode: int) -> None:
 
 
 def _matching(pattern: str) -> list[str]:
-    found = sorted(name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name))
+    found = sorted({name for name in _globbed(pattern) if os.path.isfile(name)})
     if not found:
         raise ModelError(f"{plain(pattern, 1024)}: no file matches this pattern. Check the path.")
     return found
+
+
+def _globbed(pattern: str) -> Iterator[str]:
+    """As `glob.iglob`, but `**` goes into no folder by a link, which may lead round in circles without an end."""
+    deep = re.search(r"(?<![^/])\*\*(?:/+\*\*)*(?:/+|$)", pattern)
+    if deep is None:
+        yield from glob.iglob(pattern)
+        return
+    before, after = pattern[: deep.start()], pattern[deep.end() :] or "*"
+    for top in glob.iglob(before) if before else [""]:
+        for place, folders, _ in os.walk(top or "."):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            inside = glob.escape(place if top else place[2:])
+            yield from _globbed(os.path.join(inside, after))
 
 
 def _in_folder(folder: str, recursive: bool, without: Path | None) -> list[str]:

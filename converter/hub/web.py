@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import queue
 import sys
+import threading
 import time
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -46,25 +48,49 @@ def fetch(address: str, limit: int) -> bytes:
     At most REDIRECTS times it may send elsewhere, and from https only to https. ModelError, within CONNECT_SECONDS
     where nobody answers, and at the latest ALL_SECONDS after the call.
     """
-    library = _library()
-    where, until = shown(address), time.monotonic() + ALL_SECONDS
+    library, where = _library(), shown(address)
+    answers: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            answers.put(_followed(library, address, where, limit))
+        except Exception as error:
+            answers.put(error)
+
+    # nothing else bounds a look-up of a name, or headers that come byte by byte; what is late is left behind
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        answer = answers.get(timeout=ALL_SECONDS)
+    except queue.Empty:
+        raise _late(where) from None
+    if isinstance(answer, library.HTTPError | library.InvalidURL | OSError | ValueError):
+        reason = plain(str(answer) or type(answer).__name__, 200)
+        raise ModelError(f"{where}: cannot be fetched: {reason}. Check the address and the connection.") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _followed(library: Any, address: str, where: str, limit: int) -> bytes:
+    """What is at the address, or where that sends to."""
+    until = time.monotonic() + ALL_SECONDS
     # nothing is unpacked on the way: a few bytes could become many
     headers = {"User-Agent": f"converter/{__version__}", "Accept": "image/*", "Accept-Encoding": "identity"}
-    try:
-        with library.Client(
-            timeout=library.Timeout(READ_SECONDS, connect=CONNECT_SECONDS), headers=headers, follow_redirects=False
-        ) as client:
-            for _ in range(REDIRECTS + 1):
-                check_address(address)
-                client.cookies.clear()
-                with client.stream("GET", address) as response:
-                    if not response.has_redirect_location:
-                        return _body(response, where, limit, until)
-                    address = _next(address, response.headers["location"], where)
-    except (library.HTTPError, library.InvalidURL, OSError) as error:
-        reason = plain(str(error) or type(error).__name__, 200)
-        raise ModelError(f"{where}: cannot be fetched: {reason}. Check the address and the connection.") from None
+    with library.Client(
+        timeout=library.Timeout(READ_SECONDS, connect=CONNECT_SECONDS), headers=headers, follow_redirects=False
+    ) as client:
+        for _ in range(REDIRECTS + 1):
+            check_address(address)
+            client.cookies.clear()
+            with client.stream("GET", address) as response:
+                if not response.has_redirect_location:
+                    return _body(response, where, limit, until)
+                address = _next(address, response.headers["location"], where)
     raise ModelError(f"{where}: redirects more than {REDIRECTS} times. Give the last address.")
+
+
+def _late(where: str) -> ModelError:
+    return ModelError(f"{where}: was not complete after {ALL_SECONDS:.0f} seconds. Download it by other means.")
 
 
 def _body(response: Any, where: str, limit: int, until: float) -> bytes:
@@ -78,7 +104,7 @@ def _body(response: Any, where: str, limit: int, until: float) -> bytes:
         if len(content) > limit:
             raise ModelError(f"{where}: has more than {limit >> 20} MiB. Make a smaller copy of it.")
         if time.monotonic() > until:
-            raise ModelError(f"{where}: was not complete after {ALL_SECONDS:.0f} seconds. Download it by other means.")
+            raise _late(where)
     return bytes(content)
 
 

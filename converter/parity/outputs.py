@@ -22,6 +22,7 @@ from converter.mapping.ops import Array, Shape
 from converter.parity.gates import Gate, find_gate, gates
 
 INPUT = "input."
+_MOST_PAIRS = 10_000  # of inputs with different names, each of A compared with each of B
 _GUESS = {"bfloat16": "5e-2", "float16": "5e-3"}  # for somebody who has to say what may differ
 _MASK = 1e4  # a number so many times as large as the largest of the others and as 1 is no activation
 
@@ -208,8 +209,10 @@ def _same_inputs(a: Checkpoint, b: Checkpoint) -> int:
     first, second = ([name for name in side.tensors if name.startswith(INPUT)] for side in (a, b))
     if not first or not second:
         return 0
+    if len(set(first) - set(second)) * len(second) > _MOST_PAIRS:
+        raise CaptureError(f"{len(first)} inputs of A have other names in B. Record both with the same names.")
     for name in first:
-        candidates = [name] if name in second else second  # an argument may have another name there
+        candidates = [name] if name in b.tensors else second  # an argument may have another name there
         if not any(_equal(a, name, b, other) for other in candidates):
             raise CaptureError(
                 f"{quoted(name)} of A is not what B got, so that outputs say nothing of weights. Record both with the "

@@ -13,11 +13,12 @@ import os
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from converter.checkpoint.strict_json import parse_json
+from converter.checkpoint.strict_json import OBJECT_LIMIT, parse_json
 from converter.display import file_name
 from converter.errors import DestinationError
 from converter.writing.commit import NO_LOCKS, signals_held
@@ -101,9 +102,11 @@ class Journal:
 
     def _open(self, flags: int) -> None:
         self._descriptor = os.open(self.path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+        status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
             self.close()
-            raise DestinationError(f"{file_name(self.path)}: is not a file. Choose another folder.")
+            what = "is not a file" if status.st_nlink == 1 else "has another name, under which it would change, too"
+            raise DestinationError(f"{file_name(self.path)}: {what}. Choose another folder.")
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -121,10 +124,13 @@ class Journal:
     def _read(self) -> None:
         assert self._descriptor is not None
         with writing(self.path), open(self._descriptor, "rb", closefd=False) as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
+            lines = iter(partial(file.readline, OBJECT_LIMIT + 1), b"")
+            for number, line in enumerate(lines, start=1):
+                if not line.endswith(b"\n") and len(line) <= OBJECT_LIMIT:
                     break  # half of one
                 try:
+                    if len(line) > OBJECT_LIMIT:
+                        raise ValueError(f"larger than {OBJECT_LIMIT >> 20} MiB")
                     value = parse_json(line)
                     if not isinstance(value, dict):
                         raise ValueError("not an object")

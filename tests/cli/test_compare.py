@@ -271,3 +271,19 @@ def test_the_template_records_what_any_module_returns(tmp_path: Path) -> None:
     torch.save(Model().state_dict() | {"more": x}, tmp_path / "wrong.pth")
     with pytest.raises(RuntimeError, match="more"):
         record(Model(), tmp_path / "wrong.pth", path, inputs={"x": x, "scale": 2.0})
+
+
+@pytest.mark.parametrize("size", [1e-310, 1e-200, 1e200, 0.8e308])
+def test_numbers_whose_squares_no_float_holds(size: float, tmp_path: Path) -> None:
+    values = torch.tensor([0.5, -1.0, 0.25], dtype=torch.float64) * size
+    same, other = written(tmp_path, tokens=values), written(tmp_path, tokens=values * (1 + 1e-13))
+    assert judged(0, same, other)["relative"] < 1e-11
+    for factor in (0.9, -1.0):
+        found = judged(1, same, written(tmp_path, tokens=values * factor))
+        assert found["relative"] == pytest.approx(1 - factor, rel=1e-6)
+
+
+def test_inputs_that_would_take_hours_to_pair(tmp_path: Path) -> None:
+    files = [written(tmp_path, tokens=TOKENS, **{f"input__{x}{n}": IDS + n for n in range(200)}) for x in "ab"]
+    assert "200 inputs of A have other names in B" in run(*files, code=8).output
+    run(files[0], written(tmp_path, tokens=TOKENS, **{f"input__a{n}": IDS + n for n in range(200)}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -15,8 +16,10 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from converter.cli import main
-from converter.cli.detections import Results, image_ids, is_entry
+from converter.cli.detect_folder import JOURNAL, ResultFolder
+from converter.cli.detections import Results, as_csv, image_ids, is_entry
 from converter.cli.pictures import Picture
+from converter.errors import DestinationError
 from tests.support.detecting import PROMPT, Stage, stage
 
 
@@ -204,6 +207,8 @@ def test_neither_are_weights_before_the_words_or_a_picture(here: Path, monkeypat
         {"boxes": [[1, 2, 3]]},
         {"boxes": [[1, 2, 3, "4"]]},
         {"scores": [True]},
+        {"scores": [int("9" * 309)]},
+        {"boxes": [[-1e300, 2, 3, 4]]},
         {"labels": [1, 2]},
         {"phrases": [1]},
         {"drawing": 1},
@@ -214,3 +219,26 @@ def test_what_reads_like_an_entry(odd: dict[str, Any]) -> None:
     entry = {"image": "a", "width": 1, "height": 1, "boxes": [[1, 2, 3, 4]], "scores": [0.5], "labels": [1]}
     assert is_entry({**entry, "phrases": ["a"], **odd}) == (odd == {})
     assert is_entry({"image": "a", "error": "b"})
+
+
+def test_half_a_beginning_lets_nothing_be_replaced(tmp_path: Path) -> None:
+    for name in (JOURNAL, "a.jpg"):
+        (tmp_path / name).touch()
+    with pytest.raises(DestinationError, match="is not empty"):
+        ResultFolder(tmp_path, [], force=False, draws=True)
+    (tmp_path / "a.jpg").unlink()
+    with ResultFolder(tmp_path, [], force=False, draws=True) as folder:
+        assert folder.resume({}, []) == {}
+
+
+def test_any_name_is_one_cell_of_csv() -> None:
+    for name in ("a\rb", "a\nb", 'a,"b'):
+        entry = {"image": name, "boxes": [[1, 2, 3, 4]], "scores": [0.5], "labels": [1], "phrases": [name]}
+        (row,) = csv.reader(io.StringIO(as_csv(entry).decode(), newline=""))
+        assert row[:3] == [name, "1", name]
+
+
+def test_a_drawing_has_a_name_that_can_be_written(tmp_path: Path) -> None:
+    pictures = [Picture(f"{'y' * 240}{n}.png") for n in range(3)]
+    folder = ResultFolder(tmp_path, pictures, force=False, draws=True)
+    assert [len(folder._places[picture.name].name) for picture in pictures] == [204, 206, 206]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import xml.etree.ElementTree as ET
 from html import escape
@@ -159,11 +160,22 @@ def test_a_summary_that_cannot_be_written_takes_nothing_from_the_error(
     assert result.exit_code == 3
     assert "warning: /dev/full cannot be written" in result.stderr
     assert run("diff", weights, weights, *full).exit_code == 6
+    os.mkfifo(tmp_path / "fifo")  # that nobody reads
+    assert program("diff", weights, weights, "--summary", tmp_path / "fifo").code == 6
     summary = tmp_path / "summary.md"
     summary.write_text("x" * 90)
     limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
     assert program("diff", weights, weights, "--summary", summary, before=limit).code == 6
     assert summary.read_text() == "x" * 90
+
+
+@pytest.mark.parametrize("option", ["--summary", "--junit"])
+def test_a_place_that_is_not_there_is_told_first(
+    option: str, weights: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("converter.checkpoint.open_checkpoint", None)
+    result = run("parity", weights, "--reference", reference, option, "absent/a")
+    assert (result.exit_code, result.stderr.count("absent is not a folder")) == (6, 1)
 
 
 # Results

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -131,3 +132,51 @@ def test_all_problems_are_said_before_a_model_is_opened(photos: Path) -> None:
 def test_the_name_of_a_picture_says_of_what_kind_it_is(name: str, stem: str, is_jpeg: bool) -> None:
     picture = Picture(name)
     assert (picture.path.stem, picture.is_jpeg) == (stem, is_jpeg)
+
+
+def test_a_pattern_goes_round_in_no_circle(photos: Path) -> None:
+    for name in "xyz":  # 3 ** 40 ways, each as good as another
+        Path("photos", name).symlink_to(".")
+    Path("photos/far").symlink_to("more")
+    found = ["photos/[x].jpg", "photos/a.PNG", "photos/b.jpg", "photos/c.txt", "photos/found/g.png"]
+    assert names("photos/**") == names("photos/**/**/*") == [*found, "photos/more/e.webp"]
+    assert names("**/e.webp") == ["photos/more/e.webp"]
+    assert names("ph*/**/m*/*") == ["photos/more/e.webp"]
+    assert names("photos/far/**/*.webp") == ["photos/far/e.webp"]
+    os.chdir("photos")
+    assert names("**/*.jpg") == ["[x].jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize("content", [b"a\0b/*.jpg\n", b"\n" * (17 << 20)], ids=["NUL", "large"])
+@pytest.mark.parametrize("name", ["list", "-"])
+def test_what_is_no_list(name: str, content: bytes, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("list").write_bytes(content)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+    with pytest.raises(ModelError, match=r"cannot be read as a list of pictures: (it is not text|larger than 16 MiB)"):
+        names(f"@{name}")
+
+
+def test_a_name_that_no_system_has(photos: Path) -> None:
+    with pytest.raises(ModelError, match="can't be read: embedded null byte"):
+        names("photos\0/*.jpg")
+
+
+def test_of_many_problems_some_are_told(photos: Path) -> None:
+    Path("list").write_text("absent\n" * 100_000)
+    with pytest.raises(ModelError, match="1000 arguments") as error:
+        names("@list")
+    assert len(error.value.problems) == 1000
+
+
+def test_no_room_for_what_was_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("converter.cli.pictures.fetch", lambda address, limit: bytes(1 << 20))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 10, before[1]))
+    try:
+        with (
+            pytest.raises(ModelError, match="cannot be kept to be read: File too large"),
+            Picture("https://host/a.jpg").opened(),
+        ):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -75,6 +75,24 @@ class _Answers(BaseHTTPRequestHandler):
             self.wfile.write(b"x")
             time.sleep(0.05)
 
+    def answer_headers(self) -> None:
+        self.trickle(b"HTTP/1.1 200 OK\r\n", b"x")
+
+    def answer_waiting(self) -> None:
+        self.trickle(b"", b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def answer_extension(self) -> None:
+        self.trickle(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"x")
+
+    def trickle(self, first: bytes, then: bytes) -> None:
+        self.wfile.write(first)
+        for _ in range(60):
+            self.wfile.write(then)
+            time.sleep(0.05)
+
+    def answer_elsewhere(self) -> None:
+        self.send(b"", 302, Location="http://[::1")
+
     def answer_silent(self) -> None:
         time.sleep(3)
 
@@ -126,6 +144,7 @@ def test_what_the_address_gives(server: str, seen: list[dict[str, str]], monkeyp
         ("packed/a.jpg", "sends compressed data"),
         ("endless/a.jpg", "has more than 1 MiB"),
         ("hops/5/a.jpg", "redirects more than 5 times"),
+        ("elsewhere/a.jpg", "cannot be fetched: Invalid IPv6 URL"),
         ("file/a.jpg", "/etc/passwd: is not an address"),
     ],
 )
@@ -138,6 +157,9 @@ def test_what_cannot_be_used(path: str, said: str, server: str) -> None:
 
 @pytest.mark.parametrize(("path", "setting", "said"), [
     ("slow", "ALL_SECONDS", "was not complete after 0 seconds"),
+    ("headers", "ALL_SECONDS", "was not complete after 0 seconds"),
+    ("waiting", "ALL_SECONDS", "was not complete after 0 seconds"),
+    ("extension", "ALL_SECONDS", "was not complete after 0 seconds"),
     ("silent", "READ_SECONDS", "cannot be fetched: "),
 ])  # fmt: skip
 def test_nobody_is_waited_for_for_long(
@@ -154,6 +176,12 @@ def test_nobody_is_waited_for_for_long(
 def test_a_host_that_is_not_there() -> None:
     with pytest.raises(ModelError, match=r"cannot be fetched: .*[Rr]efused"):
         web.fetch("http://127.0.0.1:1/a.jpg", 1 << 20)
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 300])
+def test_a_host_that_no_name_has(host: str) -> None:
+    with pytest.raises(ModelError, match="cannot be fetched: "):
+        web.fetch(f"http://{host}/a.jpg", 1 << 20)
 
 
 def test_https_is_not_left() -> None:
@@ -176,3 +204,7 @@ def test_things_are_found_in_a_picture_from_an_address(server: str, tmp_path: Pa
     assert page["error"].startswith(f"{addresses[1]}: is not a picture of a known kind")
     assert "answered 404" in absent["error"]
     assert sorted(path.name for path in (tmp_path / "found").iterdir()) == ["a.jpg", "b.jpg", "detections.json"]
+    public = addresses[0].replace("//", "//me:secret@") + "?key=secret"
+    result = CliRunner().invoke(main, [*command[:2], public, "--prompt", "person."])
+    assert f"{addresses[0]}?...: 120x90" in result.stdout
+    assert "secret" not in result.output

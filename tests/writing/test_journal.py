@@ -68,12 +68,18 @@ def test_what_is_no_journal(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "link").symlink_to("journal")
     (tmp_path / "list").write_bytes(b"[1]\n")
+    (tmp_path / "other").write_bytes(b"{}\n")
+    (tmp_path / "second").hardlink_to(tmp_path / "other")
+    (tmp_path / "endless").touch()
+    os.truncate(tmp_path / "endless", 6 << 30)
     (tmp_path / "twice").write_bytes(b'{"a":1,"a":2}\n')
     for name, said in (
         ("folder", "cannot be written"),
         ("fifo", "not a file"),
         ("link", "cannot be written"),
         ("list", "line 1 cannot be read"),
+        ("second", "another name"),
+        ("endless", "line 1 cannot be read .larger than 16 MiB"),
         ("twice", "line 1 cannot be read"),
     ):
         with pytest.raises(DestinationError, match=said):

@@ -103,7 +103,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Upright 8-bit RGB of a picture of any mode that has a scale. ModelError for the others."""
     if image.width == 0 or image.height == 0:
         raise ModelError(f"has {image.width}x{image.height} pixels. Give a picture that has some.")
-    image = ImageOps.exif_transpose(image)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd metadata
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         # `convert` would clip at 255 and make nearly everything white
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from converter.errors import ModelError
-from converter.glip.detect.images import PIXEL_LIMIT, batch, read_image, to_tensor
+from converter.glip.detect.images import PIXEL_LIMIT, as_image, batch, read_image, to_tensor
 from converter.glip.detect.preprocessing import Preprocessing, glip_preprocessing
 
 SETTINGS = glip_preprocessing()
@@ -293,3 +293,9 @@ def test_pictures_from_memory_look_the_same(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(buffer.getvalue())
     np.testing.assert_array_equal(np.asarray(read_image(path)), COLOURS)
+
+
+def test_odd_metadata_is_no_matter_of_the_user(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    Image.new("RGB", (50, 50)).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    as_image(read_image(tmp_path / "a.jpg"))
+    assert not recwarn.list
