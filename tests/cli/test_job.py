@@ -169,15 +169,6 @@ def test_a_summary_that_cannot_be_written_takes_nothing_from_the_error(
     assert summary.read_text() == "x" * 90
 
 
-@pytest.mark.parametrize("option", ["--summary", "--junit"])
-def test_a_place_that_is_not_there_is_told_first(
-    option: str, weights: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("converter.checkpoint.open_checkpoint", None)
-    result = run("parity", weights, "--reference", reference, option, "absent/a")
-    assert (result.exit_code, result.stderr.count("absent is not a folder")) == (6, 1)
-
-
 # Results
 
 
