@@ -118,7 +118,7 @@ def test_the_job_is_set_up_as_it_should_be(runner: Runner) -> None:
     assert runner.step("Install") == 0
     *_, wanted = json.loads((runner.folder / "pip.json").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    name, extras = re.fullmatch(r"(\w+)\[(.*)\]", wanted).groups()  # type: ignore[union-attr]
+    name, extras = re.fullmatch(r"\./(\w+)\[(.*)\]", wanted).groups()  # type: ignore[union-attr]
     assert name == project["name"]
     assert set(extras.split(",")) <= project["optional-dependencies"].keys()
     python = next(step["with"]["python-version"] for step in STEPS if "python-version" in step.get("with", {}))
