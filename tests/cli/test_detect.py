@@ -163,7 +163,6 @@ def test_exit_codes(shared: Path, options: list[object], tmp_path: Path) -> None
         ([model, picture, "--prompt", "zebra."], "no word of 'zebra'"),
         ([model, picture, "--caption", "dog", "--span", "0:9"], "within the 3 characters"),
         ([model, picture, "--caption", "dog", "--span", "0-3"], "like 2:8"),
-        ([tmp_path / "absent.safetensors", picture, "--prompt", "dog."], "no such file or folder"),
         ([model, picture, "--prompt", "dog.", "--vocab", tmp_path / "absent.txt"], "No such file"),
     ):
         rest = [*(options if "--vocab" not in arguments else []), "--out", tmp_path / "out", *arguments[2:]]
@@ -171,6 +170,9 @@ def test_exit_codes(shared: Path, options: list[object], tmp_path: Path) -> None
         assert (code, error["type"]) == (7, "ModelError"), error
         assert message in error["message"]
         assert not (tmp_path / "out").exists()
+    code, error = error_of(tmp_path / "absent.safetensors", picture, "--prompt", "dog.", *options)
+    assert (code, error["type"]) == (3, "NotACheckpointError")
+    assert "no such file or folder" in error["message"]
     code, error = error_of(model, picture, "--prompt", "dog.", *options, "--out", tmp_path / "no" / "folder")
     assert (code, error["type"]) == (6, "DestinationError")
     assert "make it first" in error["message"]

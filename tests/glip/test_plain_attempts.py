@@ -87,7 +87,7 @@ def test_sizes_that_nobody_states_are_asked_for_in_one_sentence(attempt: str, tm
 
 def test_a_file_of_a_saved_folder_leads_to_the_folder(tmp_path: Path) -> None:
     small_glip(torch.float32).save_pretrained(tmp_path / "saved")
-    with pytest.raises(PlanError, match="give the folder, not a file in it"):
+    with pytest.raises(PlanError, match="give the folder that it writes, not a file in it"):
         GLIP.from_pretrained(tmp_path / "saved" / "model.safetensors")
 
 

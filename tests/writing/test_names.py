@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from converter.cli import main
 from converter.errors import DestinationError
@@ -98,6 +99,7 @@ def test_other_commands_make_no_folder_of_a_files_name(arguments: list[str], tmp
 
     for name in ("a.pth", "b.pth"):
         save_file({}, tmp_path / name)
+    Image.new("RGB", (8, 8)).save(tmp_path / "street.jpg")
     where = [str(tmp_path / word) if "." in word and word != "dog." else word for word in arguments]
     result = CliRunner().invoke(main, where)
     assert (result.exit_code, "are written to a folder; choose a name without ." in result.stderr) == (6, True)
