@@ -148,11 +148,16 @@ def kills(calls: Iterable[Call]) -> list[Fault]:
 def interrupts(calls: Iterable[Call]) -> list[Fault]:
     """Each call is interrupted, most by SIGINT, as Ctrl-C does, the others by SIGTERM or SIGHUP in turn.
 
-    Not the last one: who has left is not interrupted.
+    Not the last one: who has left is not interrupted. And none by the signal that it lets the program ignore, for then
+    the system drops it.
     """
     signals = itertools.cycle(("SIGINT", "SIGINT", "SIGTERM", "SIGINT", "SIGINT", "SIGHUP"))
     there = [call for call in calls if not call.name.startswith("exit")]
-    return [Fault(call, "interrupt", name) for call, name in zip(there, signals, strict=False)]
+    return [Fault(call, "interrupt", next(name for name in signals if not _ignores(call, name))) for call in there]
+
+
+def _ignores(call: Call, name: str) -> bool:
+    return call.shown.startswith(f"rt_sigaction({name}, {{sa_handler=SIG_IGN")
 
 
 def errors(calls: Iterable[Call]) -> list[Fault]:
