@@ -14,6 +14,7 @@ import numpy as np
 
 from converter.display import file_name
 from converter.errors import CaptureError
+from converter.glip.detect.tokenizer import COMPANIONS
 from converter.mapping.spec import Config
 from converter.parity.family import Companions, Derived, Family, Inputs, Mistake, Query
 
@@ -34,7 +35,7 @@ class GLIPFamily(Family["GLIP"]):
     """All GLIP models."""
 
     table = "glip-official"
-    files = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    files = COMPANIONS
     configurable = ("preprocessing",)
 
     def build(self, config: Config) -> GLIP:

@@ -19,6 +19,7 @@ from converter.checkpoint.strict_json import OBJECT_LIMIT, read_limited
 from converter.display import file_name, listed, plain
 from converter.errors import ConverterWarning, DestinationError, ModelError
 from converter.glip.detect.preprocessing import Preprocessing, folder_settings, glip_preprocessing
+from converter.glip.detect.tokenizer import COMPANIONS
 from converter.glip.model.config import GLIPConfig
 from converter.mapping.load import hub_table
 from converter.mapping.ops import Array
@@ -42,8 +43,6 @@ from converter.writing.shards import shard_limit
 from converter.writing.transfer import sha256_of
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-# what a folder holds for its vocabulary; saved with a model that was loaded from there
-VOCABULARY = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _CURE = (
     "Merge adapters (merge_and_unload()), remove parametrizations, and give a state_dict without a wrapper's prefixes"
 )
@@ -102,7 +101,7 @@ def _ledger(path: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 
 def _vocabulary(folder: Path) -> Iterator[tuple[str, bytes]]:
-    for name in VOCABULARY:
+    for name in COMPANIONS:
         try:
             if (folder / name).is_file():
                 yield name, read_limited(folder / name, OBJECT_LIMIT)

@@ -20,32 +20,12 @@ from converter.cli import main
 from converter.cli.job import ROWS, as_table, code, page, prose
 from converter.display import plain
 from tests.support.program import Program
-from tests.support.saved_glip import save, saved_glip
-from tests.support.small_capture import write
+from tests.support.saved_glip import saved_glip
 from tests.support.small_files import official
-from tests.support.small_glip import small_glip
 
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments])
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved_glip(tmp_path_factory.mktemp("weights"))
-
-
-@pytest.fixture(scope="module")
-def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = small_glip()
-    with torch.no_grad():
-        model.text_encoder.layers[1].attention.qkv.weight.neg_()
-    return save(model, tmp_path_factory.mktemp("wrong") / "small.safetensors")
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("capture") / "small.safetensors")
 
 
 # Runs without a result

@@ -25,27 +25,6 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved_glip(tmp_path_factory.mktemp("weights"))
-
-
-@pytest.fixture(scope="module")
-def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of which one block has query and key exchanged."""
-    model = small_glip()
-    with torch.no_grad():
-        weight = model.text_encoder.layers[1].attention.qkv.weight
-        q, k, v = weight.chunk(3)
-        weight.copy_(torch.cat([k, q, v]))
-    return save(model, tmp_path_factory.mktemp("wrong") / "small.safetensors")
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("capture") / "small.safetensors")
-
-
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_the_same_model_passes(dtype: str, weights: Path, reference: Path) -> None:
     result = run("parity", weights, "--reference", reference, "--dtype", dtype, "--mode", "propagated")

@@ -16,7 +16,6 @@ from torch import Tensor
 from converter.errors import ConverterWarning, DestinationError, ModelError
 from converter.glip import GLIP, GLIPConfig
 from converter.glip.family import FAMILY
-from converter.glip.saving import VOCABULARY
 from converter.writing.ledger import saved_from
 from tests.support.small_folder import SETTINGS, small_folder
 from tests.support.small_glip import random_inputs, small_config, small_glip
@@ -101,14 +100,10 @@ def test_preprocessing_and_vocabulary_are_kept(tmp_path: Path) -> None:
     source = small_folder(tmp_path / "small")
     GLIP.from_pretrained(source).save_pretrained(tmp_path / "saved")
     assert record(tmp_path / "saved", "config.json")["preprocessing"] == json.loads(json.dumps(SETTINGS.to_dict()))
-    kept = contents(source).keys() & {*VOCABULARY}
+    kept = contents(source).keys() & {*FAMILY.files}
     assert kept
     assert all(contents(tmp_path / "saved")[name] == contents(source)[name] for name in kept)
     GLIP.from_pretrained(tmp_path / "saved").save_pretrained(tmp_path / "saved", force=True)  # they are ours
-
-
-def test_the_vocabulary_s_files_are_those_of_the_family() -> None:
-    assert {*VOCABULARY} == {*FAMILY.files}
 
 
 def test_the_record_says_what_it_was_loaded_from_and_how_much_differs(tmp_path: Path) -> None:

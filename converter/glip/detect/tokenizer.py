@@ -29,6 +29,12 @@ SPECIAL = {
     "mask_token": "[MASK]",
 }
 FILES = ("tokenizer.json", "vocab.txt")  # in a folder, the first of these that exists is read
+COMPANIONS = (
+    *FILES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)  # that go with weights
 SHIPPED = Path(__file__).with_name("bert-base-uncased-vocab.txt")  # NOTICE says whose it is
 # of vocab.txt in google-bert/bert-base-uncased on the Hub, at 86b5e0934494bd15c9632b12f734a8a67f723594
 BERT_BASE_UNCASED_SHA256 = "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
