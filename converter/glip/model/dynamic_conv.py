@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from converter.glip.model.config import DYRELU_REDUCTION, GROUPS, GLIPConfig
 from converter.glip.model.precision import accumulation_dtype
+from converter.glip.model.tiles import tiles
 
 TAPS = 9  # of a 3x3 kernel
 REACH = 1e6  # cells; no map is that large
@@ -59,12 +60,16 @@ class DeformableConv(nn.Module):
         out_size = offsets.shift.shape[-2:]
         corners, shares = sampling(offsets, stride, (height, width))  # (B*h*w*9, 4) each
         rows = x.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
-        # Each sample is the weighted sum of four rows, which is what an embedding bag computes. It reads whole
-        # rows of memory and never stores the four corners separately.
-        samples = F.embedding_bag(corners, rows, mode="sum", per_sample_weights=shares.to(x.dtype))
+        shares = shares.to(x.dtype)
         kernel = self.weight.permute(0, 2, 3, 1).flatten(1)  # (out, 9*C)
-        out = F.linear(samples.view(-1, TAPS * channels), kernel, self.bias)  # (B*h*w, out)
-        return out.view(batch, *out_size, -1).permute(0, 3, 1, 2)
+        parts = []
+        for tile in tiles(corners.shape[0] // TAPS, TAPS * channels, x):
+            # Each sample is the weighted sum of four rows, which is what an embedding bag computes. It reads whole
+            # rows of memory and never stores the four corners separately.
+            bags = slice(tile.start * TAPS, tile.stop * TAPS)
+            samples = F.embedding_bag(corners[bags], rows, mode="sum", per_sample_weights=shares[bags])
+            parts.append(F.linear(samples.view(-1, TAPS * channels), kernel, self.bias))  # (tile, out)
+        return torch.cat(parts).view(batch, *out_size, -1).permute(0, 3, 1, 2)
 
 
 def sampling(offsets: Offsets, stride: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from converter.glip.model.config import GLIPConfig
 from converter.glip.model.precision import accumulation_dtype
+from converter.glip.model.tiles import tiles
 
 LOGIT_LIMIT = 50000.0  # where GLIP clamps attention and token logits; inside the range of float16
 
@@ -31,7 +32,9 @@ class Fusion(nn.Module):
         q . k                    =  v . (W_q^T k) + b_q . k
         W_o sum_t p_t value_t    =  sum_t p_t (W_o value_t)
         sum_n p_n (W_v v_n + b)  =  W_v (sum_n p_n v_n) + b        as sum_n p_n = 1
-    so that the large projections only meet matrices with one row per token and head.
+    so that the large projections only meet matrices with one row per token and head. A cell then costs no more
+    products than without, however many tokens there are, as long as a head is at least as wide as a cell: it is as
+    wide in every GLIP.
     """
 
     def __init__(self, config: GLIPConfig) -> None:
@@ -50,56 +53,104 @@ class Fusion(nn.Module):
         self.text_output = nn.Linear(dim, text_dim)
 
     def forward(self, levels: tuple[Tensor, ...], text: Tensor, attended: Tensor) -> Fused:
-        image = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # (B, N, C)
-        image, text = self.image_norm(image), self.text_norm(text)
-        # The clamp matters in extreme cases only. For the text, GLIP then subtracts the maximum and clamps once
-        # more. That changes nothing: softmax subtracts it anyway, and exp(-50000) is 0 in every dtype.
-        logits = self._logits(image, text).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)  # (B, N, nh*T)
+        text = self.text_norm(text)
+        key, constant = self._key(text)
+        value, bias = self._value(text)
+        mask = self._mask(attended, text.dtype)
+        gathered = Gathered.of_nothing(key)
+        image: list[Tensor] = []  # (B, n, C) each
+        for level in levels:
+            rows = level.flatten(2).transpose(1, 2)  # (B, H*W, C)
+            for tile in tiles(rows.shape[1], key.numel() // key.shape[1], key):
+                cells = self.image_norm(rows[:, tile])
+                logits = torch.baddbmm(constant, cells, key).to(mask.dtype).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+                share = (logits + mask).unflatten(2, (self.heads, -1)).softmax(dim=-1)  # (B, n, nh, T)
+                image.append(torch.baddbmm(cells + bias, share.flatten(2).to(cells.dtype), value))
+                gathered = gathered.with_cells(logits, cells)
         return Fused(
-            levels=_split(image + self.image_layer_scale * self._for_image(logits, text, attended), levels),
-            text=text + self.text_layer_scale * self._for_text(logits, image),
+            levels=_split(torch.cat(image, dim=1), levels),
+            text=text + self.text_layer_scale * self._for_text(gathered.mean().to(text.dtype)),
         )
 
-    def _logits(self, image: Tensor, text: Tensor) -> Tensor:
-        """Scaled q . k for each cell, head and token: (B, N, nh*T) in the accumulation dtype."""
+    def _key(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """What a cell is multiplied with, (B, C, nh*T), and what is added, (B, 1, nh*T), for its scaled q . k."""
         key = self._heads(self.text_key(text))  # (B, nh, T, hd)
         key = key * key.shape[-1] ** -0.5
-        weight = self.image_query.weight.view(self.heads, -1, image.shape[-1])  # (nh, hd, C)
+        weight = self.image_query.weight.unflatten(0, (self.heads, -1))  # (nh, hd, C)
         bias = self.image_query.bias.view(self.heads, -1, 1)  # (nh, hd, 1)
-        folded = (key @ weight).flatten(1, 2)  # (B, nh*T, C)
-        constant = (key @ bias).flatten(1)  # (B, nh*T)
-        logits = torch.baddbmm(constant.unsqueeze(1), image, folded.transpose(1, 2))
-        return logits.to(accumulation_dtype(image.dtype))
+        return (key @ weight).flatten(1, 2).transpose(1, 2), (key @ bias).flatten(1).unsqueeze(1)
 
-    def _for_image(self, logits: Tensor, text: Tensor, attended: Tensor) -> Tensor:
-        """What each cell gathers from the attended tokens: (B, N, C).
-
-        GLIP adds +1 to the logits of real tokens, which cancels, and -9e15 to the others. These then have weight
-        zero, or all the same weight where a caption has no real token. The lowest finite number has both effects
-        and exists in every dtype.
-        """
+    def _value(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """What a cell gathers from each token, (B, nh*T, C), and in any case, (C,); both times the layer scale."""
         value = self._heads(self.text_value(text))  # (B, nh, T, hd)
-        weight = self.image_output.weight.T.view(self.heads, value.shape[-1], -1)  # (nh, hd, C)
-        folded = (value @ weight).flatten(1, 2)  # (B, nh*T, C)
-        scores = logits.view(*logits.shape[:2], self.heads, -1)  # (B, N, nh, T)
-        scores = scores.masked_fill(~attended[:, None, None, :], torch.finfo(scores.dtype).min)
-        share = scores.softmax(dim=-1).flatten(2).to(text.dtype)  # (B, N, nh*T)
-        return torch.baddbmm(self.image_output.bias, share, folded)
+        weight = self.image_output.weight.T.unflatten(0, (self.heads, -1))  # (nh, hd, C)
+        scale = self.image_layer_scale
+        return (value @ weight).flatten(1, 2) * scale, self.image_output.bias * scale
 
-    def _for_text(self, logits: Tensor, image: Tensor) -> Tensor:
-        """What each token, padded or not, gathers from all cells: (B, T, text_dim)."""
-        share = logits.softmax(dim=1).to(image.dtype)  # (B, N, nh*T), over the cells
-        batch, _, dim = image.shape
-        gathered = (share.transpose(1, 2) @ image).view(batch, self.heads, -1, dim)  # (B, nh, T, C)
+    def _mask(self, attended: Tensor, dtype: torch.dtype) -> Tensor:
+        """What is added to the logits of the tokens that a cell may gather from: (B, 1, nh*T).
+
+        GLIP adds +1 for real tokens, which cancels, and -9e15 for the others. These then have weight zero, or all the
+        same weight where a caption has no real token. The lowest finite number has both effects.
+        """
+        dtype = accumulation_dtype(dtype)
+        mask = torch.zeros_like(attended, dtype=dtype).masked_fill(~attended, torch.finfo(dtype).min)
+        return mask.repeat(1, self.heads).unsqueeze(1)
+
+    def _for_text(self, gathered: Tensor) -> Tensor:
+        """The mean of the cells by the weights of each head and token, padded or not, (B, nh*T, C), as
+        (B, T, text_dim)."""
+        batch, _, dim = gathered.shape
         weight = self.image_value.weight.view(self.heads, -1, dim).transpose(1, 2)  # (nh, C, hd)
         bias = self.image_value.bias.view(self.heads, 1, -1)  # (nh, 1, hd)
-        value = gathered @ weight + bias  # (B, nh, T, hd)
+        value = gathered.view(batch, self.heads, -1, dim) @ weight + bias  # (B, nh, T, hd)
         out: Tensor = self.text_output(value.transpose(1, 2).flatten(2))
         return out
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, T, nh*hd) -> (B, nh, T, hd)"""
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+
+class Gathered(NamedTuple):
+    """A mean of cells with the weights of a softmax over all of them, which come tile by tile.
+
+    As in "Online normalizer calculation for softmax" (Milakov and Gimelshein 2018, arXiv:1805.02867): sums are kept
+    against the largest logit so far, and scaled down when a larger one comes.
+
+    maximum: (B, 1, nh*T), the largest logit; total: (B, 1, nh*T), the sum of exp(logit - maximum); sums: (B, nh*T, C),
+    the sum of the cells, each times that; all in the accumulation dtype.
+    """
+
+    maximum: Tensor
+    total: Tensor
+    sums: Tensor
+
+    @classmethod
+    def of_nothing(cls, key: Tensor) -> Gathered:
+        """Before the first tile; key: (B, C, nh*T)."""
+        sums = torch.zeros_like(key, dtype=accumulation_dtype(key.dtype)).transpose(1, 2)
+        total = sums[..., 0].unsqueeze(1)
+        return cls(total - LOGIT_LIMIT, total, sums)
+
+    def with_cells(self, logits: Tensor, cells: Tensor) -> Gathered:
+        """With another tile: logits (B, n, nh*T), clamped; cells (B, n, C).
+
+        GLIP subtracts the maximum and then clamps once more. That changes nothing: exp(-50000) is 0 in every dtype.
+        """
+        maximum = torch.maximum(self.maximum, logits.detach().amax(dim=1, keepdim=True))
+        share = (logits - maximum).exp()  # (B, n, nh*T)
+        kept = (self.maximum - maximum).exp()  # (B, 1, nh*T)
+        of_tile = share.to(cells.dtype).transpose(1, 2) @ cells  # (B, nh*T, C)
+        return Gathered(
+            maximum,
+            torch.addcmul(share.sum(dim=1, keepdim=True), self.total, kept),
+            torch.addcmul(of_tile.to(self.sums.dtype), self.sums, kept.transpose(1, 2)),
+        )
+
+    def mean(self) -> Tensor:
+        """(B, nh*T, C)"""
+        return self.sums / self.total.transpose(1, 2)
 
 
 def _split(image: Tensor, like: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
