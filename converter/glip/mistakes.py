@@ -195,7 +195,7 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake("text embedding not normalised", _patch(F, "normalize", lambda _: lambda x, dim: x), ""),
     Mistake(
         "level attention by sigmoid, not the hard one",
-        _patch(DynamicConv, "_average", lambda original: _with_sigmoid(original)), CONVOLUTION,
+        _patch(DynamicConv, "_weights", lambda original: _with_sigmoid(original)), CONVOLUTION,
     ),
     # the following were not measured on the official code
     Mistake("patches merged row by row", _patch(PatchMerging, "forward", _merge_rows_first), r".*\.downsample"),
@@ -230,9 +230,9 @@ def mistakes_of(model: GLIP) -> list[Mistake]:
     return [mistake for mistake in MISTAKES if model.config.fusion or mistake.name not in _NEED_FUSION]
 
 
-def _with_sigmoid(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def average(self: DynamicConv, neighbours: list[Tensor]) -> Tensor:
+def _with_sigmoid(original: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
+    def weights(self: DynamicConv, pools: list[Tensor]) -> list[Tensor]:
         with patched(dynamic_conv, "hard_sigmoid", torch.sigmoid):
-            return original(self, neighbours)
+            return original(self, pools)
 
-    return average
+    return weights

@@ -126,21 +126,18 @@ class NormedDeformableConv(nn.Module):
 
 class DYReLU(nn.Module):
     """Dynamic ReLU (Chen et al. 2020, arXiv:2003.10027): the maximum of two lines per channel, whose slopes and
-    heights are computed from the pooled input. (B, C, H, W) -> (B, C, H, W)."""
+    heights are computed from the pooled input (B, C): slope, height, slope, height, (B, 1, C) each."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(channels, channels // DYRELU_REDUCTION)
         self.fc2 = nn.Linear(channels // DYRELU_REDUCTION, 4 * channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        coefficients = hard_sigmoid(self.fc2(F.relu(self.fc1(pooled(x))))) - 0.5  # (B, 4C), in [-0.5, 0.5]
-        slope1, height1, slope2, height2 = coefficients[..., None, None].chunk(4, dim=1)  # (B, C, 1, 1) each
+    def forward(self, pool: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        coefficients = hard_sigmoid(self.fc2(F.relu(self.fc1(pool)))) - 0.5  # (B, 4C), in [-0.5, 0.5]
+        slope1, height1, slope2, height2 = coefficients.unsqueeze(1).chunk(4, dim=2)
         # slopes 2 a + 1 and 2 a: where all coefficients are 0, this is max(x, 0), the ordinary ReLU
-        return torch.maximum(
-            torch.addcmul(height1, x, 2 * slope1 + 1),
-            torch.addcmul(height2, x, 2 * slope2),
-        )
+        return 2 * slope1 + 1, height1, 2 * slope2, height2
 
 
 class DynamicConv(nn.Module):
@@ -173,25 +170,42 @@ class DynamicConv(nn.Module):
                 coarser = levels[index + 1]
                 reduced = self.coarser(coarser, offsets.flat(coarser.shape[-2], coarser.shape[-1]))
                 neighbours.append(F.interpolate(reduced, size=size, mode="bilinear", align_corners=True))
-            results.append(self.dyrelu(self._average(neighbours)))
+            results.append(self._activated_mean(neighbours))
         return tuple(results)
 
     def _offsets(self, level: Tensor) -> Offsets:
-        # Contiguous: oneDNN's float32 kernels for channels-last maps have four times the rounding error, and an
-        # error in the offsets shifts every sampled position.
-        predicted: Tensor = self.offset(level.contiguous())
-        predicted = predicted.to(accumulation_dtype(level.dtype))
+        # Products first, then nine shifted sums: the maps stay channels-last, without oneDNN's float32 kernels for
+        # these. Their rounding error is four times as large, and an error in the offsets shifts every sample.
+        height, width = level.shape[-2:]
+        taps = self.offset.weight.permute(2, 3, 0, 1).flatten(0, 2)  # (9*27, C)
+        products = F.linear(level.permute(0, 2, 3, 1), taps)  # (B, H, W, 9*27)
+        products = F.pad(products, (0, 0, 1, 1, 1, 1)).view(-1, height + 2, width + 2, 3, 3, 3 * TAPS)
+        predicted = self.offset.get_parameter("bias").to(accumulation_dtype(level.dtype))
+        for row in range(3):
+            for column in range(3):
+                predicted = predicted + products[:, row : row + height, column : column + width, row, column]
+        predicted = predicted.permute(0, 3, 1, 2).contiguous()
         return Offsets(shift=predicted[:, : 2 * TAPS], weight=predicted[:, 2 * TAPS :].sigmoid())
 
-    def _average(self, neighbours: list[Tensor]) -> Tensor:
-        """Mean over the neighbours (B, C, H, W), each weighted by its own scalar per image."""
-        total: Tensor | None = None
-        for x in neighbours:
-            pool = pooled(x)[..., None, None]  # (B, C, 1, 1)
-            weight = hard_sigmoid(F.relu(self.level_attention(pool))) / len(neighbours)  # (B, 1, 1, 1)
-            total = x * weight if total is None else torch.addcmul(total, x, weight)
-        assert total is not None  # a level is a neighbour of itself
-        return total
+    def _activated_mean(self, neighbours: list[Tensor]) -> Tensor:
+        """The dynamic ReLU of the mean over the neighbours (B, C, H, W), each weighted by its own scalar per image."""
+        pools = [pooled(x) for x in neighbours]  # (B, C) each
+        weights = self._weights(pools)  # (B, 1) each
+        pool = torch.stack([x * weight for x, weight in zip(pools, weights, strict=True)]).sum(dim=0)  # of the mean
+        slope1, height1, slope2, height2 = self.dyrelu(pool)
+        first, *others = [x.flatten(2).transpose(1, 2) for x in neighbours]  # (B, H*W, C) each
+        out = []
+        for tile in tiles(first.shape[1], pool.numel(), pool):
+            mean = first[:, tile] * weights[0].unsqueeze(2)
+            for x, weight in zip(others, weights[1:], strict=True):
+                mean = torch.addcmul(mean, x[:, tile], weight.unsqueeze(2))
+            out.append(torch.maximum(torch.addcmul(height1, mean, slope1), torch.addcmul(height2, mean, slope2)))
+        return torch.cat(out, dim=1).transpose(1, 2).view(neighbours[0].shape)
+
+    def _weights(self, pools: list[Tensor]) -> list[Tensor]:
+        """Of each neighbour's pooled map (B, C), its weight in the mean, (B, 1)."""
+        weight, bias = self.level_attention.weight.flatten(1), self.level_attention.bias
+        return [hard_sigmoid(F.relu(F.linear(pool, weight, bias))) / len(pools) for pool in pools]
 
 
 def pooled(x: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class Fusion(nn.Module):
             for tile in tiles(rows.shape[1], key.numel() // key.shape[1], key):
                 cells = self.image_norm(rows[:, tile])
                 logits = torch.baddbmm(constant, cells, key).to(mask.dtype).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
-                share = (logits + mask).unflatten(2, (self.heads, -1)).softmax(dim=-1)  # (B, n, nh, T)
+                share = (logits + mask).view(*logits.shape[:2], self.heads, -1).softmax(dim=-1)  # (B, n, nh, T)
                 image.append(torch.baddbmm(cells + bias, share.flatten(2).to(cells.dtype), value))
                 gathered = gathered.with_cells(logits, cells)
         return Fused(
@@ -76,14 +76,14 @@ class Fusion(nn.Module):
         """What a cell is multiplied with, (B, C, nh*T), and what is added, (B, 1, nh*T), for its scaled q . k."""
         key = self._heads(self.text_key(text))  # (B, nh, T, hd)
         key = key * key.shape[-1] ** -0.5
-        weight = self.image_query.weight.unflatten(0, (self.heads, -1))  # (nh, hd, C)
+        weight = self.image_query.weight.view(self.heads, key.shape[-1], -1)  # (nh, hd, C)
         bias = self.image_query.bias.view(self.heads, -1, 1)  # (nh, hd, 1)
         return (key @ weight).flatten(1, 2).transpose(1, 2), (key @ bias).flatten(1).unsqueeze(1)
 
     def _value(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """What a cell gathers from each token, (B, nh*T, C), and in any case, (C,); both times the layer scale."""
         value = self._heads(self.text_value(text))  # (B, nh, T, hd)
-        weight = self.image_output.weight.T.unflatten(0, (self.heads, -1))  # (nh, hd, C)
+        weight = self.image_output.weight.T.view(self.heads, value.shape[-1], -1)  # (nh, hd, C)
         scale = self.image_layer_scale
         return (value @ weight).flatten(1, 2) * scale, self.image_output.bias * scale
 
