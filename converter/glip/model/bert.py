@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from converter.glip.model.config import GLIPConfig
-from converter.glip.model.precision import accumulation_dtype
+from converter.glip.model.precision import Linear, accumulation_dtype
 
 NORM_EPSILON = 1e-12  # of every LayerNorm in BERT
 
@@ -49,21 +49,24 @@ class TextAttention(nn.Module):
         super().__init__()
         self.heads = config.text_heads
         self.limit = limit
-        self.qkv = nn.Linear(config.text_dim, 3 * config.text_dim)
-        self.projection = nn.Linear(config.text_dim, config.text_dim)
+        self.qkv = Linear(config.text_dim, 3 * config.text_dim)
+        self.projection = Linear(config.text_dim, config.text_dim)
         self.norm = nn.LayerNorm(config.text_dim, eps=NORM_EPSILON)
 
     def forward(self, x: Tensor, attended: Tensor) -> Tensor:
         batch, tokens, dim = x.shape
         qkv: Tensor = self.qkv(x)
         q, k, v = qkv.view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (B, nh, T, hd) each
-        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, nh, T, T)
-        logits = logits.to(accumulation_dtype(x.dtype))
-        if self.limit is not None:
-            logits = logits.clamp(-self.limit, self.limit)
-        # The lowest finite number, not -inf: a caption of nothing but padding then attends evenly, without NaN.
-        logits = logits.masked_fill(~attended[:, None, None, :], torch.finfo(logits.dtype).min)
-        y = logits.softmax(dim=-1).to(x.dtype) @ v  # (B, nh, T, hd)
+        # The lowest finite number, not -inf: a caption of nothing but padding stays finite.
+        if self.limit is None:
+            bias = torch.zeros_like(attended, dtype=x.dtype).masked_fill(~attended, torch.finfo(x.dtype).min)
+            bias = bias[:, None, None, :].expand(-1, -1, tokens, -1)  # (B, 1, T, T)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (B, nh, T, hd)
+        else:
+            logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, nh, T, T)
+            logits = logits.to(accumulation_dtype(x.dtype)).clamp(-self.limit, self.limit)
+            logits = logits.masked_fill(~attended[:, None, None, :], torch.finfo(logits.dtype).min)
+            y = logits.softmax(dim=-1).to(x.dtype) @ v  # (B, nh, T, hd)
         out: Tensor = self.norm(x + self.projection(y.transpose(1, 2).reshape(batch, tokens, dim)))
         return out
 
@@ -73,8 +76,8 @@ class TextMLP(nn.Module):
 
     def __init__(self, config: GLIPConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.text_dim, config.text_mlp_dim)
-        self.fc2 = nn.Linear(config.text_mlp_dim, config.text_dim)
+        self.fc1 = Linear(config.text_dim, config.text_mlp_dim)
+        self.fc2 = Linear(config.text_mlp_dim, config.text_dim)
         self.norm = nn.LayerNorm(config.text_dim, eps=NORM_EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:

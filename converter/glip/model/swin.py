@@ -3,9 +3,14 @@
 Tokens are the cells of the map in reading order, (B, H*W, C). There are no buffers: the index of relative positions
 and the mask of shifted windows are made in each forward. They are cheap beside the attention, the mask depends on the
 input size, and a buffer could be wrong after the model is moved, cast or built on the meta device.
+
+On the CPU a block computes a strip of the map at a time, a few rows of windows with all that follows them: what lies
+between its products then stays in cache, and is never as large as the map.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +18,10 @@ from torch.nn import functional as F
 
 from converter.errors import ModelError
 from converter.glip.model.config import STAGES, GLIPConfig
-from converter.glip.model.precision import Linear
+from converter.glip.model.precision import BlockedLinear
 
 CROSS_REGION = -100.0  # added to the logits between tokens of a shifted window that are not neighbours in the image
+STRIP = 2048  # tokens that the CPU computes at a time; measured: from 1024 to 4096 it makes no difference
 
 
 class PatchEmbed(nn.Module):
@@ -36,32 +42,32 @@ class PatchEmbed(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention inside windows, with a learned bias per relative position.
+    """Multi-head self-attention inside windows: windows (B*nW, N, C) -> (B*nW, N, C), N = window_size**2.
 
-    windows (B*nW, N, C), relative_index (N*N,), mask (nW, 1, N, N) or None -> (B*nW, N, C), N = window_size**2.
+    `bias` (B*nW or 1, nh, N, N) is added to the logits.
     """
 
     def __init__(self, dim: int, window_size: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = Linear(dim, 3 * dim)
-        self.projection = Linear(dim, dim)
+        self.qkv = BlockedLinear(dim, 3 * dim)
+        self.projection = BlockedLinear(dim, dim)
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, heads))
 
-    def forward(self, windows: Tensor, relative_index: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, windows: Tensor, bias: Tensor) -> Tensor:
         count, tokens, dim = windows.shape
         qkv: Tensor = self.qkv(windows)
         q, k, v = qkv.view(count, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (B*nW, nh, N, hd) each
-        bias = self.relative_position_bias_table[relative_index]
-        bias = bias.view(1, tokens, tokens, self.heads).permute(0, 3, 1, 2)  # (1, nh, N, N)
-        if mask is not None:
-            # Added in the module's own dtype: what rounds away beside -100 has no weight in the softmax.
-            bias = (bias + mask).repeat(count // mask.shape[0], 1, 1, 1)
-        bias = bias.expand(count, -1, -1, -1)  # (B*nW, nh, N, N)
         # The fused kernels keep the softmax in float32 for 16-bit inputs and in float64 for float64.
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.expand(count, -1, -1, -1))
         out: Tensor = self.projection(x.transpose(1, 2).reshape(count, tokens, dim))
         return out
+
+    def relative_bias(self, relative_index: Tensor) -> Tensor:
+        """(1, nh, N, N), from the rows of the table that `relative_index` (N*N,) names."""
+        tokens = math.isqrt(len(relative_index))
+        bias = F.embedding(relative_index, self.relative_position_bias_table)  # (N*N, nh)
+        return bias.view(1, tokens, tokens, self.heads).permute(0, 3, 1, 2)
 
 
 class MLP(nn.Module):
@@ -69,8 +75,8 @@ class MLP(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.fc1 = Linear(dim, hidden_dim)
-        self.fc2 = Linear(hidden_dim, dim)
+        self.fc1 = BlockedLinear(dim, hidden_dim)
+        self.fc2 = BlockedLinear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.fc2(F.gelu(self.fc1(x)))
@@ -96,31 +102,56 @@ class SwinBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = MLP(dim, dim * mlp_ratio)
 
-    def forward(self, x: Tensor, size: tuple[int, int], relative_index: Tensor, mask: Tensor) -> Tensor:
-        batch, _, dim = x.shape
-        height, width = size
-        shift = self.shift
-        if not self.shift_small_maps and min(size) <= self.window_size:
-            if min(size) < self.window_size:
-                raise ModelError(
-                    f"images: a map of {height} x {width} is smaller than the window of {self.window_size} tokens, "
-                    "which GLIP pads and MMPretrain by default refuses. Give larger images, or pad_small_map=True."
-                )
-            shift = 0
+    def forward(self, x: Tensor, size: tuple[int, int], relative_index: Tensor) -> Tensor:
+        shift = self._shift(size)
+        bias = self.attention.relative_bias(relative_index)
+        rows = x.view(x.shape[0], *size, x.shape[2])  # (B, H, W, C)
+        count, height = strips(x, size, shift, self.window_size)
+        if count == 0:
+            return self._strip(rows, (shift, shift), self._masked(bias, rows, (shift, shift))).flatten(1, 2)
+
+        # Rows roll in one strip only, that of the first and the last; between them are whole rows of windows.
+        first, *between, last = torch.split(rows, [shift, *[height] * count, size[0] - shift - count * height], dim=1)
+        ends = torch.cat((first, last), dim=1)
+        ends = self._strip(ends, (shift, shift), self._masked(bias, ends, (shift, shift)))
+        bias = self._masked(bias, between[0], (0, shift))
+        computed = [self._strip(strip, (0, shift), bias) for strip in between]
+        return torch.cat((ends[:, :shift], *computed, ends[:, shift:]), dim=1).flatten(1, 2)
+
+    def _strip(self, x: Tensor, shifts: tuple[int, int], bias: Tensor) -> Tensor:
+        """The block on rows of the map, (B, R, W, C) -> (B, R, W, C); `shifts` of its windows down and right."""
+        height, width = x.shape[1:3]
         y: Tensor = self.norm1(x)
-        y = y.view(batch, height, width, dim)
         # Padding comes after the norm: the added tokens are zero, not the norm's bias, and are attended to.
         y = F.pad(y, (0, 0, 0, -width % self.window_size, 0, -height % self.window_size))
-        if shift:
-            y = y.roll((-shift, -shift), (1, 2))
+        rolled = [(shift, dim) for dim, shift in enumerate(shifts, start=1) if shift]
+        for shift, dim in rolled:
+            y = y.roll(-shift, dim)
         padded = (y.shape[1], y.shape[2])
-        y = self.attention(to_windows(y, self.window_size), relative_index, mask if shift else None)
-        y = from_windows(y, self.window_size, padded)
-        if shift:
-            y = y.roll((shift, shift), (1, 2))
-        x = x + y[:, :height, :width].reshape(batch, height * width, dim)
+        y = from_windows(self.attention(to_windows(y, self.window_size), bias), self.window_size, padded)
+        for shift, dim in rolled:
+            y = y.roll(shift, dim)
+        x = x + y[:, :height, :width]
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
+
+    def _masked(self, bias: Tensor, x: Tensor, shifts: tuple[int, int]) -> Tensor:
+        """The bias (1, nh, N, N), where windows of `x` (B, R, W, C) are shifted with their mask: (B*nW, nh, N, N)."""
+        if shifts == (0, 0):
+            return bias
+        mask = shifted_window_mask((x.shape[1], x.shape[2]), shifts, self.window_size, x)
+        # Added in the module's own dtype: what rounds away beside -100 has no weight in the softmax.
+        return (bias + mask).repeat(len(x), 1, 1, 1)
+
+    def _shift(self, size: tuple[int, int]) -> int:
+        if self.shift_small_maps or min(size) > self.window_size:
+            return self.shift
+        if min(size) < self.window_size:
+            raise ModelError(
+                f"images: a map of {size[0]} x {size[1]} is smaller than the window of {self.window_size} tokens, "
+                "which GLIP pads and MMPretrain by default refuses. Give larger images, or pad_small_map=True."
+            )
+        return 0
 
 
 class PatchMerging(nn.Module):
@@ -132,7 +163,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = BlockedLinear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         batch, _, dim = x.shape
@@ -167,9 +198,8 @@ class SwinStage(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Tokens at this stage's resolution, and the tokens for the next stage (the same ones in the last)."""
         relative_index = relative_position_index(self.window_size, x.device)
-        mask = shifted_window_mask(size, self.window_size, x)
         for block in self.blocks:
-            x = block(x, size, relative_index, mask)
+            x = block(x, size, relative_index)
         return x, x if self.downsample is None else self.downsample(x, size)
 
 
@@ -200,6 +230,20 @@ class SwinTransformer(nn.Module):
         return maps[0], maps[1], maps[2], maps[3]
 
 
+def strips(x: Tensor, size: tuple[int, int], shift: int, window_size: int) -> tuple[int, int]:
+    """(count, height): how many strips of so many rows of windows a map (H, W) is computed in, besides its ends.
+
+    The ends are the first `shift` rows and what the strips leave below. All is one strip, and the count 0, where the
+    map is small, on other devices, whose caches are not what bounds them, and in a compiled graph.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return 0, 0
+    rows = -(-size[0] // window_size)  # of windows
+    wanted = min(rows, -(-x.shape[0] * x.shape[1] // STRIP))
+    height = -(-rows // wanted) * window_size
+    return max(0, size[0] - shift - 1) // height, height
+
+
 def to_windows(x: Tensor, window_size: int) -> Tensor:
     """(B, H, W, C) -> (B*nW, window_size**2, C), windows in reading order; H and W are multiples of window_size."""
     batch, height, width, dim = x.shape
@@ -225,19 +269,18 @@ def relative_position_index(window_size: int, device: torch.device) -> Tensor:
     return (down * span + right).flatten()
 
 
-def shifted_window_mask(size: tuple[int, int], window_size: int, like: Tensor) -> Tensor:
+def shifted_window_mask(size: tuple[int, int], shifts: tuple[int, int], window_size: int, like: Tensor) -> Tensor:
     """(nW, 1, N, N) in the dtype of `like`: 0 within a region of the rolled map, -100 between regions.
 
     Rolling brings the first rows and columns behind the last ones; a window that holds both must not mix them.
     """
-    shift = window_size // 2
 
-    def region(length: int) -> Tensor:
+    def region(length: int, shift: int) -> Tensor:
         padded = length + -length % window_size
         position = torch.arange(padded, device=like.device)
         return (position >= padded - shift).long()
 
-    regions = 2 * region(size[0])[:, None] + region(size[1])[None, :]  # (H, W)
+    regions = 2 * region(size[0], shifts[0])[:, None] + region(size[1], shifts[1])[None, :]  # (H, W)
     windows = to_windows(regions[None, :, :, None], window_size).squeeze(-1)  # (nW, N)
     differs = windows[:, None, :, None] != windows[:, None, None, :]  # (nW, 1, N, N)
     return torch.zeros(differs.shape, dtype=like.dtype, device=like.device).masked_fill(differs, CROSS_REGION)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from converter.glip.model import swin
 from converter.glip.model.swin import PatchMerging, SwinBlock, from_windows, to_windows
 from tests.support.small_glip import small_glip
 
@@ -60,6 +61,35 @@ def test_a_block_attends_within_its_windows(size: tuple[int, int], index: int) -
         entering, leaving = [*inputs, out][index : index + 2]
         expected = block_by_tokens(blocks[index], entering, *size, shift=index * (WINDOW // 2))
     torch.testing.assert_close(leaving, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(1, 4), (3, 5), (6, 6), (7, 5), (8, 3), (9, 9), (10, 7), (11, 4), (25, 6)])
+@pytest.mark.parametrize("tokens", [1, 40, 90])
+def test_a_map_in_strips_is_the_map_at_once(
+    size: tuple[int, int], tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = small_glip().backbone.stages[2]
+    x = torch.randn(2, size[0] * size[1], 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    computed: list[int] = []
+
+    def run() -> tuple[Tensor, Tensor, list[int]]:
+        entering = x.clone().requires_grad_()
+        computed.clear()
+        out: Tensor = stage(entering, size)[0]
+        (gradient,) = torch.autograd.grad(out.square().sum(), entering)
+        return out, gradient, [*computed]
+
+    for block in stage.blocks:
+        block.mlp.register_forward_hook(lambda module, args, out: computed.append(out.shape[1]))
+    whole, gradient, once = run()
+    monkeypatch.setattr(swin, "STRIP", tokens)
+    parts, other, rows = run()
+    torch.testing.assert_close(parts, whole, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(other, gradient, rtol=1e-12, atol=1e-12)
+    assert once == [size[0]] * len(stage.blocks)
+    assert sum(rows) == sum(once)
+    if tokens == 1:
+        assert max(rows) < 3 * WINDOW  # the ends: a row of windows, the rows before the first, and padding
 
 
 def test_windows_are_put_back_where_they_were() -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from converter.glip import GLIP, GLIPConfig
 from converter.glip.model.detection import detect, level_anchors
 from converter.glip.model.head import Head, Output
-from converter.glip.model.swin import SwinTransformer, relative_position_index, shifted_window_mask
+from converter.glip.model.swin import SwinTransformer, relative_position_index
 from maskrcnn_benchmark.structures.bounding_box import BoxList
 from maskrcnn_benchmark.structures.image_list import ImageList, to_image_list
 from tests.support.small_glip import small_config
@@ -72,9 +72,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         index = relative_position_index(self.window_size, x.device)
-        mask = shifted_window_mask(size, self.window_size, x)
         for block in self.blocks:
-            x = block(x, size, index, mask)
+            x = block(x, size, index)
         return x, x if self.downsample is None else self.downsample(x, size)
 
 
