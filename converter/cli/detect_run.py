@@ -40,9 +40,10 @@ def find_and_tell(
         query = family.query(prompt, model, read_record(model, checkpoint, "config")["config"], options.vocab)
 
         @cache
-        def load() -> Detector:
+        def load() -> tuple[Detector, Any]:
             how = (options.device, options.dtype, options.tf32, options.threads)
-            return family.detector(load_subject(model, checkpoint, *how).model, model, options.vocab)
+            detector = family.detector(load_subject(model, checkpoint, *how).model, model, options.vocab)
+            return detector, detector.encode(query.prompt)
 
         done: dict[str, Entry] = {}
         if folder is not None:
@@ -93,10 +94,14 @@ def _settings(checkpoint: Checkpoint, query: Query, options: Options) -> dict[st
 
 @dataclass(slots=True)
 class Run:
-    """The pictures on their way to entries. `done`: entries of an earlier run, by the pictures' names."""
+    """The pictures on their way to entries.
+
+    load  the detector, and the prompt as it has encoded it
+    done  entries of an earlier run, by the pictures' names
+    """
 
     query: Query
-    load: Callable[[], Detector]
+    load: Callable[[], tuple[Detector, Any]]
     folder: ResultFolder | None
     options: Options
     pictures: Sequence[Picture]
@@ -154,13 +159,14 @@ class Run:
             alike.setdefault(image.size, []).append(name)
         found: dict[str, Any] = {}
         for names in alike.values():
+            detector, prompt = self.load()
             some = [images[name] for name in names]
             limits = (self.options.threshold, self.options.max_detections)
-            found |= zip(names, self.load().detect(some, self.query.prompt, *limits), strict=True)
+            found |= zip(names, detector.detect(some, prompt, *limits), strict=True)
         return found
 
     def _draw(self, image: Any, found: Any) -> Any:
-        return self.load().draw(image, found, self.options.line_width)
+        return self.load()[0].draw(image, found, self.options.line_width)
 
     def tell(self, entry: Entry) -> None:
         """Print an entry, where the format has something to print for each. Errors go to stderr."""

@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING
 from converter.errors import require
 
 if TYPE_CHECKING:
-    from converter.glip.detect.detector import Detector
+    from converter.glip.detect.detector import Detector, EncodedPrompt
     from converter.glip.detect.found import Found
     from converter.glip.detect.prompt import Prompt
     from converter.glip.model.config import GLIPConfig
     from converter.glip.model.detection import Detections
+    from converter.glip.model.encoded import EncodedImages, EncodedText
     from converter.glip.model.glip import GLIP
     from converter.glip.model.head import Output
     from converter.glip.zoo import get_model, model_names
@@ -36,6 +37,9 @@ __all__ = [
     "GLIP",
     "Detections",
     "Detector",
+    "EncodedImages",
+    "EncodedPrompt",
+    "EncodedText",
     "Found",
     "GLIPConfig",
     "Output",
@@ -45,11 +49,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "detect.detector": ("Detector",),
+    "detect.detector": ("Detector", "EncodedPrompt"),
     "detect.found": ("Found",),
     "detect.prompt": ("Prompt",),
     "model.config": ("GLIPConfig",),
     "model.detection": ("Detections",),
+    "model.encoded": ("EncodedImages", "EncodedText"),
     "model.glip": ("GLIP",),
     "model.head": ("Output",),
     "zoo": ("get_model", "model_names"),

@@ -99,6 +99,7 @@ class Query:
 class Detector(Protocol):
     """Finds in pictures what a prompt names.
 
+    encode  a prompt as the model reads it, which `detect` takes in its place: for many pictures it is read once
     detect  for a picture that `Query.read` gave what is found in it, for a list of them, which is one batch, a list
     draw    a copy of the picture with what was found in it, Pillow's
 
@@ -106,6 +107,7 @@ class Detector(Protocol):
     0 to 1.
     """
 
+    def encode(self, prompt: Any) -> Any: ...
     def detect(self, images: Any, prompt: Any, threshold: float = 0.5, max_detections: int = 100) -> Any: ...
     def draw(self, image: Any, found: Any, line_width: int | None = None) -> Any: ...
 

@@ -72,7 +72,7 @@ def test_the_page_does_as_it_says(known: GLIP, tmp_path: Path, monkeypatch: pyte
     save(known, tmp_path / "glip-t.safetensors")
     page = (ROOT / "docs" / "fine-tuning.md").read_text(encoding="utf-8")
     snippets = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(snippets) == 6
+    assert len(snippets) == 7
     names: dict[str, Any] = {}
     for snippet in snippets:
         exec(snippet, names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import SupportsFloat, SupportsIndex, TypeAlias, TypeVar, overload
 
@@ -22,6 +22,7 @@ from converter.glip.detect.prompt import Caption, Prompt, as_prompt, captions
 from converter.glip.detect.tokenizer import Tokenizer, find_tokenizer
 from converter.glip.model.config import DETECTIONS_PER_IMAGE, GLIPConfig
 from converter.glip.model.detection import Detections
+from converter.glip.model.encoded import EncodedImages, EncodedText
 from converter.glip.model.glip import GLIP
 from converter.glip.model.head import Output
 from converter.glip.weights import Memory
@@ -31,6 +32,21 @@ from converter.parity.device import DTYPES
 
 Wanted: TypeAlias = str | Sequence[str] | Prompt
 P = TypeVar("P", bound=Picture)  # so that list[str] is a list of pictures to a type checker
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class EncodedPrompt:
+    """A prompt that the model has read, for any number of pictures: what `Detector.encode` makes and `detect` takes.
+
+    parts  each caption of the prompt, and the same as the model reads it
+    """
+
+    prompt: Prompt
+    parts: tuple[tuple[Caption, EncodedText], ...]
+
+    def __repr__(self) -> str:
+        captions = counted(len(self.parts), "caption")
+        return f"<EncodedPrompt {counted(len(self.prompt.phrases), 'phrase')} in {captions}>"
 
 
 class Detector:
@@ -119,16 +135,33 @@ class Detector:
         """The captions that the model reads: several where the prompt is too long for one. ModelError."""
         return captions(as_prompt(prompt), self.tokenizer, self.settings)
 
+    @torch.inference_mode()
+    def encode(self, prompt: Wanted) -> EncodedPrompt:
+        """The prompt as the model reads it, for `detect` of any number of calls: its captions are encoded once.
+
+        To be encoded again when the model has changed. ModelError.
+        """
+        prompt = as_prompt(prompt)
+        parts = []
+        for caption in self.captions(prompt):
+            ids = torch.tensor([caption.ids], device=self.device)
+            parts.append((caption, self.model.encode_text(ids, torch.ones_like(ids))))
+        return EncodedPrompt(prompt, tuple(parts))
+
     @overload
     def detect(
-        self, images: Picture, prompt: Wanted, threshold: float = 0.5, max_detections: int = DETECTIONS_PER_IMAGE
+        self,
+        images: Picture,
+        prompt: Wanted | EncodedPrompt,
+        threshold: float = 0.5,
+        max_detections: int = DETECTIONS_PER_IMAGE,
     ) -> Found: ...
 
     @overload
     def detect(
         self,
         images: list[Picture] | tuple[Picture, ...],
-        prompt: Wanted,
+        prompt: Wanted | EncodedPrompt,
         threshold: float = 0.5,
         max_detections: int = DETECTIONS_PER_IMAGE,
     ) -> list[Found]: ...
@@ -137,7 +170,7 @@ class Detector:
     def detect(
         self,
         images: list[P] | tuple[P, ...],
-        prompt: Wanted,
+        prompt: Wanted | EncodedPrompt,
         threshold: float = 0.5,
         max_detections: int = DETECTIONS_PER_IMAGE,
     ) -> list[Found]: ...
@@ -145,15 +178,16 @@ class Detector:
     def detect(
         self,
         images: Picture | list[P] | list[Picture] | tuple[Picture, ...],
-        prompt: Wanted,
+        prompt: Wanted | EncodedPrompt,
         threshold: float = 0.5,
         max_detections: int = DETECTIONS_PER_IMAGE,
     ) -> Found | list[Found]:
         """Objects that score above the threshold: the best `max_detections`, more only where they tie.
 
         A picture is a path, a Pillow picture, or an array (H, W, 3) of uint8, RGB. Boxes are in pixels of the picture
-        after it is turned upright by its EXIF. The model runs once for each caption of the prompt, and the best of all
-        are kept. Phrases that score at most 0.05 before centerness are never found.
+        after it is turned upright by its EXIF. The backbone runs once, the head once for each caption of the prompt,
+        and the best of all are kept. Phrases that score at most 0.05 before centerness are never found. For many
+        calls give what `encode` made of the prompt.
 
         A list or tuple of pictures is one batch, as the reference makes them: padded with zeros to the largest. The
         model sees the padding, so a picture that is padded more than alone gives other scores and boxes, as there.
@@ -163,39 +197,49 @@ class Detector:
         ModelError for an unusable picture, prompt, threshold or number, and where the model computes NaN.
         """
         threshold, max_detections = _limits(threshold, max_detections)
-        prompt = as_prompt(prompt)
+        if not isinstance(prompt, EncodedPrompt):
+            prompt = as_prompt(prompt)
         if not isinstance(images, list | tuple):
             return self._find([read_for(images, self.settings)], prompt, threshold, max_detections)[0]
         pictures = [read_for(image, self.settings, f"images[{number}]") for number, image in enumerate(images)]
         return self._find(pictures, prompt, threshold, max_detections) if pictures else []
 
-    def _find(self, pictures: list[Image.Image], prompt: Prompt, threshold: float, most: int) -> list[Found]:
+    def _find(
+        self, pictures: list[Image.Image], prompt: Prompt | EncodedPrompt, threshold: float, most: int
+    ) -> list[Found]:
         tensors = [to_tensor(picture, self.settings) for picture in pictures]
         sizes = [(tensor.shape[-2], tensor.shape[-1]) for tensor in tensors]
-        images = batch(tensors, self.settings.size_multiple)
-        parts = [self._run(images, sizes, caption, most) for caption in self.captions(prompt)]
+        encoded = prompt if isinstance(prompt, EncodedPrompt) else self.encode(prompt)
+        parts = self._run(batch(tensors, self.settings.size_multiple), sizes, encoded, max(most, DETECTIONS_PER_IMAGE))
         found = []
         for picture, (height, width), *detections in zip(pictures, sizes, *parts, strict=True):
             boxes, scores, labels = _best(detections, threshold, most)
             # as in the reference, corners are scaled as they are, without regard to the +1 convention
             boxes = boxes * boxes.new_tensor([picture.width / width, picture.height / height] * 2)
-            phrases = tuple(prompt.phrases[label - 1] for label in labels.tolist())
+            phrases = tuple(encoded.prompt.phrases[label - 1] for label in labels.tolist())
             found.append(Found(picture.width, picture.height, boxes, scores, labels, phrases))
         return found
 
     @torch.inference_mode()
-    def _run(self, images: Tensor, sizes: list[tuple[int, int]], caption: Caption, most: int) -> list[Detections]:
-        device = self.device
-        ids = torch.tensor([caption.ids] * len(images), device=device)
+    def _run(
+        self, images: Tensor, sizes: list[tuple[int, int]], prompt: EncodedPrompt, most: int
+    ) -> list[list[Detections]]:
+        """For each caption what is found in each image; the images are read once."""
         try:
-            out = self.model(images.to(device), ids, torch.ones_like(ids))
-            self._check_numbers(out)
-            return self.model.detect(out, sizes, caption.positive_map, max(most, DETECTIONS_PER_IMAGE))
+            encoded = self.model.encode_images(images.to(self.device))
+            return [self._detections(encoded, sizes, *part, most) for part in prompt.parts]
         except torch.OutOfMemoryError:
             raise ModelError(
-                f"{counted(len(images), 'picture')} at once: more than the memory of {device} holds. Give fewer, or a "
-                "smaller dtype."
+                f"{counted(len(images), 'picture')} at once: more than the memory of {self.device} holds. Give fewer, "
+                "or a smaller dtype."
             ) from None
+
+    def _detections(
+        self, images: EncodedImages, sizes: list[tuple[int, int]], caption: Caption, text: EncodedText, most: int
+    ) -> list[Detections]:
+        out = self.model.predict(images, text)
+        self._check_numbers(out)
+        return self.model.detect(out, sizes, caption.positive_map, most)
 
     def _check_numbers(self, out: Output) -> None:
         """ModelError if there is NaN: of such scores nothing is found, and such boxes are nowhere."""

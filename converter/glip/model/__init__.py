@@ -10,6 +10,7 @@ In the order in which data passes:
     fusion.py        pyramid and text attend to each other
     dynamic_conv.py  a block of the dynamic head
     head.py          the tower of blocks, and the predictions of each cell
+    encoded.py       images and captions as they are before they meet, to be used again
     detection.py     predictions -> boxes, scores, labels
     glip.py          all of it as one module
     precision.py     which sums are computed in which dtype

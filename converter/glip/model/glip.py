@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from converter.errors import ModelError
 from converter.glip.model import inputs
 from converter.glip.model.bert import TextEncoder, TextFeatures
 from converter.glip.model.config import DETECTIONS_PER_IMAGE, GLIPConfig
 from converter.glip.model.detection import Detections, detect, level_anchors
+from converter.glip.model.encoded import EncodedImages, EncodedText, check_encoded
 from converter.glip.model.fpn import FPN
-from converter.glip.model.fusion import LOGIT_LIMIT
 from converter.glip.model.head import Head, Output
 from converter.glip.model.swin import SwinTransformer
 
@@ -125,26 +124,43 @@ class GLIP(nn.Module):
     def forward(self, images: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Output:
         """Predictions for each cell of five levels, T as in `input_ids`. ModelError for unfit inputs.
 
-        Trailing columns that no caption of the batch attends to are not computed: their token logits are the
-        lowest value, -50000, whose sigmoid is 0. (Under torch.export and torch.compile every column is computed and
-        ids are not checked, because both would depend on values.)
+        Of one caption and several images the caption is for each, of one image and several captions the image.
         """
+        text = self.encode_text(input_ids, attention_mask)
+        return self.predict(self.encode_images(images), text)
+
+    def encode_images(self, images: Tensor) -> EncodedImages:
+        """What of images needs no caption, to be computed once for all captions. ModelError for unfit images."""
         images = inputs.check_images(images, self._parameter())
-        inputs.check_text(input_ids, attention_mask, images, self.config)
-        attended = attention_mask != 0
-        tokens = input_ids.shape[1]
         if not torch.compiler.is_compiling():
             inputs.warn_of_pixels(images)
-            kept = inputs.check_ids_and_length(input_ids, attended, self.config.vocab_size)
-            input_ids, attended = input_ids[:, :kept], attended[:, :kept]
-
         levels: tuple[Tensor, ...] = self.fpn(self.backbone(images)[1:])
-        text: TextFeatures = self.text_encoder(input_ids, attended)
-        out: Output = self.head(levels, text, attended)
-        cut = tokens - input_ids.shape[1]
-        if cut == 0:
-            return out
-        return out._replace(token_logits=tuple(F.pad(x, (0, cut), value=-LOGIT_LIMIT) for x in out.token_logits))
+        return EncodedImages(levels, self)
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> EncodedText:
+        """What of captions needs no image, to be computed once for all images. ModelError for unfit captions.
+
+        Trailing columns that no caption of the batch attends to are not computed: their token logits are the
+        lowest value, -50000, whose sigmoid is 0. (Under torch.export and torch.compile every column is computed and
+        ids are not checked, because both would depend on values.) With weights that changed since, encode again.
+        """
+        inputs.check_text(input_ids, attention_mask, self._parameter(), self.config)
+        attended = attention_mask != 0
+        kept = input_ids.shape[1]
+        if not torch.compiler.is_compiling():
+            kept = inputs.check_ids_and_length(input_ids, attended, self.config.vocab_size)
+        features: TextFeatures = self.text_encoder(input_ids[:, :kept], attended[:, :kept])
+        return EncodedText(features, attended, self)
+
+    def predict(self, images: EncodedImages, text: EncodedText) -> Output:
+        """As `forward`, of what was encoded by this model. Nothing here depends on values: no device is waited for.
+
+        ModelError for what another model encoded, or this one on another device or in another dtype.
+        """
+        batch = check_encoded(images, text, self, self._parameter())
+        images, text = images.repeated(batch), text.repeated(batch)
+        out: Output = self.head(images.levels, text.features, text.computed)
+        return text.in_all_columns(out)
 
     def extract_feat(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The backbone's maps C3, C4, C5, layer-normalised: (B, C, H, W) of stride 8, 16, 32."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -49,12 +50,19 @@ def warn_of_pixels(images: Tensor) -> None:
     """A ConverterWarning for images that were surely not normalised; nothing is read from another device for it."""
     if images.device.type == "cpu" and (most := float(images.detach().amax())) > _MOST:
         message = f"images: the largest value is {most:.0f}, of normalised images 2.7. Expected is {_NORMALISED}"
-        warnings.warn(message, ConverterWarning, stacklevel=5)  # behind torch's own calls
+        warnings.warn(message, ConverterWarning, stacklevel=_callers_level())
 
 
-def check_text(input_ids: Tensor, attention_mask: Tensor, images: Tensor, config: GLIPConfig) -> None:
-    """ModelError unless both are (B, T), with the images' B and device, and T within the model's positions."""
-    batch = images.shape[0]
+def _callers_level() -> int:
+    """How far up the stack, from who asks, the first caller is that is neither torch nor this package."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("torch", "converter"):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def check_text(input_ids: Tensor, attention_mask: Tensor, parameter: Tensor, config: GLIPConfig) -> None:
+    """ModelError unless both are (B, T) on the model's device, and T is within its positions."""
     for name, value in (("input_ids", input_ids), ("attention_mask", attention_mask)):
         if not isinstance(value, Tensor):
             raise ModelError(
@@ -75,12 +83,8 @@ def check_text(input_ids: Tensor, attention_mask: Tensor, images: Tensor, config
             f"attention_mask: found {_name(attention_mask.dtype)}, expected bool or integers, 1 for tokens and 0 for "
             "padding. It is not a mask to be added to logits."
         )
-    if shape[0] != batch:
-        raise ModelError(
-            f"input_ids: found shape {shape} for {batch} images, expected one caption per image: ({batch}, T)."
-        )
-    _check_device("input_ids", input_ids, images)
-    _check_device("attention_mask", attention_mask, images)
+    _check_device("input_ids", input_ids, parameter)
+    _check_device("attention_mask", attention_mask, parameter)
     limit, what = config.max_positions, "positions"
     if 0 < config.prompt_length < limit:
         limit, what = config.prompt_length, "rows of the prompt"

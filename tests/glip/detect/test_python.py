@@ -264,7 +264,7 @@ def test_too_many_pictures_at_once_are_told(detector: Detector, monkeypatch: pyt
     def full(*inputs: torch.Tensor) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5 GiB.")
 
-    monkeypatch.setattr(detector.model, "forward", full)
+    monkeypatch.setattr(detector.model, "predict", full)
     with pytest.raises(ModelError, match=r"^2 pictures at once: more than the memory of cpu holds\. Give fewer"):
         detector.detect([ARRAY, ARRAY], "dog.")
 

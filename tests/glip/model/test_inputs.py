@@ -50,7 +50,11 @@ def test_images_that_are_none(images: Any, message: str) -> None:
         (IDS[:, :0], MASK[:, :0], "none of them 0"),
         (IDS.float(), MASK, "input_ids: found float32, expected int64"),
         (IDS, MASK[:, :-1], r"attention_mask: found shape \(2, 12\), expected that of input_ids, \(2, 13\)"),
-        (IDS[:1], MASK[:1], r"found shape \(1, 13\) for 2 images, expected one caption per image"),
+        (
+            IDS.repeat(2, 1),
+            MASK.repeat(2, 1),
+            "text: found 4 captions for 2 images, expected one caption for each image",
+        ),
         (IDS.to("meta"), MASK, "input_ids: found on meta"),
         (IDS, MASK.to("meta"), "attention_mask: found on meta"),
         (IDS.repeat(1, 20), MASK.repeat(1, 20), "at most 256 tokens: the model has 256 positions.*several captions"),
