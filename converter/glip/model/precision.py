@@ -23,7 +23,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)
-        if len(rows) > FEW or not is_plain_float32(x):
+        if not is_plain_float32(x) or len(rows) > FEW:
             return super().forward(x)
         out = (self.weight @ rows.T).T.contiguous()
         if self.bias is not None:

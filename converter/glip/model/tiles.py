@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-TILE = 4 * 2**20  # bytes of the widest intermediate result
+TILE = 8 * 2**20  # bytes of the widest intermediate result
 
 
 def tiles(rows: int, width: int, like: Tensor) -> Iterator[slice]:
     """Slices of `rows` rows, each with an intermediate result of `width` numbers per row, in the dtype of `like`.
 
-    On the CPU an intermediate result of 4 MiB stays near the cores, and its memory is used again by the next tile.
+    On the CPU an intermediate result of 8 MiB stays near the cores, and its memory is used again by the next tile.
     One of 100 MiB is asked of the system anew each time, page by page, which can take longer than to compute it. A GPU
     has neither limit, and a compiler chooses its own: there all rows are one tile.
     """
