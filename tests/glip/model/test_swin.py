@@ -65,10 +65,11 @@ def test_a_block_attends_within_its_windows(size: tuple[int, int], index: int) -
 
 @pytest.mark.parametrize("size", [(1, 4), (3, 5), (6, 6), (7, 5), (8, 3), (9, 9), (10, 7), (11, 4), (25, 6)])
 @pytest.mark.parametrize("tokens", [1, 40, 90])
+@pytest.mark.parametrize("window", [3, 5])
 def test_a_map_in_strips_is_the_map_at_once(
-    size: tuple[int, int], tokens: int, monkeypatch: pytest.MonkeyPatch
+    size: tuple[int, int], window: int, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = small_glip().backbone.stages[2]
+    stage = small_glip(window_size=window).backbone.stages[2]
     x = torch.randn(2, size[0] * size[1], 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     computed: list[int] = []
 
@@ -89,7 +90,7 @@ def test_a_map_in_strips_is_the_map_at_once(
     assert once == [size[0]] * len(stage.blocks)
     assert sum(rows) == sum(once)
     if tokens == 1:
-        assert max(rows) < 3 * WINDOW  # the ends: a row of windows, the rows before the first, and padding
+        assert max(rows) < 3 * window  # the ends: a row of windows, the rows before the first, and padding
 
 
 def test_windows_are_put_back_where_they_were() -> None:
