@@ -153,10 +153,10 @@ class Run:
             yield entry
 
     def _found_in(self, images: Mapping[str, Any]) -> dict[str, Any]:
-        """What is found in each. Only pictures of one size are run at once: a model sees what fills up smaller ones."""
+        """What is found in each. Run at once are those of one size to the model: it sees what fills up smaller ones."""
         alike: dict[tuple[int, int], list[str]] = {}
         for name, image in images.items():
-            alike.setdefault(image.size, []).append(name)
+            alike.setdefault(self.query.size(image), []).append(name)
         found: dict[str, Any] = {}
         for names in alike.values():
             detector, prompt = self.load()

@@ -158,6 +158,7 @@ class GLIPFamily(Family["GLIP"]):
             prompt.phrases,
             read,
             {"captions": tokens, "preprocessing": settings.to_dict()},
+            lambda picture: settings.padded(picture.width, picture.height),
         )
 
     def detector(self, model: GLIP, source: Path, vocabulary: Path | None) -> Detector:

@@ -87,6 +87,7 @@ class Query:
     phrases   what is looked for; label n is the n-th of them, counted from 1
     read      a file as a Pillow picture that `Detector` takes. ModelError if it cannot be used
     facts     what else decides what is found, besides weights: tokens, preprocessing; JSON
+    size      (height, width) in which the model sees such a picture: those of one size can be one batch
     """
 
     prompt: Any
@@ -94,6 +95,7 @@ class Query:
     phrases: Sequence[str]
     read: Callable[[Path], Any]
     facts: Mapping[str, Any]
+    size: Callable[[Any], tuple[int, int]]
 
 
 class Detector(Protocol):

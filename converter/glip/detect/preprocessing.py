@@ -99,6 +99,11 @@ class Preprocessing:
             return size, int(size * height / width)
         return int(size * width / height), size
 
+    def padded(self, width: int, height: int) -> tuple[int, int]:
+        """(height, width) of what the model sees of a picture by itself. ModelError as `resized`."""
+        width, height = self.resized(width, height)
+        return height + -height % self.size_multiple, width + -width % self.size_multiple
+
 
 @cache
 def glip_preprocessing() -> Preprocessing:

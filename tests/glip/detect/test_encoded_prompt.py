@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import pytest
 import skimage.data
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from torch.nn.modules.module import register_module_forward_hook
 
 from converter.cli import main
@@ -75,3 +77,22 @@ def test_the_command_reads_its_prompt_once(tmp_path: Path, monkeypatch: pytest.M
         result = CliRunner().invoke(main, ["detect", "small", "photos", *PROMPT])
     assert result.exit_code == 0, result.output
     assert (calls["TextEncoder"], calls["SwinTransformer"], calls["Head"]) == (1, 3, 3)
+
+
+def test_pictures_that_the_model_sees_in_one_size_are_one_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two resolutions of one shape, and another shape between them."""
+    monkeypatch.chdir(tmp_path)
+    small_folder(tmp_path / "small")
+    image = Image.fromarray(PICTURES[0])
+    for name, size in (("a", (240, 160)), ("b", (160, 240)), ("c", (480, 320))):
+        image.resize(size).save(f"{name}.png")
+    command = ["detect", "small", "a.png", "b.png", "c.png", *PROMPT, "--json"]
+    alone = json.loads(CliRunner().invoke(main, command).stdout)["images"]
+    with counted() as calls:
+        together = json.loads(CliRunner().invoke(main, [*command, "--batch", "3"]).stdout)["images"]
+    assert calls["SwinTransformer"] == 2
+    for one, other in zip(together, alone, strict=True):
+        assert (one["image"], one["labels"]) == (other["image"], other["labels"])
+        assert one["scores"] == pytest.approx(other["scores"], abs=2e-6)

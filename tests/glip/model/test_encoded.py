@@ -160,3 +160,10 @@ def test_autocast_gives_what_the_model_gives() -> None:
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         found = MODEL.predict(MODEL.encode_images(IMAGES), MODEL.encode_text(IDS, MASK))
         assert_equal(found, MODEL(IMAGES, IDS, MASK))
+
+
+@torch.inference_mode()
+def test_the_model_is_its_parts_bit_for_bit() -> None:
+    levels = MODEL.fpn(MODEL.backbone(IMAGES)[1:])
+    attended = MASK != 0
+    assert_equal(MODEL.predict(ENCODED, TEXT), MODEL.head(levels, MODEL.text_encoder(IDS, attended), attended))
