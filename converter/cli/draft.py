@@ -35,7 +35,7 @@ Matching needs scipy: pip install 'converter[draft]'."""
 _SHOWN = 20
 
 
-@click.command(short_help="Propose a table for an unknown model", epilog=_EPILOG)
+@click.command(epilog=_EPILOG)
 @places(
     source("Checkpoint to describe: a path, or hf://...", name="source_text"),
     Place(

@@ -274,6 +274,11 @@ def test_help_imports_nothing_heavy() -> None:
     assert not {"torch", "numpy", "jsonschema", "tqdm", "pickle"} & modules_after("convert", "--help")
 
 
+def test_the_list_of_commands_imports_none_of_them() -> None:
+    modules = {name for name in modules_after("--help") if name.startswith("converter.")}
+    assert modules == {f"converter.{name}" for name in ("cli", "cli.output", "cli.program", "display", "errors")}
+
+
 def test_progress_goes_to_a_terminal_only(source: Path, table: Path, tmp_path: Path) -> None:
     import pty
     import termios
