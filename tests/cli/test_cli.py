@@ -270,6 +270,12 @@ def test_no_command_imports_torch(source: Path, table: Path, tmp_path: Path) -> 
         assert not {"torch", "safetensors"} & modules_after(*arguments)
 
 
+def test_what_is_known_and_here_needs_neither_the_schema_nor_the_hub(tmp_path: Path) -> None:
+    torch.save({"head.weight": torch.ones(2)}, tmp_path / "a.pth")
+    modules = modules_after("inspect", tmp_path / "a.pth")
+    assert not {"jsonschema", "huggingface_hub", "tqdm", "socket", "importlib.metadata"} & modules
+
+
 def test_help_imports_nothing_heavy() -> None:
     assert not {"torch", "numpy", "jsonschema", "tqdm", "pickle"} & modules_after("convert", "--help")
 
