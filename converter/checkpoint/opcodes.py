@@ -283,7 +283,7 @@ class _Machine:
         return made
 
     def as_it_is(self, item: object) -> object:
-        if not isinstance(item, list | tuple | Dict):
+        if not isinstance(item, _HOLDING):
             return item
         self.given += len(item.pairs if isinstance(item, Dict) else item)
         if self.given > OPCODE_LIMIT:  # one list may be the argument of a thousand calls
@@ -307,6 +307,7 @@ class _Machine:
         self.stack.append(self.references[-1])
 
 
+_HOLDING = (list, tuple, Dict)  # what has entries
 _DICTS = ("OrderedDict", "Counter")  # those that torch.load calls
 _CONSTANTS: dict[str, object] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _Handler = Callable[[_Machine, str, Any], None]

@@ -46,10 +46,13 @@ def _bytes(stream: IO[bytes], count: int) -> bytes:
 
 
 def _number(layout: str) -> Callable[[IO[bytes]], int]:
-    number = struct.Struct(layout)
+    size, unpack = struct.calcsize(layout), struct.Struct(layout).unpack
 
     def read(stream: IO[bytes]) -> int:
-        found: int = number.unpack(_bytes(stream, number.size))[0]
+        data = stream.read(size)
+        if len(data) < size:
+            raise ValueError(f"not enough data in stream to read a number of {size} bytes")
+        found: int = unpack(data)[0]
         return found
 
     return read
