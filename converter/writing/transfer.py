@@ -33,7 +33,7 @@ from converter.writing.names import ARCHIVES
 from converter.writing.shards import nbytes
 from converter.writing.staging import write_at
 
-_THREADS = 3  # two cores: one thread waits for the disk while two compute
+_THREADS = 4  # on two cores: two compute while others wait for the disk
 
 
 _sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None) if sys.platform == "linux" else None
