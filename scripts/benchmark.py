@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class Run:
     anonymous: float
 
 
-def measure(command: Sequence[str], environment: dict[str, str]) -> Run:
+def measure(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Run:
     """Run `command`, sampling its own memory."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
