@@ -8,7 +8,8 @@ In the order in which data passes:
     packed.py        archives around a checkpoint
     truncated.py     files that end too early
     zip_archive.py   the entries of a zip file, each checked
-    opcodes.py       the opcodes of a pickle, interpreted for a closed set of values
+    pickle_stream.py the opcodes of a pickle, with their arguments
+    opcodes.py       these opcodes, interpreted for a closed set of values
     torch_zip.py     files of torch.save, since 1.6: a zip with a pickle
     torch_legacy.py  files of torch.save before that
     storage.py       where the numbers of a storage lie

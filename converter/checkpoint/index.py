@@ -180,11 +180,11 @@ class Checkpoint(Closing):
             self._repair(info, part.data)
             target[place] = window
 
-    def chunks(self, name: str, size: int = CHUNK) -> Iterator[memoryview]:
+    def chunks(self, name: str, size: int = CHUNK, buffer: memoryview | None = None) -> Iterator[memoryview]:
         """The tensor's little-endian bytes in C order, `size` at a time, each valid until the next.
 
-        A contiguous tensor is streamed through one buffer. Damage may be noticed only after the last
-        piece, so nothing may be trusted until the iterator has ended without an error.
+        A contiguous tensor is streamed through one buffer: `buffer`, of `size` bytes, or one of its own. Damage may be
+        noticed only after the last piece, so nothing may be trusted until the iterator has ended without an error.
         """
         info = self._info(name)
         size = max(size - size % 16, 16)  # whole elements of every dtype
@@ -194,7 +194,7 @@ class Checkpoint(Closing):
                 yield flat[position : position + size].toreadonly()
             return
         start = info.offset * info.dtype.itemsize if info.numel else 0
-        for piece in info.storage.stream(start, start + info.nbytes, size):
+        for piece in info.storage.stream(start, start + info.nbytes, size, buffer):
             self._repair(info, piece)
             yield piece.toreadonly()
 

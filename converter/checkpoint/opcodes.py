@@ -7,13 +7,13 @@ compared: a tuple nested a million deep as a key is as harmless as any other. Th
 
 from __future__ import annotations
 
-import pickletools
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, Any, NoReturn
 
+from converter.checkpoint.pickle_stream import Unsound, opcodes
 from converter.display import plain
 from converter.errors import UnsupportedCheckpointError, damaged
 
@@ -80,20 +80,16 @@ def interpret(stream: IO[bytes], label: str, limit: int = OPCODE_LIMIT) -> Unpic
     """
     machine = _Machine(label)
     start = stream.tell()
-    count = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of unknown escapes in a text opcode
         try:
-            for opcode, argument, position in pickletools.genops(stream):
-                count += 1
-                machine.position = position or 0
-                if count > limit or machine.position - start > BYTE_LIMIT:
-                    machine.refuse_size(
-                        f"goes on after {count - 1} opcodes, the limit is {limit}, or {BYTE_LIMIT} bytes"
-                    )
-                machine.execute(opcode.name, argument)
-                machine.position = stream.tell()  # of the next opcode, in case genops fails on it
-        except (ValueError, OverflowError) as error:  # all that genops raises
+            for count, (name, argument, position) in enumerate(opcodes(stream)):
+                machine.position = position
+                if count >= limit or position - start > BYTE_LIMIT:
+                    machine.refuse_size(f"goes on after {count} opcodes, the limit is {limit}, or {BYTE_LIMIT} bytes")
+                _OPCODES[name](machine, name, argument)
+        except Unsound as error:
+            machine.position = error.position
             machine.fail(plain(str(error)))
     value = machine.pop("STOP")
     return Unpickled(value, frozenset(machine.globals), tuple(machine.references), tuple(machine.calls), stream.tell())
@@ -120,9 +116,6 @@ class _Machine:
         raise UnsupportedCheckpointError(
             f"{self.label}, byte {self.position}: the pickle {problem}. Save the weights alone, without other objects."
         )
-
-    def execute(self, name: str, argument: Any) -> None:
-        _OPCODES[name](self, name, argument)
 
     def pop(self, name: str) -> object:
         self.need(name)
@@ -159,7 +152,7 @@ class _Machine:
         self.stack.append(argument)
 
     def text_of_python2(self, name: str, argument: Any) -> None:
-        """Bytes, which genops gives as Latin-1; torch.load takes them for UTF-8. In numpy's arrays they are neither."""
+        """Bytes, given as Latin-1; torch.load takes them for UTF-8. In numpy's arrays they are neither."""
         with suppress(UnicodeDecodeError):
             argument = argument.encode("latin-1").decode()
         self.literal(name, argument)
@@ -290,7 +283,7 @@ class _Machine:
         return made
 
     def as_it_is(self, item: object) -> object:
-        if not isinstance(item, list | tuple | Dict):
+        if not isinstance(item, _HOLDING):
             return item
         self.given += len(item.pairs if isinstance(item, Dict) else item)
         if self.given > OPCODE_LIMIT:  # one list may be the argument of a thousand calls
@@ -314,6 +307,7 @@ class _Machine:
         self.stack.append(self.references[-1])
 
 
+_HOLDING = (list, tuple, Dict)  # what has entries
 _DICTS = ("OrderedDict", "Counter")  # those that torch.load calls
 _CONSTANTS: dict[str, object] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _Handler = Callable[[_Machine, str, Any], None]

@@ -40,8 +40,10 @@ class Storage:
     def __post_init__(self) -> None:
         self._verified = self.crc is None
 
-    def stream(self, start: int, stop: int, size: int = CHUNK) -> Iterator[memoryview]:
-        """Bytes `start` to `stop` in pieces of `size`, in one buffer: a piece is valid until the next.
+    def stream(
+        self, start: int, stop: int, size: int = CHUNK, buffer: memoryview | None = None
+    ) -> Iterator[memoryview]:
+        """Bytes `start` to `stop` in pieces of `size`, in one `buffer` of that size: a piece is valid until the next.
 
         The CRC is checked on the way if all bytes are asked for (the error then comes after the last
         piece), otherwise in a pass of its own before the first piece.
@@ -51,7 +53,8 @@ class Storage:
             return
         if not whole:
             self.verify()
-        buffer = memoryview(bytearray(min(size, stop - start)))
+        if buffer is None:
+            buffer = memoryview(bytearray(min(size, stop - start)))
         crc = 0
         for position in range(start, stop, size):
             piece = buffer[: min(size, stop - position)]

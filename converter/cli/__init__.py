@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+
 import click
 
 from converter import __version__
-from converter.cli.capture import capture
-from converter.cli.certify import certify, verify
-from converter.cli.compare import compare
-from converter.cli.convert import convert
-from converter.cli.detect import detect
-from converter.cli.diff import diff
-from converter.cli.draft import draft
-from converter.cli.explain import explain
-from converter.cli.inspect import inspect
-from converter.cli.package import package
-from converter.cli.parity import parity
 from converter.cli.program import run_program
-from converter.cli.publish import publish
-from converter.cli.schema import schema
-from converter.cli.settle import settle
-from converter.cli.tables import lint, tables
 
 __all__ = ["convert_main", "converter_main", "main"]
 
@@ -42,14 +30,53 @@ Exit codes:
   143 terminated"""
 
 
+# each command: the module that has it, and what it is for
 _SECTIONS = {
-    "Convert": (inspect, convert, explain, diff),
-    "Run": (detect,),
-    "Prove": (parity, capture, certify, verify, compare),
-    "Publish": (package, publish),
-    "Describe a format": (tables, draft, settle, lint),
-    "For programs": (schema,),
+    "Convert": {
+        "inspect": ("inspect", "Show what a checkpoint holds"),
+        "convert": ("convert", "Write a checkpoint in another format"),
+        "explain": ("explain", "Say what becomes of one tensor"),
+        "diff": ("diff", "Compare the weights of two checkpoints"),
+    },
+    "Run": {"detect": ("detect", "Find things in pictures")},
+    "Prove": {
+        "parity": ("parity", "Compare activations with a capture"),
+        "capture": ("capture", "Record activations to compare with"),
+        "certify": ("certify", "Compare, and write a certificate"),
+        "verify": ("certify", "Check weights against their certificate"),
+        "compare": ("compare", "Compare recorded outputs of two models"),
+    },
+    "Publish": {
+        "package": ("package", "Build the folder to publish"),
+        "publish": ("publish", "Put that folder on the Hub"),
+    },
+    "Describe a format": {
+        "tables": ("tables", "List formats and variants"),
+        "draft": ("draft", "Propose a table for an unknown model"),
+        "settle": ("settle", "List or settle the doubts of a table"),
+        "lint": ("tables", "Check tables"),
+    },
+    "For programs": {"schema": ("schema", "Print the schema of a command's JSON")},
 }
+
+
+class _Commands(Mapping[str, click.Command]):
+    """All commands by name. The module of one is imported when it is asked for, so that help waits for none."""
+
+    def __init__(self) -> None:
+        self._listed = {name: listed for section in _SECTIONS.values() for name, listed in section.items()}
+
+    def __getitem__(self, name: str) -> click.Command:
+        module, short_help = self._listed[name]
+        command: click.Command = getattr(import_module(f"{__name__}.{module}"), name)
+        command.short_help = short_help
+        return command
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._listed)
+
+    def __len__(self) -> int:
+        return len(self._listed)
 
 
 class _Program(click.Group):
@@ -59,14 +86,14 @@ class _Program(click.Group):
         width = max(map(len, self.commands))
         for title, commands in _SECTIONS.items():
             with formatter.section(title):
-                formatter.write_dl([(f"{command.name:<{width}}", command.short_help or "") for command in commands])
+                formatter.write_dl([(f"{name:<{width}}", short_help) for name, (_, short_help) in commands.items()])
 
 
 @click.group(
     cls=_Program,
     epilog=_EPILOG,
     context_settings={"help_option_names": ["-h", "--help"]},
-    commands=[command for commands in _SECTIONS.values() for command in commands],
+    commands=_Commands(),
     invoke_without_command=True,
 )
 @click.version_option(__version__, "-V", "--version", prog_name="converter")
@@ -87,4 +114,4 @@ def converter_main() -> None:
 
 def convert_main() -> None:
     """The `convert` program: `converter convert` under its own name."""
-    run_program(convert, "convert")
+    run_program(main.commands["convert"], "convert")

@@ -25,7 +25,7 @@ The official code is captured by scripts/capture_official.py, in its own
 environment; the inputs of that capture, real images or not, can be used here."""
 
 
-@click.command(short_help="Record activations to compare with", epilog=_EPILOG)
+@click.command(epilog=_EPILOG)
 @places(
     source("What to run.", "MODEL", "model", PATH),
     destination("Capture to write.", type=click.Path(path_type=Path, dir_okay=False)),

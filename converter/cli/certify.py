@@ -53,7 +53,7 @@ what its conversion recorded, 1 it does or is not, 8 neither certificate nor
 record, a table that was never released, or no tolerance is known for this dtype."""
 
 
-@click.command(short_help="Compare, and write a certificate", epilog=_CERTIFY)
+@click.command(epilog=_CERTIFY)
 @places(source("The model: a path.", "MODEL", "model", PATH))
 @references
 @root
@@ -177,7 +177,7 @@ def _print_certified(path: Path, runs: list[Report], covered: Coverage, score: S
         click.echo(UNKNOWN_TABLE)
 
 
-@click.command(short_help="Check weights against their certificate", epilog=_VERIFY)
+@click.command(epilog=_VERIFY)
 @places(source("The model: a path, org/name, or hf://org/name/file.pth.", "MODEL", "model_source"))
 @click.option("--certificate", type=PATH, help="Default: beside the weights.")
 @root

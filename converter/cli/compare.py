@@ -50,7 +50,7 @@ def _pair(context: click.Context, parameter: click.Parameter, values: tuple[str,
     return tuple((value.split("=")[0], value.split("=")[1]) for value in values)
 
 
-@click.command(short_help="Compare recorded outputs of two models", epilog=_EPILOG)
+@click.command(epilog=_EPILOG)
 @places(
     Place("a", "A", ("--src",), "Outputs of the model to compare with.", PATH),
     Place("b", "B", ("--dst",), "Outputs of the other one.", PATH),

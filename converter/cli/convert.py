@@ -40,7 +40,6 @@ Exit codes: see 'converter --help'."""
 
 
 @click.command(
-    short_help="Write a checkpoint in another format",
     epilog=_EPILOG,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

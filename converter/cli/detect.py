@@ -84,7 +84,7 @@ class Options:
     threads: int | None
 
 
-@click.command(short_help="Find things in pictures", epilog=_EPILOG)
+@click.command(epilog=_EPILOG)
 @places(
     source("The model: a path, org/name, or hf://org/name/file.pth.", "MODEL", "model_source"),
     Place("images", "IMAGE...", is_many=True),

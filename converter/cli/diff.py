@@ -35,7 +35,7 @@ _FAMILIES = {"source": " (source format)", "target": " (target format)", "unknow
 _LINES = 40  # for people
 
 
-@click.command(short_help="Compare the weights of two checkpoints", epilog=_EPILOG)
+@click.command(epilog=_EPILOG)
 @places(
     Place("a", "A", ("--src",), "One checkpoint: a path, or hf://..."),
     Place("b", "B", ("--dst",), "The other one."),

@@ -35,7 +35,7 @@ Matching needs scipy: pip install 'converter[draft]'."""
 _SHOWN = 20
 
 
-@click.command(short_help="Propose a table for an unknown model", epilog=_EPILOG)
+@click.command(epilog=_EPILOG)
 @places(
     source("Checkpoint to describe: a path, or hf://...", name="source_text"),
     Place(
@@ -97,7 +97,7 @@ def draft(
 def _located(text: str, *, quiet: bool) -> tuple[Path, str]:
     """A checkpoint or spec as a local path, and what a table or spec of it is called."""
     from converter.cli.sources import locate
-    from converter.hub.resolve import is_on_hub, parse_reference
+    from converter.hub.reference import is_on_hub, parse_reference
 
     path = locate(text, quiet=quiet).path
     reference = parse_reference(text) if is_on_hub(text) else None
@@ -107,7 +107,7 @@ def _located(text: str, *, quiet: bool) -> tuple[Path, str]:
 
 def _target(text: str, root: str | None, sources: list[Named], folder: Path, *, quiet: bool) -> Target:
     """A format by name, a spec at a path, or a checkpoint: then by the spec that describes it, or by a new one."""
-    from converter.hub.resolve import is_on_hub
+    from converter.hub.reference import is_on_hub
     from converter.mapping.documents import unknown
     from converter.mapping.draft import known_target, new_target, specs_of
     from converter.planning.formats import format_names

@@ -19,7 +19,7 @@ Examples:
   converter explain text_encoder.layers.3.attention.qkv.weight --src official.pth"""
 
 
-@click.command(short_help="Say what becomes of one tensor", epilog=_EPILOG)
+@click.command(epilog=_EPILOG)
 @places(Place("key", "KEY"), source("Checkpoint to read: a path, or hf://..."))
 @click.option(
     "--from",

@@ -12,7 +12,7 @@ from converter.cli.output import note
 from converter.cli.sources import taken_from
 from converter.display import file_name, quoted
 from converter.errors import ModelError, NotACheckpointError
-from converter.mapping.documents import installed_families
+from converter.mapping.folders import installed_families
 from converter.mapping.spec import load_spec
 from converter.writing.changes import compared_meanwhile
 from converter.writing.in_memory import open_converted

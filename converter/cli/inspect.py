@@ -26,7 +26,7 @@ Examples:
   converter inspect hf://org/name/official.pth"""
 
 
-@click.command(short_help="Show what a checkpoint holds", epilog=_EPILOG)
+@click.command(epilog=_EPILOG)
 @places(source("Checkpoint to read: a path, or hf://...", "FILE", "file"))
 @click.option("--root", help="State dict to show where the file holds several.")
 @reports

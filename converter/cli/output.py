@@ -325,8 +325,10 @@ def parse_size(context: click.Context, parameter: click.Parameter, value: str | 
 @contextmanager
 def progress(total: int, description: str, unit: str = "B") -> Iterator[Callable[[int], None]]:
     """A bar on stderr that counts bytes, or whatever `unit` says; silent where stderr is not a terminal, or by -q."""
+    if told().is_quiet or not sys.stderr.isatty():
+        yield lambda count: None
+        return
     from tqdm import tqdm
 
-    is_silent = told().is_quiet or not sys.stderr.isatty()
-    with tqdm(total=total, desc=description, unit=unit, unit_scale=unit == "B", disable=is_silent, leave=False) as bar:
+    with tqdm(total=total, desc=description, unit=unit, unit_scale=unit == "B", leave=False) as bar:
         yield lambda count: bar.update(count) and None

@@ -24,7 +24,7 @@ Certify first: without parity.json beside the weights the card says UNVERIFIED.
 Exit codes: see 'converter --help'; 8 also for a certificate of other weights."""
 
 
-@click.command(short_help="Build the folder to publish", epilog=_EPILOG)
+@click.command(epilog=_EPILOG)
 @places(
     source("File or folder that `convert` wrote.", "CONVERSION", "conversion", PATH),
     destination("Folder to write.", "OUT", "out"),

@@ -60,7 +60,7 @@ class _Mutations(click.ParamType[int]):
         return int(value)
 
 
-@click.command(short_help="Compare activations with a capture", epilog=_EPILOG)
+@click.command(epilog=_EPILOG)
 @places(source("The model: a path, org/name, or hf://org/name/file.pth.", "MODEL", "model_source"))
 @references
 @root

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import itertools
 import os
@@ -28,6 +29,7 @@ def run_program(command: click.Command, name: str) -> NoReturn:
     A command finishes its work even when its output cannot be written. If it fails, its own exit code stands. If it
     succeeds but its output was lost, the exit code says so, unless what it was to do is on the disk.
     """
+    gc.set_threshold(100_000)  # a checkpoint's pickle makes as many objects, and none of them is garbage
     output, outcome = _Stream(sys.stdout, 1), Outcome(is_program=True)
     sys.stdout, sys.stderr = _text(output, sys.stdout), _text(_Stream(sys.stderr, 2), sys.stderr)
     if is_interruptible := signal.getsignal(signal.SIGINT) is signal.default_int_handler:

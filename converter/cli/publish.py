@@ -31,7 +31,7 @@ Exit codes: 0 published, or already so; 7 config.json or conversion.json describ
 8 something is not as it was certified or recorded, or was made by a table that was never released; 9 not published."""
 
 
-@click.command(short_help="Put that folder on the Hub", epilog=_EPILOG)
+@click.command(epilog=_EPILOG)
 @places(
     source("What `converter package` made.", "DIR", "folder", PATH),
     destination("Repository of the Hub: org/name.", "REPO_ID", "repo_id", SOURCE),

@@ -16,7 +16,7 @@ Whatever the command, an error is as 'error' says. schema_version changes where 
 field goes or changes its meaning, not where one is added."""
 
 
-@click.command(short_help="Print the schema of a command's JSON", epilog=_EPILOG)
+@click.command(epilog=_EPILOG)
 @click.argument("name", type=click.Choice(sorted(path.stem for path in FOLDER.glob("*.json"))), metavar="COMMAND")
 def schema(name: str) -> None:
     """Print the JSON Schema (2020-12) of what COMMAND prints with --json."""

@@ -33,7 +33,7 @@ Exit codes: 0 no doubt is left, or some were settled now; 4 doubts are left and
 none was settled; others as in 'converter --help'."""
 
 
-@click.command(short_help="List or settle the doubts of a table", epilog=_EPILOG)
+@click.command(epilog=_EPILOG)
 @click.argument("table", type=PATH)
 @click.argument("how", type=click.Choice(["keep", "transpose", "exchange"]), required=False)
 @click.argument("rules", metavar="[RULE]...", nargs=-1)

@@ -10,8 +10,7 @@ from typing import Any
 from converter.checkpoint import Checkpoint
 from converter.cli.output import note, told
 from converter.display import listed, plain
-from converter.hub.requests import show_progress
-from converter.hub.resolve import is_on_hub, resolve
+from converter.hub.reference import is_on_hub
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +38,9 @@ def locate(text: str, *, quiet: bool = False) -> Located:
     """`text` as a local path; what is on the Hub is downloaded, or found in the cache, and hashed. Raises HubError."""
     if not is_on_hub(text):
         return Located(Path(text), None)
+    from converter.hub.requests import show_progress
+    from converter.hub.resolve import resolve
+
     show_progress(sys.stderr.isatty() and not quiet and not told().is_quiet)
     found = resolve(text, say=note)
     note(f"using {found.reference}")

@@ -22,7 +22,7 @@ The second writes what scripts/capture_official.py needs: that script runs where
 this package is not installed."""
 
 
-@click.command(short_help="List formats and variants", epilog=_EPILOG)
+@click.command(epilog=_EPILOG)
 @click.option("--taps", metavar="TABLE", help="Print which activations to capture for TABLE, as JSON.")
 @click.option("--variant", help="Variant whose taps to print.")
 @reports
@@ -95,7 +95,7 @@ def source_taps(table: Table, model: str, config: Config) -> dict[str, Any]:
     }
 
 
-@click.command(short_help="Check tables", epilog="\b\nExamples:\n  converter lint\n  converter lint my-table.json")
+@click.command(epilog="\b\nExamples:\n  converter lint\n  converter lint my-table.json")
 @click.argument("names", metavar="[TABLE]...", nargs=-1)
 @reports
 def lint(names: tuple[str, ...], as_json: bool) -> None:

@@ -1,5 +1,6 @@
 """The Hugging Face Hub, through huggingface_hub alone, which is imported when it is needed.
 
+    reference.py   what names something on the Hub, and what a path here
     resolve.py     models and files of the Hub as local paths, every hash checked
     requests.py    asking the Hub patiently; failures as values, cleaned of the token
     hashes.py      a file's hashes, as the Hub states them

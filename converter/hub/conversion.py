@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from converter.errors import ConverterWarning
-from converter.hub.resolve import is_on_hub, resolve
+from converter.hub.reference import is_on_hub
+from converter.hub.resolve import resolve
 from converter.planning.formats import open_known
 from converter.writing.convert import Conversion
 from converter.writing.convert import convert as write

@@ -18,6 +18,7 @@ from converter.checkpoint.shards import SHARD as NUMBERED
 from converter.display import file_name, plain, quoted
 from converter.errors import HubError, missing_package
 from converter.hub.hashes import hash_file
+from converter.hub.reference import SCHEME, Reference, is_on_hub, parse_reference
 from converter.hub.requests import Failure, Retry, attempt, first_answer, insist, quiet, reach
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
 T = TypeVar("T")
-_FILES = (".safetensors", ".pth", ".pt", ".bin", ".json")  # a mistyped path, not a repository
-SCHEME = "hf://"
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 SHARD = "model-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].safetensors"
 # the files of a model that are downloaded; nothing here reads the card and the report
@@ -34,17 +33,6 @@ MODEL_FILES = (
     CONFIG, SINGLE, INDEX, SHARD, "conversion.json", "parity.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
 )  # fmt: skip
-_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
-_REFERENCE = re.compile(rf"({_NAME}/{_NAME})(?:/([^@]+))?(?:@(.+))?")
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """`org/name`, and of it perhaps one file and a revision: branch, tag, `refs/pr/1` or commit."""
-
-    repo_id: str
-    file: str | None = None
-    revision: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,25 +55,6 @@ class Resolved:
     def origin(self) -> dict[str, Any]:
         """What a ledger and --json say of where it is from."""
         return {"reference": self.reference, "files": dict(self.files)}
-
-
-def parse_reference(text: str) -> Reference | None:
-    """What `org/name[@revision]` or `hf://org/name[/file.pth][@revision]` names; None if it is of neither form."""
-    match = _REFERENCE.fullmatch(text.removeprefix(SCHEME))
-    if match is None or (match[2] is not None and not text.startswith(SCHEME)):
-        return None
-    if match[1].split("/")[0] in ("datasets", "spaces"):  # repositories of other kinds
-        return None
-    if match[2] is not None and any(part in ("", ".", "..") for part in match[2].split("/")):
-        return None
-    return Reference(match[1], match[2], match[3])
-
-
-def is_on_hub(text: str) -> bool:
-    """Whether `text` is to be looked for on the Hub: `hf://...`, or `org/name` where there is no such local path."""
-    if text.startswith((SCHEME, "https://huggingface.co/")):  # a URL is refused, with the spelling to use
-        return True
-    return parse_reference(text) is not None and not os.path.lexists(text) and not text.split("@")[0].endswith(_FILES)
 
 
 def local_path(path: str | os.PathLike[str], *, revision: str | None = None) -> Path:

@@ -2,6 +2,8 @@
 
 In the order in which data passes:
 
+    folders.py     where documents lie: here, and in installed families
+    released.py    the hashes of all that were released, by which a custom table is known, and what needs no check
     documents.py   finding, parsing, checking and writing the JSON
     doubts.py      what a person has to decide first
     wrappers.py    what trainers put around a model's own names
@@ -13,7 +15,6 @@ In the order in which data passes:
     rebuild.py     buffers that a config implies
     spec.py        a target: variants, and every tensor with its shape
     entries.py     the entries of a table under one config
-    released.py    the hashes of all that were released, by which a custom table is known
     table.py       a table: its entries read and bound
     transfers.py   every application of every rule: which tensors a checkpoint must hold
     load.py        a table with its spec, by name or path

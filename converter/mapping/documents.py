@@ -16,13 +16,14 @@ from typing import Any
 from converter.checkpoint.strict_json import parse_json, read_limited
 from converter.display import counted, plain, quoted
 from converter.errors import TableError
+from converter.mapping import folders
+from converter.mapping.folders import RELEASED, WRAPPERS
+from converter.mapping.released import is_released
 
 _LARGEST_DOCUMENT = 4 << 20
 _MOST_VALUES = 200_000  # the schema takes some 20 microseconds for each
 _DEEPEST = 64
 _SHOWN = 100  # problems of one document
-RELEASED = "released.json"  # beside tables and specs: the hashes of those that were released
-WRAPPERS = "wrappers.json"  # and what trainers put around a model's own names
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,36 +39,6 @@ class Document:
         return str(self.content["name"])
 
 
-@dataclass(frozen=True, slots=True)
-class InstalledFamily:
-    """A family of models that another installed package brings: its name, that package, and its documents."""
-
-    name: str
-    package: str
-    mappings: Path
-
-
-@cache
-def installed_families() -> tuple[InstalledFamily, ...]:
-    """Families by the entry point `NAME = PACKAGE` in the group `converter.families`. Nothing of them is imported."""
-    from importlib.metadata import entry_points
-    from importlib.util import find_spec
-
-    found = []
-    for entry in entry_points(group="converter.families"):
-        spec = find_spec(entry.value)
-        for folder in spec.submodule_search_locations or () if spec else ():
-            found.append(InstalledFamily(entry.name, entry.value, Path(folder) / "mappings"))
-    return tuple(found)
-
-
-def mappings_folder() -> Path:
-    """`mappings/` of the installed package, or of the checkout it runs from."""
-    package = Path(__file__).resolve().parent.parent
-    installed = package / "mappings"
-    return installed if installed.is_dir() else package.parent / "mappings"
-
-
 def find_document(name_or_path: str | Path, kind: str) -> Document:
     """The table or spec (`kind`) of that name, or at that path if it ends in `.json`."""
     if str(name_or_path).endswith(".json"):
@@ -76,9 +47,7 @@ def find_document(name_or_path: str | Path, kind: str) -> Document:
     if name_or_path not in known:
         raise unknown(kind, str(name_or_path), known)
     path = next(path for path, found in _listing() if path.stem == name_or_path and found == kind)
-    content, sha256 = _parse(path)
-    # not checked by the schema, to save time; `list_documents` does that (`converter tables`, `lint` without names)
-    return Document(path, sha256, content)
+    return _as_released(path, kind)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> TableError:
@@ -110,17 +79,16 @@ def list_documents(kind: str) -> list[Document]:
 
 
 def read_wrappers(*, check: bool = False) -> dict[str, Any]:
-    """The content of `wrappers.json`. It is checked by the schema where that is asked for, to save time."""
-    path = mappings_folder() / WRAPPERS
-    return _checked(path, "wrappers").content if check else _parse(path)[0]
+    """The content of `wrappers.json`, checked by the schema if it is not as released, or where that is asked for."""
+    return (_checked if check else _as_released)(folders.mappings_folder() / WRAPPERS, "wrappers").content
 
 
 @cache
 def _listing() -> tuple[tuple[Path, str], ...]:
     """Path and kind of every document that has a name; one of this package hides others of its name."""
-    folders = [*(family.mappings for family in reversed(installed_families())), mappings_folder()]
+    places = [*(family.mappings for family in reversed(folders.installed_families())), folders.mappings_folder()]
     about = {"schema.json", RELEASED, WRAPPERS}
-    paths = {path.stem: path for folder in folders for path in folder.glob("*.json") if path.name not in about}
+    paths = {path.stem: path for folder in places for path in folder.glob("*.json") if path.name not in about}
     by_name = sorted(paths.values(), key=lambda path: path.name)
     return tuple((path, str(_parse(path)[0].get("kind"))) for path in by_name)
 
@@ -140,8 +108,16 @@ def to_text(document: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
+def _as_released(path: Path, kind: str) -> Document:
+    """A document that has a name. What was released is not checked again: the tests did that, and `lint` does."""
+    content, sha256 = _parse(path)
+    return Document(path, sha256, content) if is_released(path.stem, sha256) else _checked(path, kind)
+
+
 def _checked(path: Path, kind: str) -> Document:
     content, sha256 = _parse(path)
+    if problems := list(islice(_unsayable(content), _SHOWN)):
+        raise TableError(f"{path} holds what no table needs", problems)
     if content.get("kind") != kind:
         raise TableError(f"{path}: /kind is {quoted(str(content.get('kind')))}, expected {kind!r}")
     _validate(content, path)
@@ -158,8 +134,6 @@ def _parse(path: Path) -> tuple[dict[str, Any], str]:
         raise TableError(f"{path} is not the JSON of a table or spec: {error}") from None
     if not isinstance(content, dict):
         raise TableError(f"{path}: a JSON object was expected")
-    if problems := list(islice(_unsayable(content), _SHOWN)):
-        raise TableError(f"{path} holds what no table needs", problems)
     return content, hashlib.sha256(data).hexdigest()
 
 
@@ -203,7 +177,7 @@ def _schema_of(kind: str) -> Any:
     from jsonschema import Draft202012Validator  # 60 ms: not on the path of --help
     from jsonschema.validators import extend
 
-    schema, _ = _parse(mappings_folder() / "schema.json")
+    schema, _ = _parse(folders.mappings_folder() / "schema.json")
     # JSON Schema takes 1.0 for an integer, but a size of 1.0 is none
     strict = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
     return extend(Draft202012Validator, type_checker=strict)({"$defs": schema["$defs"], "$ref": f"#/$defs/{kind}"})

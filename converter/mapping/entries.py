@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 from converter.errors import TableError
 from converter.mapping.expression import Value, evaluate, integer
 from converter.mapping.ops import Array, Branches, Op, Reshape, Shape, invert_ops, make_op
-from converter.mapping.pattern import Captures, Pattern, compile_pattern
+from converter.mapping.pattern import ByPattern, Captures, Pattern, compile_pattern
 from converter.mapping.rebuild import REBUILDERS
 from converter.mapping.spec import Budget, each
 
@@ -115,7 +116,7 @@ class Transfer:
         return Transfer(self.rule.reverse(), self.targets, self.sources, invert_ops(self.ops), self.dtype)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Bound:
     """A table under one config: patterns compiled, conditions decided, ops with numbers.
 
@@ -128,6 +129,16 @@ class Bound:
     absent: tuple[Ignore, ...]
     source_taps: tuple[SourceTap, ...] = ()
     taps: tuple[Tap, ...] = ()
+
+    @cached_property
+    def takers(self) -> ByPattern[Rule]:
+        """The rules, by the source keys that they take."""
+        return ByPattern((pattern, rule) for rule in self.rules for pattern in rule.sources)
+
+    @cached_property
+    def claims(self) -> ByPattern[Ignore]:
+        """The entries by which source keys are left out: of a sound table, one at most for a key."""
+        return ByPattern((ignore.source, ignore) for ignore in self.ignores)
 
     def reverse(self) -> Bound:
         """The way back: what was absent is what is left out."""

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator
 
 from converter.errors import TableError
-from converter.mapping.documents import WRAPPERS, read_wrappers
+from converter.mapping.documents import read_wrappers
 from converter.mapping.entries import Bound, Ignore, Rule, Transfer
 from converter.mapping.expression import Value
+from converter.mapping.folders import WRAPPERS
 from converter.mapping.ops import prove_bijective
 from converter.mapping.pattern import Pattern
 from converter.mapping.spec import Budget, Config, Spec

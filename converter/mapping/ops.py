@@ -297,11 +297,10 @@ def prove_bijective(ops: Sequence[Op], inputs: Sequence[Shape]) -> str | None:
     numbered = [part.reshape(shape) for part, shape in zip(np.split(numbers, offsets), inputs, strict=True)]
     outputs = apply_ops(ops, numbered)
     found = np.concatenate([output.ravel() for output in outputs])
-    seen = np.zeros(total, bool)
-    seen[found] = True
-    if found.size != total or not seen.all():
+    if not np.array_equal(found, numbers):  # they do not even move
         counts = np.bincount(found, minlength=total)
-        return f"{np.count_nonzero(counts == 0)} elements are lost and {np.count_nonzero(counts > 1)} doubled"
+        if not (counts == 1).all():
+            return f"{np.count_nonzero(counts == 0)} elements are lost and {np.count_nonzero(counts > 1)} doubled"
     back = apply_ops(invert_ops(ops), outputs)
     if not all(np.array_equal(a, b) for a, b in zip(back, numbered, strict=True)):
         return "the inverse does not put the elements back"

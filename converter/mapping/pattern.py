@@ -10,17 +10,18 @@ ends, so a key can be read in one way only, and in time proportional to its leng
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import Generic, TypeVar
 
 from converter.errors import TableError
 from converter.mapping.expression import Value, affine
 
 Captures = Mapping[str, int | str]
-
+T = TypeVar("T")
 
 _MOST_CHARACTERS = 10_000  # of all words of one pattern; more would take too long to compile
 
@@ -42,28 +43,27 @@ class _Word:
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """One compiled pattern. `match` and `format` are inverse to each other."""
+    """One compiled pattern. `match` and `format` are inverse to each other.
+
+    `start`: the text before the first capture. `captures`: names that `match` binds and `format` needs.
+    """
 
     text: str
+    start: str
+    captures: frozenset[str]
     _parts: tuple[str | _Integer | _Word, ...]
-    _regex: re.Pattern[str]
+    _expression: str
 
     @property
     def cost(self) -> int:
         """1 for most patterns, more for those that list many words."""
-        return 1 + max(0, len(self._regex.pattern) - 400) // 40
-
-    @property
-    def captures(self) -> frozenset[str]:
-        """Names that `match` binds and `format` needs."""
-        return frozenset(p.name for p in self._parts if not isinstance(p, str) and p.name is not None)
+        return 1 + max(0, len(self._expression) - 400) // 40
 
     def match(self, key: str) -> dict[str, int | str] | None:
         """Captures that make this pattern equal `key`, or None. A capture that occurs twice must agree."""
-        start = self._parts[0]
-        if isinstance(start, str) and not key.startswith(start):  # three times as fast as the regular expression
+        if not key.startswith(self.start):  # three times as fast as the regular expression
             return None
-        found = self._regex.fullmatch(key)
+        found = _regex(self._expression).fullmatch(key)
         if found is None:
             return None
         bound: dict[str, int | str] = {}
@@ -86,7 +86,7 @@ class Pattern:
 
     def among(self, names: AbstractSet[str]) -> Iterator[tuple[str, dict[str, int | str]]]:
         """Those of `names` that the pattern matches, with their captures."""
-        start = self._parts[0] if isinstance(self._parts[0], str) else ""
+        start = self.start
         for name in names if self.captures else {self.format({})} & names:
             if name.startswith(start) and (captures := self.match(name)) is not None:
                 yield name, captures
@@ -110,6 +110,28 @@ class Pattern:
 
     def __str__(self) -> str:
         return self.text
+
+
+class ByPattern(Generic[T]):
+    """Items, each behind a pattern or several. Those of a key are found without a try of every pattern."""
+
+    def __init__(self, items: Iterable[tuple[Pattern, T]]) -> None:
+        self._by_start: dict[str, list[tuple[int, Pattern, T]]] = {}
+        for position, (pattern, item) in enumerate(items):
+            self._by_start.setdefault(pattern.start, []).append((position, pattern, item))
+        self._lengths = sorted({len(start) for start in self._by_start})
+
+    def of(self, key: str) -> list[T]:
+        """The items whose patterns match `key`, in their order; one of several such patterns is there once."""
+        near = [each for length in self._lengths for each in self._by_start.get(key[:length], ())]
+        found = {position: item for position, pattern, item in near if pattern.match(key) is not None}
+        return list({id(found[position]): found[position] for position in sorted(found)}.values())
+
+
+@lru_cache(maxsize=4096)
+def _regex(expression: str) -> re.Pattern[str]:
+    """Compiled when a key is first compared: of most patterns none ever begins as they do."""
+    return re.compile(expression)
 
 
 def compile_pattern(text: str, words: Mapping[str, Sequence[str]], constants: Mapping[str, Value]) -> Pattern:
@@ -166,4 +188,6 @@ def _compile(
                         f"pattern {text!r}: what begins with {longer!r} also begins with {shorter!r}, so {left.name!r} "
                         "could be either of two words"
                     )
-    return Pattern(text, tuple(parts), re.compile("".join(regex)))
+    start = parts[0] if parts and isinstance(parts[0], str) else ""
+    captures = frozenset(part.name for part in parts if not isinstance(part, str) and part.name is not None)
+    return Pattern(text, start, captures, tuple(parts), "".join(regex))

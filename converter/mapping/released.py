@@ -1,4 +1,8 @@
-"""Which tables and specs were ever released: one is known by its hash, whatever it calls itself."""
+"""Which tables and specs were ever released: one is known by its hash, whatever it calls itself.
+
+A list has the hashes of files, too, by which it is known that they need no check: a table has another one together with
+what it includes.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import re
 
 from converter.checkpoint.strict_json import read_json
 from converter.errors import TableError
-from converter.mapping import documents
+from converter.mapping import folders
 
 
 def released() -> dict[str, frozenset[str]]:
@@ -17,10 +21,10 @@ def released() -> dict[str, frozenset[str]]:
     """
     found: dict[str, frozenset[str]] = {}
     for folder in (
-        *(family.mappings for family in reversed(documents.installed_families())),
-        documents.mappings_folder(),
+        *(family.mappings for family in reversed(folders.installed_families())),
+        folders.mappings_folder(),
     ):
-        path = folder / documents.RELEASED
+        path = folder / folders.RELEASED
         if not path.is_file():
             continue
         try:

@@ -132,6 +132,15 @@ class Table:
             raise TableError(f"{self.path}: {error}") from None
         return filled
 
+    def _rules_for(self, target: str) -> Entries:
+        """The rules of which a target begins as `target` does."""
+        return tuple(
+            (pointer, rule)
+            for pointer, rule in self.entries.get("rules", ())
+            for texts in [[rule["target"]] if isinstance(rule["target"], str) else rule["target"]]
+            if any(target.startswith(text.partition("{")[0]) for text in texts)
+        )
+
     def _names(self, config: Config) -> dict[str, Value]:
         """What an expression of the table may name: the fields of the config, and the constants."""
         names: dict[str, Value] = {}
@@ -142,15 +151,18 @@ class Table:
                 raise TableError(f"{self.path}: /constants/{name}: {error}") from None
         return {**config, **names}
 
-    def bind(self, config: Config) -> Bound:
-        """The table under `config`. Raises TableError with every rule that cannot be bound."""
+    def bind(self, config: Config, making: str | None = None) -> Bound:
+        """The table under `config`, or of its rules those alone that may be `making` the target of that name.
+
+        Raises TableError with every rule that cannot be bound.
+        """
         binder = Binder(
             self._names(config),
             self.words,
             Budget(self.spec.share(MOST_NAMES)),
             Budget(self.spec.share(_MOST_REBUILT), "elements of buffers"),
         )
-        bound = binder.bind(self.entries)
+        bound = binder.bind(self.entries if making is None else {"rules": self._rules_for(making)})
         if binder.problems:
             raise TableError(f"{self.path}: {len(binder.problems)} entries are wrong", binder.problems)
         return bound

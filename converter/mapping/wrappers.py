@@ -11,7 +11,8 @@ from functools import cache
 from math import prod
 
 from converter.checkpoint import DType
-from converter.mapping.documents import WRAPPERS, read_wrappers
+from converter.mapping.documents import read_wrappers
+from converter.mapping.folders import WRAPPERS
 from converter.mapping.ops import Shape
 
 

@@ -13,7 +13,7 @@ from converter.checkpoint import DTYPES, DType
 from converter.display import quoted
 from converter.mapping.cast import can_hold, is_float
 from converter.mapping.table import Table
-from converter.planning.fit import Fit, Fits, claims_on, counter_of, wrong_dtypes
+from converter.planning.fit import Fit, Fits, counter_of, wrong_dtypes
 from converter.planning.plan import Format, LeftOut, Missing, Naming, Plan, Rebuilt, Residue, Step, Tensor
 from converter.planning.refusals import refusal
 
@@ -84,7 +84,7 @@ def _misplaced(fit: Fit) -> Iterator[str]:
         if name in fitting:
             continue
         found = f"the residue's {quoted(tensor.name)} {tensor.shape}"
-        claims = claims_on(fit.there, name)
+        claims = fit.there.claims.of(name)
         if name in made:
             yield f"{found}: {made[name]} makes it of what is there in the source, or needs more than the residue has"
         elif not claims and not counter_of(tensor):
@@ -120,7 +120,7 @@ def _rebuilt(fit: Fit) -> tuple[list[Rebuilt], list[str]]:
     rebuilt, problems = [], []
     for name, dtype in wanted.items():
         found = f"the residue's buffer {quoted(name)}"
-        claim = next((claim for claim in claims_on(fit.there, name) if claim.rebuild), None)
+        claim = next((claim for claim in fit.there.claims.of(name) if claim.rebuild), None)
         if claim is None or claim.rebuild is None:
             problems.append(f"{found}: {fit.table.name} computes no such buffer")
         elif name not in names if claim.written else name.rpartition(".")[0] not in modules:

@@ -14,7 +14,7 @@ from converter.checkpoint import DTYPES, DType
 from converter.display import quoted
 from converter.errors import PlanError, TableError
 from converter.mapping.cast import is_float
-from converter.mapping.entries import Bound, Ignore, Transfer
+from converter.mapping.entries import Bound, Transfer
 from converter.mapping.names import form_of
 from converter.mapping.ops import Op, Shape, prove_bijective
 from converter.mapping.spec import Config, Variant
@@ -107,9 +107,17 @@ class Fits:
         except TableError as error:
             raise PlanError(str(error)) from None
         self.table = table
-        fits = [Fit(table, v, tensors, **details) for v in table.spec.variants]
+        fits: list[Fit] = []
+        for each in table.spec.variants:
+            fits.append(Fit(table, each, tensors, **details))
+            if fits[-1].score == 1:  # nothing is missing or left over; no other variant can fit better
+                break
         self.best = max(fits, key=lambda fit: fit.score)
-        self.fit = next(f for f in fits if f.variant == self.stated) if self.stated else self.best
+        self.fit = self.best
+        if self.stated and self.stated != self.best.variant:
+            self.fit = next((f for f in fits if f.variant == self.stated), None) or Fit(
+                table, self.stated, tensors, **details
+            )
 
 
 @dataclass(eq=False)
@@ -149,8 +157,8 @@ class Fit:
         self.found = sum(name in tensors and tensors[name].shape == shape for name, (shape, _) in self.needed.items())
         restored = {name: shape for t in self.restored for name, shape in t.targets}
         fits = self.found + sum(self.kept[name].shape == shape for name, shape in restored.items())
-        ignored = sum(bool(claims_on(self.bound, name) or counter_of(tensor)) for name, tensor in tensors.items())
-        ignored += sum(bool(claims_on(self.there, name)) for name in self.kept)
+        ignored = sum(bool(self.bound.claims.of(name) or counter_of(tensor)) for name, tensor in tensors.items())
+        ignored += sum(bool(self.there.claims.of(name)) for name in self.kept)
         # intersection over union of the tensors that are needed and those that are present, ignored ones aside
         self.score = fits / max(1, len(self.needed) + len(restored) + len(tensors) + len(self.kept) - ignored - fits)
 
@@ -233,9 +241,9 @@ class Fit:
         matched: set[str] = set()
         unknown: dict[str, Tensor] = {}
         for name, tensor in self.tensors.items():
-            claims = claims_on(self.bound, name)
+            claims = self.bound.claims.of(name)
             matched |= {ignore.pointer for ignore in claims}
-            makers = [r for r in self.bound.rules if any(p.match(name) is not None for p in r.sources)]
+            makers = self.bound.takers.of(name)
             if name in self.needed and len(makers) + len(claims) == 1:
                 continue
             pointers = ", ".join([*(r.pointer for r in makers), *(i.pointer for i in claims)])
@@ -273,7 +281,7 @@ class Fit:
         return [
             f"{self.unreadable[name]}; the table does not leave it out"
             for name in self.extra
-            if name not in self.needed and not claims_on(self.bound, name)
+            if name not in self.needed and not self.bound.claims.of(name)
         ]
 
 
@@ -285,11 +293,6 @@ def wrong_dtypes(transfer: Transfer, sources: Sequence[Tensor]) -> Iterator[str]
             yield f"{tensor.name!r} is {tensor.dtype.name}; {transfer.rule.pointer} takes floating-point weights"
         elif transfer.rule.cast and tensor.dtype.name != transfer.rule.cast[0]:
             yield f"{tensor.name!r} is {tensor.dtype.name}; {transfer.rule.pointer} casts from {transfer.rule.cast[0]}"
-
-
-def claims_on(bound: Bound, name: str) -> list[Ignore]:
-    """Entries by which a tensor is left out: of a sound table, one at most."""
-    return [ignore for ignore in bound.ignores if ignore.source.match(name) is not None]
 
 
 def counter_of(tensor: Tensor) -> Counter | None:
@@ -312,7 +315,7 @@ def _with_options(
             if len(tensors[option.tensor].shape) > option.axis:
                 config[option.field] = tensors[option.tensor].shape[option.axis]
             continue
-        bound = table.bind({**config, option.field: 1})
+        bound = table.bind({**config, option.field: 1}, making=option.tensor)
         rule = next((r for r in bound.rules if any(t.match(option.tensor) == {} for t in r.targets)), None)
         if rule is None:  # the format has no such tensor
             continue

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from converter import __version__
 from converter.display import plain, quoted
 from converter.errors import HubError
+from converter.hub.reference import parse_reference
 from converter.hub.requests import Failure, Retry, has_token, insist, reach
-from converter.hub.resolve import parse_reference
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -35,7 +35,7 @@ from converter.writing.residue import check_residue, prepare, residue_metadata, 
 from converter.writing.shards import INDEX_NAME, Shard, lay_out, nbytes, shard_index
 from converter.writing.staging import Staging, write_at
 from converter.writing.torch_archive import lay_out_archive
-from converter.writing.transfer import Transfer, flushing, raw_bytes
+from converter.writing.transfer import Transfer, raw_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +107,9 @@ def convert(
         staging.require_space(sum(output.size for output in (*outputs, *kept)))
         opened = [(output, staging.create(output.name, output.size)) for output in (*outputs, *kept)]
         places = _places(opened[: len(outputs)])
-        with flushing([descriptor for _, descriptor in opened]):
-            hashes, crcs = _move(sources, plan, places, destination, on_bytes)
-            beside = Transfer(checkpoint, _places(opened[len(outputs) :]), destination, on_bytes)
-            left = beside.run(steps_to_keep(plan)) if kept else None
+        hashes, crcs = _move(sources, plan, places, destination, on_bytes)
+        beside = Transfer(checkpoint, _places(opened[len(outputs) :]), destination, on_bytes)
+        left = beside.run(steps_to_keep(plan)) if kept else None
         _verify(sources, hashes, trusts_ledger)
         ledger = _filled(draft, plan, hashes, left)
         with writing(destination):

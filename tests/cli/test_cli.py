@@ -270,8 +270,19 @@ def test_no_command_imports_torch(source: Path, table: Path, tmp_path: Path) -> 
         assert not {"torch", "safetensors"} & modules_after(*arguments)
 
 
+def test_what_is_known_and_here_needs_neither_the_schema_nor_the_hub(tmp_path: Path) -> None:
+    torch.save({"head.weight": torch.ones(2)}, tmp_path / "a.pth")
+    modules = modules_after("inspect", tmp_path / "a.pth")
+    assert not {"jsonschema", "huggingface_hub", "tqdm", "socket", "importlib.metadata"} & modules
+
+
 def test_help_imports_nothing_heavy() -> None:
     assert not {"torch", "numpy", "jsonschema", "tqdm", "pickle"} & modules_after("convert", "--help")
+
+
+def test_the_list_of_commands_imports_none_of_them() -> None:
+    modules = {name for name in modules_after("--help") if name.startswith("converter.")}
+    assert modules == {f"converter.{name}" for name in ("cli", "cli.output", "cli.program", "display", "errors")}
 
 
 def test_progress_goes_to_a_terminal_only(source: Path, table: Path, tmp_path: Path) -> None:

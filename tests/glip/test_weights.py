@@ -153,7 +153,7 @@ def test_other_families_that_are_installed_do_not_matter(single: Path, monkeypat
     def broken() -> None:
         raise TableError("a document of another family is damaged")
 
-    monkeypatch.setattr("converter.mapping.documents.installed_families", broken)
+    monkeypatch.setattr("converter.mapping.folders.installed_families", broken)
     GLIP.from_pretrained(single)
 
 

@@ -10,8 +10,9 @@ import pytest
 from converter.checkpoint import open_checkpoint
 from converter.cli.families import family_of
 from converter.errors import CheckpointError
+from converter.hub.reference import Reference, is_on_hub, parse_reference
 from converter.hub.requests import Retry
-from converter.hub.resolve import Reference, Resolved, is_on_hub, parse_reference, resolve
+from converter.hub.resolve import Resolved, resolve
 from converter.publish.commit import publish
 from tests.support.hub.faults import Fault, status
 from tests.support.hub.server import HubServer

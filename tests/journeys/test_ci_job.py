@@ -24,8 +24,8 @@ from tests.support.small_glip import CONFIG, small_glip
 TENSOR = "text_encoder.layers.1.attention.qkv.weight"
 SMALL = """
 from pathlib import Path
-from converter.mapping import documents
-documents.mappings_folder = lambda: Path({folder!r})
+from converter.mapping import documents, folders
+folders.mappings_folder = lambda: Path({folder!r})
 documents._listing.cache_clear()
 """
 

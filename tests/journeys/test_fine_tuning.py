@@ -20,8 +20,8 @@ from tests.support.small_formats import small_tables
 from tests.support.small_glip import CONFIG
 
 # the size of the model alone is not a user's: tables in which a small one is a variant
-TABLES = "import sys; from pathlib import Path; from converter.mapping import documents; "
-TABLES += "documents.mappings_folder = lambda: Path(sys.argv[1]); "
+TABLES = "import sys; from pathlib import Path; from converter.mapping import folders; "
+TABLES += "folders.mappings_folder = lambda: Path(sys.argv[1]); "
 RUNS = TABLES + "from converter.cli import main; main(sys.argv[2:])"
 LOADS = """
 import torch

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from converter.errors import TableError
-from converter.mapping.pattern import compile_pattern
+from converter.mapping.pattern import ByPattern, compile_pattern
 
 WORDS = {"param": ["weight", "bias", "weight_g"]}
 
@@ -51,3 +51,21 @@ def test_refuses_what_cannot_be_read_back(text: str) -> None:
 def test_never_writes_a_negative_number() -> None:
     with pytest.raises(TableError, match="gives -1"):
         compile_pattern("norm{level - 1}", {}, {}).format({"level": 0})
+
+
+TEXTS = ["a.{i}.w", "{i}.w", "a.{i}.{param}", "a.1.w", "b.{i}.w", "a.{i}.w", "a", "a.{i + 1}.bias"]
+
+
+@given(
+    st.lists(st.sampled_from(TEXTS), max_size=8),
+    st.sampled_from(["a.1.w", "1.w", "a.1.bias", "a.0.bias", "a", "", "b"]),
+)
+def test_items_are_found_as_by_a_try_of_every_pattern(texts: list[str], key: str) -> None:
+    items = [(compile_pattern(text, WORDS, {}), number) for number, text in enumerate(texts)]
+    assert ByPattern(items).of(key) == [number for pattern, number in items if pattern.match(key) is not None]
+
+
+def test_an_item_behind_two_patterns_that_match_is_found_once() -> None:
+    item = object()
+    patterns = [compile_pattern(text, {}, {}) for text in ("a.{i}", "a.{i + 1}", "a.1")]
+    assert ByPattern((pattern, item) for pattern in patterns).of("a.1") == [item]

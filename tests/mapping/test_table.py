@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from converter.errors import TableError
-from converter.mapping.documents import mappings_folder
+from converter.mapping.folders import mappings_folder
 from converter.mapping.lint import lint
 from converter.mapping.load import load_table
 from converter.mapping.spec import load_spec

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from converter.cli import main
-from converter.mapping.documents import mappings_folder
+from converter.mapping.folders import mappings_folder
 from converter.mapping.lint import lint
 from converter.mapping.load import load_table
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save, save_file
 from torch import nn
 
-from converter.mapping import documents
+from converter.mapping import folders
 from converter.mapping.lint import lint_wrappers
 from tests.support.reading import contents
 from tests.support.small_files import official, refusal, run, tensors_in
@@ -329,7 +329,7 @@ def test_an_unreadable_tensor_outside_the_root_is_no_matter(plain: Mapping[str, 
 
 
 def test_the_list_of_wrappers_is_checked(tmp_path: Path) -> None:
-    path = documents.mappings_folder() / "wrappers.json"
+    path = folders.mappings_folder() / "wrappers.json"
     assert tmp_path in path.parents  # a copy
     content = json.loads(path.read_text())
     assert lint_wrappers() == []

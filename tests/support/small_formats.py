@@ -15,7 +15,7 @@ from unittest.mock import patch
 import numpy as np
 
 from converter.checkpoint import DTYPES
-from converter.mapping import documents
+from converter.mapping import documents, folders
 from converter.mapping.ops import Array, apply_ops
 from converter.mapping.spec import Spec, Variant
 from converter.mapping.table import Table
@@ -46,17 +46,17 @@ def small(table: Table) -> Table:
 @contextmanager
 def small_tables(folder: Path, variant: str = "small", sizes: Mapping[str, Any] = SIZES) -> Iterator[None]:
     """While active, the built-in tables are of a spec whose only variant is small; they lie in `folder`."""
-    shutil.copytree(documents.mappings_folder(), folder)
+    shutil.copytree(folders.mappings_folder(), folder)
     spec = json.loads((folder / "glip.json").read_text())
     config = {name: list(v) if isinstance(v, tuple) else v for name, v in sizes.items() if name != "prompt_length"}
     spec["variants"] = {variant: {"title": "small", "config": config}}
     for part in spec["parts"].values():
         part["variants"] = {"small": {"title": "small", "config": {n: config[n] for n in part["config"]}}}
     (folder / "glip.json").write_text(json.dumps(spec))
-    hashes = json.loads((folder / documents.RELEASED).read_text())
+    hashes = json.loads((folder / folders.RELEASED).read_text())
     hashes["glip"].append(hashlib.sha256((folder / "glip.json").read_bytes()).hexdigest())
-    (folder / documents.RELEASED).write_text(json.dumps(hashes))
-    with patch.object(documents, "mappings_folder", lambda: folder):
+    (folder / folders.RELEASED).write_text(json.dumps(hashes))
+    with patch.object(folders, "mappings_folder", lambda: folder):
         documents._listing.cache_clear()
         yield
     documents._listing.cache_clear()

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from converter.mapping import documents
+from converter.mapping import folders
 from tests.support.small_files import equal, official, refusal, run, tensors_in
 from tests.support.small_formats import FORMATS, SIZES, hub_weights
 
@@ -117,7 +117,7 @@ def test_every_file_says_what_it_is(tmp_path: Path) -> None:
 
 
 def test_a_table_in_doubt_is_not_used(tmp_path: Path) -> None:
-    table = json.loads((documents.mappings_folder() / "glip-official.json").read_text())
+    table = json.loads((folders.mappings_folder() / "glip-official.json").read_text())
     table["rules"][3]["doubt"] = "which of the two norms"
     (tmp_path / "doubtful.json").write_text(json.dumps({**table, "name": "doubtful"}))
     torch.save(official(), tmp_path / "official.pth")

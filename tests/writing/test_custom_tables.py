@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from converter.checkpoint import open_checkpoint
-from converter.mapping import documents
+from converter.mapping import folders
 from converter.mapping.load import load_table
 from converter.writing.ledger import UNKNOWN_TABLE, custom_tables
 from tests.support.small_files import official, run, tensors_in
@@ -29,7 +29,7 @@ def ledger(path: Path) -> dict[str, Any]:
 @pytest.fixture
 def custom(tmp_path: Path) -> dict[str, Any]:
     """Ours, and the entry of a ledger that names it."""
-    content = json.loads((documents.mappings_folder() / "glip-official.json").read_text())
+    content = json.loads((folders.mappings_folder() / "glip-official.json").read_text())
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(content | {"name": "mine"}))
     torch.save(official(), tmp_path / "official.pth")
