@@ -20,6 +20,7 @@ import platform
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -33,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from converter.parity.device import find_device, set_precision, settings
 from scripts import model_growth
-from scripts.model_parts import NOT_COUNTED, Parts, make_model, needed
+from scripts.model_parts import NOT_COUNTED, Call, Parts, make_model, needed
 from scripts.model_ways import (
     FORMATS,
     Before,
@@ -136,20 +137,20 @@ def benchmark(a: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     end = time.perf_counter() + (a.limit or float("inf"))
     rows: list[Row] = []
     peak: dict[str, float | None] = {}
-    late: list[str] = []
     for dtype in a.dtype:
-        set_precision(dtype == "tf32")
         keys = ("model", "device", "size", "batch", "tokens", "threads")
         before = Before(a.against, {**{key: getattr(a, key) for key in keys}, "dtype": dtype}) if a.against else None
         try:
             found, peak[dtype] = measure(a, device, dtype, before, end)
+            rows += found
         except Exception as error:  # of the model itself: then no part can be measured
-            found = [Row("forward", "ours", None, dtype, error=said(error))]
+            rows.append(Row("forward", "ours", None, dtype, error=said(error)))
         finally:
             if before:
                 before.close()
-        rows += found
-        late += [f"{row.called}, {dtype}" for row in found if not (row.seconds or row.error or row.absent)]
+    for dtype in reversed(a.dtype if a.compile else ()):  # last, because nothing can stop it
+        rows += measure_compiled(a, device, dtype, rows, end)
+    late = [f"{row.called}, {row.dtype}" for row in rows if not (row.seconds or row.error or row.absent)]
     return {
         "peak": peak,
         "rows": [{**asdict(row), "called": row.called, "median": row.median} for row in rows],
@@ -161,6 +162,7 @@ def measure(
     a: argparse.Namespace, device: torch.device, dtype: str, before: Before | None, end: float
 ) -> tuple[list[Row], float | None]:
     """All ways in one number format, each once to warm up and `repeat` times in turn; the rows, and the peak."""
+    set_precision(dtype == "tf32")
     clock = Clock(device)
     parts = Parts(make_model(a.model, device, FORMATS[dtype]), a.size, a.batch, a.tokens)
     product, flop = largest_product(device, FORMATS[dtype])
@@ -168,18 +170,39 @@ def measure(
     ways = [peak, *our_ways(parts, clock, dtype, before), *usual(parts, clock, dtype)]
     if device.type == "cuda":
         ways += graphs(parts, clock, dtype)
-    if a.compile:
-        ways.append(compiled(parts, clock, dtype))
-    for way in ways:
-        if time.perf_counter() < end and not way.row.absent:
-            way.row.first = way.attempt(device)
-            way.row.memory = memory_of(way, device)
-    for _ in range(a.repeat):
-        for part in dict.fromkeys(way.row.part for way in ways):
-            in_turn([way for way in ways if way.row.part == part and way.row.first is not None], device, end)
+    take(ways, a, device, end)
     rows = [way.row for way in ways if way is not peak or way.row.error]
     count(rows, parts, a)
     return rows, flop / min(peak.row.seconds) if peak.row.seconds else None
+
+
+def measure_compiled(a: argparse.Namespace, device: torch.device, dtype: str, rows: list[Row], end: float) -> list[Row]:
+    """The compiled forward, in turn with what is already a row of its own."""
+    if time.perf_counter() > end:
+        return [Row("forward", "compile", max(a.tokens), dtype)]
+    set_precision(dtype == "tf32")
+    clock = Clock(device)
+    parts = Parts(make_model(a.model, device, FORMATS[dtype]), a.size, a.batch, [max(a.tokens)], alone=True)
+    way = compiled(parts, clock, dtype)
+    same = next(
+        (r for r in rows if (r.dtype, r.way, r.called) == (dtype, "ours", way.row.called.replace("compile", "ours"))),
+        None,
+    )
+    eager = Way(same or Row("forward", "ours", max(a.tokens), dtype), clock.of(parts.call("forward", max(a.tokens))))
+    take([eager, way], a, device, end)
+    count([way.row], parts, a)
+    return [way.row]
+
+
+def take(ways: list[Way], a: argparse.Namespace, device: torch.device, end: float) -> None:
+    """Each way once to warm up, then all ways of a part in turn, `repeat` times."""
+    for way in ways:
+        if time.perf_counter() < end and not way.row.absent and not way.row.error:
+            way.row.first = way.attempt(device)
+            note_of_device(way, device)
+    for _ in range(a.repeat):
+        for part in dict.fromkeys(way.row.part for way in ways):
+            in_turn([way for way in ways if way.row.part == part and way.row.first is not None], device, end)
 
 
 def in_turn(ways: list[Way], device: torch.device, end: float) -> None:
@@ -194,14 +217,26 @@ def in_turn(ways: list[Way], device: torch.device, end: float) -> None:
             break
 
 
-def memory_of(way: Way, device: torch.device) -> int | None:
-    """The most bytes that a run takes on a CUDA device, above what was taken before it."""
-    if device.type != "cuda" or way.row.error or way.row.way == "before":
-        return None
+def note_of_device(way: Way, device: torch.device) -> None:
+    """On CUDA, of the whole: the most bytes that a run takes, and how often the host waits for the device in it."""
+    row = way.row
+    if device.type != "cuda" or row.error or row.part != "forward" or row.way in ("before", "graph"):
+        return
     torch.cuda.reset_peak_memory_stats(device)
     taken = torch.cuda.memory_allocated(device)
     way.attempt(device)
-    return torch.cuda.max_memory_allocated(device) - taken
+    row.memory = torch.cuda.max_memory_allocated(device) - taken
+    row.waits = waits(lambda: way.attempt(device)) - waits(lambda: Clock(device)(lambda: None))
+
+
+def waits(call: Call) -> int:
+    """How often a call makes the host wait for the CUDA device."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        call()
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
 def count(rows: list[Row], parts: Parts, a: argparse.Namespace) -> None:
@@ -237,6 +272,16 @@ def table(document: dict[str, Any], dtype: str) -> str:
     lines = [f"\n{dtype}{precision}, {rate}\n", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     lines += ["| " + " | ".join(line(row, rows, ways, peak)) + " |" for row in rows if row["way"] in OURS]
     lines += [f"\n{row['part']}, {row['way']}: {row['absent']}" for row in rows if row["absent"]]
+    lines += [
+        f"\n{row['called']}: {row['memory'] / 1e9:.2f} GB above weights, the host waits {row['waits']} times"
+        for row in rows
+        if row["memory"]
+    ]
+    lines += [
+        f"\n{row['called']}: compiled in {row['first']:.0f} s"
+        for row in rows
+        if row["way"] == "compile" and row["first"]
+    ]
     lines += [f"\n{row['called']}: failed, {row['error']}" for row in rows if row["error"]]
     lines += [f"\nnot measured for want of time: {name}" for name in document["not_measured"] if name.endswith(dtype)]
     return "\n".join(lines) + "\n"

@@ -29,7 +29,8 @@ class Row:
     """One way to compute one part.
 
     tokens: None where they make no difference; first: seconds of the first call, which compiles and allocates;
-    memory: the most bytes above weights and inputs; needed, done: FLOP of the products.
+    memory: the most bytes above weights and inputs; waits: how often the host waits for the device in it; needed,
+    done: FLOP of the products.
     """
 
     part: str
@@ -39,6 +40,7 @@ class Row:
     seconds: list[float] = field(default_factory=list)
     first: float | None = None
     memory: int | None = None
+    waits: int | None = None
     needed: float | None = None
     done: float | None = None
     error: str | None = None
