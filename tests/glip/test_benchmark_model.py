@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +112,36 @@ def test_what_the_time_does_not_suffice_for_is_told(run: Run, capsys: pytest.Cap
     assert code == 0
     assert "forward, ours, 5 tokens, float32" in document["not_measured"]
     assert "not measured for want of time: forward, usual, float32" in capsys.readouterr().out
+
+
+def test_the_compiled_forward_is_measured_beside_the_eager_one(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    asked = {"model": str(weights), "device": "cpu", "size": [64, 96], "batch": 1, "tokens": [3, 5], "threads": None}
+    assert benchmark_model.main(["--compiled", json.dumps({**asked, "repeat": 2, "dtype": "float32"})]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["way"], row["tokens"], len(row["seconds"]) >= 2) for row in rows] == [
+        ("eager", 5, True),
+        ("compile", 5, True),
+    ]
+
+
+@pytest.mark.parametrize("message", ["", "Traceback:\nInductorError: no compiler"])
+def test_a_compilation_that_takes_too_long_or_fails_is_told(
+    message: str, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ended(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        if not message:
+            raise subprocess.TimeoutExpired(command, 1)
+        return subprocess.CompletedProcess(command, 1, "", message)
+
+    monkeypatch.setattr(benchmark_model, "revision", lambda _: "none")
+    monkeypatch.setattr(benchmark_model.subprocess, "run", ended)
+    code, document = run("--dtype", "float32", "--compile")
+    assert code == (1 if message else 0)
+    assert document["not_measured"] == ([] if message else ["forward, compile, 5 tokens, float32"])
+    assert ("InductorError: no compiler" in capsys.readouterr().err) == bool(message)
 
 
 @pytest.mark.parametrize("fusion", [True, False])
