@@ -111,7 +111,7 @@ def test_what_the_time_does_not_suffice_for_is_told(run: Run, capsys: pytest.Cap
     code, document = run("--dtype", "float32", "--limit", "0.001")
     assert code == 0
     assert "forward, ours, 5 tokens, float32" in document["not_measured"]
-    assert "not measured for want of time: forward, usual, float32" in capsys.readouterr().out
+    assert "not measured for want of time: backbone, ours, float32; " in capsys.readouterr().out
 
 
 def test_the_compiled_forward_is_measured_beside_the_eager_one(
