@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -46,7 +47,7 @@ class Offsets(NamedTuple):
 class DeformableConv(nn.Module):
     """Modulated deformable 3x3 convolution, padding 1 (Zhu et al. 2019, arXiv:1811.11168, DCNv2).
 
-    x (B, C, H, W), offsets for the output size -> (B, out, h, w), h = ceil(H / stride).
+    maps (B, C, H, W) each, offsets for the output size of each -> (B, out, h, w) each, h = ceil(H / stride).
     """
 
     def __init__(self, channels: int) -> None:
@@ -55,21 +56,24 @@ class DeformableConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
         nn.init.normal_(self.weight, std=0.01)
 
-    def forward(self, x: Tensor, offsets: Offsets, stride: int) -> Tensor:
+    def forward(self, maps: Sequence[Tensor], offsets: Sequence[Offsets], stride: int) -> list[Tensor]:
+        kernel = self.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (9*C, out)
+        return [self._convolved(x, own, stride, kernel) for x, own in zip(maps, offsets, strict=True)]
+
+    def _convolved(self, x: Tensor, offsets: Offsets, stride: int, kernel: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         out_size = offsets.shift.shape[-2:]
         corners, shares = sampling(offsets, stride, (height, width))  # (B*h*w*9, 4) each
-        rows = x.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
         shares = shares.to(x.dtype)
-        kernel = self.weight.permute(0, 2, 3, 1).flatten(1)  # (out, 9*C)
-        parts = []
+        rows = x.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
+        out = []
         for tile in tiles(corners.shape[0] // TAPS, TAPS * channels, x):
             # Each sample is the weighted sum of four rows, which is what an embedding bag computes. It reads whole
             # rows of memory and never stores the four corners separately.
             bags = slice(tile.start * TAPS, tile.stop * TAPS)
             samples = F.embedding_bag(corners[bags], rows, mode="sum", per_sample_weights=shares[bags])
-            parts.append(F.linear(samples.view(-1, TAPS * channels), kernel, self.bias))  # (tile, out)
-        return torch.cat(parts).view(batch, *out_size, -1).permute(0, 3, 1, 2)
+            out.append(torch.addmm(self.bias, samples.view(-1, TAPS * channels), kernel))  # (n, out)
+        return torch.cat(out).view(batch, *out_size, -1).permute(0, 3, 1, 2)
 
 
 def sampling(offsets: Offsets, stride: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -77,51 +81,51 @@ def sampling(offsets: Offsets, stride: int, size: tuple[int, int]) -> tuple[Tens
 
     offsets (B, 18 or 9, h, w), size (H, W) of the sampled maps -> cells (B*h*w*9, 4) int64, numbered through
     all maps of the batch in reading order, and weights of the same shape; a cell outside its map has weight 0.
-    """
-    batch, _, out_height, out_width = offsets.shift.shape
-    height, width = size
-    device = offsets.shift.device
-    tap = torch.arange(TAPS, device=device)
-    row = torch.arange(out_height, device=device)[:, None, None] * stride - 1 + tap // 3  # (h, 1, 9)
-    column = torch.arange(out_width, device=device)[:, None] * stride - 1 + tap % 3  # (w, 9)
-    shift = offsets.shift.reshape(batch, TAPS, 2, out_height, out_width).permute(2, 0, 3, 4, 1)  # (2, B, h, w, 9)
-    weight = offsets.weight.permute(0, 2, 3, 1)  # (B, h, w, 9)
-    first = torch.arange(batch, device=device).view(-1, 1, 1, 1) * (height * width)
-
-    cells, shares = [], []
-    for y, y_share in _neighbours(row, shift[0], height):
-        for x, x_share in _neighbours(column, shift[1], width):
-            cells.append(first + y * width + x)
-            shares.append(weight * y_share * x_share)
-    return torch.stack(cells, dim=-1).view(-1, 4), torch.stack(shares, dim=-1).view(-1, 4)
-
-
-def _neighbours(base: Tensor, shift: Tensor, length: int) -> list[tuple[Tensor, Tensor]]:
-    """Along one axis, the two cells around base + shift: index (clamped into the map) and bilinear share.
 
     Whole cells are added as integers: base + shift in float32 would round away digits of the share, more of them
     on a larger map.
     """
+    batch, _, height, width = offsets.shift.shape
+    device = offsets.shift.device
+    tap = torch.arange(TAPS, device=device)
+    row = torch.arange(height, device=device)[:, None, None] * stride - 1 + tap // 3  # (h, 1, 9)
+    column = torch.arange(width, device=device)[:, None] * stride - 1 + tap % 3  # (w, 9)
     # A shift of REACH is outside every map; the clamp keeps the integers in range.
+    shift = offsets.shift.view(batch, TAPS, 2, height, width).permute(2, 0, 3, 4, 1)  # (2, B, h, w, 9)
     shift = shift.clamp(-REACH, REACH)
     whole = shift.floor()
-    share = shift - whole
-    index = base + whole.long()
-    pairs = ((index, 1 - share), (index + 1, share))
-    return [(i.clamp(0, length - 1), s * ((i >= 0) & (i < length))) for i, s in pairs]
+    after = shift - whole
+    share = torch.stack([1 - after, after])  # (2, 2, B, h, w, 9): of the cell before and after, along y and x
+    whole = whole.long()
+    y, y_share = _neighbours(row + whole[0], share[:, 0], size[0])  # (2, B, h, w, 9) each
+    x, x_share = _neighbours(column + whole[1], share[:, 1], size[1])
+    y = y * size[1] + torch.arange(batch, device=device).view(-1, 1, 1, 1) * (size[0] * size[1])
+    y_share = y_share * offsets.weight.permute(0, 2, 3, 1)
+    cells = torch.stack([i + j for i in y for j in x], dim=-1)
+    shares = torch.stack([i * j for i in y_share for j in x_share], dim=-1)
+    return cells.view(-1, 4), shares.view(-1, 4)
+
+
+def _neighbours(first: Tensor, share: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Along one axis, the cells `first` and the next: index, clamped into the map, and share, 0 outside of it.
+
+    first (...), share (2, ...) -> (2, ...) each
+    """
+    index = torch.stack([first, first + 1])
+    clamped = index.clamp(0, length - 1)
+    return clamped, share * (index == clamped)
 
 
 class NormedDeformableConv(nn.Module):
-    """Deformable convolution and GroupNorm: (B, C, H, W) -> (B, C, h, w)."""
+    """Deformable convolution and GroupNorm, of each map: (B, C, H, W) -> (B, C, h, w)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = DeformableConv(channels)
         self.norm = nn.GroupNorm(GROUPS, channels)
 
-    def forward(self, x: Tensor, offsets: Offsets, stride: int = 1) -> Tensor:
-        out: Tensor = self.norm(self.conv(x, offsets, stride))
-        return out
+    def forward(self, maps: Sequence[Tensor], offsets: Sequence[Offsets], stride: int = 1) -> list[Tensor]:
+        return [self.norm(x) for x in self.conv(maps, offsets, stride)]
 
 
 class DYReLU(nn.Module):
@@ -159,19 +163,14 @@ class DynamicConv(nn.Module):
         self.dyrelu = DYReLU(channels)
 
     def forward(self, levels: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        results = []
-        for index, level in enumerate(levels):
-            size = level.shape[-2:]
-            offsets = self._offsets(level)
-            neighbours: list[Tensor] = [self.same(level, offsets)]
-            if index > 0:
-                neighbours.append(self.finer(levels[index - 1], offsets, stride=2))
-            if index + 1 < len(levels):
-                coarser = levels[index + 1]
-                reduced = self.coarser(coarser, offsets.flat(coarser.shape[-2], coarser.shape[-1]))
-                neighbours.append(F.interpolate(reduced, size=size, mode="bilinear", align_corners=True))
-            results.append(self._activated_mean(neighbours))
-        return tuple(results)
+        offsets = [self._offsets(level) for level in levels]
+        foreign = [own.flat(x.shape[-2], x.shape[-1]) for own, x in zip(offsets[:-1], levels[1:], strict=True)]
+        neighbours: list[list[Tensor]] = [[x] for x in self.same(levels, offsets)]
+        for mixed, x in zip(neighbours[1:], self.finer(levels[:-1], offsets[1:], stride=2), strict=True):
+            mixed.append(x)
+        for mixed, x in zip(neighbours[:-1], self.coarser(levels[1:], foreign), strict=True):
+            mixed.append(F.interpolate(x, size=mixed[0].shape[-2:], mode="bilinear", align_corners=True))
+        return tuple(self._activated_mean(mixed) for mixed in neighbours)
 
     def _offsets(self, level: Tensor) -> Offsets:
         # Products first, then nine shifted sums: the maps stay channels-last, without oneDNN's float32 kernels for

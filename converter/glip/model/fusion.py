@@ -58,17 +58,16 @@ class Fusion(nn.Module):
         value, bias = self._value(text)
         mask = self._mask(attended, text.dtype)
         gathered = Gathered.of_nothing(key)
-        image: list[Tensor] = []  # (B, n, C) each
-        for level in levels:
-            rows = level.flatten(2).transpose(1, 2)  # (B, H*W, C)
-            for tile in tiles(rows.shape[1], key.numel() // key.shape[1], key):
-                cells = self.image_norm(rows[:, tile])
-                logits = torch.baddbmm(constant, cells, key).to(mask.dtype).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
-                share = (logits + mask).view(*logits.shape[:2], self.heads, -1).softmax(dim=-1)  # (B, n, nh, T)
-                image.append(torch.baddbmm(cells + bias, share.flatten(2).to(cells.dtype), value))
-                gathered = gathered.with_cells(logits, cells)
+        image = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # (B, N, C)
+        fused: list[Tensor] = []
+        for tile in tiles(image.shape[1], key.numel() // key.shape[1], key):
+            cells = self.image_norm(image[:, tile])  # (B, n, C)
+            logits = torch.baddbmm(constant, cells, key).to(mask.dtype).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+            share = (logits + mask).view(*logits.shape[:2], self.heads, -1).softmax(dim=-1)  # (B, n, nh, T)
+            fused.append(torch.baddbmm(cells + bias, share.flatten(2).to(cells.dtype), value))
+            gathered = gathered.with_cells(logits, cells)
         return Fused(
-            levels=_split(torch.cat(image, dim=1), levels),
+            levels=_split(torch.cat(fused, dim=1), levels),
             text=text + self.text_layer_scale * self._for_text(gathered.mean().to(text.dtype)),
         )
 

@@ -61,7 +61,7 @@ def offsets_of(height: int, width: int, reach: float) -> Offsets:
 def test_a_deformable_convolution_samples_where_it_is_told(stride: int, reach: float) -> None:
     conv, x = conv_and_input(5, 7)
     offsets = offsets_of(-(-5 // stride), -(-7 // stride), reach)
-    torch.testing.assert_close(conv(x, offsets, stride), deformable(conv, x, *offsets, stride))
+    torch.testing.assert_close(conv([x], [offsets], stride)[0], deformable(conv, x, *offsets, stride))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -71,7 +71,7 @@ def test_without_shifts_it_is_an_ordinary_convolution(stride: int) -> None:
     size = (-(-6 // stride), -(-5 // stride))
     offsets = Offsets(torch.zeros(2, 18, *size).double(), torch.ones(2, 9, *size).double())
     expected = F.conv2d(x, conv.weight, conv.bias, stride=stride, padding=1)
-    torch.testing.assert_close(conv(x, offsets, stride), expected)
+    torch.testing.assert_close(conv([x], [offsets], stride)[0], expected)
 
 
 @pytest.mark.parametrize("shift", [-1.0, -0.999, 2.999, 3.0, 1e9, -1e30, math.inf])
