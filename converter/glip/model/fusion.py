@@ -60,7 +60,7 @@ class Fusion(nn.Module):
         gathered = Gathered.of_nothing(key)
         image = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # (B, N, C)
         fused: list[Tensor] = []
-        for tile in tiles(image.shape[1], key.numel() // key.shape[1], key):
+        for tile in tiles(image.shape[1], max(image[:, 0].numel(), constant.numel()), key):
             cells = self.image_norm(image[:, tile])  # (B, n, C)
             logits = torch.baddbmm(constant, cells, key).to(mask.dtype).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
             share = (logits + mask).view(*logits.shape[:2], self.heads, -1).softmax(dim=-1)  # (B, n, nh, T)
