@@ -14,4 +14,5 @@ In the order in which data passes:
     detection.py     predictions -> boxes, scores, labels
     glip.py          all of it as one module
     precision.py     which sums are computed in which dtype
+    tiles.py         how many rows of a matrix are computed at a time
 """
