@@ -46,15 +46,14 @@ def _may_be_installed(group: str) -> bool:
     if any(hasattr(finder, "find_distributions") and finder is not PathFinder for finder in sys.meta_path):
         return True
     for place in map(Path, sys.path):
-        if place.is_file() or place.suffix == ".egg":
+        try:
+            if place.is_file() or place.suffix == ".egg":
+                return True
+            entries = (path for kind in ("dist-info", "egg-info") for path in place.glob(f"*.{kind}/entry_points.txt"))
+            if any(group.encode() in path.read_bytes() for path in entries):
+                return True
+        except OSError:  # a folder that may not be looked into, for one
             return True
-        for kind in ("dist-info", "egg-info"):
-            for path in place.glob(f"*.{kind}/entry_points.txt"):
-                try:
-                    if group.encode() in path.read_bytes():
-                        return True
-                except OSError:
-                    return True
     return False
 
 
