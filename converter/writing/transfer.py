@@ -162,7 +162,7 @@ class Transfer:
     def _put(self, descriptor: int, data: memoryview, position: int) -> None:
         with writing(self.destination):
             write_at(descriptor, data, position)
-        if len(data) >= CHUNK:
+        if len(data) >= CHUNK // 4:  # a chunk, or what a cast leaves of one
             begin_flush(descriptor, position, len(data))
         self.on_bytes(len(data))
 
