@@ -38,13 +38,6 @@ def opcodes(stream: IO[bytes]) -> Iterator[tuple[str, Any, int]]:
             return
 
 
-def _bytes(stream: IO[bytes], count: int) -> bytes:
-    data = stream.read(count)
-    if len(data) < count:
-        raise ValueError(f"expected {count} bytes in a bytes object, but only {len(data)} remain")
-    return data
-
-
 def _number(layout: str) -> Callable[[IO[bytes]], int]:
     size, unpack = struct.calcsize(layout), struct.Struct(layout).unpack
 
@@ -58,8 +51,15 @@ def _number(layout: str) -> Callable[[IO[bytes]], int]:
     return read
 
 
+_text_length = _number("<I")
+
+
 def _text(stream: IO[bytes]) -> str:
-    return _bytes(stream, int.from_bytes(_bytes(stream, 4), "little")).decode("utf-8", "surrogatepass")
+    count = _text_length(stream)
+    data = stream.read(count)
+    if len(data) < count:
+        raise ValueError(f"expected {count} bytes in a text, but only {len(data)} remain")
+    return data.decode("utf-8", "surrogatepass")
 
 
 _READ_HERE: dict[str, Callable[[IO[bytes]], Any]] = {

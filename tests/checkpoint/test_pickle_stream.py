@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+import re
 import warnings
 from typing import Any
 
@@ -58,3 +59,18 @@ def test_so_are_damaged_ones(protocol: int, data: st.DataObject) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of unknown escapes in a text opcode
         assert repr(by_us(cut)) == repr(by_python(cut))  # repr: nan is itself
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"X\x03\0\0\0ab", "expected 3 bytes in a text, but only 2 remain"),
+        (b"X\x03\0", "not enough data in stream to read a number of 4 bytes"),
+        (b"\xff", "opcode b'\\xff' unknown"),
+        (b"", "pickle exhausted before seeing STOP"),
+    ],
+)
+def test_what_is_wrong_is_said_at_the_opcode(data: bytes, said: str) -> None:
+    with pytest.raises(Unsound, match=re.escape(said)) as caught:
+        list(opcodes(io.BytesIO(b"N" + data)))
+    assert caught.value.position == 1
