@@ -18,7 +18,7 @@ from converter.display import counted, plain, quoted
 from converter.errors import TableError
 from converter.mapping import folders
 from converter.mapping.folders import RELEASED, WRAPPERS
-from converter.mapping.released import is_released
+from converter.mapping.released import is_as_released
 
 _LARGEST_DOCUMENT = 4 << 20
 _MOST_VALUES = 200_000  # the schema takes some 20 microseconds for each
@@ -111,7 +111,7 @@ def to_text(document: Mapping[str, Any]) -> str:
 def _as_released(path: Path, kind: str) -> Document:
     """A document that has a name. What was released is not checked again: the tests did that, and `lint` does."""
     content, sha256 = _parse(path)
-    return Document(path, sha256, content) if is_released(path.stem, sha256) else _checked(path, kind)
+    return Document(path, sha256, content) if is_as_released(path, sha256) else _checked(path, kind)
 
 
 def _checked(path: Path, kind: str) -> Document:

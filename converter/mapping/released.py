@@ -7,6 +7,7 @@ what it includes.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from converter.checkpoint.strict_json import read_json
 from converter.errors import TableError
@@ -24,16 +25,28 @@ def released() -> dict[str, frozenset[str]]:
         *(family.mappings for family in reversed(folders.installed_families())),
         folders.mappings_folder(),
     ):
-        path = folder / folders.RELEASED
-        if not path.is_file():
-            continue
-        try:
-            found |= {name: frozenset(map(_hash, hashes)) for name, hashes in read_json(path).items()}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise TableError(
-                f"{path}: does not list the hashes of each table by its name ({error}). Install that package again"
-            ) from None
+        found |= _listed(folder)
     return found
+
+
+def is_as_released(document: Path, sha256: str) -> bool:
+    """Whether the list beside a file has its hash. If that list is damaged, no: the file is then to be checked."""
+    try:
+        return sha256 in _listed(document.parent).get(document.stem, ())
+    except TableError:
+        return False
+
+
+def _listed(folder: Path) -> dict[str, frozenset[str]]:
+    path = folder / folders.RELEASED
+    if not path.is_file():
+        return {}
+    try:
+        return {name: frozenset(map(_hash, hashes)) for name, hashes in read_json(path).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise TableError(
+            f"{path}: does not list the hashes of each table by its name ({error}). Install that package again"
+        ) from None
 
 
 def is_released(name: str, sha256: str) -> bool:

@@ -8,15 +8,15 @@ a time.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
-import sys
+import mmap
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,17 +36,29 @@ from converter.writing.staging import write_at
 _THREADS = 4  # on two cores: two compute while others wait for the disk
 
 
-_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None) if sys.platform == "linux" else None
-if _sync_file_range is not None:
-    _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+def _from_libc() -> Any:
+    """sync_file_range(2), or None where there is no such call: it only saves time."""
+    try:
+        import ctypes
+
+        call = ctypes.CDLL(None).sync_file_range
+    except (ImportError, OSError, TypeError, AttributeError):
+        return None
+    call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return call
+
+
+_sync_file_range = _from_libc()
 _WRITE = 2  # SYNC_FILE_RANGE_WRITE of linux/fs.h
 
 
 def begin_flush(descriptor: int, position: int, size: int) -> None:
-    """Have the disk begin with what was written there, and wait for nothing: little is left to the last fsync, which
-    reports what fails."""
+    """Have the disk begin with what was written there, and do not wait until it has it: little is left to the last
+    fsync, which reports what fails. The last page is left to who writes its rest."""
     if _sync_file_range is not None:
-        _sync_file_range(descriptor, position, size, _WRITE)
+        begin, end = (place - place % mmap.PAGESIZE for place in (position, position + size))
+        if end > begin:  # a length of 0 is the rest of the file
+            _sync_file_range(descriptor, begin, end - begin, _WRITE)
 
 
 class _Buffer(threading.local):

@@ -14,7 +14,7 @@ from converter.mapping import documents, folders
 from converter.mapping.documents import names_of
 from converter.mapping.folders import mappings_folder
 from converter.mapping.load import load_table
-from converter.mapping.released import is_released, released
+from converter.mapping.released import is_as_released, is_released, released
 from converter.mapping.spec import load_spec
 from converter.mapping.wrappers import load_wrappers
 from tests.support.small_files import refusal
@@ -93,6 +93,17 @@ def test_a_family_vouches_for_its_own_tables_alone(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("converter.mapping.folders.installed_families", lambda: (family,))
     assert is_released("its-own", "a" * 64)
     assert not is_released("glip-official", "b" * 64)
+
+
+@pytest.mark.parametrize("content", ["[1]", "{}", None])
+def test_a_document_beside_a_damaged_list_or_none_is_checked(content: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "glip.json"
+    path.write_bytes((mappings_folder() / "glip.json").read_bytes())
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    if content is not None:
+        (tmp_path / folders.RELEASED).write_text(content)
+    assert not is_as_released(path, sha256)
+    assert is_as_released(mappings_folder() / "glip.json", sha256)
 
 
 LOADS: dict[str, Callable[[], object]] = {

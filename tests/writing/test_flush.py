@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 
@@ -34,3 +35,13 @@ def test_whatever_a_cast_leaves_of_a_chunk(dtype: str, tmp_path: Path, monkeypat
 def test_a_system_that_cannot_begin_waits_for_the_last_fsync(result: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "_sync_file_range", result)
     transfer.begin_flush(0, 0, 1)
+
+
+def test_it_begins_with_whole_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last page is written again with its rest; and a length of 0 would be the rest of the file."""
+    begun: list[tuple[int, int]] = []
+    monkeypatch.setattr(transfer, "_sync_file_range", lambda descriptor, begin, size, how: begun.append((begin, size)))
+    page = mmap.PAGESIZE
+    transfer.begin_flush(0, page + 100, 2 * page)
+    transfer.begin_flush(0, page + 100, page // 2)
+    assert begun == [(page, 2 * page)]
