@@ -67,11 +67,11 @@ class DeformableConv(nn.Module):
         shares = shares.to(x.dtype)
         rows = x.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
         out = []
-        for tile in tiles(corners.shape[0] // TAPS, TAPS * channels, x):
+        bags = [TAPS * size for size in tiles(corners.shape[0] // TAPS, TAPS * channels, x)]
+        for cells, share in zip(corners.split(bags), shares.split(bags), strict=True):
             # Each sample is the weighted sum of four rows, which is what an embedding bag computes. It reads whole
             # rows of memory and never stores the four corners separately.
-            bags = slice(tile.start * TAPS, tile.stop * TAPS)
-            samples = F.embedding_bag(corners[bags], rows, mode="sum", per_sample_weights=shares[bags])
+            samples = F.embedding_bag(cells, rows, mode="sum", per_sample_weights=share)
             out.append(torch.addmm(self.bias, samples.view(-1, TAPS * channels), kernel))  # (n, out)
         return torch.cat(out).view(batch, *out_size, -1).permute(0, 3, 1, 2)
 
@@ -192,12 +192,13 @@ class DynamicConv(nn.Module):
         weights = self._weights(pools)  # (B, 1) each
         pool = torch.stack([x * weight for x, weight in zip(pools, weights, strict=True)]).sum(dim=0)  # of the mean
         slope1, height1, slope2, height2 = self.dyrelu(pool)
-        first, *others = [x.flatten(2).transpose(1, 2) for x in neighbours]  # (B, H*W, C) each
+        cells = [x.flatten(2).transpose(1, 2) for x in neighbours]  # (B, H*W, C) each
+        sizes = tiles(cells[0].shape[1], pool.numel(), pool)
         out = []
-        for tile in tiles(first.shape[1], pool.numel(), pool):
-            mean = first[:, tile] * weights[0].unsqueeze(2)
+        for first, *others in zip(*(x.split(sizes, dim=1) for x in cells), strict=True):
+            mean = first * weights[0].unsqueeze(2)  # (B, n, C)
             for x, weight in zip(others, weights[1:], strict=True):
-                mean = torch.addcmul(mean, x[:, tile], weight.unsqueeze(2))
+                mean = torch.addcmul(mean, x, weight.unsqueeze(2))
             out.append(torch.maximum(torch.addcmul(height1, mean, slope1), torch.addcmul(height2, mean, slope2)))
         return torch.cat(out, dim=1).transpose(1, 2).view(neighbours[0].shape)
 

@@ -60,8 +60,9 @@ class Fusion(nn.Module):
         gathered = Gathered.of_nothing(key)
         image = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # (B, N, C)
         fused: list[Tensor] = []
-        for tile in tiles(image.shape[1], max(image[:, 0].numel(), constant.numel()), key):
-            cells = self.image_norm(image[:, tile])  # (B, n, C)
+        sizes = tiles(image.shape[1], max(image[:, 0].numel(), constant.numel()), key)
+        for tile in image.split(sizes, dim=1):
+            cells = self.image_norm(tile)  # (B, n, C)
             logits = torch.baddbmm(constant, cells, key).to(mask.dtype).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
             share = (logits + mask).view(*logits.shape[:2], self.heads, -1).softmax(dim=-1)  # (B, n, nh, T)
             fused.append(torch.baddbmm(cells + bias, share.flatten(2).to(cells.dtype), value))
@@ -137,14 +138,18 @@ class Gathered(NamedTuple):
 
         GLIP subtracts the maximum and then clamps once more. That changes nothing: exp(-50000) is 0 in every dtype.
         """
-        maximum = torch.maximum(self.maximum, logits.detach().amax(dim=1, keepdim=True))
-        share = (logits - maximum).exp()  # (B, n, nh*T)
+        largest = logits.detach().amax(dim=1, keepdim=True)  # (B, 1, nh*T)
+        maximum = torch.maximum(self.maximum, largest)
+        share = (logits - largest).exp()  # (B, n, nh*T)
+        total = share.sum(dim=1, keepdim=True)
+        # Of a tile the mean is in range, in float16, too; a sum over 20 thousand cells may not be.
+        mean = (share / total).to(cells.dtype).transpose(1, 2) @ cells  # (B, nh*T, C)
         kept = (self.maximum - maximum).exp()  # (B, 1, nh*T)
-        of_tile = share.to(cells.dtype).transpose(1, 2) @ cells  # (B, nh*T, C)
+        total = total * (largest - maximum).exp()
         return Gathered(
             maximum,
-            torch.addcmul(share.sum(dim=1, keepdim=True), self.total, kept),
-            torch.addcmul(of_tile.to(self.sums.dtype), self.sums, kept.transpose(1, 2)),
+            torch.addcmul(total, self.total, kept),
+            torch.addcmul(mean * total.transpose(1, 2), self.sums, kept.transpose(1, 2)),
         )
 
     def mean(self) -> Tensor:

@@ -99,3 +99,16 @@ def test_the_text_attends_to_cells_that_are_padding() -> None:
     before = fusion(tuple(levels), text, attended).text
     levels[0][:, :, -1, -1] = 0
     assert not torch.allclose(fusion(tuple(levels), text, attended).text, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@torch.no_grad()
+def test_a_sum_over_many_cells_is_in_range(dtype: torch.dtype) -> None:
+    fusion = small_glip().head.blocks[0].fusion
+    fusion.image_norm.bias.fill_(4)  # of 24 thousand cells: more than float16 holds
+    fusion.image_query.weight.mul_(0.1)
+    levels = (torch.randn(1, 32, 150, 160, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),)
+    _, text, attended = inputs()
+    expected = fusion(levels, text[:1], attended[:1]).text
+    found = fusion.to(dtype)((levels[0].to(dtype),), text[:1].to(dtype), attended[:1]).text
+    torch.testing.assert_close(found.double(), expected, rtol=0.05, atol=0.05)
