@@ -67,11 +67,14 @@ class DeformableConv(nn.Module):
         shares = shares.to(x.dtype)
         rows = x.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
         out = []
-        bags = [TAPS * size for size in tiles(corners.shape[0] // TAPS, TAPS * channels, x)]
-        for cells, share in zip(corners.split(bags), shares.split(bags), strict=True):
+        cells = corners.shape[0] // TAPS
+        # All at once where gradients are wanted: that of each tile would be as large as the map.
+        sizes = [cells] if rows.requires_grad else tiles(cells, TAPS * channels, x)
+        bags = [TAPS * size for size in sizes]
+        for corner, share in zip(torch.split(corners, bags), torch.split(shares, bags), strict=True):
             # Each sample is the weighted sum of four rows, which is what an embedding bag computes. It reads whole
             # rows of memory and never stores the four corners separately.
-            samples = F.embedding_bag(cells, rows, mode="sum", per_sample_weights=share)
+            samples = F.embedding_bag(corner, rows, mode="sum", per_sample_weights=share)
             out.append(torch.addmm(self.bias, samples.view(-1, TAPS * channels), kernel))  # (n, out)
         return torch.cat(out).view(batch, *out_size, -1).permute(0, 3, 1, 2)
 
@@ -195,7 +198,7 @@ class DynamicConv(nn.Module):
         cells = [x.flatten(2).transpose(1, 2) for x in neighbours]  # (B, H*W, C) each
         sizes = tiles(cells[0].shape[1], pool.numel(), pool)
         out = []
-        for first, *others in zip(*(x.split(sizes, dim=1) for x in cells), strict=True):
+        for first, *others in zip(*(torch.split(x, sizes, dim=1) for x in cells), strict=True):
             mean = first * weights[0].unsqueeze(2)  # (B, n, C)
             for x, weight in zip(others, weights[1:], strict=True):
                 mean = torch.addcmul(mean, x, weight.unsqueeze(2))

@@ -97,13 +97,18 @@ def check_encoded(images: EncodedImages, text: EncodedText, model: nn.Module, pa
             )
         if not torch.compiler.is_compiling():
             _check_origin(name, value, model, parameter)
-    if text.batch in (1, images.batch):
-        return images.batch
-    if images.batch == 1:
-        return text.batch
+    return check_batch(images.batch, text.batch)
+
+
+def check_batch(images: int, captions: int) -> int:
+    """The size of the batch that so many of each make; ModelError if they make none."""
+    if captions in (1, images):
+        return images
+    if images == 1:
+        return captions
     raise ModelError(
-        f"text: found {text.batch} captions for {images.batch} images, expected one caption for each image, one "
-        "caption for all, or one image."
+        f"text: found {captions} captions for {images} images, expected one caption for each image, one caption for "
+        "all, or one image."
     )
 
 

@@ -56,15 +56,15 @@ class Fusion(nn.Module):
         text = self.text_norm(text)
         key, constant = self._key(text)
         value, bias = self._value(text)
-        mask = self._mask(attended, text.dtype)
+        most = self._most(attended, text.dtype)
         gathered = Gathered.of_nothing(key)
         image = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # (B, N, C)
         fused: list[Tensor] = []
         sizes = tiles(image.shape[1], max(image[:, 0].numel(), constant.numel()), key)
-        for tile in image.split(sizes, dim=1):
+        for tile in torch.split(image, sizes, dim=1):
             cells = self.image_norm(tile)  # (B, n, C)
-            logits = torch.baddbmm(constant, cells, key).to(mask.dtype).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
-            share = (logits + mask).view(*logits.shape[:2], self.heads, -1).softmax(dim=-1)  # (B, n, nh, T)
+            logits = torch.baddbmm(constant, cells, key).to(most.dtype).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+            share = torch.minimum(logits, most).view(*logits.shape[:2], self.heads, -1).softmax(dim=-1)  # (B, n, nh, T)
             fused.append(torch.baddbmm(cells + bias, share.flatten(2).to(cells.dtype), value))
             gathered = gathered.with_cells(logits, cells)
         return Fused(
@@ -87,15 +87,15 @@ class Fusion(nn.Module):
         scale = self.image_layer_scale
         return (value @ weight).flatten(1, 2) * scale, self.image_output.bias * scale
 
-    def _mask(self, attended: Tensor, dtype: torch.dtype) -> Tensor:
-        """What is added to the logits of the tokens that a cell may gather from: (B, 1, nh*T).
+    def _most(self, attended: Tensor, dtype: torch.dtype) -> Tensor:
+        """The largest logit that a cell may have for each token: (B, 1, nh*T), no limit for real ones.
 
         GLIP adds +1 for real tokens, which cancels, and -9e15 for the others. These then have weight zero, or all the
         same weight where a caption has no real token. The lowest finite number has both effects.
         """
         dtype = accumulation_dtype(dtype)
-        mask = torch.zeros_like(attended, dtype=dtype).masked_fill(~attended, torch.finfo(dtype).min)
-        return mask.repeat(1, self.heads).unsqueeze(1)
+        most = torch.full_like(attended, torch.inf, dtype=dtype).masked_fill(~attended, torch.finfo(dtype).min)
+        return most.repeat(1, self.heads).unsqueeze(1)
 
     def _for_text(self, gathered: Tensor) -> Tensor:
         """The mean of the cells by the weights of each head and token, padded or not, (B, nh*T, C), as

@@ -15,7 +15,7 @@ from converter.glip.model import inputs
 from converter.glip.model.bert import TextEncoder, TextFeatures
 from converter.glip.model.config import DETECTIONS_PER_IMAGE, GLIPConfig
 from converter.glip.model.detection import Detections, detect, level_anchors
-from converter.glip.model.encoded import EncodedImages, EncodedText, check_encoded
+from converter.glip.model.encoded import EncodedImages, EncodedText, check_batch, check_encoded
 from converter.glip.model.fpn import FPN
 from converter.glip.model.head import Head, Output
 from converter.glip.model.swin import SwinTransformer
@@ -126,6 +126,9 @@ class GLIP(nn.Module):
 
         Of one caption and several images the caption is for each, of one image and several captions the image.
         """
+        images = inputs.check_images(images, self._parameter())
+        inputs.check_text(input_ids, attention_mask, self._parameter(), self.config)
+        check_batch(images.shape[0], input_ids.shape[0])  # before either is encoded
         text = self.encode_text(input_ids, attention_mask)
         return self.predict(self.encode_images(images), text)
 

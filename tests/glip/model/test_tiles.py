@@ -48,3 +48,17 @@ def test_a_model_in_tiles_is_the_model_at_once(
         monkeypatch.setattr(tiles, "TILE", bytes_)
         for a, b in zip(outputs_and_gradients(model, (images, ids, mask)), whole, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("attended", [[True, True, False], [False, False, False]])
+def test_fusion_has_the_gradients_of_finite_differences(attended: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "TILE", 600)
+    fusion = small_glip().head.blocks[0].fusion
+    level = torch.randn(1, 32, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    text = torch.randn(1, 3, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def outputs(level: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        fused = fusion((level,), text, torch.tensor([attended]))
+        return fused.levels[0], fused.text
+
+    assert torch.autograd.gradcheck(outputs, (level.requires_grad_(), text.requires_grad_()), fast_mode=True)
