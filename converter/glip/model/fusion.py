@@ -60,7 +60,7 @@ class Fusion(nn.Module):
         gathered = Gathered.of_nothing(key)
         image = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # (B, N, C)
         fused: list[Tensor] = []
-        sizes = tiles(image.shape[1], max(image[:, 0].numel(), constant.numel()), key)
+        sizes = tiles(image.shape[1], image[:, 0].numel() + constant.numel(), key)
         for tile in torch.split(image, sizes, dim=1):
             cells = self.image_norm(tile)  # (B, n, C)
             logits = torch.baddbmm(constant, cells, key).to(most.dtype).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)

@@ -141,7 +141,7 @@ class SwinBlock(nn.Module):
             return bias
         mask = shifted_window_mask((x.shape[1], x.shape[2]), shifts, self.window_size, x)
         # Added in the module's own dtype: what rounds away beside -100 has no weight in the softmax.
-        return (bias + mask).repeat(len(x), 1, 1, 1)
+        return (bias + mask).repeat(x.shape[0], 1, 1, 1)
 
     def _shift(self, size: tuple[int, int]) -> int:
         if self.shift_small_maps or min(size) > self.window_size:
