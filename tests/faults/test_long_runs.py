@@ -15,7 +15,7 @@ from tests.support.jobs import FORMS, Jobs, listing
 
 ALL = os.environ.get("FAULTS") == "all"
 # a round: every form of result is written, replaced, and then refused because it is there
-WARM_UP, ROUNDS = (20, 200) if ALL else (3, 5)
+WARM_UP, ROUNDS = (20, 200) if ALL else (6, 5)  # each thread's allocator warms up by itself, by a MiB in round 4 or 5
 # RssAnon grows in steps of up to half a MiB, and stops after some 600 conversions: it is what allocators keep. So few
 # tell of what is not counted as an object only from 14 KiB a conversion on; the 3000 of FAULTS=all, from 1 KiB on
 SLACK_KIB, KIB_A_CONVERSION = 1024, 0.5
