@@ -15,7 +15,9 @@ from tests.support.jobs import FORMS, Jobs, listing
 
 ALL = os.environ.get("FAULTS") == "all"
 # a round: every form of result is written, replaced, and then refused because it is there
-WARM_UP, ROUNDS = (20, 200) if ALL else (6, 5)  # each thread's allocator warms up by itself, by a MiB in round 4 or 5
+WARM_UP, ROUNDS = (20, 200) if ALL else (3, 5)
+# threads have one heap together: with one of its own, each adds a MiB once, in a round that chance decides
+ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
 # RssAnon grows in steps of up to half a MiB, and stops after some 600 conversions: it is what allocators keep. So few
 # tell of what is not counted as an object only from 14 KiB a conversion on; the 3000 of FAULTS=all, from 1 KiB on
 SLACK_KIB, KIB_A_CONVERSION = 1024, 0.5
@@ -82,8 +84,9 @@ def test_many_in_one_process(jobs: Jobs, tmp_path: Path) -> None:
     (tmp_path / "lines.json").write_text(json.dumps(lines))
     rounds = WARM_UP + ROUNDS
     done = subprocess.run(
-        [sys.executable, "-c", MANY, str(rounds), tmp_path / "lines.json"], capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-c", MANY, str(rounds), tmp_path / "lines.json"], capture_output=True, text=True, check=False,
+        env=os.environ | ONE_HEAP,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     hold_still(json.loads(done.stdout), len(lines))
     assert all(jobs.seed(form, tmp_path / form) == 1 for form in FORMS)
