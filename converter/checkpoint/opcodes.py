@@ -121,8 +121,8 @@ class _Machine:
         self.need(name)
         return self.stack.pop()
 
-    def need(self, name: str) -> None:
-        if not self.stack:
+    def need(self, name: str, count: int = 1) -> None:
+        if len(self.stack) < count:
             self.fail(f"{name} finds nothing on the stack")
 
     def pop_mark(self, name: str) -> list[object]:
@@ -203,8 +203,8 @@ class _Machine:
 
     def short_tuple(self, name: str, argument: Any) -> None:
         length = int(name[-1])
-        items = [self.pop(name) for _ in range(length)]
-        self.stack.append(tuple(reversed(items)))
+        self.need(name, length)
+        self.stack[-length:] = [tuple(self.stack[-length:])]
 
     def pairs(self, name: str) -> list[tuple[object, object]]:
         items = self.pop_mark(name)

@@ -52,6 +52,7 @@ def run_program(command: click.Command, name: str) -> NoReturn:
         else:
             click.echo(f"error: the output cannot be written: {output.failure.strerror}", err=True)
             code = DestinationError.exit_code
+    gc.freeze()  # the interpreter looks twice for garbage while it ends, in all that was read
     sys.exit(code)
 
 

@@ -5,6 +5,7 @@ A table is laid against a checkpoint, or, read backwards, against tensors of its
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,7 +21,8 @@ from converter.mapping.ops import Op, Shape, prove_bijective
 from converter.mapping.spec import Config, Variant
 from converter.mapping.table import Table
 from converter.mapping.transfers import transfers
-from converter.mapping.wrappers import Counter, load_wrappers
+from converter.mapping.wrappers import Counter as TrainersCounter
+from converter.mapping.wrappers import load_wrappers
 from converter.planning.keys import by_key, naming, wrappers_of
 from converter.planning.nearest import of_other_sizes, problems_of_unknown
 from converter.planning.plan import Contents, LeftOut, Missing, Naming, Plan, Residue, Step, Tensor
@@ -107,8 +109,14 @@ class Fits:
         except TableError as error:
             raise PlanError(str(error)) from None
         self.table = table
+        shapes = Counter(tensor.shape for tensor in tensors.values())
+
+        def in_common(variant: Variant) -> float:
+            made = Counter(table.spec.tensors(variant.config).values())
+            return (made & shapes).total() / max(1, (made | shapes).total())
+
         fits: list[Fit] = []
-        for each in table.spec.variants:
+        for each in sorted(table.spec.variants, key=in_common, reverse=True):  # to fit one takes six times as long
             fits.append(Fit(table, each, tensors, **details))
             if fits[-1].score == 1:  # nothing is missing or left over; no other variant can fit better
                 break
@@ -295,7 +303,7 @@ def wrong_dtypes(transfer: Transfer, sources: Sequence[Tensor]) -> Iterator[str]
             yield f"{tensor.name!r} is {tensor.dtype.name}; {transfer.rule.pointer} casts from {transfer.rule.cast[0]}"
 
 
-def counter_of(tensor: Tensor) -> Counter | None:
+def counter_of(tensor: Tensor) -> TrainersCounter | None:
     """The counter of a trainer that a tensor is, which is left out of every format that does not know it."""
     return load_wrappers().counter(tensor.name, tensor.shape, tensor.dtype)
 

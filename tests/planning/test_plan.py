@@ -12,7 +12,7 @@ import pytest
 from converter.checkpoint import DTYPES
 from converter.errors import PlanError
 from converter.mapping.load import load_table
-from converter.planning.fit import make_plan
+from converter.planning.fit import Fit, make_plan
 from converter.planning.plan import Plan
 from tests.support.official_keys import Index, IndexEntry, official_index
 
@@ -85,6 +85,20 @@ def test_optional_keys(index: dict[str, IndexEntry]) -> None:
     assert plan.config["prompt_length"] == 1000
     assert ("head.prompt.weight", (1000, 768)) in [(t.name, t.shape) for t in plan.targets]
     assert sum("mlm_head" in out.tensor.name for out in plan.left_out) == 4
+
+
+@pytest.mark.parametrize("model", ["glip-t-a", "glip-t", "glip-l"])
+def test_the_variant_that_the_shapes_speak_for_is_fitted_first(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted = []
+    init = Fit.__post_init__
+
+    def noted(fit: Fit) -> None:
+        fitted.append(fit.variant.name)
+        init(fit)
+
+    monkeypatch.setattr(Fit, "__post_init__", noted)
+    plan_of(official_index(model))
+    assert fitted == [model]
 
 
 def test_a_stated_variant_is_taken_by_any_of_its_names(index: dict[str, IndexEntry]) -> None:
