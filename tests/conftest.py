@@ -10,6 +10,7 @@ import re
 import signal
 from collections import Counter
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -38,6 +39,12 @@ os.environ |= {
 # before any import of torch, which would take all processors for each of the processes
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+with suppress(ImportError):  # where peers or a GPU are tried, it is not there, nor are the tests that need it
+    from hypothesis import HealthCheck, settings
+
+    # a machine that is busy with something else is no reason to fail
+    settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("busy")
 # a shell lets what it starts in the background ignore Ctrl-C, which tests send
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -10,7 +10,7 @@ import warnings
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from converter.checkpoint.pickle_stream import Unsound, opcodes
@@ -50,7 +50,6 @@ def test_every_protocol_is_read_as_python_reads_it(protocol: int) -> None:
     assert by_us(data)[1]
 
 
-@settings(deadline=None)
 @given(st.integers(0, pickle.HIGHEST_PROTOCOL), st.data())
 def test_so_are_damaged_ones(protocol: int, data: st.DataObject) -> None:
     damaged = bytearray(pickle.dumps(VALUE, protocol))

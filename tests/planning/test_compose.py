@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converter.errors import PlanError
@@ -19,7 +19,7 @@ from converter.planning.formats import make_route
 from tests.support.random_tables import LAYERS, WIDTH, specs, tables
 from tests.support.small_formats import FORMATS, Weights, execute, hub_weights, same
 
-LAW = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+LAW = settings(max_examples=150)
 
 
 def random_weights(table: Table) -> Weights:

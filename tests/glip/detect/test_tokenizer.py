@@ -63,7 +63,7 @@ TEXT = st.text(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(TEXT)
 def test_any_text_becomes_the_ids_of_transformers(text: str) -> None:
     own, theirs = both()

@@ -67,7 +67,7 @@ def greedy(boxes: Tensor, scores: Tensor, labels: Tensor, limit: int = 100) -> l
     return [i for i in kept if len(kept) <= limit or scores[i] >= scores[kept[limit - 1]]]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(count=st.integers(0, 60), labels=st.integers(1, 3), steps=st.integers(2, 30), seed=st.integers(0, 10**6))
 def test_suppression_is_greedy(count: int, labels: int, steps: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
