@@ -18,7 +18,7 @@ from converter.glip.model.head import Output
 class EncodedImages:
     """Images that the backbone has read, for any number of captions.
 
-    levels  P3..P7, (B, C, H, W) each
+    levels  P3..P7, (B, C, H, W) each; of GLIP-T (A), whose tower needs no text, what that makes of them
     model   that read them
     """
 

@@ -137,8 +137,7 @@ class GLIP(nn.Module):
         images = inputs.check_images(images, self._parameter())
         if not torch.compiler.is_compiling():
             inputs.warn_of_pixels(images)
-        levels: tuple[Tensor, ...] = self.fpn(self.backbone(images)[1:])
-        return EncodedImages(levels, self)
+        return EncodedImages(self.head.before_text(self.fpn(self.backbone(images)[1:])), self)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> EncodedText:
         """What of captions needs no image, to be computed once for all images. ModelError for unfit captions.

@@ -33,7 +33,7 @@ class Output(NamedTuple):
 class HeadBlock(nn.Module):
     """Fusion, a text layer, then a dynamic convolution: (levels, text) -> (levels, text).
 
-    Without fusion (GLIP-T (A)) the text passes unchanged.
+    Without fusion (GLIP-T (A)) there need be no text; it passes unchanged.
     """
 
     def __init__(self, config: GLIPConfig) -> None:
@@ -42,7 +42,9 @@ class HeadBlock(nn.Module):
         self.text_layer = BertLayer(config, limit=LOGIT_LIMIT) if config.fusion else None
         self.dynamic_conv = DynamicConv(config)
 
-    def forward(self, levels: tuple[Tensor, ...], text: Tensor, attended: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    def forward(
+        self, levels: tuple[Tensor, ...], text: Tensor | None = None, attended: Tensor | None = None
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         if self.fusion is not None and self.text_layer is not None:
             levels, text = self.fusion(levels, text, attended)
             text = self.text_layer(text, attended)
@@ -50,7 +52,7 @@ class HeadBlock(nn.Module):
 
 
 class Head(nn.Module):
-    """P3..P7 (B, C, H, W), text features (B, T, text_dim), attended (B, T) bool -> Output."""
+    """What `before_text` makes of P3..P7, text features (B, T, text_dim), attended (B, T) bool -> Output."""
 
     def __init__(self, config: GLIPConfig) -> None:
         super().__init__()
@@ -64,15 +66,26 @@ class Head(nn.Module):
         self.box_scale = nn.Parameter(torch.ones(LEVELS))
         self.centerness = nn.Conv2d(config.channels, 1, 1)
 
+    @property
+    def fuses(self) -> bool:
+        """Whether the tower looks at the text: in every GLIP but GLIP-T (A)."""
+        return self.blocks[0].fusion is not None
+
+    def before_text(self, levels: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """P3..P7 (B, C, H, W), and where the tower does not look at the text, what it makes of them."""
+        for block in () if self.fuses else self.blocks:
+            levels, _ = block(levels)
+        return levels
+
     def forward(self, levels: tuple[Tensor, ...], text: TextFeatures, attended: Tensor) -> Output:
         hidden, embedded = text
         if self.prompt is not None:
             prompt = self.prompt.weight[: hidden.shape[1]]  # (T, text_dim)
             hidden, embedded = hidden + prompt, embedded + prompt
-        for block in self.blocks:
+        for block in self.blocks if self.fuses else ():
             levels, hidden = block(levels, hidden, attended)
         # With fusion, cells are aligned with the fused text; without, with BERT's output, padding zeroed.
-        projected, bias = self._alignment(hidden if self.blocks[0].fusion is not None else embedded)
+        projected, bias = self._alignment(hidden if self.fuses else embedded)
         return Output(
             token_logits=tuple(
                 torch.baddbmm(bias, level.flatten(2).transpose(1, 2), projected).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)

@@ -77,6 +77,19 @@ def test_padded_columns_are_not_kept() -> None:
     assert MODEL.predict(ENCODED, text).token_logits[0].shape[-1] == 250
 
 
+@pytest.mark.parametrize(("fusion", "calls"), [(False, 0), (True, 2)])
+@torch.inference_mode()
+def test_a_tower_that_needs_no_text_is_computed_once_for_a_picture(fusion: bool, calls: int) -> None:
+    model = small_glip(head_blocks=2, depths=[1, 1, 1, 1], fusion=fusion)
+    images, ids, mask = random_inputs(1, 40, 60, 12)
+    encoded, text = model.encode_images(images), model.encode_text(ids, mask)
+    called = []
+    for block in model.head.blocks:
+        block.dynamic_conv.register_forward_hook(lambda *_: called.append(1))
+    model.predict(encoded, text)
+    assert len(called) == calls
+
+
 def encoded_by(move: Callable[[GLIP], GLIP]) -> tuple[GLIP, EncodedImages, EncodedText]:
     """A model that was changed after it had encoded."""
     model = copy.deepcopy(MODEL)
