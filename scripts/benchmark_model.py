@@ -169,15 +169,16 @@ def measure(
     set_precision(dtype == "tf32")
     clock = Clock(device)
     parts = Parts(make_model(a.model, device, FORMATS[dtype]), a.size, a.batch, a.tokens)
-    product, flop = largest_product(device, FORMATS[dtype])
-    peak = Way(Row("product", "peak", None, dtype), clock.of(product))
-    ways = [peak, *our_ways(parts, clock, dtype, before), *usual(parts, clock, dtype)]
+    products, flop = largest_product(device, FORMATS[dtype])
+    peaks = [Way(Row("product", "peak", None, dtype), clock.of(product)) for product in products]
+    ways = [*peaks, *our_ways(parts, clock, dtype, before), *usual(parts, clock, dtype)]
     if device.type == "cuda":
         ways += graphs(parts, clock, dtype)
     take(ways, a, device, end)
-    rows = [way.row for way in ways if way is not peak or way.row.error]
+    rows = [way.row for way in ways if way.row.way != "peak" or way.row.error]
     count(rows, parts, a)
-    return rows, flop / min(peak.row.seconds) if peak.row.seconds else None
+    fastest = min((second for peak in peaks for second in peak.row.seconds), default=None)
+    return rows, flop / fastest if fastest else None
 
 
 def measure_compiled(a: argparse.Namespace, dtype: str, end: float) -> list[Row]:
