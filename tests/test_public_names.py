@@ -30,6 +30,12 @@ def test_convert_needs_no_torch() -> None:
     assert python(code).stdout == "convert\n"
 
 
+def test_to_inspect_needs_no_numpy(tmp_path: Path) -> None:
+    torch.save(official(), tmp_path / "m.pth")
+    code = "import sys; sys.modules['numpy'] = None; from converter.cli import main; "
+    assert "next:  " in python(f"{code}main(['inspect', {str(tmp_path / 'm.pth')!r}])").stdout
+
+
 def test_what_is_not_installed_is_named_with_the_extra_that_brings_it() -> None:
     done = python("import sys; sys.modules['torch'] = None; from converter import GLIP")
     assert "GLIP needs torch, which is not installed: pip install" in done.stderr

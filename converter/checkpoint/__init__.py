@@ -22,6 +22,7 @@ In the order in which data passes:
     safetensors.py   safetensors
     shards.py        several files of one checkpoint, with an index
     index.py         what all of these give: a Checkpoint, whose tensors are read one at a time
+    arrays.py        numpy, once it is needed
     dtypes.py        the types of elements
     hashes.py        the SHA-256 of every tensor; whether a file was changed meanwhile
     strict_json.py   JSON that a stranger wrote

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-import numpy as np
+from converter.checkpoint.arrays import np
 
 Kind = Literal["float", "complex", "int", "bool", "bits"]
 
@@ -25,7 +25,7 @@ class DType:
         kind: what the bits mean; `bits` have no arithmetic.
         itemsize: bytes of one element.
         safetensors: tag in a safetensors header, or None if that format cannot hold it.
-        carrier: numpy dtype that holds the bits.
+        bits: numpy's name for the dtype that holds the bits.
         storage: name of torch's typed storage class, or None where torch stores it untyped.
     """
 
@@ -33,8 +33,13 @@ class DType:
     kind: Kind
     itemsize: int
     safetensors: str | None
-    carrier: np.dtype[Any]
+    bits: str
     storage: str | None
+
+    @property
+    def carrier(self) -> np.dtype[Any]:
+        """The numpy dtype that holds the bits."""
+        return np.dtype(self.bits)
 
     @property
     def components(self) -> int:
@@ -45,7 +50,7 @@ class DType:
         return self.name
 
 
-# name, kind, itemsize, safetensors tag, carrier, torch storage class
+# name, kind, itemsize, safetensors tag, bits, torch storage class
 _TABLE: tuple[tuple[str, Kind, int, str | None, str, str | None], ...] = (
     ("float64", "float", 8, "F64", "<f8", "DoubleStorage"),
     ("float32", "float", 4, "F32", "<f4", "FloatStorage"),
@@ -77,12 +82,7 @@ _TABLE: tuple[tuple[str, Kind, int, str | None, str, str | None], ...] = (
     ("bits1x8", "bits", 1, None, "u1", None),
 )
 
-DTYPES: Mapping[str, DType] = MappingProxyType(
-    {
-        name: DType(name, kind, itemsize, tag, np.dtype(carrier), storage)
-        for name, kind, itemsize, tag, carrier, storage in _TABLE
-    }
-)
+DTYPES: Mapping[str, DType] = MappingProxyType({row[0]: DType(*row) for row in _TABLE})
 BY_SAFETENSORS_TAG: Mapping[str, DType] = MappingProxyType(
     {dtype.safetensors: dtype for dtype in DTYPES.values() if dtype.safetensors is not None}
 )

@@ -6,17 +6,18 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Literal
 
 from converter.checkpoint.adapters import AdapterSettings
+from converter.checkpoint.arrays import np
 from converter.checkpoint.dtypes import DType
 from converter.checkpoint.source import Closing, SourceFile
 from converter.checkpoint.storage import CHUNK, Storage
 from converter.display import file_name, quoted
 from converter.errors import CorruptCheckpointError, UnsupportedCheckpointError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 PIECES_LIMIT = 10_000  # reads for one strided tensor
 NAME_LIMIT = 1000  # characters; the longest that is known, of modules in modules, has some 150

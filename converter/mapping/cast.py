@@ -5,9 +5,8 @@ bfloat16 travels as its bits in uint16, since numpy has no such type. Rounding i
 
 from __future__ import annotations
 
-import numpy as np
-
 from converter.checkpoint import DType
+from converter.checkpoint.arrays import np
 from converter.errors import PlanError
 from converter.mapping.ops import Array
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
+from converter.checkpoint.arrays import np
 from converter.errors import TableError
 from converter.mapping.ops import Array
 

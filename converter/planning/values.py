@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
-import numpy as np
-
 from converter.checkpoint import Checkpoint
+from converter.checkpoint.arrays import np
 from converter.mapping.cast import as_float, is_float
 from converter.mapping.doubts import in_doubt, square_axes
 from converter.mapping.ops import Array, apply_ops

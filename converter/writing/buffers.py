@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
-
 from converter.checkpoint import DTYPES, Checkpoint
+from converter.checkpoint.arrays import np
 from converter.errors import PlanError, TableError
 from converter.mapping.cast import can_hold, cast, is_float
 from converter.mapping.ops import Array

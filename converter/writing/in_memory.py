@@ -12,9 +12,8 @@ from functools import cache, partial
 from math import prod
 from pathlib import Path
 
-import numpy as np
-
 from converter.checkpoint import Checkpoint, TensorInfo
+from converter.checkpoint.arrays import np
 from converter.checkpoint.hashes import tensor_hashes
 from converter.mapping.ops import Array
 from converter.planning.formats import choose_formats, make_route, open_known

@@ -18,14 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from converter.checkpoint import Checkpoint
+from converter.checkpoint.arrays import np
 from converter.checkpoint.storage import CHUNK
 from converter.display import file_name
 from converter.errors import DestinationError
 from converter.mapping.cast import cast
-from converter.mapping.ops import Array, Concat, Op, Reshape, apply_ops
+from converter.mapping.ops import Array, apply_ops, keep_order
 from converter.planning.plan import Step
 from converter.writing.commit import signals_held
 from converter.writing.destination import writing
@@ -72,10 +71,6 @@ class _Cancelled(Exception):
     """Another thread failed; its error is the one to show."""
 
 
-def _joins_rows(ops: Sequence[Op]) -> bool:
-    return len(ops) == 1 and isinstance(ops[0], Concat) and ops[0].axis == 0
-
-
 @dataclass(eq=False)
 class Transfer:
     """Executes steps, in threads; `run` gives the sha256 of every target, and of every source as `source NAME`.
@@ -119,7 +114,7 @@ class Transfer:
         return self._hashes
 
     def _run(self, step: Step) -> None:
-        if len(step.targets) == 1 and (all(isinstance(op, Reshape) for op in step.ops) or _joins_rows(step.ops)):
+        if len(step.targets) == 1 and keep_order(step.ops):
             self._stream(step)
         else:
             with self._materialising:
