@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import SupportsFloat, SupportsIndex, TypeAlias, TypeVar, overload
@@ -143,9 +144,10 @@ class Detector:
         """
         prompt = as_prompt(prompt)
         parts = []
-        for caption in self.captions(prompt):
-            ids = torch.tensor([caption.ids], device=self.device)
-            parts.append((caption, self.model.encode_text(ids, torch.ones_like(ids))))
+        with self._memory_for(counted(len(prompt.phrases), "phrase")):
+            for caption in self.captions(prompt):
+                ids = torch.tensor([caption.ids], device=self.device)
+                parts.append((caption, self.model.encode_text(ids, torch.ones_like(ids))))
         return EncodedPrompt(prompt, tuple(parts))
 
     @overload
@@ -225,13 +227,17 @@ class Detector:
         self, images: Tensor, sizes: list[tuple[int, int]], prompt: EncodedPrompt, most: int
     ) -> list[list[Detections]]:
         """For each caption what is found in each image; the images are read once."""
-        try:
+        with self._memory_for(f"{counted(len(images), 'picture')} at once"):
             encoded = self.model.encode_images(images.to(self.device))
             return [self._detections(encoded, sizes, *part, most) for part in prompt.parts]
+
+    @contextmanager
+    def _memory_for(self, what: str) -> Iterator[None]:
+        try:
+            yield
         except torch.OutOfMemoryError:
             raise ModelError(
-                f"{counted(len(images), 'picture')} at once: more than the memory of {self.device} holds. Give fewer, "
-                "or a smaller dtype."
+                f"{what}: more than the memory of {self.device} holds. Give fewer, or a smaller dtype."
             ) from None
 
     def _detections(

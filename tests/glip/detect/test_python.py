@@ -260,12 +260,18 @@ def test_a_line_is_refused_before_the_model_runs(detector: Detector, tmp_path: P
             call()
 
 
-def test_too_many_pictures_at_once_are_told(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("method", "what"),
+    [("predict", "2 pictures at once"), ("encode_images", "2 pictures at once"), ("encode_text", "1 phrase")],
+)
+def test_what_does_not_fit_into_memory_is_told(
+    method: str, what: str, detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*inputs: torch.Tensor) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5 GiB.")
 
-    monkeypatch.setattr(detector.model, "predict", full)
-    with pytest.raises(ModelError, match=r"^2 pictures at once: more than the memory of cpu holds\. Give fewer"):
+    monkeypatch.setattr(detector.model, method, full)
+    with pytest.raises(ModelError, match=rf"^{what}: more than the memory of cpu holds\. Give fewer"):
         detector.detect([ARRAY, ARRAY], "dog.")
 
 
