@@ -35,7 +35,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        images = F.pad(images, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        images = F.pad(images, (0, missing(width, self.patch_size), 0, missing(height, self.patch_size)))
         x: Tensor = self.projection(images)
         x = self.norm(x.permute(0, 2, 3, 1))  # (B, H, W, C)
         return x.permute(0, 3, 1, 2)  # (B, C, H, W)
@@ -123,7 +123,7 @@ class SwinBlock(nn.Module):
         height, width = x.shape[1:3]
         y: Tensor = self.norm1(x)
         # Padding comes after the norm: the added tokens are zero, not the norm's bias, and are attended to.
-        y = F.pad(y, (0, 0, 0, -width % self.window_size, 0, -height % self.window_size))
+        y = F.pad(y, (0, 0, 0, missing(width, self.window_size), 0, missing(height, self.window_size)))
         rolled = [(shift, dim) for dim, shift in enumerate(shifts, start=1) if shift]
         for shift, dim in rolled:
             y = y.roll(-shift, dim)
@@ -131,7 +131,9 @@ class SwinBlock(nn.Module):
         y = from_windows(self.attention(to_windows(y, self.window_size), bias), self.window_size, padded)
         for shift, dim in rolled:
             y = y.roll(shift, dim)
-        x = x + y[:, :height, :width]
+        if torch.compiler.is_compiling():  # then a column is always cut: whether one is would be a guard of the graph
+            y = F.pad(y, (0, 0, 0, 1))
+        x = x + y[:, :, :width][:, :height]
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
 
@@ -168,7 +170,7 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         batch, _, dim = x.shape
         height, width = size
-        x = F.pad(x.view(batch, height, width, dim), (0, 0, 0, width % 2, 0, height % 2))
+        x = F.pad(x.view(batch, height, width, dim), (0, 0, 0, missing(width, 2), 0, missing(height, 2)))
         cells = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         merged = torch.cat(cells, dim=-1).flatten(1, 2)  # (B, ceil(H/2)*ceil(W/2), 4C)
         out: Tensor = self.reduction(self.norm(merged))
@@ -244,6 +246,15 @@ def strips(x: Tensor, size: tuple[int, int], shift: int, window_size: int) -> tu
     return max(0, size[0] - shift - 1) // height, height
 
 
+def missing(length: int, step: int) -> int:
+    """What a side lacks of the next multiple of `step`.
+
+    Not as `-length % step`: torch.compile for any size of picture keeps sizes as formulas. Padded by this, one is
+    a quotient times `step`, and short; by the remainder it would be a sum that each stage repeats several times.
+    """
+    return (length + step - 1) // step * step - length
+
+
 def to_windows(x: Tensor, window_size: int) -> Tensor:
     """(B, H, W, C) -> (B*nW, window_size**2, C), windows in reading order; H and W are multiples of window_size."""
     batch, height, width, dim = x.shape
@@ -276,7 +287,7 @@ def shifted_window_mask(size: tuple[int, int], shifts: tuple[int, int], window_s
     """
 
     def region(length: int, shift: int) -> Tensor:
-        padded = length + -length % window_size
+        padded = length + missing(length, window_size)
         position = torch.arange(padded, device=like.device)
         return (position >= padded - shift).long()
 
