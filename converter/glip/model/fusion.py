@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from converter.glip.model.config import GLIPConfig
 from converter.glip.model.precision import accumulation_dtype
 from converter.glip.model.tiles import tiles
 
+LOG2_E = math.log2(math.e)
 LOGIT_LIMIT = 50000.0  # where GLIP clamps attention and token logits; inside the range of float16
 
 
@@ -54,23 +56,28 @@ class Fusion(nn.Module):
 
     def forward(self, levels: tuple[Tensor, ...], text: Tensor, attended: Tensor) -> Fused:
         text = self.text_norm(text)
+        image = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # (B, N, C)
+        image, gathered = self._attend(image, text, attended)
+        return Fused(levels=_split(image, levels), text=text + self.text_layer_scale * self._for_text(gathered))
+
+    def _attend(self, image: Tensor, text: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+        """The cells with what they gather from the tokens, (B, N, C), and what each head and token, padded or not,
+        gathers from the cells, (B, nh*T, C)."""
         key, constant = self._key(text)
         value, bias = self._value(text)
-        most = self._most(attended, text.dtype)
-        gathered = Gathered.of_nothing(key)
-        image = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # (B, N, C)
+        low, most = self._limits(attended, text.dtype)
+        gathered: Gathered | None = None
         fused: list[Tensor] = []
         sizes = tiles(image.shape[1], image[:, 0].numel() + constant.numel(), key)
         for tile in torch.split(image, sizes, dim=1):
             cells = self.image_norm(tile)  # (B, n, C)
-            logits = torch.baddbmm(constant, cells, key).to(most.dtype).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
-            share = torch.minimum(logits, most).view(*logits.shape[:2], self.heads, -1).softmax(dim=-1)  # (B, n, nh, T)
-            fused.append(torch.baddbmm(cells + bias, share.flatten(2).to(cells.dtype), value))
-            gathered = gathered.with_cells(logits, cells)
-        return Fused(
-            levels=_split(torch.cat(fused, dim=1), levels),
-            text=text + self.text_layer_scale * self._for_text(gathered.mean().to(text.dtype)),
-        )
+            logits = torch.baddbmm(constant, cells, key).to(most.dtype)
+            share = logits.clamp(low, most).view(*logits.shape[:2], self.heads, -1).softmax(dim=-1)  # (B, n, nh, T)
+            fused.append((cells + bias).baddbmm_(share.flatten(2).to(cells.dtype), value))
+            own = Gathered.of(logits, cells)
+            gathered = gathered.merged(own) if gathered else own
+        assert gathered is not None  # there is a cell
+        return torch.cat(fused, dim=1), gathered.mean().to(text.dtype)
 
     def _key(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """What a cell is multiplied with, (B, C, nh*T), and what is added, (B, 1, nh*T), for its scaled q . k."""
@@ -85,17 +92,18 @@ class Fusion(nn.Module):
         value = self._heads(self.text_value(text))  # (B, nh, T, hd)
         weight = self.image_output.weight.T.view(self.heads, value.shape[-1], -1)  # (nh, hd, C)
         scale = self.image_layer_scale
-        return (value @ weight).flatten(1, 2) * scale, self.image_output.bias * scale
+        return (value @ weight).flatten(1, 2).mul_(scale), self.image_output.bias * scale
 
-    def _most(self, attended: Tensor, dtype: torch.dtype) -> Tensor:
-        """The largest logit that a cell may have for each token: (B, 1, nh*T), no limit for real ones.
+    def _limits(self, attended: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The lowest and the largest logit that a cell may have for each token, where the largest decides: () and
+        (B, 1, nh*T).
 
         GLIP adds +1 for real tokens, which cancels, and -9e15 for the others. These then have weight zero, or all the
         same weight where a caption has no real token. The lowest finite number has both effects.
         """
         dtype = accumulation_dtype(dtype)
-        most = torch.full_like(attended, torch.inf, dtype=dtype).masked_fill(~attended, torch.finfo(dtype).min)
-        return most.repeat(1, self.heads).unsqueeze(1)
+        most = torch.full_like(attended, LOGIT_LIMIT, dtype=dtype).masked_fill(~attended, torch.finfo(dtype).min)
+        return most.new_full((), -LOGIT_LIMIT), most.repeat(1, self.heads).unsqueeze(1)
 
     def _for_text(self, gathered: Tensor) -> Tensor:
         """The mean of the cells by the weights of each head and token, padded or not, (B, nh*T, C), as
@@ -113,13 +121,12 @@ class Fusion(nn.Module):
 
 
 class Gathered(NamedTuple):
-    """A mean of cells with the weights of a softmax over all of them, which come tile by tile.
+    """Sums of cells with the weights of a softmax over them, to be merged with those of other cells.
 
-    As in "Online normalizer calculation for softmax" (Milakov and Gimelshein 2018, arXiv:1805.02867): sums are kept
-    against the largest logit so far, and scaled down when a larger one comes.
+    As in "Online normalizer calculation for softmax" (Milakov and Gimelshein 2018, arXiv:1805.02867).
 
-    maximum: (B, 1, nh*T), the largest logit; total: (B, 1, nh*T), the sum of exp(logit - maximum); sums: (B, nh*T, C),
-    the sum of the cells, each times that; all in the accumulation dtype.
+    maximum: (B, nh*T, 1), the largest logit, without a gradient; total: (B, nh*T, 1), the sum of exp(logit - maximum);
+    sums: (B, nh*T, C), the sum of the cells, each times that; all in the accumulation dtype.
     """
 
     maximum: Tensor
@@ -127,34 +134,32 @@ class Gathered(NamedTuple):
     sums: Tensor
 
     @classmethod
-    def of_nothing(cls, key: Tensor) -> Gathered:
-        """Before the first tile; key: (B, C, nh*T)."""
-        sums = torch.zeros_like(key, dtype=accumulation_dtype(key.dtype)).transpose(1, 2)
-        total = sums[..., 0].unsqueeze(1)
-        return cls(total - LOGIT_LIMIT, total, sums)
-
-    def with_cells(self, logits: Tensor, cells: Tensor) -> Gathered:
-        """With another tile: logits (B, n, nh*T), clamped; cells (B, n, C).
+    def of(cls, logits: Tensor, cells: Tensor) -> Gathered:
+        """Of one tile: logits (B, n, nh*T), before they are clamped; cells (B, n, C).
 
         GLIP subtracts the maximum and then clamps once more. That changes nothing: exp(-50000) is 0 in every dtype.
+        Only `logits` and `share` are kept for gradients: steps in place keep nothing.
         """
-        largest = logits.detach().amax(dim=1, keepdim=True)  # (B, 1, nh*T)
-        maximum = torch.maximum(self.maximum, largest)
-        share = (logits - largest).exp()  # (B, n, nh*T)
-        total = share.sum(dim=1, keepdim=True)
-        # Of a tile the mean is in range, in float16, too; a sum over 20 thousand cells may not be.
-        mean = (share / total).to(cells.dtype).transpose(1, 2) @ cells  # (B, nh*T, C)
-        kept = (self.maximum - maximum).exp()  # (B, 1, nh*T)
-        total = total * (largest - maximum).exp()
-        return Gathered(
-            maximum,
-            torch.addcmul(total, self.total, kept),
-            torch.addcmul(mean * total.transpose(1, 2), self.sums, kept.transpose(1, 2)),
-        )
+        logits = logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT).transpose(1, 2)  # (B, nh*T, n)
+        maximum = logits.detach().amax(dim=2, keepdim=True)
+        # exp(x) by a power of 2: the exp of MKL takes up to thirty times as long where x is below -87.
+        share = logits.sub_(maximum).mul_(LOG2_E).exp2_()
+        total = share.sum(dim=2, keepdim=True)
+        if share.dtype == cells.dtype:
+            return cls(maximum, total, share @ cells)
+        # In float16 a sum over 20 thousand cells may be out of range, and a mean is not.
+        return cls(maximum, total, (share / total).to(cells.dtype) @ cells * total)
+
+    def merged(self, other: Gathered) -> Gathered:
+        """Of the cells of both."""
+        maximum = torch.maximum(self.maximum, other.maximum)
+        kept, added = (self.maximum - maximum).exp(), (other.maximum - maximum).exp()
+        total = torch.addcmul(self.total * kept, other.total, added)
+        return Gathered(maximum, total, torch.addcmul(self.sums * kept, other.sums, added))
 
     def mean(self) -> Tensor:
         """(B, nh*T, C)"""
-        return self.sums / self.total.transpose(1, 2)
+        return self.sums / self.total
 
 
 def _split(image: Tensor, like: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
