@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from converter.glip.model.config import GLIPConfig
-from converter.glip.model.precision import accumulation_dtype
+from converter.glip.model.precision import Linear, accumulation_dtype
 from converter.glip.model.tiles import tiles
 
 LOG2_E = math.log2(math.e)
@@ -48,11 +48,11 @@ class Fusion(nn.Module):
         self.image_layer_scale = nn.Parameter(torch.full((image_dim,), 1 / config.head_blocks))
         self.text_layer_scale = nn.Parameter(torch.full((text_dim,), 1 / config.head_blocks))
         self.image_query = nn.Linear(image_dim, dim)
-        self.text_key = nn.Linear(text_dim, dim)
+        self.text_key = Linear(text_dim, dim)
         self.image_value = nn.Linear(image_dim, dim)
-        self.text_value = nn.Linear(text_dim, dim)
+        self.text_value = Linear(text_dim, dim)
         self.image_output = nn.Linear(dim, image_dim)
-        self.text_output = nn.Linear(dim, text_dim)
+        self.text_output = Linear(dim, text_dim)
 
     def forward(self, levels: tuple[Tensor, ...], text: Tensor, attended: Tensor) -> Fused:
         text = self.text_norm(text)
@@ -81,18 +81,18 @@ class Fusion(nn.Module):
 
     def _key(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """What a cell is multiplied with, (B, C, nh*T), and what is added, (B, 1, nh*T), for its scaled q . k."""
-        key = self._heads(self.text_key(text))  # (B, nh, T, hd)
+        key = self._heads(self.text_key(text))  # (nh, B*T, hd)
         key = key * key.shape[-1] ** -0.5
         weight = self.image_query.weight.view(self.heads, key.shape[-1], -1)  # (nh, hd, C)
         bias = self.image_query.bias.view(self.heads, -1, 1)  # (nh, hd, 1)
-        return (key @ weight).flatten(1, 2).transpose(1, 2), (key @ bias).flatten(1).unsqueeze(1)
+        return _swapped(key @ weight, len(text)).transpose(1, 2), _swapped(key @ bias, len(text)).transpose(1, 2)
 
     def _value(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """What a cell gathers from each token, (B, nh*T, C), and in any case, (C,); both times the layer scale."""
-        value = self._heads(self.text_value(text))  # (B, nh, T, hd)
+        value = self._heads(self.text_value(text))  # (nh, B*T, hd)
         weight = self.image_output.weight.T.view(self.heads, value.shape[-1], -1)  # (nh, hd, C)
         scale = self.image_layer_scale
-        return (value @ weight).flatten(1, 2).mul_(scale), self.image_output.bias * scale
+        return _swapped((value @ weight).mul_(scale), len(text)), self.image_output.bias * scale
 
     def _limits(self, attended: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The lowest and the largest logit that a cell may have for each token, where the largest decides: () and
@@ -111,13 +111,18 @@ class Fusion(nn.Module):
         batch, _, dim = gathered.shape
         weight = self.image_value.weight.view(self.heads, -1, dim).transpose(1, 2)  # (nh, C, hd)
         bias = self.image_value.bias.view(self.heads, 1, -1)  # (nh, 1, hd)
-        value = gathered.view(batch, self.heads, -1, dim) @ weight + bias  # (B, nh, T, hd)
-        out: Tensor = self.text_output(value.transpose(1, 2).flatten(2))
+        value = torch.baddbmm(bias, _swapped(gathered, self.heads), weight)  # (nh, B*T, hd)
+        out: Tensor = self.text_output(value.transpose(0, 1).reshape(batch, -1, value.shape[2] * self.heads))
         return out
 
     def _heads(self, x: Tensor) -> Tensor:
-        """(B, T, nh*hd) -> (B, nh, T, hd)"""
-        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+        """(B, T, nh*hd) -> (nh, B*T, hd)"""
+        return x.flatten(0, 1).view(-1, self.heads, x.shape[2] // self.heads).transpose(0, 1)
+
+
+def _swapped(x: Tensor, inner: int) -> Tensor:
+    """(a, inner*T, C) -> (inner, a*T, C)"""
+    return x.view(x.shape[0], inner, -1, x.shape[2]).transpose(0, 1).flatten(1, 2)
 
 
 class Gathered(NamedTuple):
@@ -158,8 +163,8 @@ class Gathered(NamedTuple):
         return Gathered(maximum, total, torch.addcmul(self.sums * kept, other.sums, added))
 
     def mean(self) -> Tensor:
-        """(B, nh*T, C)"""
-        return self.sums / self.total
+        """(B, nh*T, C), in the place of the sums."""
+        return self.sums.div_(self.total)
 
 
 def _split(image: Tensor, like: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
