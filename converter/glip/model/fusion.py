@@ -152,8 +152,9 @@ class Gathered(NamedTuple):
         total = share.sum(dim=2, keepdim=True)
         if share.dtype == cells.dtype:
             return cls(maximum, total, share @ cells)
-        # In float16 a sum over 20 thousand cells may be out of range, and a mean is not.
-        return cls(maximum, total, (share / total).to(cells.dtype) @ cells * total)
+        # In float16 a sum over 20 thousand cells may be out of range, and a mean is not. The scale is no variable.
+        scale = total.detach()
+        return cls(maximum, total, (share / scale).to(cells.dtype) @ cells * scale)
 
     def merged(self, other: Gathered) -> Gathered:
         """Of the cells of both."""
