@@ -68,7 +68,7 @@ class Fusion(nn.Module):
         low, most = self._limits(attended, text.dtype)
         gathered: Gathered | None = None
         fused: list[Tensor] = []
-        sizes = tiles(image.shape[1], image[:, 0].numel() + constant.numel(), key)
+        sizes = tiles(image.shape[1], image[:, 0].numel() + constant.numel(), most)
         for tile in torch.split(image, sizes, dim=1):
             cells = self.image_norm(tile)  # (B, n, C)
             logits = torch.baddbmm(constant, cells, key).to(most.dtype)
