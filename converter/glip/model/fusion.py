@@ -154,7 +154,8 @@ class Gathered(NamedTuple):
             return cls(maximum, total, share @ cells)
         # In float16 a sum over 20 thousand cells may be out of range, and a mean is not. The scale is no variable.
         scale = total.detach()
-        return cls(maximum, total, (share / scale).to(cells.dtype) @ cells * scale)
+        mean = (share / scale).to(cells.dtype) @ cells
+        return cls(maximum, total, mean.to(share.dtype).mul_(scale))
 
     def merged(self, other: Gathered) -> Gathered:
         """Of the cells of both."""
