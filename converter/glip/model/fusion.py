@@ -85,14 +85,15 @@ class Fusion(nn.Module):
         key = key * key.shape[-1] ** -0.5
         weight = self.image_query.weight.view(self.heads, key.shape[-1], -1)  # (nh, hd, C)
         bias = self.image_query.bias.view(self.heads, -1, 1)  # (nh, hd, 1)
-        return _swapped(key @ weight, len(text)).transpose(1, 2), _swapped(key @ bias, len(text)).transpose(1, 2)
+        key, constant = (_swapped(torch.bmm(key, x), len(text)) for x in (weight, bias))
+        return key.transpose(1, 2), constant.transpose(1, 2)
 
     def _value(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """What a cell gathers from each token, (B, nh*T, C), and in any case, (C,); both times the layer scale."""
         value = self._heads(self.text_value(text))  # (nh, B*T, hd)
         weight = self.image_output.weight.T.view(self.heads, value.shape[-1], -1)  # (nh, hd, C)
         scale = self.image_layer_scale
-        return _swapped((value @ weight).mul_(scale), len(text)), self.image_output.bias * scale
+        return _swapped(torch.bmm(value, weight).mul_(scale), len(text)), self.image_output.bias * scale
 
     def _limits(self, attended: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The lowest and the largest logit that a cell may have for each token, where the largest decides: () and
@@ -102,7 +103,7 @@ class Fusion(nn.Module):
         same weight where a caption has no real token. The lowest finite number has both effects.
         """
         dtype = accumulation_dtype(dtype)
-        most = torch.full_like(attended, LOGIT_LIMIT, dtype=dtype).masked_fill(~attended, torch.finfo(dtype).min)
+        most = torch.full_like(attended, LOGIT_LIMIT, dtype=dtype).masked_fill_(~attended, torch.finfo(dtype).min)
         return most.new_full((), -LOGIT_LIMIT), most.repeat(1, self.heads).unsqueeze(1)
 
     def _for_text(self, gathered: Tensor) -> Tensor:
@@ -150,11 +151,11 @@ class Gathered(NamedTuple):
         # exp(x) by a power of 2: the exp of MKL takes up to thirty times as long where x is below -87.
         share = logits.sub_(maximum).mul_(LOG2_E).exp2_()
         total = share.sum(dim=2, keepdim=True)
-        if share.dtype == cells.dtype:
-            return cls(maximum, total, share @ cells)
+        if cells.dtype != torch.float16:
+            return cls(maximum, total, torch.bmm(share.to(cells.dtype), cells).to(share.dtype))
         # In float16 a sum over 20 thousand cells may be out of range, and a mean is not. The scale is no variable.
         scale = total.detach()
-        mean = (share / scale).to(cells.dtype) @ cells
+        mean = torch.bmm((share / scale).to(cells.dtype), cells)
         return cls(maximum, total, mean.to(share.dtype).mul_(scale))
 
     def merged(self, other: Gathered) -> Gathered:
