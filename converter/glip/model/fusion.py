@@ -85,7 +85,7 @@ class Fusion(nn.Module):
         key = key * key.shape[-1] ** -0.5
         weight = self.image_query.weight.view(self.heads, key.shape[-1], -1)  # (nh, hd, C)
         bias = self.image_query.bias.view(self.heads, -1, 1)  # (nh, hd, 1)
-        key, constant = (_swapped(torch.bmm(key, x), len(text)) for x in (weight, bias))
+        key, constant = (_swapped(torch.bmm(key, x), text.shape[0]) for x in (weight, bias))
         return key.transpose(1, 2), constant.transpose(1, 2)
 
     def _value(self, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,7 +93,7 @@ class Fusion(nn.Module):
         value = self._heads(self.text_value(text))  # (nh, B*T, hd)
         weight = self.image_output.weight.T.view(self.heads, value.shape[-1], -1)  # (nh, hd, C)
         scale = self.image_layer_scale
-        return _swapped(torch.bmm(value, weight).mul_(scale), len(text)), self.image_output.bias * scale
+        return _swapped(torch.bmm(value, weight).mul_(scale), text.shape[0]), self.image_output.bias * scale
 
     def _limits(self, attended: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The lowest and the largest logit that a cell may have for each token, where the largest decides: () and
