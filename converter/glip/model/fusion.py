@@ -153,7 +153,7 @@ class Gathered(NamedTuple):
         total = share.sum(dim=2, keepdim=True)
         if cells.dtype != torch.float16:
             return cls(maximum, total, torch.bmm(share.to(cells.dtype), cells).to(share.dtype))
-        # In float16 a sum over 20 thousand cells may be out of range, and a mean is not. The scale is no variable.
+        # In float16 a sum over 20 thousand cells may be out of range, and a mean is not. The scale cancels.
         scale = total.detach()
         mean = torch.bmm((share / scale).to(cells.dtype), cells)
         return cls(maximum, total, mean.to(share.dtype).mul_(scale))
