@@ -71,10 +71,11 @@ class Fusion(nn.Module):
         sizes = tiles(image.shape[1], image[:, 0].numel() + constant.numel(), most)
         for tile in torch.split(image, sizes, dim=1):
             cells = self.image_norm(tile)  # (B, n, C)
-            logits = torch.baddbmm(constant, cells, key).to(most.dtype)
+            product = torch.baddbmm(constant, cells, key)  # in the dtype of autocast, where that is on
+            logits = product.to(most.dtype)
             share = logits.clamp(low, most).view(*logits.shape[:2], self.heads, -1).softmax(dim=-1)  # (B, n, nh, T)
-            fused.append((cells + bias).baddbmm_(share.flatten(2).to(cells.dtype), value))
-            own = Gathered.of(logits, cells)
+            fused.append(torch.baddbmm(cells + bias, share.flatten(2).to(cells.dtype), value))
+            own = Gathered.of(logits, cells.to(product.dtype))
             gathered = gathered.merged(own) if gathered else own
         assert gathered is not None  # there is a cell
         return torch.cat(fused, dim=1), gathered.mean().to(text.dtype)

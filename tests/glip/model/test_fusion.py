@@ -111,8 +111,11 @@ def test_a_sum_over_many_cells_is_in_range(dtype: torch.dtype) -> None:
     levels = (torch.randn(1, 32, 150, 160, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),)
     _, text, attended = inputs()
     expected = fusion(levels, text[:1], attended[:1]).text
+    with torch.autocast("cpu", dtype=dtype):
+        mixed = fusion.float()((levels[0].float(),), text[:1].float(), attended[:1]).text
     found = fusion.to(dtype)((levels[0].to(dtype),), text[:1].to(dtype), attended[:1]).text
-    torch.testing.assert_close(found.double(), expected, rtol=0.05, atol=0.05)
+    for x in (found, mixed):
+        torch.testing.assert_close(x.double(), expected, rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("factor", [1, 1e3, 1e5])
