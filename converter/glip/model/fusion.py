@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from converter.glip.model.config import GLIPConfig
-from converter.glip.model.precision import accumulation_dtype
+from converter.glip.model.precision import Linear, accumulation_dtype
 from converter.glip.model.tiles import tiles
 
+LOG2_E = math.log2(math.e)
 LOGIT_LIMIT = 50000.0  # where GLIP clamps attention and token logits; inside the range of float16
 
 
@@ -46,56 +48,64 @@ class Fusion(nn.Module):
         self.image_layer_scale = nn.Parameter(torch.full((image_dim,), 1 / config.head_blocks))
         self.text_layer_scale = nn.Parameter(torch.full((text_dim,), 1 / config.head_blocks))
         self.image_query = nn.Linear(image_dim, dim)
-        self.text_key = nn.Linear(text_dim, dim)
+        self.text_key = Linear(text_dim, dim)
         self.image_value = nn.Linear(image_dim, dim)
-        self.text_value = nn.Linear(text_dim, dim)
+        self.text_value = Linear(text_dim, dim)
         self.image_output = nn.Linear(dim, image_dim)
-        self.text_output = nn.Linear(dim, text_dim)
+        self.text_output = Linear(dim, text_dim)
 
     def forward(self, levels: tuple[Tensor, ...], text: Tensor, attended: Tensor) -> Fused:
         text = self.text_norm(text)
+        image = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # (B, N, C)
+        image, gathered = self._attend(image, text, attended)
+        return Fused(levels=_split(image, levels), text=text + self.text_layer_scale * self._for_text(gathered))
+
+    def _attend(self, image: Tensor, text: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+        """The cells with what they gather from the tokens, (B, N, C), and what each head and token, padded or not,
+        gathers from the cells, (B, nh*T, C)."""
         key, constant = self._key(text)
         value, bias = self._value(text)
-        most = self._most(attended, text.dtype)
-        gathered = Gathered.of_nothing(key)
-        image = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # (B, N, C)
+        low, most = self._limits(attended, text.dtype)
+        gathered: Gathered | None = None
         fused: list[Tensor] = []
-        sizes = tiles(image.shape[1], image[:, 0].numel() + constant.numel(), key)
+        sizes = tiles(image.shape[1], image[:, 0].numel() + constant.numel(), most)
         for tile in torch.split(image, sizes, dim=1):
             cells = self.image_norm(tile)  # (B, n, C)
-            logits = torch.baddbmm(constant, cells, key).to(most.dtype).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
-            share = torch.minimum(logits, most).view(*logits.shape[:2], self.heads, -1).softmax(dim=-1)  # (B, n, nh, T)
+            product = torch.baddbmm(constant, cells, key)  # in the dtype of autocast, where that is on
+            logits = product.to(most.dtype)
+            share = logits.clamp(low, most).view(*logits.shape[:2], self.heads, -1).softmax(dim=-1)  # (B, n, nh, T)
             fused.append(torch.baddbmm(cells + bias, share.flatten(2).to(cells.dtype), value))
-            gathered = gathered.with_cells(logits, cells)
-        return Fused(
-            levels=_split(torch.cat(fused, dim=1), levels),
-            text=text + self.text_layer_scale * self._for_text(gathered.mean().to(text.dtype)),
-        )
+            own = Gathered.of(logits, cells.to(product.dtype))
+            gathered = gathered.merged(own) if gathered else own
+        assert gathered is not None  # there is a cell
+        return torch.cat(fused, dim=1), gathered.mean().to(text.dtype)
 
     def _key(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """What a cell is multiplied with, (B, C, nh*T), and what is added, (B, 1, nh*T), for its scaled q . k."""
-        key = self._heads(self.text_key(text))  # (B, nh, T, hd)
+        key = self._heads(self.text_key(text))  # (nh, B*T, hd)
         key = key * key.shape[-1] ** -0.5
         weight = self.image_query.weight.view(self.heads, key.shape[-1], -1)  # (nh, hd, C)
         bias = self.image_query.bias.view(self.heads, -1, 1)  # (nh, hd, 1)
-        return (key @ weight).flatten(1, 2).transpose(1, 2), (key @ bias).flatten(1).unsqueeze(1)
+        key, constant = (_swapped(torch.bmm(key, x), text.shape[0]) for x in (weight, bias))
+        return key.transpose(1, 2), constant.transpose(1, 2)
 
     def _value(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """What a cell gathers from each token, (B, nh*T, C), and in any case, (C,); both times the layer scale."""
-        value = self._heads(self.text_value(text))  # (B, nh, T, hd)
+        value = self._heads(self.text_value(text))  # (nh, B*T, hd)
         weight = self.image_output.weight.T.view(self.heads, value.shape[-1], -1)  # (nh, hd, C)
         scale = self.image_layer_scale
-        return (value @ weight).flatten(1, 2) * scale, self.image_output.bias * scale
+        return _swapped(torch.bmm(value, weight).mul_(scale), text.shape[0]), self.image_output.bias * scale
 
-    def _most(self, attended: Tensor, dtype: torch.dtype) -> Tensor:
-        """The largest logit that a cell may have for each token: (B, 1, nh*T), no limit for real ones.
+    def _limits(self, attended: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The lowest and the largest logit that a cell may have for each token, where the largest decides: () and
+        (B, 1, nh*T).
 
         GLIP adds +1 for real tokens, which cancels, and -9e15 for the others. These then have weight zero, or all the
         same weight where a caption has no real token. The lowest finite number has both effects.
         """
         dtype = accumulation_dtype(dtype)
-        most = torch.full_like(attended, torch.inf, dtype=dtype).masked_fill(~attended, torch.finfo(dtype).min)
-        return most.repeat(1, self.heads).unsqueeze(1)
+        most = torch.full_like(attended, LOGIT_LIMIT, dtype=dtype).masked_fill_(~attended, torch.finfo(dtype).min)
+        return most.new_full((), -LOGIT_LIMIT), most.repeat(1, self.heads).unsqueeze(1)
 
     def _for_text(self, gathered: Tensor) -> Tensor:
         """The mean of the cells by the weights of each head and token, padded or not, (B, nh*T, C), as
@@ -103,23 +113,27 @@ class Fusion(nn.Module):
         batch, _, dim = gathered.shape
         weight = self.image_value.weight.view(self.heads, -1, dim).transpose(1, 2)  # (nh, C, hd)
         bias = self.image_value.bias.view(self.heads, 1, -1)  # (nh, 1, hd)
-        value = gathered.view(batch, self.heads, -1, dim) @ weight + bias  # (B, nh, T, hd)
-        out: Tensor = self.text_output(value.transpose(1, 2).flatten(2))
+        value = torch.baddbmm(bias, _swapped(gathered, self.heads), weight)  # (nh, B*T, hd)
+        out: Tensor = self.text_output(value.transpose(0, 1).reshape(batch, -1, value.shape[2] * self.heads))
         return out
 
     def _heads(self, x: Tensor) -> Tensor:
-        """(B, T, nh*hd) -> (B, nh, T, hd)"""
-        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+        """(B, T, nh*hd) -> (nh, B*T, hd)"""
+        return x.flatten(0, 1).view(-1, self.heads, x.shape[2] // self.heads).transpose(0, 1)
+
+
+def _swapped(x: Tensor, inner: int) -> Tensor:
+    """(a, inner*T, C) -> (inner, a*T, C)"""
+    return x.view(x.shape[0], inner, -1, x.shape[2]).transpose(0, 1).flatten(1, 2)
 
 
 class Gathered(NamedTuple):
-    """A mean of cells with the weights of a softmax over all of them, which come tile by tile.
+    """Sums of cells with the weights of a softmax over them, to be merged with those of other cells.
 
-    As in "Online normalizer calculation for softmax" (Milakov and Gimelshein 2018, arXiv:1805.02867): sums are kept
-    against the largest logit so far, and scaled down when a larger one comes.
+    As in "Online normalizer calculation for softmax" (Milakov and Gimelshein 2018, arXiv:1805.02867).
 
-    maximum: (B, 1, nh*T), the largest logit; total: (B, 1, nh*T), the sum of exp(logit - maximum); sums: (B, nh*T, C),
-    the sum of the cells, each times that; all in the accumulation dtype.
+    maximum: (B, nh*T, 1), the largest logit, without a gradient; total: (B, nh*T, 1), the sum of exp(logit - maximum);
+    sums: (B, nh*T, C), the sum of the cells, each times that; all in the accumulation dtype.
     """
 
     maximum: Tensor
@@ -127,34 +141,34 @@ class Gathered(NamedTuple):
     sums: Tensor
 
     @classmethod
-    def of_nothing(cls, key: Tensor) -> Gathered:
-        """Before the first tile; key: (B, C, nh*T)."""
-        sums = torch.zeros_like(key, dtype=accumulation_dtype(key.dtype)).transpose(1, 2)
-        total = sums[..., 0].unsqueeze(1)
-        return cls(total - LOGIT_LIMIT, total, sums)
-
-    def with_cells(self, logits: Tensor, cells: Tensor) -> Gathered:
-        """With another tile: logits (B, n, nh*T), clamped; cells (B, n, C).
+    def of(cls, logits: Tensor, cells: Tensor) -> Gathered:
+        """Of one tile: logits (B, n, nh*T), before they are clamped; cells (B, n, C).
 
         GLIP subtracts the maximum and then clamps once more. That changes nothing: exp(-50000) is 0 in every dtype.
+        Only `logits` and `share` are kept for gradients: steps in place keep nothing.
         """
-        largest = logits.detach().amax(dim=1, keepdim=True)  # (B, 1, nh*T)
-        maximum = torch.maximum(self.maximum, largest)
-        share = (logits - largest).exp()  # (B, n, nh*T)
-        total = share.sum(dim=1, keepdim=True)
-        # Of a tile the mean is in range, in float16, too; a sum over 20 thousand cells may not be.
-        mean = (share / total).to(cells.dtype).transpose(1, 2) @ cells  # (B, nh*T, C)
-        kept = (self.maximum - maximum).exp()  # (B, 1, nh*T)
-        total = total * (largest - maximum).exp()
-        return Gathered(
-            maximum,
-            torch.addcmul(total, self.total, kept),
-            torch.addcmul(mean * total.transpose(1, 2), self.sums, kept.transpose(1, 2)),
-        )
+        logits = logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT).transpose(1, 2)  # (B, nh*T, n)
+        maximum = logits.detach().amax(dim=2, keepdim=True)
+        # exp(x) by a power of 2: the exp of MKL takes up to thirty times as long where x is below -87.
+        share = logits.sub_(maximum).mul_(LOG2_E).exp2_()
+        total = share.sum(dim=2, keepdim=True)
+        if cells.dtype != torch.float16:
+            return cls(maximum, total, torch.bmm(share.to(cells.dtype), cells).to(share.dtype))
+        # In float16 a sum over 20 thousand cells may be out of range, and a mean is not. The scale cancels.
+        scale = total.detach()
+        mean = torch.bmm((share / scale).to(cells.dtype), cells)
+        return cls(maximum, total, mean.to(share.dtype).mul_(scale))
+
+    def merged(self, other: Gathered) -> Gathered:
+        """Of the cells of both."""
+        maximum = torch.maximum(self.maximum, other.maximum)
+        kept, added = (self.maximum - maximum).exp(), (other.maximum - maximum).exp()
+        total = torch.addcmul(self.total * kept, other.total, added)
+        return Gathered(maximum, total, torch.addcmul(self.sums * kept, other.sums, added))
 
     def mean(self) -> Tensor:
-        """(B, nh*T, C)"""
-        return self.sums / self.total.transpose(1, 2)
+        """(B, nh*T, C), in the place of the sums."""
+        return self.sums.div_(self.total)
 
 
 def _split(image: Tensor, like: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -43,11 +43,9 @@ class BlockedLinear(nn.Linear):
         if not is_plain_float32(x):
             return super().forward(x)
         blocks = zip(torch.split(x.flatten(0, -2), BLOCK, dim=1), torch.split(self.weight.T, BLOCK), strict=True)
-        out = torch.mm(*next(blocks))
+        out = torch.mm(*next(blocks)) if self.bias is None else torch.addmm(self.bias, *next(blocks))
         for rows, columns in blocks:
             out.addmm_(rows, columns)
-        if self.bias is not None:
-            out.add_(self.bias)
         return out.view(*x.shape[:-1], -1)
 
 

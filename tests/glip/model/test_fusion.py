@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from converter.glip.model import tiles
 from converter.glip.model.fusion import Fused, Fusion
 from tests.support.small_glip import small_glip
 
@@ -110,5 +111,65 @@ def test_a_sum_over_many_cells_is_in_range(dtype: torch.dtype) -> None:
     levels = (torch.randn(1, 32, 150, 160, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),)
     _, text, attended = inputs()
     expected = fusion(levels, text[:1], attended[:1]).text
+    with torch.autocast("cpu", dtype=dtype):
+        mixed = fusion.float()((levels[0].float(),), text[:1].float(), attended[:1]).text
     found = fusion.to(dtype)((levels[0].to(dtype),), text[:1].to(dtype), attended[:1]).text
-    torch.testing.assert_close(found.double(), expected, rtol=0.05, atol=0.05)
+    for x in (found, mixed):
+        torch.testing.assert_close(x.double(), expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("factor", [1, 1e3, 1e5])
+@pytest.mark.parametrize("bytes_", [1000, 2**20])
+def test_gradients_are_the_textbooks(factor: float, bytes_: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`factor` spreads the logits: with the largest the clamp cuts most of them, and no gradient passes there."""
+    monkeypatch.setattr(tiles, "TILE", bytes_)
+    fusion = small_glip().head.blocks[0].fusion
+    with torch.no_grad():
+        fusion.text_key.weight.mul_(factor)
+    levels, text, attended = inputs()
+    attended[0, 2:] = False
+    variables = [*(level.requires_grad_() for level in levels), text.requires_grad_(), *fusion.parameters()]
+    fused: Fused = fusion(tuple(levels), text, attended)
+    found = torch.cat([level.flatten(2).transpose(1, 2) for level in fused.levels], dim=1)
+    gradients = []
+    for image, words in ((found, fused.text), textbook(fusion, levels, text, attended)):
+        total = image.square().sum() + words.square().sum()
+        gradients.append(torch.autograd.grad(total, variables))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_in_16_bits_are_those_of_float64(dtype: torch.dtype) -> None:
+    fusion = small_glip().head.blocks[0].fusion
+    levels, text, attended = inputs()
+    gradients = []
+    for precision in (torch.float64, dtype):
+        given = [x.detach().to(precision).requires_grad_() for x in (*levels, text)]
+        fused: Fused = fusion.to(precision)(tuple(given[:-1]), given[-1], attended)
+        gradients.append(torch.autograd.grad(fused.text.square().sum(), given))
+    for expected, found in zip(*gradients, strict=True):
+        assert (found.double() - expected).norm() < 8 * torch.finfo(dtype).eps * expected.norm()
+
+
+@pytest.mark.parametrize(("dtype", "scores"), [(torch.float32, 3), (torch.bfloat16, 4)])
+@pytest.mark.parametrize("bytes_", [2**18, 2**30])
+def test_three_tensors_of_the_size_of_the_scores_are_kept_for_gradients(
+    dtype: torch.dtype, scores: int, bytes_: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The logits and the shares of both directions; in 16 bits the shares once more, in these."""
+    monkeypatch.setattr(tiles, "TILE", bytes_)
+    fusion = small_glip().head.blocks[0].fusion.to(dtype)
+    levels = (torch.randn(1, 32, 50, 60, dtype=dtype, requires_grad=True),)
+    text = torch.randn(1, 200, 24, dtype=dtype, requires_grad=True)
+    kept: dict[int, int] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        fused = fusion(levels, text, torch.ones(1, 200, dtype=torch.bool))
+    assert fused.text.requires_grad
+    score = 50 * 60 * HEADS * 200 * 4  # bytes, in float32
+    assert scores * score <= sum(kept.values()) < (scores + 0.5) * score
