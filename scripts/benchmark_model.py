@@ -43,7 +43,7 @@ from scripts.model_ways import (
     Way,
     compiled,
     graphs,
-    largest_product,
+    large_products,
     our_ways,
     said,
     usual,
@@ -169,16 +169,16 @@ def measure(
     set_precision(dtype == "tf32")
     clock = Clock(device)
     parts = Parts(make_model(a.model, device, FORMATS[dtype]), a.size, a.batch, a.tokens)
-    products, flop = largest_product(device, FORMATS[dtype])
-    peaks = [Way(Row("product", "peak", None, dtype), clock.of(product)) for product in products]
+    products = large_products(device, FORMATS[dtype])
+    peaks = [Way(Row("product", "peak", None, dtype), clock.of(product)) for product, _ in products]
     ways = [*peaks, *our_ways(parts, clock, dtype, before), *usual(parts, clock, dtype)]
     if device.type == "cuda":
         ways += graphs(parts, clock, dtype)
     take(ways, a, device, end)
     rows = [way.row for way in ways if way.row.way != "peak" or way.row.error]
     count(rows, parts, a)
-    fastest = min((second for peak in peaks for second in peak.row.seconds), default=None)
-    return rows, flop / fastest if fastest else None
+    rates = [flop / min(way.row.seconds) for way, (_, flop) in zip(peaks, products, strict=True) if way.row.seconds]
+    return rows, max(rates, default=None)
 
 
 def measure_compiled(a: argparse.Namespace, dtype: str, end: float) -> list[Row]:

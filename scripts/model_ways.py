@@ -267,14 +267,19 @@ class Graph:
         self.graph.replay()
 
 
-def largest_product(device: torch.device, dtype: torch.dtype) -> tuple[list[Call], float]:
-    """A product of square matrices that are large for the device, and as a convolution, and the FLOP of either.
+def large_products(device: torch.device, dtype: torch.dtype) -> list[tuple[Call, float]]:
+    """A product of square matrices that are large for the device, and a 3x3 convolution, each with its FLOP.
 
-    Products and convolutions come from two libraries, and on an AMD processor that of products has half the rate.
+    The two come from two libraries, and on an AMD processor that of products has half the rate.
     """
-    side = SIDES[device.type]
+    side, channels = SIDES[device.type], 512
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return [lambda: a @ b, lambda: F.conv2d(a.T[None, :, :, None], b[:, :, None, None])], 2.0 * side**3
+    x = torch.randn(1, channels, 64, 64, device=device).to(dtype, memory_format=torch.channels_last)
+    kernel = torch.randn(channels, channels, 3, 3, device=device).to(dtype)
+    return [
+        (lambda: a @ b, 2.0 * side**3),
+        (lambda: F.conv2d(x, kernel, padding=1), 2.0 * x.numel() * kernel[0].numel()),
+    ]
 
 
 def said(error: BaseException) -> str:
