@@ -127,7 +127,7 @@ class Parts:
         ids, attended = self.caption(tokens)
 
         def call() -> object:
-            levels = model.fpn(model.backbone(self.images)[1:])
+            levels = model.head.before_text(model.fpn(model.backbone(self.images)[1:]))
             return model.head(levels, model.text_encoder(ids, attended), attended)
 
         return call

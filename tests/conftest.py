@@ -42,8 +42,9 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
 with suppress(ImportError):  # where peers or a GPU are tried, it is not there, nor are the tests that need it
     from hypothesis import HealthCheck, settings
 
-    # a machine that is busy with something else is no reason to fail
-    settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    # a machine that is busy with something else is no reason to fail; a fixture of all examples is meant so
+    checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    settings.register_profile("busy", deadline=None, suppress_health_check=checks)
     settings.load_profile("busy")
 # a shell lets what it starts in the background ignore Ctrl-C, which tests send
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -1,4 +1,4 @@
-"""numpy, imported when something of it is first used: to plan a conversion, and to carry most of them out, none is."""
+"""numpy, imported when something of it is first used: to inspect, and to rename or join tensors, none is."""
 
 from __future__ import annotations
 

@@ -283,7 +283,7 @@ def invert_ops(ops: Sequence[Op]) -> tuple[Op, ...]:
 
 
 def keep_order(ops: Sequence[Op]) -> bool:
-    """Whether all elements, in C order, of one tensor after the other, are those of the one that is made."""
+    """Whether what is made has the elements of what is given, in C order, one tensor after the other."""
     return all(isinstance(op, Reshape) for op in ops) or (
         len(ops) == 1 and isinstance(ops[0], Concat) and ops[0].axis == 0
     )
@@ -295,14 +295,14 @@ def prove_bijective(ops: Sequence[Op], inputs: Sequence[Shape]) -> str | None:
     Every number must come out exactly once, and the inverse chain must put it back where it was. Of ops that keep the
     order there is nothing to prove once the shapes fit.
     """
-    if keep_order(ops):
-        return None
     total = sum(map(math.prod, inputs))
     if total > LARGEST_PROOF:
         return (
             f"ops on {total} elements, and {LARGEST_PROOF} is the limit for proving that none is lost; "
             "check the shapes, or write the rule without ops"
         )
+    if keep_order(ops):
+        return None
     numbers = np.arange(total, dtype=np.int32)
     offsets = np.cumsum([math.prod(shape) for shape in inputs])[:-1]
     numbered = [part.reshape(shape) for part, shape in zip(np.split(numbers, offsets), inputs, strict=True)]

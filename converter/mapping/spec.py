@@ -6,6 +6,7 @@ spec too, of the tensors below one module, with variants of its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,6 +100,8 @@ class Spec:
                         raise TableError(f"tensor {name!r} is made twice")
                     if min(shape, default=0) < 0:
                         raise TableError(f"tensor {name!r} has the shape {shape}; no size can be negative")
+                    if math.prod(size or 1 for size in shape) >= 1 << 63:  # even of no element: no file can hold it
+                        raise TableError(f"tensor {name!r} has the shape {shape}, which is beyond what can be counted")
                     result[name] = shape
             except TableError as error:
                 at = entry.get("pointer", "")

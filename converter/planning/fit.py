@@ -91,8 +91,8 @@ def fits(table: Table, contents: Contents, variant: str | None = None) -> Fits:
 
 
 class Fits:
-    """A table laid against tensors, once for each variant. `best` has the highest score; `fit` is that of the stated
-    variant, or `best`.
+    """A table laid against tensors, once for each variant. `best` has the highest score, of equals the one with more
+    shapes in common with the tensors; `fit` is that of the stated variant, or `best`.
 
     `details` are arguments of `Fit`.
     """
@@ -112,7 +112,10 @@ class Fits:
         shapes = Counter(tensor.shape for tensor in tensors.values())
 
         def in_common(variant: Variant) -> float:
-            made = Counter(table.spec.tensors(variant.config).values())
+            try:
+                made = Counter(table.spec.tensors(variant.config).values())
+            except TableError:  # told if it comes to fitting this variant
+                return 0.0
             return (made & shapes).total() / max(1, (made | shapes).total())
 
         fits: list[Fit] = []

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
@@ -283,7 +283,7 @@ def test_large_files_take_little(apart: Apart, tmp_path: Path) -> None:
     assert max(outcome.growth for outcome in outcomes) < 100
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300)
 @given(
     head=st.sampled_from([data for data, _ in (*PACKED.values(), *TEXTS.values(), *MODELS.values())]), data=st.data()
 )

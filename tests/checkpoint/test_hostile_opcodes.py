@@ -44,6 +44,8 @@ BROKEN = {
     "odd number of items": op("EMPTY_DICT") + op("MARK") + op("NONE") + op("SETITEMS") + op("STOP"),
     "items for a number": op("NONE") + op("NONE") + op("NONE") + op("SETITEM") + op("STOP"),
     "append to a tuple": op("EMPTY_TUPLE") + op("NONE") + op("APPEND") + op("STOP"),
+    "pair of one item": op("NONE") + op("TUPLE2") + op("STOP"),
+    "triple of two items": op("NONE") * 2 + op("TUPLE3") + op("STOP"),
     "class without a class": op("MARK") + op("OBJ") + op("STOP"),
     "name from numbers": value(1) + value(2) + op("STACK_GLOBAL") + op("STOP"),
 }

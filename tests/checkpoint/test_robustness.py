@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converter.checkpoint import open_checkpoint
@@ -202,7 +202,7 @@ def test_headers_with_anything_anywhere_are_survived(write: Write) -> None:
 lengths = st.lists(st.integers(0, 4), max_size=4)
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300)
 @given(shape=lengths, data=st.data(), offset=st.integers(0, 26), legacy=st.booleans())
 def test_a_view_is_read_if_it_lies_in_its_storage_and_refused_otherwise(
     shape: list[int], data: st.DataObject, offset: int, legacy: bool, write: Write

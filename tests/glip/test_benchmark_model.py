@@ -157,6 +157,15 @@ def test_no_part_does_less_than_is_needed(fusion: bool) -> None:
         assert 1 <= counter.get_total_flops() / least[part] < 1.02, part
 
 
+@pytest.mark.parametrize("fusion", [True, False])
+@torch.no_grad()
+def test_what_a_cuda_graph_holds_is_the_forward(fusion: bool) -> None:
+    parts = Parts(small_glip(torch.float32, fusion=fusion), (64, 96), 1, [7])
+    for one, other in zip(parts.unchecked(7)(), parts.call("forward", 7)(), strict=True):
+        for a, b in zip(one, other, strict=True):
+            torch.testing.assert_close(a, b)
+
+
 def test_weights_from_a_seed_keep_activations_and_offsets_in_range() -> None:
     model = small_glip(torch.float32).requires_grad_(False)
     seed(model)

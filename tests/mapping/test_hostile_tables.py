@@ -134,6 +134,9 @@ HOSTILE: dict[str, tuple[Content, Content, str, str]] = {
         ignore("z", rebuild={"as": "relative_position_index", "window_size": -4}), {}, "/ignore/0", "window_size is -4"
     ),
     "a negative shape": ({}, shaped(-2, -3), "/tensors/0", "no size can be negative"),
+    "a shape beyond all": (
+        ops({"op": "reshape", "from": [0], "to": [0, 2**61, 2**61]}), shaped(0, 2**61, 2**61), "/tensors/0", "counted"
+    ),
     "a number beyond all": ({}, shaped(10**30), "/tensors/0/shape/0", "beyond 2**62"),
     "a text beyond all": ({}, shaped("9" * 200), "/tensors/0", "beyond 2**62"),
     "numbers in many ways": (ignore(MANY_WAYS), {}, "/ignore/0", "a digit behind"),

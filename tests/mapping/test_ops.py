@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from converter.errors import TableError
 from converter.mapping.ops import (
+    LARGEST_PROOF,
     Concat,
     Op,
     PermuteBlocks,
@@ -21,6 +22,7 @@ from converter.mapping.ops import (
     apply_ops,
     chain_shapes,
     invert_ops,
+    keep_order,
     make_op,
     prove_bijective,
 )
@@ -94,6 +96,22 @@ class WrongInverse(Forgetful):
 
     def apply(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         return [np.roll(array, 1, axis=0) for array in inputs]
+
+
+@given(chains())
+def test_what_keeps_the_order_can_be_streamed(chain: tuple[list[Op], list[tuple[int, ...]]]) -> None:
+    ops, inputs = chain
+    offsets = np.cumsum([0, *map(math.prod, inputs)])
+    numbers = [np.arange(a, b).reshape(shape) for a, b, shape in zip(offsets, offsets[1:], inputs, strict=False)]
+    for part, before in ((ops, numbers), (ops[:1], numbers), (ops[1:], apply_ops(ops[:1], numbers))):
+        if keep_order(part):
+            made = apply_ops(part, before)
+            assert [x for array in made for x in array.flat] == [x for array in before for x in array.flat]
+
+
+def test_what_keeps_the_order_is_limited_like_its_inverse() -> None:
+    join, half = Concat(0, (LARGEST_PROOF, 1)), [(LARGEST_PROOF,), (1,)]
+    assert str(prove_bijective([join], half)) == str(prove_bijective([join.inverse()], [(LARGEST_PROOF + 1,)]))
 
 
 def test_the_proof_fails_for_an_op_that_loses_elements() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -84,7 +84,7 @@ def wrappings(draw: st.DrawFn) -> Wrapping:
     )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(wrapping=wrappings())
 def test_any_wrapping_gives_the_tensors_of_the_plain_file(
     wrapping: Wrapping, plain: Mapping[str, Any], tmp_path: Path
@@ -95,7 +95,7 @@ def test_any_wrapping_gives_the_tensors_of_the_plain_file(
     assert contents(tmp_path / "made.safetensors") == plain
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 @given(wrapping=wrappings(), word=st.sampled_from(["detector", "glip", "my.model.x"]), some=st.booleans())
 def test_what_is_no_wrapper_is_never_taken_off(
     wrapping: Wrapping, word: str, some: bool, plain: Mapping[str, Any], tmp_path: Path

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -236,3 +238,19 @@ def test_many_unknown_names_take_little_time(index: dict[str, IndexEntry]) -> No
     plan = make_plan(load_table("glip-official"), Index(index | more), refuse=False)
     assert len(plan.problems) == 20_000
     assert time.perf_counter() - start < 20  # minutes, if near names were searched for each
+
+
+def test_a_variant_that_cannot_be_is_no_matter_where_another_one_fits(tmp_path: Path) -> None:
+    spec = {
+        "kind": "spec", "name": "tiny", "title": "x", "config": {"width": "w"},
+        "variants": {name: {"title": "x", "config": {"width": width}} for name, width in (("good", 8), ("bad", 2))},
+        "tensors": [{"name": "fc", "weight": ["width", "width - 3"]}],
+    }  # fmt: skip
+    rule = {"source": "linear.weight", "target": "fc.weight"}
+    table = {"kind": "table", "name": "tt", "title": "x", "target": "tiny", "rules": [rule]}
+    (tmp_path / "tiny.json").write_text(json.dumps(spec))
+    (tmp_path / "t.json").write_text(json.dumps(table))
+    plan = make_plan(
+        load_table(tmp_path / "t.json"), Index({"linear.weight": IndexEntry("linear.weight", (8, 5), F32)})
+    )
+    assert plan.variant.name == "good"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -188,7 +188,7 @@ def test_names_are_data_and_never_members_or_opcodes(tmp_path: Path) -> None:
         }
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(
     described=st.lists(
         st.tuples(st.text(st.characters()), st.lists(st.integers(0, 5), max_size=5).map(tuple), st.sampled_from(TYPED)),

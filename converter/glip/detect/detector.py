@@ -32,6 +32,7 @@ from converter.mapping.spec import load_spec
 from converter.parity.device import DTYPES
 
 Wanted: TypeAlias = str | Sequence[str] | Prompt
+SMALLER = "Choose a smaller dtype, or another device."
 P = TypeVar("P", bound=Picture)  # so that list[str] is a list of pictures to a type checker
 
 
@@ -144,8 +145,8 @@ class Detector:
         """
         prompt = as_prompt(prompt)
         parts = []
-        with self._memory_for(counted(len(prompt.phrases), "phrase")):
-            for caption in self.captions(prompt):
+        for caption in self.captions(prompt):
+            with self._memory_for(f"a caption of {len(caption.ids)} tokens"):
                 ids = torch.tensor([caption.ids], device=self.device)
                 parts.append((caption, self.model.encode_text(ids, torch.ones_like(ids))))
         return EncodedPrompt(prompt, tuple(parts))
@@ -227,18 +228,17 @@ class Detector:
         self, images: Tensor, sizes: list[tuple[int, int]], prompt: EncodedPrompt, most: int
     ) -> list[list[Detections]]:
         """For each caption what is found in each image; the images are read once."""
-        with self._memory_for(f"{counted(len(images), 'picture')} at once"):
+        fewer = "Give fewer, or a smaller dtype." if len(images) > 1 else SMALLER
+        with self._memory_for(f"{counted(len(images), 'picture')} at once", fewer):
             encoded = self.model.encode_images(images.to(self.device))
             return [self._detections(encoded, sizes, *part, most) for part in prompt.parts]
 
     @contextmanager
-    def _memory_for(self, what: str) -> Iterator[None]:
+    def _memory_for(self, what: str, advice: str = SMALLER) -> Iterator[None]:
         try:
             yield
         except torch.OutOfMemoryError:
-            raise ModelError(
-                f"{what}: more than the memory of {self.device} holds. Give fewer, or a smaller dtype."
-            ) from None
+            raise ModelError(f"{what}: more than the memory of {self.device} holds. {advice}") from None
 
     def _detections(
         self, images: EncodedImages, sizes: list[tuple[int, int]], caption: Caption, text: EncodedText, most: int

@@ -94,7 +94,7 @@ class Fusion(nn.Module):
         value = self._heads(self.text_value(text))  # (nh, B*T, hd)
         weight = self.image_output.weight.T.view(self.heads, value.shape[-1], -1)  # (nh, hd, C)
         scale = self.image_layer_scale
-        return _swapped(torch.bmm(value, weight).mul_(scale), text.shape[0]), self.image_output.bias * scale
+        return _swapped(torch.bmm(value, weight) * scale, text.shape[0]), self.image_output.bias * scale
 
     def _limits(self, attended: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The lowest and the largest logit that a cell may have for each token, where the largest decides: () and
@@ -145,7 +145,8 @@ class Gathered(NamedTuple):
         """Of one tile: logits (B, n, nh*T), before they are clamped; cells (B, n, C).
 
         GLIP subtracts the maximum and then clamps once more. That changes nothing: exp(-50000) is 0 in every dtype.
-        Only `logits` and `share` are kept for gradients: steps in place keep nothing.
+        `logits` and `share` are kept for gradients, in 16 bits the latter's cast, too; steps in place by what has no
+        gradient keep nothing.
         """
         logits = logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT).transpose(1, 2)  # (B, nh*T, n)
         maximum = logits.detach().amax(dim=2, keepdim=True)
@@ -167,8 +168,8 @@ class Gathered(NamedTuple):
         return Gathered(maximum, total, torch.addcmul(self.sums * kept, other.sums, added))
 
     def mean(self) -> Tensor:
-        """(B, nh*T, C), in the place of the sums."""
-        return self.sums.div_(self.total)
+        """(B, nh*T, C)"""
+        return self.sums / self.total
 
 
 def _split(image: Tensor, like: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

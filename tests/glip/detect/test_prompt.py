@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
@@ -78,7 +78,6 @@ def test_the_map_is_the_one_that_the_official_code_was_captured_with() -> None:
 words = st.lists(st.sampled_from(["dog", "skateboarding", "Traffic", "é", "!", "hair-drier", "zebra"]), min_size=1)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(words=words, data=st.data())
 def test_a_phrase_has_the_tokens_of_its_characters(tokenizer: Tokenizer, words: list[str], data: st.DataObject) -> None:
     """Another formulation: ask of each character which token it is in, by the library itself."""

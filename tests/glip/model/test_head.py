@@ -64,9 +64,9 @@ def test_predictions_are_read_off_the_last_features(fusion: bool) -> None:
     seen: list[tuple[tuple[Tensor, ...], Tensor]] = []
     model.head.blocks[-1].register_forward_hook(lambda module, args, out: seen.append(out))
     levels, text, attended = features()
-    out = model.head(levels, text, attended)
-    # model A aligns with BERT's own embedding, padding zeroed, and its tower was computed with the image
-    last, tokens = seen[0] if fusion else (levels, text.embedded)
+    out = model.head(model.head.before_text(levels), text, attended)
+    last, hidden = seen[0]
+    tokens = hidden if fusion else text.embedded  # model A aligns with BERT's own embedding, padding zeroed
     if fusion:
         for b, cell, t in ((0, 3, 0), (1, 9, 3), (1, 34, 5)):
             expected = logits_of(model, last[0][b].flatten(1)[:, cell], tokens[b, t])
