@@ -29,7 +29,7 @@ _NO_WEIGHTS = re.compile(
     re.IGNORECASE,
 )
 _DEEPEST = 32  # dicts in dicts
-_LONGEST_KEY = 200  # of a dict on the way to a state dict
+_LONGEST_KEY = 200  # of a dict on the way to a state dict; mappings/schema.json has it for what is written
 _OTHERS = 100  # other names of one dict that are kept
 _ARGUMENTS = 8  # of a call that are looked at
 

@@ -165,6 +165,7 @@ HOSTILE: dict[str, tuple[Content, Content, str, str]] = {
     "aliases that double": (
         {"aliases": {a: b + b for a, b in pairwise(LETTERS)}}, {}, "/aliases", "than 4096"
     ),
+    "a root that no reader looks into": ({"saved_as": {"root": "r" * 201}}, {}, "/saved_as/root", "too long"),
     "a config of nothing": ({"saved_as": {"config": {"a": ["=nope"]}}}, {}, "/saved_as/config/a/0", "unknown name"),
     "an endless expression": (
         {"saved_as": {"config": {"a": "=" + "1+" * 500_000 + "1"}}}, {}, "/saved_as/config/a", "400 are the most"
