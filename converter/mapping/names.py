@@ -88,8 +88,9 @@ class Names:
         forms = {form_of(name) for name in names}
         if 2 * sum(map(self.knows, forms)) >= len(forms):
             return ""
+        unknown = [name for name in names if not self.knows(form_of(name))]
         for count in range(1, _MOST_BEHIND + 1):
-            starts = Counter(".".join(name.split(".", count)[:count]) for name in names if name.count(".") >= count)
+            starts = Counter(".".join(name.split(".", count)[:count]) for name in unknown if name.count(".") >= count)
             if not starts:
                 break
             start, most = starts.most_common(1)[0]

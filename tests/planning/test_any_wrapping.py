@@ -109,6 +109,13 @@ def test_what_is_no_wrapper_is_never_taken_off(
     assert not (tmp_path / "never.safetensors").exists()
 
 
+def test_of_two_starts_the_one_that_is_no_wrapper_is_named(tmp_path: Path) -> None:
+    wrapping = Wrapping([["detector"], []], [(0, ["_checkpoint_wrapped_module"])], [], {}, [], "safetensors")
+    wrapping.saved(tmp_path / "a.safetensors")
+    error = refusal("convert", "--src", tmp_path / "a.safetensors", "--dst", tmp_path / "x.safetensors", code=5)
+    assert "behind 'detector.'" in error["message"]
+
+
 def test_what_lies_beside_a_wrapped_model_is_left_out_by_the_root(plain: Mapping[str, Any], tmp_path: Path) -> None:
     item = {**{f"model.{name}": tensor for name, tensor in bare().items()}, "criterion.weight": torch.ones(3)}
     torch.save({"state_dict": item}, tmp_path / "a.pth")
