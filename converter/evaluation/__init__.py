@@ -1,0 +1,13 @@
+"""A detector on a data set: what it finds in every picture, and by how much that is right.
+
+    dataset.py      annotations of a data set, read and checked
+    predictions.py  boxes that a model predicted, as arrays, and in COCO's results format
+    metrics.py      AP and AR, by faster-coco-eval
+    paired.py       two models on one data set
+    record.py       `evaluation.json`: what was measured, of which weights, on what
+    page.py         a report as one HTML page
+    folder.py       where results are written, and kept of a run that was stopped
+    run.py          pictures on their way through a model, in one process or in many
+
+It knows no family: what a model is asked, and how it is run, comes from there.
+"""
