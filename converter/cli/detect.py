@@ -142,7 +142,7 @@ def detect(model_source: str, images: tuple[str, ...], as_json: bool, format_: s
         raise click.UsageError(f"--json is --format json; give one of them, not also --format {format_}")
     options = Options(**values, format="json" if as_json else format_)
     _check_prompt(options)
-    from converter.cli.detect_folder import ResultFolder
+    from converter.cli.detect_folder import Drawings
     from converter.cli.detect_run import find_and_tell
     from converter.cli.pictures import find_pictures
 
@@ -150,7 +150,7 @@ def detect(model_source: str, images: tuple[str, ...], as_json: bool, format_: s
     with ExitStack() as stack:
         folder = None
         if options.out is not None:
-            made = ResultFolder(options.out, pictures, force=options.force, draws=not options.no_drawings)
+            made = Drawings(options.out, pictures, force=options.force, draws=not options.no_drawings)
             folder = stack.enter_context(made)
         entries = find_and_tell(model_source, pictures, folder, options)
     scores = [entry["scores"] for entry in entries if "scores" in entry]

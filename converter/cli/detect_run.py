@@ -23,13 +23,13 @@ from converter.writing.records import read_record
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
     from converter.cli.detect import Options
-    from converter.cli.detect_folder import ResultFolder
+    from converter.cli.detect_folder import Drawings
     from converter.cli.pictures import Picture
     from converter.parity.family import Detector, Query
 
 
 def find_and_tell(
-    model_source: str, pictures: Sequence[Picture], folder: ResultFolder | None, options: Options
+    model_source: str, pictures: Sequence[Picture], folder: Drawings | None, options: Options
 ) -> Sequence[Entry]:
     """All that the command does once it knows the pictures. The weights are loaded when a picture has been read."""
     located = locate(model_source, quiet=options.format == "json")
@@ -47,7 +47,7 @@ def find_and_tell(
 
         done: dict[str, Entry] = {}
         if folder is not None:
-            done = folder.resume(_settings(checkpoint, query, options), pictures)
+            done = folder.done(_settings(checkpoint, query, options), pictures)
             if done:
                 said = f"{len(done)} of {counted(len(pictures), 'picture')} are done already"
                 note(f"{file_name(folder.path)}: {said}; going on")
@@ -102,7 +102,7 @@ class Run:
 
     query: Query
     load: Callable[[], tuple[Detector, Any]]
-    folder: ResultFolder | None
+    folder: Drawings | None
     options: Options
     pictures: Sequence[Picture]
     done: Mapping[str, Entry]
@@ -149,7 +149,7 @@ class Run:
                 entry |= {"width": found[name].width, "height": found[name].height, **found[name].as_lists()}
             if self.folder is not None:
                 draw = partial(self._draw, images.get(name), found.get(name))
-                self.folder.keep(picture, stamps[name], entry, draw)
+                self.folder.keep_drawn(picture, stamps[name], entry, draw)
             yield entry
 
     def _found_in(self, images: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,5 +18,6 @@ In the order in which data passes:
     destination.py    what may be written where, and what may be replaced
     commit.py         the steps at which names are given; what dead processes left
     journal.py        the results of a long run, one to a line, for the run that goes on with it
+    results.py        the folder of such a run: what is kept of it, and the files that it ends with
     staging.py        files without a name until all are complete, and their order when they get one
 """

@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -29,8 +29,8 @@ from converter.writing.staging import write_at
 class Journal:
     """A file of results; a context that closes it.
 
-    `settings`: its first line, None if there is none yet. `results`: the other lines as they were found, in the order
-    in which they were written.
+    `settings`: its first line, None if there is none yet. The other lines are read when `results` is asked for them, so
+    that they may be more than memory holds.
     """
 
     def __init__(self, path: Path, *, begin_anew: bool = False) -> None:
@@ -40,7 +40,6 @@ class Journal:
         """
         self.path = path
         self.settings: Mapping[str, Any] | None = None
-        self.results: list[dict[str, Any]] = []
         self._descriptor: int | None = None
         self._end = 0  # of the last whole line that is kept
         try:
@@ -52,7 +51,7 @@ class Journal:
             return
         try:
             if not begin_anew:
-                self._read()
+                self._read_settings()
         except BaseException:
             self.close()
             raise
@@ -79,20 +78,20 @@ class Journal:
                 self._open(os.O_RDWR | os.O_CREAT | os.O_EXCL)
             self._end = 0
             self._write(settings)
-            self.settings, self.results = settings, []
+            self.settings = settings
 
-    def add(self, result: Mapping[str, Any]) -> None:
-        """Keep a result. DestinationError if it cannot be written; those before it stay."""
+    def add(self, *results: Mapping[str, Any]) -> None:
+        """Keep results. DestinationError if they cannot be written; those before them stay."""
         with writing(self.path), signals_held():
-            self._write(result)
+            self._write(*results)
 
-    def _write(self, value: Mapping[str, Any]) -> None:
+    def _write(self, *values: Mapping[str, Any]) -> None:
         assert self._descriptor is not None
-        line = json.dumps(value, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        lines = b"".join(json.dumps(v, separators=(",", ":"), allow_nan=False).encode() + b"\n" for v in values)
         os.ftruncate(self._descriptor, self._end)  # half a line, or all that was there
-        write_at(self._descriptor, line, self._end)
+        write_at(self._descriptor, lines, self._end)
         os.fsync(self._descriptor)
-        self._end += len(line)
+        self._end += len(lines)
 
     def remove(self) -> None:
         """Take it away: all of it is elsewhere by now."""
@@ -121,28 +120,55 @@ class Journal:
             self.close()
             raise DestinationError(f"{file_name(self.path)}: another run has just finished with it. Run again.")
 
-    def _read(self) -> None:
+    def results(self) -> Iterator[dict[str, Any]]:
+        """All results that are kept, in the order in which they were written. DestinationError for what is none."""
+        if self.settings is None:
+            return
+        for number, line in enumerate(self._lines(), start=1):
+            if number > 1:
+                yield self._parsed(line, number)
+
+    def _read_settings(self) -> None:
+        line = next(self._lines(), b"")
+        if len(line) <= OBJECT_LIMIT and not line.endswith(b"\n"):
+            return  # half of one
+        self.settings = self._parsed(line, 1)
+        self._end = self._whole()
+
+    def _whole(self) -> int:
+        """Where the last whole line ends."""
+        assert self._descriptor is not None
+        end = os.fstat(self._descriptor).st_size
+        while end:
+            begin = max(0, end - (1 << 16))
+            found = os.pread(self._descriptor, end - begin, begin).rfind(b"\n")
+            if found >= 0:
+                return begin + found + 1
+            end = begin
+        return 0
+
+    def _lines(self) -> Iterator[bytes]:
+        """Lines of the file up to where it ends, or to the last whole one where that is known."""
         assert self._descriptor is not None
         with writing(self.path), open(self._descriptor, "rb", closefd=False) as file:
-            lines = iter(partial(file.readline, OBJECT_LIMIT + 1), b"")
-            for number, line in enumerate(lines, start=1):
-                if not line.endswith(b"\n") and len(line) <= OBJECT_LIMIT:
-                    break  # half of one
-                try:
-                    if len(line) > OBJECT_LIMIT:
-                        raise ValueError(f"larger than {OBJECT_LIMIT >> 20} MiB")
-                    value = parse_json(line)
-                    if not isinstance(value, dict):
-                        raise ValueError("not an object")
-                except ValueError as error:
-                    raise DestinationError(
-                        f"{file_name(self.path)}: line {number} cannot be read ({error}). --force starts over."
-                    ) from None
-                if number == 1:
-                    self.settings = value
-                else:
-                    self.results.append(value)
-                self._end += len(line)
+            file.seek(0)
+            for line in iter(partial(file.readline, OBJECT_LIMIT + 1), b""):
+                yield line
+                if self._end and file.tell() >= self._end:
+                    return
+
+    def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            if len(line) > OBJECT_LIMIT:
+                raise ValueError(f"larger than {OBJECT_LIMIT >> 20} MiB")
+            value = parse_json(line)
+            if not isinstance(value, dict):
+                raise ValueError("not an object")
+        except ValueError as error:
+            raise DestinationError(
+                f"{file_name(self.path)}: line {number} cannot be read ({error}). --force starts over."
+            ) from None
+        return value
 
 
 def differences(then: Any, now: Any, name: str = "") -> list[str]:

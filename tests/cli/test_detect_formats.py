@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from converter.cli import main
-from converter.cli.detect_folder import JOURNAL, ResultFolder
+from converter.cli.detect_folder import JOURNAL, Drawings
 from converter.cli.detections import Results, as_csv, image_ids, is_entry
 from converter.cli.pictures import Picture
 from converter.errors import DestinationError
@@ -225,10 +225,10 @@ def test_half_a_beginning_lets_nothing_be_replaced(tmp_path: Path) -> None:
     for name in (JOURNAL, "a.jpg"):
         (tmp_path / name).touch()
     with pytest.raises(DestinationError, match="is not empty"):
-        ResultFolder(tmp_path, [], force=False, draws=True)
+        Drawings(tmp_path, [], force=False, draws=True)
     (tmp_path / "a.jpg").unlink()
-    with ResultFolder(tmp_path, [], force=False, draws=True) as folder:
-        assert folder.resume({}, []) == {}
+    with Drawings(tmp_path, [], force=False, draws=True) as folder:
+        assert folder.done({}, []) == {}
 
 
 def test_any_name_is_one_cell_of_csv() -> None:
@@ -240,5 +240,5 @@ def test_any_name_is_one_cell_of_csv() -> None:
 
 def test_a_drawing_has_a_name_that_can_be_written(tmp_path: Path) -> None:
     pictures = [Picture(f"{'y' * 240}{n}.png") for n in range(3)]
-    folder = ResultFolder(tmp_path, pictures, force=False, draws=True)
+    folder = Drawings(tmp_path, pictures, force=False, draws=True)
     assert [len(folder._places[picture.name].name) for picture in pictures] == [204, 206, 206]

@@ -14,16 +14,16 @@ from converter.writing.journal import Journal, differences
 def test_what_was_kept_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     with Journal(path) as journal:
-        assert (journal.settings, journal.results) == (None, [])
+        assert (journal.settings, [*journal.results()]) == (None, [])
         assert not path.exists()
         journal.begin({"a": 1})
         journal.add({"n": 1})
         journal.add({"n": "\ud800\n"})
     with Journal(path) as journal:
-        assert (journal.settings, journal.results) == ({"a": 1}, [{"n": 1}, {"n": "\ud800\n"}])
+        assert (journal.settings, [*journal.results()]) == ({"a": 1}, [{"n": 1}, {"n": "\ud800\n"}])
         journal.add({"n": 3})
     with Journal(path) as journal:
-        assert len(journal.results) == 3
+        assert len([*journal.results()]) == 3
         journal.remove()
     assert not path.exists()
 
@@ -35,7 +35,7 @@ def test_of_a_file_that_ends_anywhere_whole_lines_are_read(kept: int, tmp_path: 
         path.write_bytes(whole[:end])
         with Journal(path) as journal:
             assert journal.settings == ({"a": 1} if kept else None)
-            assert [result["n"] for result in journal.results] == [1, 2][: max(kept - 1, 0)]
+            assert [result["n"] for result in journal.results()] == [1, 2][: max(kept - 1, 0)]
             if kept:
                 journal.add({"n": 7})
                 assert path.read_bytes() == whole[: 8 * kept] + b'{"n":7}\n'
@@ -60,7 +60,7 @@ def test_one_at_a_time(tmp_path: Path) -> None:
             Journal(path)
         first.add({"n": 1})
     with Journal(path) as third:
-        assert third.results == [{"n": 1}]
+        assert [*third.results()] == [{"n": 1}]
 
 
 def test_what_is_no_journal(tmp_path: Path) -> None:
