@@ -176,9 +176,9 @@ class GLIPFamily(Family["GLIP"]):
         return {
             "preprocessing": glip_preprocessing().to_dict(),
             "detection": {
-                "score_threshold": config.SCORE_THRESHOLD,
-                "candidates_per_level": config.CANDIDATES_PER_LEVEL,
-                "nms_threshold": config.NMS_THRESHOLD,
+                "score_threshold": config.RULES.score_threshold,
+                "candidates_per_level": config.RULES.candidates_per_level,
+                "nms_threshold": config.RULES.nms_threshold,
                 "detections_per_image": config.DETECTIONS_PER_IMAGE,
                 "delta_weights": list(config.DELTA_WEIGHTS),
                 "max_log_growth": config.MAX_LOG_GROWTH,

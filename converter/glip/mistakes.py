@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from converter.glip.model import bert, detection, dynamic_conv, fpn, swin
+from converter.glip.model import bert, detection, dynamic_conv, fpn, glip, swin
 from converter.glip.model.dynamic_conv import DynamicConv, Offsets
 from converter.glip.model.fusion import Fused, Fusion
 from converter.glip.model.glip import GLIP
@@ -145,6 +146,10 @@ def _without_plus_one(original: Callable[[Tensor, Tensor], Tensor]) -> Callable[
     return lambda deltas, anchors: original(deltas, anchors - anchors.new_tensor([0, 0, 1, 1]))
 
 
+def _with_rules(**changes: Any) -> Callable[[Any], AbstractContextManager[None]]:
+    return _patch(glip, "RULES", lambda rules: replace(rules, **changes))
+
+
 MISTAKES: tuple[Mistake, ...] = (
     Mistake("offsets cropped, not read flat", _patch(Offsets, "flat", lambda _: _crop), CONVOLUTION),
     Mistake("offsets resized, not read flat", _patch(Offsets, "flat", lambda _: _resize), CONVOLUTION),
@@ -204,13 +209,13 @@ MISTAKES: tuple[Mistake, ...] = (
         "fpn",
     ),
     Mistake("anchors without their +1", _patch(detection, "decode", _without_plus_one), "", detections=True),
-    Mistake("suppression at an IoU of 0.5", _patch(detection, "NMS_THRESHOLD", lambda _: 0.5), "", detections=True),
+    Mistake("suppression at an IoU of 0.5", _with_rules(nms_threshold=0.5), "", detections=True),
     Mistake(
         "scores without the root",
         _patch(detection, "suppress", lambda original: lambda boxes, score, *rest: original(boxes, score**2, *rest)),
         "", detections=True,
     ),
-    Mistake("no threshold of scores", _patch(detection, "SCORE_THRESHOLD", lambda _: 0.0), "", detections=True),
+    Mistake("no threshold of scores", _with_rules(score_threshold=0.0), "", detections=True),
     Mistake(
         "box deltas without weights", _patch(detection, "DELTA_WEIGHTS", lambda _: (1.0,) * 4), "", detections=True,
     ),

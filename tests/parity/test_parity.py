@@ -12,6 +12,7 @@ from torch import Tensor
 
 from converter.errors import CaptureError
 from converter.glip.family import ANCHORS, FAMILY
+from converter.glip.model.config import Rules
 from converter.parity.capture import Capture, load_capture, write_capture
 from converter.parity.compare import Comparison
 from converter.parity.gates import expected_error, find_gate
@@ -174,7 +175,7 @@ def test_nan_on_one_side_is_a_failure_whatever_the_gate(capture: Capture) -> Non
 
 
 def test_other_detections_are_a_problem(capture: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("converter.glip.model.detection.NMS_THRESHOLD", 0.3)
+    monkeypatch.setattr("converter.glip.model.glip.RULES", Rules(nms_threshold=0.3))
     report = parity(subject(small_glip()), capture)
     assert report.passed is False
     assert all("detections, captured were" in problem for problem in report.problems)

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from converter.cli import main
 from converter.errors import CaptureError
 from converter.glip.family import FAMILY
+from converter.glip.model.config import Rules
 from converter.parity.evidence import read_evidence
 from tests.support.bert_vocabulary import small_vocabulary
 from tests.support.certifying import verify
@@ -99,7 +100,7 @@ def test_what_differs_is_named_and_not_published(what: str, package: Path, hub: 
 
 
 def test_other_detection_parameters_are_named(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("converter.glip.model.config.NMS_THRESHOLD", 0.5)
+    monkeypatch.setattr("converter.glip.model.config.RULES", Rules(nms_threshold=0.5))
     result = verify(package, loading(package))
     assert (result.passed, result.problems) == (False, ["detection.nms_threshold: 0.5 here, 0.6 certified"])
 

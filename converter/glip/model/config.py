@@ -15,12 +15,36 @@ LEVELS = 5  # P3..P7
 GROUPS = 16  # of every GroupNorm in the head
 DYRELU_REDUCTION = 4
 
-SCORE_THRESHOLD = 0.05  # on the phrase score, before centerness
-CANDIDATES_PER_LEVEL = 1000
-NMS_THRESHOLD = 0.6  # IoU above which the lower-scoring of two boxes with one label is dropped
 DETECTIONS_PER_IMAGE = 100
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 MAX_LOG_GROWTH = math.log(1000 / 16)  # of a side against its anchor
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Which of the predicted boxes become detections. By default as the reference has it.
+
+    score_threshold       a phrase has to score more in a cell, before centerness
+    candidates_per_level  the best of a level that are looked at
+    ranked_by_centerness  whether the best of a level are so with centerness, or without
+    nms_threshold         IoU above which the lower-scoring of two boxes with one label is dropped
+    last_pixel_included   whether corners belong to a box where areas are compared (the +1 of Fast R-CNN)
+    empty_dropped         whether boxes whose corners coincide in x or y are dropped
+    most                  detections of an image
+    ties_kept             whether those that tie with the last of them are kept, too
+    """
+
+    score_threshold: float = 0.05
+    candidates_per_level: int = 1000
+    ranked_by_centerness: bool = True
+    nms_threshold: float = 0.6
+    last_pixel_included: bool = True
+    empty_dropped: bool = False
+    most: int = DETECTIONS_PER_IMAGE
+    ties_kept: bool = True
+
+
+RULES = Rules()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from converter.glip.model.config import (
-    CANDIDATES_PER_LEVEL,
-    DELTA_WEIGHTS,
-    DETECTIONS_PER_IMAGE,
-    MAX_LOG_GROWTH,
-    NMS_THRESHOLD,
-    SCORE_THRESHOLD,
-    GLIPConfig,
-)
+from converter.glip.model.config import DELTA_WEIGHTS, MAX_LOG_GROWTH, RULES, GLIPConfig, Rules
 from converter.glip.model.head import Output
 from converter.glip.model.precision import accumulation_dtype
 
@@ -66,17 +58,19 @@ def detect(
     output: Output,
     image_sizes: Sequence[tuple[int, int]],
     positive_map: Mapping[int, Sequence[int]],
-    most: int = DETECTIONS_PER_IMAGE,
+    rules: Rules | None = None,
 ) -> list[Detections]:
-    """Detections of each image, `most` at most. The caller has checked the inputs.
+    """Detections of each image. The caller has checked the inputs.
 
-    image_sizes: (height, width) before padding; positive_map: label -> token positions.
+    image_sizes: (height, width) before padding; positive_map: label -> token positions; rules: by default
+    the reference's.
     """
+    rules = rules or RULES
     sizes = [(deltas.shape[-2], deltas.shape[-1]) for deltas in output.box_deltas]
     device = output.box_deltas[0].device
     anchors = level_anchors(config, sizes, device)
     phrases = _Phrases.of(positive_map, device)
-    return [_detect_image(output, image, size, anchors, phrases, most) for image, size in enumerate(image_sizes)]
+    return [_detect_image(output, image, size, anchors, phrases, rules) for image, size in enumerate(image_sizes)]
 
 
 class _Phrases(NamedTuple):
@@ -104,7 +98,7 @@ class _Phrases(NamedTuple):
 
 
 def _detect_image(
-    output: Output, image: int, size: tuple[int, int], anchors: tuple[Tensor, ...], phrases: _Phrases, most: int
+    output: Output, image: int, size: tuple[int, int], anchors: tuple[Tensor, ...], phrases: _Phrases, rules: Rules
 ) -> Detections:
     """Candidates of all levels, then suppression between them."""
     dtype = accumulation_dtype(output.box_deltas[0].dtype)
@@ -113,16 +107,17 @@ def _detect_image(
         # float32 in the reference whatever the dtype: in float64 the last digits decide which is the hundredth
         phrase = phrases.scores(output.token_logits[level][image].to(dtype)).float().to(dtype)  # (N, L)
         centerness = output.centerness[level][image].flatten().to(dtype).sigmoid()  # (N,)
-        cell, label = torch.nonzero(phrase > SCORE_THRESHOLD, as_tuple=True)
+        cell, label = torch.nonzero(phrase > rules.score_threshold, as_tuple=True)
         score = phrase[cell, label] * centerness[cell]
         # a stable sort, so that ties at the limit fall the same way on every run and device
-        order = score.argsort(descending=True, stable=True)[:CANDIDATES_PER_LEVEL]
+        rank = score if rules.ranked_by_centerness else phrase[cell, label]
+        order = rank.argsort(descending=True, stable=True)[: rules.candidates_per_level]
         cell, label = cell[order], label[order]
         deltas = output.box_deltas[level][image].flatten(1).T.to(dtype)[cell]  # (K, 4)
         boxes.append(decode(deltas, level_boxes[cell]))
         scores.append(score[order].sqrt())
         labels.append(phrases.labels[label])
-    return suppress(clip(torch.cat(boxes).float(), size), torch.cat(scores), torch.cat(labels), most)
+    return suppress(clip(torch.cat(boxes).float(), size), torch.cat(scores), torch.cat(labels), rules)
 
 
 def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -132,8 +127,8 @@ def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), limit)
 
 
-def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, most: int = DETECTIONS_PER_IMAGE) -> Detections:
-    """Greedy non-maximum suppression within each label, then the best `most`, ties kept.
+def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, rules: Rules | None = None) -> Detections:
+    """Greedy non-maximum suppression within each label, then the best `rules.most`.
 
     As the reference does, scores are compared with the hundredth one rounded to float32. In float32 this changes
     nothing; in float64 the limit is above the hundredth score half of the time, and 99 are left.
@@ -141,11 +136,15 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, most: int = DETECTIO
     Candidates are processed in blocks, highest score first, until enough boxes are kept. So thousands of
     candidates need neither a matrix of all pairs nor a step for each box.
     """
+    rules = rules or RULES
+    most = rules.most
 
     def enough(kept: Tensor) -> Tensor:
         return scores[kept[most - 1]].float().to(scores)
 
     order = scores.argsort(descending=True, stable=True)
+    if rules.empty_dropped:
+        order = order[(boxes[order, 2:] > boxes[order, :2]).all(dim=-1)]
     boxes, scores, labels = boxes[order], scores[order], labels[order]
     kept = order.new_empty(0)
     for begin in range(0, len(order), NMS_BLOCK):
@@ -153,11 +152,11 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, most: int = DETECTIO
         # one more than are wanted, since only then the limit applies
         if len(kept) > most and scores[block[0]] < enough(kept):
             break
-        fallen = _overlaps(boxes, labels, kept, block).any(dim=0)
+        fallen = _overlaps(boxes, labels, kept, block, rules).any(dim=0)
         block = block[~fallen]
-        kept = torch.cat([kept, block[_greedy(_overlaps(boxes, labels, block, block).triu(diagonal=1))]])
+        kept = torch.cat([kept, block[_greedy(_overlaps(boxes, labels, block, block, rules).triu(diagonal=1))]])
     if len(kept) > most:
-        kept = kept[scores[kept] >= enough(kept)]
+        kept = kept[scores[kept] >= enough(kept)] if rules.ties_kept else kept[:most]
     return Detections(boxes[kept], scores[kept], labels[kept])
 
 
@@ -175,12 +174,13 @@ def _greedy(beats: Tensor) -> Tensor:
     return alive
 
 
-def _overlaps(boxes: Tensor, labels: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """(len(first), len(second)) bool: equal label and IoU above the threshold, areas with +1."""
+def _overlaps(boxes: Tensor, labels: Tensor, first: Tensor, second: Tensor, rules: Rules) -> Tensor:
+    """(len(first), len(second)) bool: equal label and IoU above the threshold."""
+    one = int(rules.last_pixel_included)
     a, b = boxes[first][:, None], boxes[second][None]  # (N, 1, 4), (1, M, 4)
-    side = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2]) + 1).clamp(min=0)
+    side = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2]) + one).clamp(min=0)
     shared = side.prod(dim=-1)
-    area_a = (a[..., 2:] - a[..., :2] + 1).prod(dim=-1)
-    area_b = (b[..., 2:] - b[..., :2] + 1).prod(dim=-1)
+    area_a = (a[..., 2:] - a[..., :2] + one).prod(dim=-1)
+    area_b = (b[..., 2:] - b[..., :2] + one).prod(dim=-1)
     iou = shared / (area_a + area_b - shared)
-    return (iou > NMS_THRESHOLD) & (labels[first][:, None] == labels[second][None])
+    return (iou > rules.nms_threshold) & (labels[first][:, None] == labels[second][None])

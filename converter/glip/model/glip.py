@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from converter.errors import ModelError
 from converter.glip.model import inputs
 from converter.glip.model.bert import TextEncoder, TextFeatures
-from converter.glip.model.config import DETECTIONS_PER_IMAGE, GLIPConfig
+from converter.glip.model.config import DETECTIONS_PER_IMAGE, RULES, GLIPConfig
 from converter.glip.model.detection import Detections, detect, level_anchors
 from converter.glip.model.encoded import EncodedImages, EncodedText, check_batch, check_encoded
 from converter.glip.model.fpn import FPN
@@ -192,7 +193,7 @@ class GLIP(nn.Module):
         inputs.check_output(out, len(self.config.anchor_strides))
         sizes = inputs.check_image_sizes(image_sizes, out, self.config.anchor_strides[0])
         phrases = inputs.check_positive_map(positive_map, out.token_logits[0].shape[-1])
-        return detect(self.config, out, sizes, phrases, max_detections)
+        return detect(self.config, out, sizes, phrases, replace(RULES, most=max_detections))
 
     def _parameter(self) -> Tensor:
         """Any parameter, for the dtype and device of the model."""

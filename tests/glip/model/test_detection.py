@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from converter.glip import GLIP, Detections, Output
-from converter.glip.model.detection import clip, decode, level_anchors, suppress
+from converter.glip.model.config import Rules
+from converter.glip.model.detection import clip, decode, detect, level_anchors, suppress
 from tests.support.small_glip import small_config, small_glip
 
 
@@ -176,7 +177,7 @@ def detect_by_loops(
 
 @pytest.mark.parametrize("per_level", [1000, 10])
 def test_detections_are_those_of_plain_loops(per_level: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("converter.glip.model.detection.CANDIDATES_PER_LEVEL", per_level)
+    monkeypatch.setattr("converter.glip.model.glip.RULES", Rules(candidates_per_level=per_level))
     model, out = small_glip(), random_output()
     phrases = {7: [1], 3: [2, 4, 5], 12: [8, 0]}
     sizes = [(48, 64), (40, 50)]
@@ -213,3 +214,29 @@ def test_image_sizes_may_be_a_tensor() -> None:
     first = small_glip().detect(out, torch.tensor([[48, 64], [40, 50]]), {1: [1]})
     second = small_glip().detect(out, [(48, 64), (40, 50)], {1: [1]})
     assert torch.equal(first[1].boxes, second[1].boxes)
+
+
+def test_other_rules() -> None:
+    """Each in a case where it alone decides."""
+    ones = torch.ones(2, dtype=torch.int64)
+    apart = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 5]])  # IoU 0.6 with the last pixel, 5/9 without
+    scores = torch.tensor([0.9, 0.8])
+    assert len(suppress(apart, scores, ones, Rules(nms_threshold=0.58)).scores) == 1
+    assert len(suppress(apart, scores, ones, Rules(nms_threshold=0.58, last_pixel_included=False)).scores) == 2
+    line = torch.tensor([[0.0, 0, 9, 9], [20, 0, 20, 9]])
+    assert suppress(line, scores, ones, Rules(empty_dropped=True)).scores.tolist() == scores[:1].tolist()
+    ties = torch.tensor([0.9, 0.9])
+    assert len(suppress(apart, ties, 1 + torch.arange(2), Rules(most=1)).scores) == 2
+    assert len(suppress(apart, ties, 1 + torch.arange(2), Rules(most=1, ties_kept=False)).scores) == 1
+
+
+def test_the_best_of_a_level_may_be_ranked_without_centerness() -> None:
+    out = random_output()
+    config = small_glip().config
+    found = [
+        detect(config, out, [(48, 64), (40, 50)], {1: [1]}, Rules(candidates_per_level=3, ranked_by_centerness=ranked))
+        for ranked in (True, False)
+    ]
+    best = torch.cat([level[0].flatten().sigmoid() for level in out.centerness]).max().sqrt()
+    assert not torch.equal(found[0][0].scores, found[1][0].scores)
+    assert all((image.scores <= best).all() for images in found for image in images)
