@@ -6,7 +6,7 @@ import operator
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import SupportsFloat, SupportsIndex, TypeAlias, TypeVar, overload
 
@@ -21,8 +21,8 @@ from converter.glip.detect.images import Picture, as_image, batch, read_for, to_
 from converter.glip.detect.preprocessing import Preprocessing, folder_settings, glip_preprocessing
 from converter.glip.detect.prompt import Caption, Prompt, as_prompt, captions
 from converter.glip.detect.tokenizer import Tokenizer, find_tokenizer
-from converter.glip.model.config import DETECTIONS_PER_IMAGE, GLIPConfig
-from converter.glip.model.detection import Detections
+from converter.glip.model.config import DETECTIONS_PER_IMAGE, RULES, GLIPConfig, Rules
+from converter.glip.model.detection import Detections, detect
 from converter.glip.model.encoded import EncodedImages, EncodedText
 from converter.glip.model.glip import GLIP
 from converter.glip.model.head import Output
@@ -32,6 +32,7 @@ from converter.mapping.spec import load_spec
 from converter.parity.device import DTYPES
 
 Wanted: TypeAlias = str | Sequence[str] | Prompt
+Parts: TypeAlias = tuple[tuple[Caption, EncodedText], ...]
 SMALLER = "Choose a smaller dtype, or another device."
 P = TypeVar("P", bound=Picture)  # so that list[str] is a list of pictures to a type checker
 
@@ -44,7 +45,7 @@ class EncodedPrompt:
     """
 
     prompt: Prompt
-    parts: tuple[tuple[Caption, EncodedText], ...]
+    parts: Parts
 
     def __repr__(self) -> str:
         captions = counted(len(self.parts), "caption")
@@ -144,12 +145,17 @@ class Detector:
         To be encoded again when the model has changed. ModelError.
         """
         prompt = as_prompt(prompt)
+        return EncodedPrompt(prompt, self.encode_captions(self.captions(prompt)))
+
+    @torch.inference_mode()
+    def encode_captions(self, captions: Sequence[Caption]) -> Parts:
+        """Each caption, and the same as the model reads it. ModelError if they are more than memory holds."""
         parts = []
-        for caption in self.captions(prompt):
+        for caption in captions:
             with self._memory_for(f"a caption of {len(caption.ids)} tokens"):
                 ids = torch.tensor([caption.ids], device=self.device)
                 parts.append((caption, self.model.encode_text(ids, torch.ones_like(ids))))
-        return EncodedPrompt(prompt, tuple(parts))
+        return tuple(parts)
 
     @overload
     def detect(
@@ -211,11 +217,11 @@ class Detector:
         self, pictures: list[Image.Image], prompt: Prompt | EncodedPrompt, threshold: float, most: int
     ) -> list[Found]:
         tensors = [to_tensor(picture, self.settings) for picture in pictures]
-        sizes = [(tensor.shape[-2], tensor.shape[-1]) for tensor in tensors]
         encoded = prompt if isinstance(prompt, EncodedPrompt) else self.encode(prompt)
-        parts = self._run(batch(tensors, self.settings.size_multiple), sizes, encoded, max(most, DETECTIONS_PER_IMAGE))
+        parts = self.run(tensors, encoded.parts, replace(RULES, most=max(most, DETECTIONS_PER_IMAGE)))
         found = []
-        for picture, (height, width), *detections in zip(pictures, sizes, *parts, strict=True):
+        for picture, tensor, *detections in zip(pictures, tensors, *parts, strict=True):
+            height, width = tensor.shape[-2:]
             boxes, scores, labels = _best(detections, threshold, most)
             # as in the reference, corners are scaled as they are, without regard to the +1 convention
             boxes = boxes * boxes.new_tensor([picture.width / width, picture.height / height] * 2)
@@ -224,14 +230,16 @@ class Detector:
         return found
 
     @torch.inference_mode()
-    def _run(
-        self, images: Tensor, sizes: list[tuple[int, int]], prompt: EncodedPrompt, most: int
-    ) -> list[list[Detections]]:
-        """For each caption what is found in each image; the images are read once."""
+    def run(self, images: Sequence[Tensor], parts: Parts, rules: Rules = RULES) -> list[list[Detections]]:
+        """For each caption what is found in each image (3, H, W), in its pixels; the images are read once.
+
+        They are one batch, padded with zeros to the largest. ModelError where the model computes NaN, or for too many.
+        """
+        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         fewer = "Give fewer, or a smaller dtype." if len(images) > 1 else SMALLER
         with self._memory_for(f"{counted(len(images), 'picture')} at once", fewer):
-            encoded = self.model.encode_images(images.to(self.device))
-            return [self._detections(encoded, sizes, *part, most) for part in prompt.parts]
+            encoded = self.model.encode_images(batch(images, self.settings.size_multiple).to(self.device))
+            return [self._detections(encoded, sizes, *part, rules) for part in parts]
 
     @contextmanager
     def _memory_for(self, what: str, advice: str = SMALLER) -> Iterator[None]:
@@ -241,11 +249,11 @@ class Detector:
             raise ModelError(f"{what}: more than the memory of {self.device} holds. {advice}") from None
 
     def _detections(
-        self, images: EncodedImages, sizes: list[tuple[int, int]], caption: Caption, text: EncodedText, most: int
+        self, images: EncodedImages, sizes: list[tuple[int, int]], caption: Caption, text: EncodedText, rules: Rules
     ) -> list[Detections]:
         out = self.model.predict(images, text)
         self._check_numbers(out)
-        return self.model.detect(out, sizes, caption.positive_map, most)
+        return detect(self.model.config, out, sizes, caption.positive_map, rules)
 
     def _check_numbers(self, out: Output) -> None:
         """ModelError if there is NaN: of such scores nothing is found, and such boxes are nowhere."""

@@ -27,8 +27,8 @@ Picture: TypeAlias = str | os.PathLike[str] | NDArray[np.uint8] | Image.Image
 PIXEL_LIMIT = 89_478_485  # Pillow's own: a quarter of a gigabyte of RGB; larger ones are mostly decompression bombs
 
 
-def read_image(path: Path) -> Image.Image:
-    """The picture as 8-bit RGB, upright as its EXIF says; the first frame where a file holds several.
+def read_image(path: Path, *, upright: bool = True) -> Image.Image:
+    """The picture as 8-bit RGB, upright as its EXIF says, or as it is stored; the first frame of several.
 
     Transparency is dropped, not blended, and CMYK converted without a profile, as the reference's
     `Image.open(path).convert("RGB")` does; of 16 bits the upper 8 are taken. ModelError if the file is not a
@@ -49,7 +49,7 @@ def read_image(path: Path) -> Image.Image:
                 if image.width * image.height > PIXEL_LIMIT:
                     raise Image.DecompressionBombError
                 image.load()
-                return to_rgb(image)
+                return to_rgb(image, upright=upright)
     except Image.DecompressionBombError:
         raise ModelError(
             f"{where}: has more than {PIXEL_LIMIT / 1e6:.0f} million pixels. Make a smaller copy of it."
@@ -99,13 +99,14 @@ def read_for(picture: Picture, settings: Preprocessing, where: str = "image") ->
     return image
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright 8-bit RGB of a picture of any mode that has a scale. ModelError for the others."""
+def to_rgb(image: Image.Image, *, upright: bool = True) -> Image.Image:
+    """8-bit RGB of a picture of any mode that has a scale, turned as its EXIF says. ModelError for other modes."""
     if image.width == 0 or image.height == 0:
         raise ModelError(f"has {image.width}x{image.height} pixels. Give a picture that has some.")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd metadata
-        image = ImageOps.exif_transpose(image)
+    if upright:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata
+            image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         # `convert` would clip at 255 and make nearly everything white
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
@@ -158,8 +159,12 @@ def to_tensor(image: Image.Image, settings: Preprocessing) -> Tensor:
     the reference calls the same filter. Interpolating a tensor without antialiasing gives other pixels.
     """
     resized = image.resize(settings.resized(image.width, image.height), Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.array(resized)[:, :, ::-1].copy())  # (H, W, 3), BGR
-    values = pixels.permute(2, 0, 1).to(torch.float32)
+    return normalised(torch.from_numpy(np.asarray(resized).copy()), settings)
+
+
+def normalised(pixels: Tensor, settings: Preprocessing) -> Tensor:
+    """(3, H, W) float32 of RGB pixels (H, W, 3) of uint8, on their device: BGR, minus the mean, over the deviation."""
+    values = pixels.flip(-1).permute(2, 0, 1).to(torch.float32)
     mean, std = (values.new_tensor(v)[:, None, None] for v in (settings.mean, settings.std))
     return ((values - mean) / std).contiguous()
 

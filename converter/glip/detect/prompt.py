@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from converter.display import plain, quoted
@@ -113,42 +113,48 @@ def captions(prompt: Prompt, tokenizer: Tokenizer, settings: Preprocessing) -> l
     """The prompt as tokenised captions. ModelError if one is too long, or no word of a phrase is in the vocabulary."""
     if prompt.caption is not None:
         labels = dict(enumerate(prompt.spans, start=1))
-        return [_caption(prompt.caption, labels, tokenizer, settings)]
+        return [make_caption(prompt.caption, labels, tokenizer, settings)]
     made, begin = [], 0
-    for group in _groups(prompt, tokenizer, settings):
+    for group in groups(prompt.phrases, prompt.per_caption, tokenizer, settings):
         labels, text = {}, ""
         for offset, phrase in enumerate(group, start=1):
             # joined as in the reference's evaluation: no separator after the last
             text += settings.phrase_separator if text else ""
             labels[begin + offset] = (len(text), len(text) + len(phrase))
             text += phrase
-        made.append(_caption(text, labels, tokenizer, settings))
+        made.append(make_caption(text, labels, tokenizer, settings))
         begin += len(group)
     return made
 
 
-def _groups(prompt: Prompt, tokenizer: Tokenizer, settings: Preprocessing) -> list[list[str]]:
-    """As many phrases to a caption as fit. The separator's punctuation keeps tokens apart, so their counts add up."""
+def groups(
+    phrases: Sequence[str], per_caption: int | None, tokenizer: Tokenizer, settings: Preprocessing
+) -> list[list[str]]:
+    """As many phrases to a caption as fit. The separator's punctuation keeps tokens apart, so their counts add up.
+
+    ModelError for one that is too long by itself.
+    """
     separator = len(tokenizer.encode(settings.phrase_separator).ids) - 2
-    groups: list[list[str]] = [[]]
+    made: list[list[str]] = [[]]
     filled = 2  # [CLS] and [SEP]
-    for phrase in prompt.phrases:
+    for phrase in phrases:
         size = len(tokenizer.encode(phrase).ids) - 2
         if size + 2 > settings.caption_tokens:
             raise ModelError(
                 f"prompt: the name {quoted(phrase, 60)} alone has {size + 2} tokens, expected at most "
                 f"{settings.caption_tokens}. Are these several names? Full stops separate them."
             )
-        is_full = len(groups[-1]) == prompt.per_caption or filled + separator + size > settings.caption_tokens
-        if groups[-1] and is_full:
-            groups.append([])
+        is_full = len(made[-1]) == per_caption or filled + separator + size > settings.caption_tokens
+        if made[-1] and is_full:
+            made.append([])
             filled = 2
-        filled += size + (separator if groups[-1] else 0)
-        groups[-1].append(phrase)
-    return groups
+        filled += size + (separator if made[-1] else 0)
+        made[-1].append(phrase)
+    return made
 
 
-def _caption(text: str, labels: dict[int, Span], tokenizer: Tokenizer, settings: Preprocessing) -> Caption:
+def make_caption(text: str, labels: Mapping[int, Span], tokenizer: Tokenizer, settings: Preprocessing) -> Caption:
+    """A text with the span of each label in it. ModelError if it is too long, or a span has no known word."""
     encoded = tokenizer.encode(text)
     if len(encoded.ids) > settings.caption_tokens:
         raise ModelError(
