@@ -16,7 +16,18 @@ from converter.display import file_name
 from converter.errors import CaptureError
 from converter.glip.detect.tokenizer import COMPANIONS
 from converter.mapping.spec import Config
-from converter.parity.family import Companions, Derived, Family, Inputs, Mistake, Query
+from converter.parity.family import (
+    Asked,
+    Benchmark,
+    Class,
+    Companions,
+    Derived,
+    Family,
+    Inputs,
+    Mistake,
+    Query,
+    Task,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -167,6 +178,22 @@ class GLIPFamily(Family["GLIP"]):
         from converter.glip.detect.tokenizer import find_tokenizer
 
         return Detector(model, find_tokenizer(source, vocabulary), folder_settings(source), str(source))
+
+    def task(
+        self, data: str, classes: Sequence[Class], asked: Asked, source: Path, config: Config, vocabulary: Path | None
+    ) -> Task:
+        from converter.glip.detect.preprocessing import folder_settings
+        from converter.glip.detect.tokenizer import find_tokenizer
+        from converter.glip.task.task import GLIPTask
+
+        tokenizer = find_tokenizer(source, vocabulary)
+        tokenizer.check_size(config.get("vocab_size"))
+        return GLIPTask.of(data, classes, asked, tokenizer, folder_settings(source))
+
+    def benchmark(self, name: str) -> Sequence[Benchmark]:
+        from converter.glip.task.benchmark import odinw
+
+        return odinw(name)
 
     def settings(self) -> Mapping[str, Any]:
         """Preprocessing and detection parameters; anchors are in the configuration."""

@@ -19,6 +19,8 @@ from converter.errors import ModelError
 from converter.mapping.spec import Config
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from converter.checkpoint import Checkpoint
@@ -114,6 +116,84 @@ class Detector(Protocol):
     def draw(self, image: Any, found: Any, line_width: int | None = None) -> Any: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Class:
+    """A class of a data set, and how captions name it: `text` or else `name`, between `prefix` and `suffix`."""
+
+    id: int
+    name: str
+    prefix: str = ""
+    text: str | None = None
+    suffix: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A picture as a worker hands it to the process that has the model.
+
+    pixels         (H, W, 3) uint8, resized
+    width, height  of the picture itself
+    size           (height, width) in which the model sees it: those of one size can be one batch
+    """
+
+    pixels: NDArray[np.uint8]
+    width: int
+    height: int
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Boxes:
+    """What is predicted in one picture: ids of classes (N,), x, y, width, height in its pixels (N, 4), scores (N,)."""
+
+    classes: NDArray[np.int64]
+    boxes: NDArray[np.floating[Any]]
+    scores: NDArray[np.floating[Any]]
+
+
+class Task(Protocol):
+    """How a model is asked about all pictures of a data set, without any weights yet. It can be sent to a process.
+
+    captions  the texts that the model reads
+    facts     all that decides the result besides weights and pictures: the protocol, tokens, preprocessing; JSON
+    metric    by which the result is measured: 'coco', 'lvis' or 'lvis-fixed'
+    read      a picture file; ModelError if it cannot be used
+    runner    a function from prepared pictures of one size, which are one batch, to their boxes
+    """
+
+    @property
+    def captions(self) -> Sequence[str]: ...
+    @property
+    def facts(self) -> Mapping[str, Any]: ...
+    @property
+    def metric(self) -> str: ...
+    def read(self, path: Path) -> Prepared: ...
+    def runner(self, model: Any) -> Callable[[Sequence[Prepared]], Sequence[Boxes]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which protocol a task follows: `name`, and settings of it that are to be `changed`, by name, as text."""
+
+    name: str
+    changed: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """A data set that a family's protocol knows.
+
+    name         as it is told
+    annotations  its file, and `pictures` the folder that names of files begin at, below the folder that is given
+    classes      in place of those that the file states; none for those of the file
+    """
+
+    name: str
+    annotations: str
+    pictures: str
+    classes: tuple[Class, ...] = ()
+
+
 class Family(ABC, Generic[M]):
     """A family of models. `table` and four methods are required; the others have defaults."""
 
@@ -185,6 +265,26 @@ class Family(ABC, Generic[M]):
     def detector(self, model: M, source: Path, vocabulary: Path | None) -> Detector:
         """`model`, loaded from `source`, with all that turns pictures and prompts into boxes. ModelError, HubError."""
         raise ModelError(f"{type(self).__name__}: models of this family do not detect what a prompt names.")
+
+    def task(
+        self,
+        data: str,
+        classes: Sequence[Class],
+        asked: Asked,
+        source: Path,
+        config: Config,
+        vocabulary: Path | None,
+    ) -> Task:
+        """How a model of these sizes in `source` is asked about a data set of these classes.
+
+        data: 'coco', 'lvis', or 'own' for any other. ModelError if a class cannot be asked for, or there is no such
+        protocol; HubError.
+        """
+        raise ModelError(f"{type(self).__name__}: models of this family are not evaluated on data sets.")
+
+    def benchmark(self, name: str) -> Sequence[Benchmark]:
+        """The data sets of a benchmark that consists of several. ModelError for an unknown one."""
+        raise ModelError(f"{type(self).__name__}: knows no benchmark {name}.")
 
     def settings(self) -> Mapping[str, Any]:
         """What else decides that: preprocessing, thresholds; JSON."""

@@ -1,0 +1,57 @@
+"""The classes of a data set as captions, whose labels are the ids of classes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from converter.display import quoted
+from converter.errors import ModelError
+from converter.glip.detect.preprocessing import Preprocessing
+from converter.glip.detect.prompt import Caption, groups, make_caption
+from converter.glip.detect.tokenizer import Tokenizer
+from converter.glip.task.protocol import Protocol
+from converter.parity.family import Class
+
+
+def class_captions(
+    classes: Sequence[Class], protocol: Protocol, tokenizer: Tokenizer, settings: Preprocessing
+) -> list[Caption]:
+    """Captions as the protocol makes them: `settings` already has its separator. ModelError for a class without words.
+
+    A caption that would be too long for the model is divided, where the reference would cut its end off.
+    """
+    ordered = _ordered(classes, protocol.order)
+    pieces = [f"{each.prefix}{_name(each, protocol)}{each.suffix}" for each in ordered]
+    made, begin = [], 0
+    for group in groups(pieces, protocol.per_caption, tokenizer, settings):
+        labels, text = {}, ""
+        for each, piece in zip(ordered[begin : begin + len(group)], group, strict=True):
+            text += settings.phrase_separator if text else ""
+            start = len(text) + len(each.prefix)
+            labels[each.id] = (start, start + len(_name(each, protocol)))
+            text += piece
+        made.append(make_caption(text, labels, tokenizer, settings))
+        begin += len(group)
+    return made
+
+
+def clean(name: str) -> str:
+    """A name without what is in brackets, and with spaces for underscores (`clean_name` of the reference)."""
+    return re.sub(r"\(.*\)", "", name).replace("_", " ").replace("  ", " ")
+
+
+def _name(each: Class, protocol: Protocol) -> str:
+    # the reference takes what a prompt says as it is
+    name = each.text if each.text is not None else clean(each.name) if protocol.names_cleaned else each.name
+    if not name.strip():
+        raise ModelError(
+            f"class {each.id}, {quoted(each.name, 60)}: its caption would be empty. Say it in other words."
+        )
+    return name
+
+
+def _ordered(classes: Sequence[Class], order: str) -> list[Class]:
+    if order == "name":
+        return sorted(classes, key=lambda each: (each.name, each.id))
+    return sorted(classes, key=lambda each: each.id, reverse=order == "reversed")

@@ -1,0 +1,148 @@
+"""GLIP asked about the pictures of a data set: prepared by workers, run in batches, boxes in the pictures' pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from converter.display import file_name
+from converter.errors import ModelError
+from converter.glip.detect.preprocessing import Preprocessing
+from converter.glip.detect.prompt import Caption
+from converter.glip.detect.tokenizer import Tokenizer
+from converter.glip.task.captions import class_captions
+from converter.glip.task.protocol import Protocol, load_protocol
+from converter.parity.family import Asked, Boxes, Class, Prepared
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL import Image
+    from torch import Tensor
+
+    from converter.glip.detect.detector import Detector, Parts
+    from converter.glip.model.detection import Detections
+    from converter.glip.model.glip import GLIP
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GLIPTask:
+    """A `converter.parity.family.Task`."""
+
+    name: str
+    protocol: Protocol
+    tokenizer: Tokenizer
+    settings: Preprocessing
+    asked: tuple[Caption, ...]
+
+    @classmethod
+    def of(
+        cls, data: str, classes: Sequence[Class], asked: Asked, tokenizer: Tokenizer, settings: Preprocessing
+    ) -> GLIPTask:
+        """ModelError for an unknown protocol or setting, or a class that cannot be asked for."""
+        protocol = load_protocol(asked, data)
+        settings = protocol.preprocessing(settings)
+        captions = class_captions(classes, protocol, tokenizer, settings)
+        return cls(asked.name, protocol, tokenizer, settings, tuple(captions))
+
+    @property
+    def captions(self) -> Sequence[str]:
+        return [caption.text for caption in self.asked]
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        tokens = [
+            {"ids": list(caption.ids), "classes": [[label, *at] for label, at in caption.positive_map.items()]}
+            for caption in self.asked
+        ]
+        return {
+            "name": self.name,
+            "settings": self.protocol.to_dict(),
+            "preprocessing": self.settings.to_dict(),
+            "captions": list(self.captions),
+            "tokens": tokens,
+        }
+
+    @property
+    def metric(self) -> str:
+        return self.protocol.metric
+
+    def read(self, path: Path) -> Prepared:
+        """ModelError if it is no picture, damaged, or so long and thin that a side would vanish."""
+        from converter.glip.detect.images import read_image
+
+        image = read_image(path, upright=self.protocol.upright)
+        try:
+            size = self._size(image.width, image.height)
+        except ModelError as error:
+            raise ModelError(f"{file_name(path)}: {error}") from None
+        padded = tuple(side + -side % self.settings.size_multiple for side in (size[1], size[0]))
+        return Prepared(_resized(image, size, self.protocol.filter), image.width, image.height, (padded[0], padded[1]))
+
+    def runner(self, model: GLIP) -> Callable[[Sequence[Prepared]], Sequence[Boxes]]:
+        """The captions are encoded here, once. ModelError where the model computes NaN, or memory does not suffice."""
+        from converter.glip.detect.detector import Detector
+
+        detector = Detector(model, self.tokenizer, self.settings)
+        return _Runner(self, detector, detector.encode_captions(self.asked))
+
+    def _size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) in which the model sees a picture of that size."""
+        if self.protocol.size_rounding == "nearest":
+            return self.settings.resized(width, height)
+        shorter, longer = self.settings.shorter_side, self.settings.longer_side
+        scale = min(longer / max(width, height), shorter / min(width, height))
+        size = int(width * scale), int(height * scale)
+        if 0 in size:
+            raise ModelError(f"found {width}x{height} pixels: a side would vanish. Crop the picture.")
+        return size
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Runner:
+    task: GLIPTask
+    detector: Detector
+    parts: Parts
+
+    def __call__(self, pictures: Sequence[Prepared]) -> list[Boxes]:
+        """One forward of the backbone, and one of the head for each caption; what all of these find is joined."""
+        import torch
+
+        from converter.glip.detect.images import normalised
+
+        device, settings = self.detector.device, self.task.settings
+        tensors = [normalised(torch.from_numpy(picture.pixels).to(device), settings) for picture in pictures]
+        found = self.detector.run(tensors, self.parts, self.task.protocol.rules)
+        return [
+            self._boxes(picture, tensor, detections)
+            for picture, tensor, *detections in zip(pictures, tensors, *found, strict=True)
+        ]
+
+    def _boxes(self, picture: Prepared, tensor: Tensor, found: Sequence[Detections]) -> Boxes:
+        """Scaled to the picture as the reference scales corners: without regard to the last pixel."""
+        import torch
+
+        corners, scores, labels = (torch.cat(part).cpu() for part in zip(*found, strict=True))
+        height, width = tensor.shape[-2:]
+        corners = corners * corners.new_tensor([picture.width / width, picture.height / height] * 2)
+        sides = corners[:, 2:] - corners[:, :2] + self.task.protocol.box_extent
+        boxes = torch.cat([corners[:, :2], sides], dim=-1)
+        return Boxes(labels.numpy(), boxes.numpy(), scores.numpy())
+
+
+def _resized(image: Image.Image, size: tuple[int, int], how: str) -> NDArray[np.uint8]:
+    """(H, W, 3) RGB. Pillow's filters average where they shrink; 'bilinear-tensor' takes four pixels, as tensors do."""
+    from PIL import Image
+
+    if how != "bilinear-tensor":
+        return np.asarray(image.resize(size, Image.Resampling[how.upper()])).copy()
+    import torch
+    from torch.nn import functional as F
+
+    pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float()
+    scaled = F.interpolate(pixels, (size[1], size[0]), mode="bilinear", align_corners=False)
+    rounded: NDArray[np.uint8] = scaled[0].round().byte().permute(1, 2, 0).contiguous().numpy()
+    return rounded
