@@ -136,7 +136,7 @@ def strip(classes: Sequence[ClassScore]) -> str:
     hits = []
     for place, c in enumerate(known):
         bars.setdefault(c.frequency, []).append(f"M{place} 100V{100 - 100 * (c.ap or 0):.1f}h{wide}V100z")
-        hits.append(f'<path d="M{place} 0h1v100h-1z"><title>{text(c.name, 60)}: {points(c.ap)}</title></path>')
+        hits.append(f'<path d="M{place}.5 0v100"><title>{text(c.name, 60)}: {points(c.ap)}</title></path>')
     drawn = "".join(f'<path class="bar f-{of or "all"}" d="{"".join(d)}"/>' for of, d in bars.items())
     grid = "".join(f'<path class="grid" d="M0 {y}H{len(known)}"/>' for y in (0, 25, 50, 75, 100))
     keys = "".join(
