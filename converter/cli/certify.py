@@ -16,11 +16,19 @@ from converter.cli.parity import compared, coverage, known_weights, mutation_sco
 from converter.cli.places import places, source
 from converter.cli.record import verify_by_record
 from converter.cli.run_options import JOINED, MODEL, references, root, run_options
-from converter.cli.summaries import of_certificate, of_refusal, of_verification, score_text
+from converter.cli.summaries import (
+    evaluations_json,
+    of_certificate,
+    of_evaluations,
+    of_refusal,
+    of_verification,
+    score_text,
+)
 from converter.display import counted, file_name, listed, plain, quoted
 from converter.errors import CaptureError, DestinationError, NotACheckpointError
 
 if TYPE_CHECKING:
+    from converter.evaluation.record import Evaluation
     from converter.parity.capture import Capture
     from converter.parity.certificate import Verification
     from converter.parity.coverage import Coverage
@@ -77,10 +85,11 @@ def certify(
     """Compare MODEL with captures in float64 and float32, and write the certificate beside it.
 
     parity.json in a folder, NAME.parity.json beside a file. Nothing is written unless every comparison passes and
-    every number is finite. It also records what lies beside the weights and decides results: configuration,
-    preprocessing, vocabulary.
+    every number is finite. It also records what lies beside the weights and decides results (configuration,
+    preprocessing, vocabulary), and names the evaluations of whole data sets that do (evaluation.json).
     """
     from converter.cli.families import family_of_weights, load_subject, open_weights
+    from converter.evaluation.record import check_weights, evaluation_path, evaluations_beside
     from converter.parity.capture import load_capture
     from converter.parity.certificate import certify, read_weights
     from converter.parity.coverage_report import proof_of_rows, to_json
@@ -91,6 +100,7 @@ def certify(
     path = certificate_path(model)
     if path.exists() and not force:
         raise DestinationError(f"{path} exists; --force replaces it")
+    evaluations = evaluations_beside(model)
     with ExitStack() as opened:
         checkpoint = opened.enter_context(open_weights(model, root, joined=None))
         family = family_of_weights(model, checkpoint)
@@ -99,18 +109,21 @@ def certify(
         known = known_weights(model, checkpoint, captures)
         with progress(checkpoint.size, "hashing") as advance:
             weights = read_weights(model, checkpoint, family, advance)
+        check_weights(evaluations, weights.sha256, evaluation_path(model))
         subject = load_subject(model, checkpoint, "cpu", "float32", False, threads)
         runs = with_suspects(_in_both(subject, captures, known), checkpoint, model)
         _refuse_failed(model, runs, as_json)
         covered = coverage(subject, captures)
         score = mutation_score(subject, captures, mutate, None, covered) if mutate else None
-        proof = proof_of_rows(weights.ledger, weights.sha256)
+        seen = to_json(covered, proof_of_rows(weights.ledger, weights.sha256))
+        named = [evaluation.entry for evaluation in evaluations]
         done = done_with(file_name(path))
-        certify(weights, captures, runs, score, subject, to_json(covered, proof), force=force, on_done=done)
+        certify(weights, captures, runs, score, subject, seen, evaluations=named, force=force, on_done=done)
     summarize(lambda: of_certificate(str(model), path, runs, covered, score))
     if as_json:
         result = {"certificate": str(path), "passed": True, "mutation_score": score and score.value}
-        print_json(result | {"unknown_table": is_by_unknown_table(weights.tables)})
+        whole = [entry for entry in named if not entry["limited"]]
+        print_json(result | {"unknown_table": is_by_unknown_table(weights.tables), "evaluations": whole})
     else:
         _print_certified(path, runs, covered, score)
 
@@ -171,6 +184,8 @@ def _print_certified(path: Path, runs: list[Report], covered: Coverage, score: S
     if score is not None:
         click.echo(f"mutations: {score_text(score)}")
     evidence = read_evidence(path)
+    for entry in evidence.evaluations:
+        click.echo(f"names the evaluation on {plain(entry['dataset'])}, sha256 {entry['sha256']}")
     for table in evidence.custom:
         click.echo(f"{table}: verify and publish with --accept-table")
     if made_by_unknown_table(None, evidence):
@@ -201,7 +216,8 @@ def verify(
 
     Configuration, preprocessing, vocabulary and every tensor are compared with what was certified, then the fingerprint
     is computed again. The reference is not needed. Where there is no certificate, every tensor is compared with the
-    record that the conversion left, which shows that none was changed since; this needs no torch.
+    record that the conversion left, which shows that none was changed since; this needs no torch. Evaluations on data
+    sets that lie beside the weights (evaluation.json) are shown, and must be of them.
     """
     from converter.cli.sources import locate
 
@@ -217,8 +233,10 @@ def verify(
             "converter verify org/name"
         )
     from converter.cli.families import family_of_weights, load_subject, open_weights
+    from converter.evaluation.record import evaluations_beside
     from converter.parity.certificate import verify
 
+    evaluations = evaluations_beside(model)
     with open_weights(model, root) as checkpoint, progress(checkpoint.size, "hashing") as advance:
         result = verify(
             model,
@@ -226,14 +244,15 @@ def verify(
             family_of_weights(model, checkpoint),
             lambda: load_subject(model, checkpoint, device, dtype, tf32, threads),
             certificate=certificate,
+            evaluations=[evaluation.entry for evaluation in evaluations],
             accepted_tables=accepted_tables,
             on_bytes=advance,
         )
-    summarize(lambda: of_verification(model_source, result))
+    summarize(lambda: of_verification(model_source, result, evaluations))
     if as_json:
-        print_json(_verification_json(result) | {"origin": located.origin})
+        print_json(_verification_json(result, evaluations) | {"origin": located.origin})
     else:
-        _print_verification(result)
+        _print_verification(result, evaluations)
     _end(result.passed)
 
 
@@ -243,7 +262,7 @@ def _end(passed: bool | None) -> None:
         sys.exit(1 if passed is False else CaptureError.exit_code)
 
 
-def _verification_json(result: Verification) -> dict[str, Any]:
+def _verification_json(result: Verification, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     from converter.parity.report import json_safe
     from converter.parity.summary import verdict
 
@@ -255,13 +274,14 @@ def _verification_json(result: Verification) -> dict[str, Any]:
         "problems": result.problems,
         "custom_tables": [table.entry for table in result.custom],
         "unknown_table": result.by_unknown_table,
+        "evaluations": evaluations_json(evaluations, result.evaluations),
         "device": report and report.device,
         "dtype": report and report.dtype,
         "largest_relative_error": report and json_safe(max(r.relative for r in report.modes["propagated"])),
     }
 
 
-def _print_verification(result: Verification) -> None:
+def _print_verification(result: Verification, evaluations: Sequence[Evaluation]) -> None:
     from converter.parity.summary import verdict
     from converter.writing.ledger import UNKNOWN_TABLE
 
@@ -270,6 +290,8 @@ def _print_verification(result: Verification) -> None:
         click.echo(f"rests on {table}, as accepted")
     if result.by_unknown_table:
         click.echo(UNKNOWN_TABLE)
+    for label, line in of_evaluations(evaluations, result.evaluations):
+        click.echo(f"{label}: {line}")
     for line in cut([f"  {problem}" for problem in result.problems]):
         click.echo(line)
     if (report := result.report) is not None:

@@ -21,7 +21,8 @@ Examples:
   converter package glip-t/ to-publish/ --repo-id someone/glip-t --dry-run
 \b
 Certify first: without parity.json beside the weights the card says UNVERIFIED.
-Exit codes: see 'converter --help'; 8 also for a certificate of other weights."""
+Exit codes: see 'converter --help'; 8 also for a certificate or an evaluation of
+other weights."""
 
 
 @click.command(epilog=_EPILOG)
@@ -95,6 +96,7 @@ def _json(made: Package, out: Path, dry_run: bool) -> dict[str, Any]:
         "certified": made.evidence is not None,
         "custom_tables": [table.entry for table in made.custom],
         "unknown_table": bool(made.unknown_origin),
+        "evaluations": [evaluation.entry for evaluation in made.evaluations],
         "files": made.sizes,
         "card": made.documents["README.md"].decode(),
     }
@@ -105,6 +107,8 @@ def _print(made: Package, model_name: str | None, written: Path | None) -> None:
         click.echo(f"  {gigabytes(count):>10}  {name}")
     if made.evidence is None:
         click.echo("UNVERIFIED: there is no certificate; the card says so. `converter certify` writes one.")
+    for evaluation in made.evaluations:
+        click.echo(f"evaluated: {evaluation}")
     for table in made.custom:
         click.echo(f"{table}: the card says so; publish it with --accept-table")
     if made.unknown_origin:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,12 @@ import click
 
 from converter.cli.job import as_table, page, prose, summarize
 from converter.cli.output import cut, print_json, progress
-from converter.display import file_name
+from converter.cli.summaries import evaluations_json, of_evaluations
+from converter.display import file_name, plain
 
 if TYPE_CHECKING:
+    from converter.checkpoint import Checkpoint
+    from converter.evaluation.record import Evaluation
     from converter.writing.changes import Changes
     from converter.writing.ledger import CustomTable
 
@@ -30,14 +33,15 @@ def verify_by_record(
     """Compare every tensor with the record, and tell.
 
     False, and nothing is told, if there is no record, or a certificate lies beside the weights, or should: the record
-    of a folder names all its files. Ends the program with 1 where a tensor differs. CaptureError for a table that is
-    not accepted, ModelError for a record that is not sound, CheckpointError.
+    of a folder names all its files. Ends the program with 1 where a tensor differs, or an evaluation beside the
+    weights is of others. CaptureError for a table that is not accepted or evaluations that are not sound, ModelError
+    for a record that is not, CheckpointError.
     """
     from converter.checkpoint.hashes import tensor_hashes
     from converter.parity.evidence import certificate_path, check_tables
     from converter.planning.formats import open_known
     from converter.writing.changes import changes_from, find_record_of_tensors
-    from converter.writing.ledger import files_of, is_by_unknown_table
+    from converter.writing.ledger import digest_of_checkpoint, files_of, is_by_unknown_table
 
     beside = certificate_path(model)
     if os.path.lexists(beside):
@@ -47,20 +51,48 @@ def verify_by_record(
         if record is None or beside.name in files_of(record):
             return False
         custom = check_tables(model, record, None, accepted_tables)
+        evaluations = _evaluations(model, checkpoint)
         with progress(checkpoint.size, "hashing") as advance:
-            found = changes_from(record, checkpoint, tensor_hashes(checkpoint, advance))
+            hashes = tensor_hashes(checkpoint, advance)
+        found = changes_from(record, checkpoint, hashes)
+        others = _of_others(evaluations, digest_of_checkpoint(checkpoint, hashes))
         checkpoint.verify_unchanged()
-    summarize(lambda: _markdown(model, found))
+    summarize(lambda: _markdown(model, found, others, evaluations))
     if as_json:
-        print_json(_json(found, custom, is_by_unknown_table(record)) | {"origin": origin})
+        print_json(_json(found, others, evaluations, custom, is_by_unknown_table(record)) | {"origin": origin})
     else:
-        _print(model, found, custom, record)
-    if found:
+        _print(model, found, others, evaluations, custom, record)
+    if found or others:
         sys.exit(1)
     return True
 
 
-def _json(found: Changes, custom: list[CustomTable], is_unknown: bool) -> dict[str, Any]:
+def _evaluations(model: Path, checkpoint: Checkpoint) -> Sequence[Evaluation]:
+    """Those beside weights in the format that models are run in. Of another format they are of what it converts to."""
+    from converter.evaluation.record import evaluations_beside
+    from converter.writing.records import find_record
+
+    evaluations = evaluations_beside(model)
+    return evaluations if evaluations and find_record(model, checkpoint, "config") is not None else ()
+
+
+def _of_others(evaluations: Sequence[Evaluation], sha256: str) -> list[str]:
+    """A line for each evaluation of other weights than those with that hash of all tensors."""
+    return [
+        f"the evaluation on {plain(evaluation.dataset)}: of weights with sha256 {evaluation.weights}, these have "
+        f"{sha256}; move it elsewhere"
+        for evaluation in evaluations
+        if evaluation.weights != sha256
+    ]
+
+
+def _json(
+    found: Changes,
+    others: list[str],
+    evaluations: Sequence[Evaluation],
+    custom: list[CustomTable],
+    is_unknown: bool,
+) -> dict[str, Any]:
     return {
         "certificate": None,
         "record": {
@@ -71,23 +103,33 @@ def _json(found: Changes, custom: list[CustomTable], is_unknown: bool) -> dict[s
             "relabelled": found.relabelled,
             "proves": None if found else _PROVES,
         },
-        "verdict": _verdict(found),
-        "problems": found.problems,
+        "verdict": _verdict(found, others),
+        "problems": [*found.problems, *others],
         "custom_tables": [table.entry for table in custom],
         "unknown_table": is_unknown,
+        "evaluations": evaluations_json(evaluations),
         "device": None,
         "dtype": None,
         "largest_relative_error": None,
     }
 
 
-def _markdown(model: Path, found: Changes) -> str:
-    rows = [[prose(problem)] for problem in found.problems]
+def _markdown(model: Path, found: Changes, others: list[str], evaluations: Sequence[Evaluation]) -> str:
+    rows = [[prose(problem)] for problem in (*found.problems, *others)]
     lines = [("no certificate", found.summary), *([] if found else [("shows", f"that {_PROVES}")])]
-    return page(f"converter verify {model}", _verdict(found), lines, as_table(["difference"], rows, "differences"))
+    lines += of_evaluations(evaluations)
+    verdict = _verdict(found, others)
+    return page(f"converter verify {model}", verdict, lines, as_table(["difference"], rows, "differences"))
 
 
-def _print(model: Path, found: Changes, custom: list[CustomTable], record: Mapping[str, Any]) -> None:
+def _print(
+    model: Path,
+    found: Changes,
+    others: list[str],
+    evaluations: Sequence[Evaluation],
+    custom: list[CustomTable],
+    record: Mapping[str, Any],
+) -> None:
     from converter.writing.ledger import UNKNOWN_TABLE, is_by_unknown_table, saved_from
 
     click.echo(f"no certificate: {file_name(model)} is compared with its own record")
@@ -95,14 +137,16 @@ def _print(model: Path, found: Changes, custom: list[CustomTable], record: Mappi
         click.echo(f"rests on {table}, as accepted")
     if is_by_unknown_table(record):
         click.echo(saved_from(record) or f"its source was {UNKNOWN_TABLE}")
+    for label, line in of_evaluations(evaluations):
+        click.echo(f"{label}: {line}")
     click.echo(found.summary)
-    for line in cut([f"  {problem}" for problem in found.problems]):
+    for line in cut([f"  {problem}" for problem in (*found.problems, *others)]):
         click.echo(line)
     again = "Convert the original again; a model that was fine-tuned is saved by save_pretrained."
     click.echo(again if found else f"This shows that {_PROVES}.")
-    click.echo(_verdict(found))
+    click.echo(_verdict(found, others))
 
 
-def _verdict(found: Changes) -> str:
+def _verdict(found: Changes, others: Sequence[str]) -> str:
     """No `pass`: that is the word of a certificate."""
-    return "FAIL" if found else "as recorded"
+    return "FAIL" if found or others else "as recorded"

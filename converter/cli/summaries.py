@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from converter.cli.job import as_table, bullets, code, page, prose
 from converter.display import figure
 
 if TYPE_CHECKING:
+    from converter.evaluation.record import Evaluation
     from converter.parity.certificate import Verification
     from converter.parity.coverage import Coverage
     from converter.parity.mutate import Score
@@ -44,7 +45,7 @@ def of_certificate(model: str, path: Path, reports: Sequence[Report], coverage: 
     return page(f"converter certify {model}", "pass", lines)
 
 
-def of_verification(model: str, result: Verification) -> str:
+def of_verification(model: str, result: Verification, evaluations: Sequence[Evaluation] = ()) -> str:
     """A copy beside its certificate, with all that differs."""
     from converter.parity.summary import verdict
     from converter.writing.ledger import UNKNOWN_TABLE
@@ -55,10 +56,28 @@ def of_verification(model: str, result: Verification) -> str:
     if (report := result.report) is not None:
         judged = report.modes["propagated"]
         lines.append(("computed again", f"{len(judged)} activations, {report.dtype} on {report.device}, {report.gate}"))
+    lines += of_evaluations(evaluations, result.evaluations)
     rows = [[prose(problem)] for problem in result.problems]
     return page(
         f"converter verify {model}", verdict(result.passed), lines, as_table(["difference"], rows, "differences")
     )
+
+
+def of_evaluations(
+    evaluations: Sequence[Evaluation], certified: Collection[Mapping[str, Any]] = ()
+) -> list[tuple[str, str]]:
+    """A label and a line for each evaluation beside the weights. `certified`: those that their certificate names."""
+    return [
+        ("evaluated", f"{evaluation}{', as certified' if evaluation.entry in certified else ', not certified'}")
+        for evaluation in evaluations
+    ]
+
+
+def evaluations_json(
+    evaluations: Sequence[Evaluation], certified: Collection[Mapping[str, Any]] = ()
+) -> list[dict[str, Any]]:
+    """The same for `--json`."""
+    return [evaluation.entry | {"certified": evaluation.entry in certified} for evaluation in evaluations]
 
 
 def _of_report(report: Report) -> Iterator[str]:

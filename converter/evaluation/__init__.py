@@ -7,6 +7,7 @@
     metrics.py      AP and AR, made of them
     paired.py       two models on one data set
     record.py       `evaluation.json`: what was measured, of which weights, on what
+    consistency.py  whether such a record agrees with itself
     page.py         a report as one HTML page
     folder.py       where results are written, and kept of a run that was stopped
     run.py          pictures on their way through a model, in one process or in many

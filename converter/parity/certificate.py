@@ -33,6 +33,7 @@ from converter.parity.evidence import (
     certificate_path,
     check_same_table,
     check_tables,
+    evaluation_differences,
     evidence_of,
     made_by_unknown_table,
     read_evidence,
@@ -77,7 +78,8 @@ class Verification:
     """A copy of the weights beside its certificate.
 
     `changed`, `missing`, `added`: tensors whose bytes or presence differ; `setup`: a line for each setting or file that
-    differs, and for a ledger of other weights; `custom`: tables that were never released, and were accepted;
+    differs, and for a ledger or an evaluation of other weights; `evaluations`: those that the certificate names;
+    `custom`: tables that were never released, and were accepted;
     `by_unknown_table`: nothing says which table made them; `report`: the fingerprint, computed again (None where
     anything differs already).
     """
@@ -87,6 +89,7 @@ class Verification:
     missing: tuple[str, ...]
     added: tuple[str, ...]
     setup: tuple[str, ...]
+    evaluations: tuple[Mapping[str, Any], ...]
     custom: tuple[CustomTable, ...]
     by_unknown_table: bool
     report: Report | None
@@ -160,14 +163,16 @@ def certify(
     subject: Subject,
     coverage: Mapping[str, Any] | None = None,
     *,
+    evaluations: Iterable[Mapping[str, Any]] = (),
     force: bool = True,
     on_done: Callable[[], object] = lambda: None,
 ) -> Path:
     """Write the certificate of `weights`, from which `subject`, in float64, was loaded afterwards.
 
     `reports`: of each capture in float64, and in other dtypes as there are. `coverage`: which weights the captures
-    depend on, JSON. `force`: replace the one that is there. `on_done` is called once the certificate is there, before
-    anything else can fail. CaptureError if a report did not pass, if the files changed since `read_weights`, or if the
+    depend on, JSON. `evaluations`: on data sets, as their records name themselves; those of some pictures only are left
+    out. `force`: replace the one that is there. `on_done` is called once the certificate is there, before anything else
+    can fail. CaptureError if a report did not pass, if the files changed since `read_weights`, or if the
     certificate would not be one.
     """
     where, family = file_name(weights.path), subject.family
@@ -193,6 +198,7 @@ def certify(
         "runs": [to_json(report) for report in reports],
         "mutations": None if score is None else score_json(score),
         **({} if coverage is None else {"coverage": coverage}),
+        **({"evaluations": named} if (named := [entry for entry in evaluations if not entry["limited"]]) else {}),
         "fingerprint": _fingerprint(subject),
     }
     path = certificate_path(weights.path)
@@ -245,6 +251,7 @@ def verify(
     load: Callable[[], Subject],
     *,
     certificate: Path | None = None,
+    evaluations: Sequence[Mapping[str, Any]] = (),
     accepted_tables: Collection[str] = (),
     on_bytes: Callable[[int], object] = lambda count: None,
 ) -> Verification:
@@ -252,6 +259,7 @@ def verify(
 
     `checkpoint` is the copy, as `open_converted` opened it from `weights`.
     `load` gives the model where and in the dtype in which it is to be checked. `certificate`: by default beside it.
+    `evaluations`: on data sets, those that lie beside it, as their records name themselves.
     `accepted_tables`: hashes of tables that were never released, and may have made it.
     Raises CaptureError if there is no sound certificate or such a table is not accepted, CheckpointError or ModelError
     if the weights cannot be read.
@@ -264,7 +272,11 @@ def verify(
     tables = ledger or tables_in(checkpoint)
     custom = tuple(check_tables(weights, tables, evidence, accepted_tables))
     is_unknown = made_by_unknown_table(tables, evidence)
-    setup = (*_other_ledger(ledger, evidence), *read_setup(weights, checkpoint, family).differences(evidence.setup))
+    setup = (
+        *_other_ledger(ledger, evidence),
+        *evaluation_differences(evaluations, evidence),
+        *read_setup(weights, checkpoint, family).differences(evidence.setup),
+    )
     tensors = compare_tensors(checkpoint, evidence, on_bytes)
     report = None
     if not (setup or any(tensors)):
@@ -272,7 +284,7 @@ def verify(
             report = parity(load(), capture, modes=["propagated"])
     if _stamps_now(weights, checkpoint.root, family) != before:
         raise CaptureError(f"{file_name(weights)}: changed meanwhile. Verify it again once nothing writes to it.")
-    return Verification(path, *tensors, setup, custom, is_unknown, report)
+    return Verification(path, *tensors, setup, evidence.evaluations, custom, is_unknown, report)
 
 
 def _other_ledger(ledger: Mapping[str, Any] | None, evidence: Evidence) -> Iterator[str]:

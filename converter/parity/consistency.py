@@ -31,6 +31,7 @@ def contradictions(content: Mapping[str, Any]) -> Iterator[str]:
         yield from _mutations(content["mutations"])
     if "coverage" in content:
         yield from _coverage(content, content["coverage"])
+    yield from _evaluations(content)
 
 
 def _captures(content: Mapping[str, Any]) -> Iterator[str]:
@@ -77,6 +78,21 @@ def _fingerprint(file: bytes) -> tuple[str, set[str]]:
 
 def _names(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(mode, tap["name"]) for mode, taps in run["modes"].items() for tap in taps]
+
+
+def _evaluations(content: Mapping[str, Any]) -> Iterator[str]:
+    """Each is of the weights that are certified, and none is there twice."""
+    entries = content.get("evaluations", ())
+    for entry in entries:
+        if entry["weights"] != content["weights"]["sha256"]:
+            yield f"evaluations: that on {plain(entry['dataset'])} is of other weights, with sha256 {entry['weights']}"
+    if len({evaluation_key(entry) for entry in entries}) < len(entries):
+        yield "evaluations: two are of the same data set, protocol, device and dtype"
+
+
+def evaluation_key(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """What tells evaluations apart."""
+    return tuple(entry[name] for name in ("dataset", "protocol", "device", "dtype"))
 
 
 def _versions(content: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[str]:

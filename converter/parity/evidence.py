@@ -6,7 +6,7 @@ The only reader of certificates, for verifying, packaging and publishing; it nee
 from __future__ import annotations
 
 import base64
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from converter.checkpoint.strict_json import read_json
 from converter.display import file_name, plain
 from converter.errors import CaptureError
-from converter.parity.consistency import contradictions
+from converter.parity.consistency import contradictions, evaluation_key
 from converter.parity.schemas import problem_of
 from converter.parity.setup import Setup
 from converter.writing.ledger import CustomTable, custom_tables, is_by_unknown_table
@@ -67,6 +67,7 @@ class Evidence:
     fingerprint       a capture of the certified model, as the bytes of its file
     made, caught      of the mutations, and `equivalent`: those that no input can show
     coverage          which weights the comparisons depend on, if it was measured
+    evaluations       on data sets, each as its record was named when this was certified
     """
 
     path: Path
@@ -83,6 +84,7 @@ class Evidence:
     caught: int
     equivalent: int
     coverage: Mapping[str, Any] | None
+    evaluations: tuple[Mapping[str, Any], ...]
 
 
 def certificate_path(weights: Path) -> Path:
@@ -139,8 +141,30 @@ def evidence_of(content: Any, path: Path) -> Evidence:
         captures=tuple(map(_captured, content["captures"])),
         runs=tuple(map(_run, content["runs"])),
         coverage=content.get("coverage"),
+        evaluations=tuple(content.get("evaluations", ())),
         **{key: int(mutations[key]) for key in ("made", "caught", "equivalent")},
     )
+
+
+def evaluation_differences(entries: Iterable[Mapping[str, Any]], evidence: Evidence) -> Iterator[str]:
+    """A line for each evaluation of other weights than those certified, and for each that is not as it was certified.
+
+    `entries`: the evaluations that are here now. One that was made afterwards may be added, and none be taken away.
+    """
+    here = {evaluation_key(entry): entry for entry in entries if not entry["limited"]}
+    for entry in entries:
+        if entry["weights"] != evidence.sha256:
+            yield f"{_evaluation(entry)}: of weights with sha256 {entry['weights']} here, {evidence.sha256} certified"
+    for known in evidence.evaluations:
+        if (found := here.get(evaluation_key(known))) is None:
+            yield f"{_evaluation(known)}: certified, and not here"
+        elif found != known:
+            yield f"{_evaluation(known)}: another than was certified"
+
+
+def _evaluation(entry: Mapping[str, Any]) -> str:
+    dataset, protocol, device, dtype = map(plain, evaluation_key(entry))
+    return f"the evaluation on {dataset} (protocol {protocol}, {dtype} on {device})"
 
 
 def check_same_table(where: Path, ledger: Mapping[str, Any], evidence: Evidence) -> None:

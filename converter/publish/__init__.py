@@ -2,7 +2,9 @@
 
 In the order in which data passes:
 
-    checks.py      whether configuration, ledger and certificate belong to the weights
+    checks.py      whether configuration, ledger, certificate and evaluations belong to the weights
+    markdown.py    names and sentences out of files, and tables
+    evaluated.py   what the card says of evaluations on data sets, and the Hub's model-index
     card.py        the model card: what was verified by which numbers, what was not
     package.py     the folder to publish, made of a conversion
     folder.py      what of a folder may be published: every file hashed, all of the same weights

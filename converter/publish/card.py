@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from converter.display import counted
+from converter.evaluation.record import Evaluation
 from converter.parity.evidence import Captured, Evidence, made_by_unknown_table
+from converter.publish.evaluated import eval_results, evaluated, not_evaluated
+from converter.publish.markdown import code, section, table, text
 from converter.writing.ledger import CustomTable, custom_tables, saved_from, unknown_origin
 
 UNVERIFIED = "> **UNVERIFIED.**"  # how a card says that there is no certificate
@@ -25,8 +28,10 @@ class Facts:
 
     about   what the family says of itself and of its released models. `card`: texts, with `{where}` for the model's
             place; `models`: by name their title, checkpoint, data, figures and source; `license`, `base_model`, `data`,
-            `figures`, `sources`: what these refer to. Families without such a thing leave it out
+            `figures`, `sources`: what these refer to; `benchmarks`: by the key of a figure what it was measured on.
+            Families without such a thing leave it out
     doubts  what of the files beside the weights was not verified
+    evaluation_sha256: of the file with the evaluations, as it is published
     """
 
     about: Mapping[str, Any]
@@ -38,6 +43,8 @@ class Facts:
     dtypes: tuple[str, ...]
     parameters: int
     doubts: tuple[str, ...]
+    evaluations: tuple[Evaluation, ...]
+    evaluation_sha256: str
 
     @property
     def custom(self) -> tuple[CustomTable, ...]:
@@ -57,6 +64,7 @@ def model_card(facts: Facts) -> str:
     about, card = facts.about, facts.about.get("card", {})
     released = about.get("models", {}).get(facts.model_name, {})
     data = [about["data"][key] for key in released.get("data", ())]
+    results = eval_results(about, facts.evaluations)
     metadata = ModelCardData(
         language=card.get("language"),
         license=about["license"]["id"] if released else None,
@@ -65,24 +73,23 @@ def model_card(facts: Facts) -> str:
         tags=card.get("tags"),
         base_model=about["base_model"]["id"] if released else None,
         datasets=[entry["hub"] for entry in data if "hub" in entry] or None,
+        eval_results=results or None,
+        model_name=_title(facts, released).replace("`", "") if results else None,
     )
     sections = [
         _head(facts, released),
         _verification(facts),
-        _not_verified(facts),
+        evaluated(about, released, facts.evaluations, facts.evaluation_sha256),
+        _not_verified(facts, released),
         _use(facts),
         _origin(facts, released),
-        _reported(about, released),
-        _section("Intended use", card.get("intended_use")),
-        _section("Licence", _license(card, released)),
-        _section("Citation", "\n".join(["```bibtex", *card["citation"], "```"]) if "citation" in card else None),
+        _reported(facts, released),
+        section("Intended use", card.get("intended_use")),
+        section("Licence", _license(card, released)),
+        section("Citation", "\n".join(["```bibtex", *card["citation"], "```"]) if "citation" in card else None),
     ]
     whole = str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(s for s in sections if s) + "\n"))
     return whole if facts.evidence else mark_unverified(whole)
-
-
-def _section(title: str, text: str | None) -> str:
-    return f"## {title}\n\n{text}" if text else ""
 
 
 def mark_unverified(card: str) -> str:
@@ -96,9 +103,14 @@ def mark_unverified(card: str) -> str:
     return card if rest.startswith(UNVERIFIED) else f"{head[0].rstrip()}\n\n{_UNVERIFIED}\n\n{rest}".lstrip()
 
 
+def _title(facts: Facts, released: Mapping[str, Any]) -> str:
+    """What the model is called: its released name, or by its variant if it was not stated which one it is."""
+    family = facts.about.get("card", {}).get("family", facts.config["model"])
+    return str(released.get("title", f"{family} ({code(str(facts.config['variant']))})"))
+
+
 def _head(facts: Facts, released: Mapping[str, Any]) -> str:
     card = facts.about.get("card", {})
-    title = released.get("title", f"{card.get('family', facts.config['model'])} ({code(str(facts.config['variant']))})")
     introduction = f"{card['introduction']} " if "introduction" in card else ""
     origin = "the released checkpoint" if released else "a checkpoint"
     saved = saved_from(facts.ledger)
@@ -107,7 +119,7 @@ def _head(facts: Facts, released: Mapping[str, Any]) -> str:
     if saved:
         done = "changed in memory, by training say, and saved as"
     text = (
-        f"# {title} for plain PyTorch\n\n"
+        f"# {_title(facts, released)} for plain PyTorch\n\n"
         f"{introduction}These weights were {done} safetensors by `converter` "
         f"{code(facts.ledger['converter'])}, for {card.get('target', 'a model in plain PyTorch')}: "
         f"{facts.parameters / 1e6:.1f} million parameters, {', '.join(facts.dtypes)}."
@@ -144,7 +156,7 @@ def _verification(facts: Facts) -> str:
         f"The model was compared with {'; and with '.join(map(_captured, evidence.captures))}: activation by "
         "activation as it runs and, where the capture allows, block by block. Every comparison passed:",
         "",
-        *_table([*(["capture"] if several else []), *header], rows),
+        *table([*(["capture"] if several else []), *header], rows),
         "",
     ]
     if evidence.made:
@@ -194,9 +206,9 @@ def _captured(capture: Captured) -> str:
     return f"capture {code(capture.name)}{recording}{images}"
 
 
-def _not_verified(facts: Facts) -> str:
+def _not_verified(facts: Facts, released: Mapping[str, Any]) -> str:
     runs = facts.evidence.runs if facts.evidence else ()
-    points = ["No benchmark was run on these weights: figures below, if any, are the authors' own, of their code."]
+    points = [*not_evaluated(facts.about, released, facts.evaluations)]
     if not runs:
         points.append("Nothing was compared with the official code, on no device and in no dtype.")
     else:
@@ -234,7 +246,7 @@ def _not_verified(facts: Facts) -> str:
 def _use(facts: Facts) -> str:
     where = facts.repo_id or "."  # the folder of this card
     lines = facts.about.get("card", {}).get("use", ())
-    return _section("Use", "\n".join(lines).replace("{where}", where))
+    return section("Use", "\n".join(lines).replace("{where}", where))
 
 
 def _origin(facts: Facts, released: Mapping[str, Any]) -> str:
@@ -266,16 +278,17 @@ def _origin(facts: Facts, released: Mapping[str, Any]) -> str:
         [
             "## Conversion",
             "",
-            *_table(["what", "value"], rows),
+            *table(["what", "value"], rows),
             "",
             "`conversion.json` names every tensor with its hash.",
         ]
     )
 
 
-def _reported(about: Mapping[str, Any], released: Mapping[str, Any]) -> str:
+def _reported(facts: Facts, released: Mapping[str, Any]) -> str:
     if not released:
         return ""
+    about, here = facts.about, "not those of the evaluation above" if facts.evaluations else "not measured here"
     notes = released.get("notes", {})
     data = ", ".join(about["data"][key]["name"] for key in released["data"])
     rows = [
@@ -286,9 +299,9 @@ def _reported(about: Mapping[str, Any], released: Mapping[str, Any]) -> str:
         [
             "## Reported by the authors",
             "",
-            f"Trained on {data}. Figures of the official code, not measured here:",
+            f"Trained on {data}. Figures of the official code, {here}:",
             "",
-            *_table(["benchmark", "reported"], rows),
+            *table(["benchmark", "reported"], rows),
             "",
             f"Source: {about['sources'][released['source']]}.",
         ]
@@ -299,17 +312,3 @@ def _license(card: Mapping[str, Any], released: Mapping[str, Any]) -> str:
     if released:
         return str(card["license"])
     return f"Not stated, as the origin of the weights is not. {card.get('license_of_code', '')}".rstrip()
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
-
-
-def code(name: str) -> str:
-    """A name out of a file in a code span: nothing in it can end the span, the line or the cell."""
-    return "`" + (re.sub(r"[`|\s]|[^\x20-\x7e]", "_", name)[:200] or "_") + "`"
-
-
-def text(sentence: str) -> str:
-    """A sentence out of a file, with nothing in it that Markdown or HTML would act on: no address either."""
-    return re.sub(r"[^\w .,:;()+=/%'-]|_|\.(?=[^\W\d])|:(?=/)", "?", sentence)[:300]

@@ -1,8 +1,8 @@
-"""Whether the documents beside converted weights belong to them: configuration, ledger, certificate."""
+"""Whether the documents beside converted weights belong to them: configuration, ledger, certificate, evaluations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ from converter.checkpoint.hashes import tensor_hashes
 from converter.checkpoint.strict_json import read_limited
 from converter.display import counted, file_name, plain, quoted
 from converter.errors import CaptureError, ModelError, TableError
+from converter.evaluation.record import Evaluation, evaluation_path
+from converter.evaluation.record import check_weights as check_evaluated
 from converter.mapping.spec import as_config, load_spec
-from converter.parity.evidence import Evidence, check_same_table
+from converter.parity.evidence import Evidence, check_same_table, evaluation_differences
 from converter.parity.setup import Setup
 from converter.writing.ledger import digest_of_checkpoint
 from converter.writing.records import known_model, read_record
@@ -64,6 +66,19 @@ def _is_like(value: object, known: object) -> bool:
 def check_setup(conversion: Path, here: Setup, certified: Setup) -> None:
     """CaptureError, naming each, for settings and files that are not what was certified."""
     if differing := here.differences(certified):
+        raise CaptureError(
+            f"{file_name(conversion)}: is not what was certified: {differing[0]}. Restore it, or certify again.",
+            differing[1:],
+        )
+
+
+def check_evaluations(
+    conversion: Path, evaluations: Sequence[Evaluation], ledger: Mapping[str, Any], evidence: Evidence | None
+) -> None:
+    """CaptureError unless all are of the weights of that ledger, and those that were certified are as they were."""
+    check_evaluated(evaluations, ledger["sha256"], evaluation_path(conversion))
+    entries = [evaluation.entry for evaluation in evaluations]
+    if evidence is not None and (differing := list(evaluation_differences(entries, evidence))):
         raise CaptureError(
             f"{file_name(conversion)}: is not what was certified: {differing[0]}. Restore it, or certify again.",
             differing[1:],

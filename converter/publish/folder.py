@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.hashes import stamps
 from converter.display import file_name, listed, plain
 from converter.errors import HubError
+from converter.evaluation.record import NAME as EVALUATION
+from converter.evaluation.record import evaluations_beside
 from converter.hub.hashes import Hashes, hash_bytes, hash_file
 from converter.hub.requests import holds_token
 from converter.hub.resolve import MODEL_FILES
@@ -21,9 +23,19 @@ from converter.parity.evidence import check_tables, read_evidence
 from converter.parity.family import Family
 from converter.parity.setup import read_setup
 from converter.publish.card import UNVERIFIED, mark_unverified
-from converter.publish.checks import check_architecture, check_setup, check_weights, read_records
+from converter.publish.checks import (
+    check_architecture,
+    check_evaluations,
+    check_setup,
+    check_weights,
+    read_records,
+)
+from converter.publish.evaluated import card_problem, eval_results
 from converter.publish.package import CARD, CERTIFICATE, REPORT
 from converter.writing.ledger import CustomTable
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 REQUIRED = ("config.json", "conversion.json", CARD)
 WRITTEN = (*MODEL_FILES, REPORT)  # what this package writes; a commit deletes those that the folder does not have
@@ -42,6 +54,15 @@ class LocalFile:
     content: bytes | None = field(default=None, repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class _Stated:
+    """What a card has to state: the hash of all tensors, tables that were never released, figures of evaluations."""
+
+    sha256: str
+    custom: Sequence[CustomTable]
+    results: Sequence[EvalResult]
+
+
 def read_folder(
     folder: Path,
     family_of: Callable[[str], Family[Any]],
@@ -52,10 +73,10 @@ def read_folder(
 ) -> list[LocalFile]:
     """Every file of a folder that may be published, hashed. Raises HubError listing what may not, or what is missing.
 
-    The weights' tensors are hashed, too, and held against `conversion.json` and the certificate, as is all else that
-    decides results; `family_of` gives the family of a model by its name. If `unverified` there is no certificate, and
-    the card, as it is published, says so. Raises ModelError or CaptureError where the parts do not belong together, and
-    for a table that was never released and is not among those accepted.
+    The weights' tensors are hashed, too, and held against `conversion.json`, the certificate and the evaluations, as is
+    all else that decides results; `family_of` gives the family of a model by its name. If `unverified` there is no
+    certificate, and the card, as it is published, says so. Raises ModelError or CaptureError where the parts do not
+    belong together, and for a table that was never released and is not among those accepted.
     """
     try:
         paths = sorted(path for path in folder.iterdir() if path.name != GIT_ATTRIBUTES)
@@ -67,7 +88,7 @@ def read_folder(
     with _reading(folder):
         _check_names(folder, paths, unverified)
     before = stamps(paths)
-    sha256, custom = _check_contents(folder, family_of, unverified, accepted_tables, on_bytes)
+    stated = _check_contents(folder, family_of, unverified, accepted_tables, on_bytes)
     files = [_read_file(path, on_bytes) for path in paths]
     after = stamps(paths)
     if changed := sorted(path.name for path, stamp in after.items() if stamp != before[path]):
@@ -80,9 +101,8 @@ def read_folder(
             f"{file_name(folder)}: {', '.join(map(plain, told))} holds the token that is in use. Take it out, and make "
             "another token: this one is not secret any more."
         )
-    return [
-        _card(folder, file, None if unverified else sha256, custom) if file.name == CARD else file for file in files
-    ]
+    evaluation = next((file.hashes.sha256 for file in files if file.name == EVALUATION), None)
+    return [_card(folder, file, stated, unverified, evaluation) if file.name == CARD else file for file in files]
 
 
 def _check_names(folder: Path, paths: Iterable[Path], unverified: bool) -> None:
@@ -128,9 +148,8 @@ def _check_contents(
     unverified: bool,
     accepted_tables: Collection[str],
     on_bytes: Callable[[int], object],
-) -> tuple[str, list[CustomTable]]:
-    """Hold weights, configuration, ledger and certificate against one another: the hash of all tensors, and the tables
-    that made them and were never released."""
+) -> _Stated:
+    """Hold weights, configuration, ledger, certificate and evaluations against one another."""
     with open_checkpoint(folder) as checkpoint:
         used = {path.name for path in checkpoint.files}
         unused = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in used)
@@ -150,27 +169,34 @@ def _check_contents(
                 pass  # a stranger will compare with it
             check_setup(folder, read_setup(folder, checkpoint, family_of(config["model"])), evidence.setup)
         custom = check_tables(folder, ledger, evidence, accepted_tables)
+        evaluations = evaluations_beside(folder)
+        check_evaluations(folder, evaluations, ledger, evidence)
         check_weights(folder, checkpoint, ledger, evidence, on_bytes)
-        return str(ledger["sha256"]), custom
+        about = family_of(config["model"]).about() if evaluations else {}
+        return _Stated(str(ledger["sha256"]), custom, eval_results(about, evaluations) if evaluations else ())
 
 
-def _card(folder: Path, file: LocalFile, sha256: str | None, custom: Collection[CustomTable]) -> LocalFile:
-    """The card as it is published: of the certified weights of that hash, or marked as UNVERIFIED; naming each table
-    that was never released."""
+def _card(folder: Path, file: LocalFile, stated: _Stated, unverified: bool, evaluation: str | None) -> LocalFile:
+    """The card as it is published: of the certified weights, or marked as UNVERIFIED; naming each table that was never
+    released, and the evaluations by the SHA-256 of their file, with no other figures in its metadata."""
     again = f"Make it again: converter package {shlex.quote(str(folder))} OUT"
     try:
         text = (file.content or b"").decode()
     except UnicodeDecodeError:
         raise HubError(f"{file_name(file.path)}: is not UTF-8 text. {again}") from None
-    if unnamed := [table for table in custom if table.sha256 not in text]:
+    if unnamed := [table for table in stated.custom if table.sha256 not in text]:
         raise HubError(f"{file_name(file.path)}: does not name {unnamed[0]}. {again}")
-    if sha256 is None:
+    if problem := card_problem(text, evaluation, stated.results):
+        raise HubError(f"{file_name(file.path)}: {problem}. {again}")
+    if unverified:
         content = mark_unverified(text).encode()
         return replace(file, hashes=hash_bytes(content), content=content)
     if UNVERIFIED in text:
         raise HubError(f"{file_name(file.path)}: says UNVERIFIED, but there is {CERTIFICATE}. {again}")
-    if sha256 not in text:
-        raise HubError(f"{file_name(file.path)}: is not of these weights, whose hash {sha256} is not in it. {again}")
+    if stated.sha256 not in text:
+        raise HubError(
+            f"{file_name(file.path)}: is not of these weights, whose hash {stated.sha256} is not in it. {again}"
+        )
     return file
 
 

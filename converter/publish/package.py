@@ -12,11 +12,21 @@ from converter import __version__
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.display import plain
 from converter.errors import ModelError
+from converter.evaluation.record import NAME as EVALUATION
+from converter.evaluation.record import Evaluation, evaluations_beside
+from converter.evaluation.record import to_json as evaluations_json
 from converter.parity.evidence import Evidence, read_evidence
 from converter.parity.family import Companions, Family
 from converter.parity.setup import Setup, read_setup
 from converter.publish.card import Facts, model_card
-from converter.publish.checks import check_architecture, check_setup, check_weights, content_of, read_records
+from converter.publish.checks import (
+    check_architecture,
+    check_evaluations,
+    check_setup,
+    check_weights,
+    content_of,
+    read_records,
+)
 from converter.writing.destination import CONFIG, LEDGER, check_destination, writing
 from converter.writing.ledger import FOLDER, CustomTable, saved_from, to_json
 from converter.writing.names import check_folder_name
@@ -30,13 +40,14 @@ CERTIFICATE, REPORT, CARD = "parity.json", "report.html", "README.md"
 class Package:
     """What the folder will hold: `documents` by their content, `weights` by the files that they are now.
 
-    `evidence` is None where the conversion was never certified; `custom` are tables that were never released;
-    `unknown_origin`: why nothing says which table made the weights, if that is so.
+    `evidence` is None where the conversion was never certified; `evaluations` are on data sets; `custom` are tables
+    that were never released; `unknown_origin`: why nothing says which table made the weights, if that is so.
     """
 
     documents: Mapping[str, bytes]
     weights: Mapping[str, Path]
     evidence: Evidence | None
+    evaluations: tuple[Evaluation, ...]
     custom: tuple[CustomTable, ...]
     unknown_origin: str
 
@@ -69,7 +80,8 @@ def make_package(
         about = family.about()
         _check_name(model_name, ledger, about)
         check_architecture(conversion, checkpoint, config)
-        evidence = _evidence(conversion, checkpoint, family)
+        evidence, evaluations = _evidence(conversion, checkpoint, family), evaluations_beside(conversion)
+        check_evaluations(conversion, evaluations, ledger, evidence)
         check_weights(conversion, checkpoint, ledger, evidence, on_bytes)
         checkpoint.verify_unchanged()
         weights, documents = _weights(checkpoint)
@@ -83,6 +95,8 @@ def make_package(
     report = report or _beside(conversion, ".report.html", REPORT)
     if report.exists():
         documents[REPORT] = content_of(report)
+    if evaluations:
+        documents[EVALUATION] = evaluations_json(evaluations)
     facts = Facts(
         about=about,
         model_name=model_name,
@@ -93,10 +107,12 @@ def make_package(
         dtypes=tuple(dtypes),
         parameters=parameters,
         doubts=tuple(companions.doubts),
+        evaluations=evaluations,
+        evaluation_sha256=hashlib.sha256(documents.get(EVALUATION, b"")).hexdigest(),
     )
     documents[CARD] = model_card(facts).encode()
     documents[LEDGER] = to_json({**ledger, FOLDER: sorted((LEDGER, *documents, *weights))})
-    return Package(documents, weights, evidence, facts.custom, facts.unknown_origin)
+    return Package(documents, weights, evidence, evaluations, facts.custom, facts.unknown_origin)
 
 
 def _evidence(conversion: Path, checkpoint: Checkpoint, family: Family[Any]) -> Evidence | None:
