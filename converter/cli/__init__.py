@@ -38,7 +38,10 @@ _SECTIONS = {
         "explain": ("explain", "Say what becomes of one tensor"),
         "diff": ("diff", "Compare the weights of two checkpoints"),
     },
-    "Run": {"detect": ("detect", "Find things in pictures")},
+    "Run": {
+        "detect": ("detect", "Find things in pictures"),
+        "evaluate": ("evaluate", "Measure AP on a data set"),
+    },
     "Prove": {
         "parity": ("parity", "Compare activations with a capture"),
         "capture": ("capture", "Record activations to compare with"),

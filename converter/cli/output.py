@@ -45,6 +45,7 @@ _NEEDS = {
     "capture": ("model", ("torch",)),
     "verify": ("model", ()),
     "detect": ("detect", ("torch", "PIL", "tokenizers")),
+    "evaluate": ("evaluate", ("faster_coco_eval",)),
     "package": ("detect", ("tokenizers", "huggingface_hub")),
     "publish": ("detect", ("huggingface_hub",)),
 }
@@ -323,12 +324,12 @@ def parse_size(context: click.Context, parameter: click.Parameter, value: str | 
 
 
 @contextmanager
-def progress(total: int, description: str, unit: str = "B") -> Iterator[Callable[[int], None]]:
-    """A bar on stderr that counts bytes, or whatever `unit` says; silent where stderr is not a terminal, or by -q."""
+def progress(total: int, description: str, unit: str = "B", done: int = 0) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr that counts bytes, or what `unit` says, from `done`; silent where that is no terminal."""
     if told().is_quiet or not sys.stderr.isatty():
         yield lambda count: None
         return
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=description, unit=unit, unit_scale=unit == "B", leave=False) as bar:
+    with tqdm(total=total, initial=done, desc=description, unit=unit, unit_scale=unit == "B", leave=False) as bar:
         yield lambda count: bar.update(count) and None

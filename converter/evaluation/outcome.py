@@ -98,7 +98,10 @@ class Outcome:
 
     def _about(self) -> list[tuple[str, str]]:
         rows = [("model", self.source), ("data set", self.name + (" (the first pictures only)" * self.is_limited))]
-        rows += [("annotations, SHA-256", self.dataset.sha256), ("list of pictures, SHA-256", self.dataset.pictures_sha256)]
+        rows += [
+            ("annotations, SHA-256", self.dataset.sha256),
+            ("list of pictures, SHA-256", self.dataset.pictures_sha256),
+        ]
         if self.weights is not None:
             rows.append(("tensors, SHA-256 of all", self.weights))
         if self.protocol is not None:
@@ -111,17 +114,19 @@ class Outcome:
 def worst_pictures(
     outcome: Outcome, images: Path, task: Task, other: tuple[Predictions, Paired] | None = None
 ) -> list[WorstPicture]:
-    """Pictures to look at: those of the lowest AP, or in which two models differ most. What cannot be read is left out."""
+    """Pictures to look at: those of the lowest AP, or in which two models differ most; without unreadable ones."""
     scores = outcome.scores.pictures
+    chosen: list[tuple[int, float | None]]
     if other is None:
         skipped = {picture.id for picture, _ in outcome.skipped}
         counts: dict[int, int] = {}
         for row in outcome.dataset.content["annotations"]:
             counts[row["image_id"]] = counts.get(row["image_id"], 0) + 1
         measured = [(ap, -counts.get(number, 0), number) for number, ap in scores.items() if ap is not None]
-        chosen = [(number, None) for _, _, number in sorted(measured) if number not in skipped][:_SHOWN]
+        ordered = [number for _, _, number in sorted(measured) if number not in skipped]
+        chosen = [(number, None) for number in ordered[:_SHOWN]]
     else:
-        chosen = [(number, ap) for number, _, ap in other[1].worst][:_SHOWN]
+        chosen = [(number, ap) for number, _, ap in other[1].worst[:_SHOWN]]
     return [shown for number, ap in chosen if (shown := _shown(outcome, number, images, task, other, ap)) is not None]
 
 

@@ -118,7 +118,9 @@ def _watched(batches: Iterator[list[Read]]) -> Iterator[list[Read]]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise ModelError(f"a process that reads pictures ended: {plain(str(error), 200)}. Give fewer --workers.") from error
+        raise ModelError(
+            f"a process that reads pictures ended: {plain(str(error), 200)}. Give fewer --workers."
+        ) from error
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -7,10 +7,11 @@ CPU each batch is computed by one thread, since sums in another order are rounde
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 Entry = dict[str, Any]  # of one picture: its id, classes, boxes, scores; or error
 Runner = Callable[[Sequence["Prepared"]], Sequence["Boxes"]]
 Progress = Callable[[int, int], AbstractContextManager[Callable[[int], None]]]  # of all pictures, and those done
+_MOST_THREADS = 16  # unless more are asked for: each takes some hundred megabytes
 _ROUND = 8  # batches of a process between two meetings with the others
 
 
@@ -37,18 +39,20 @@ _ROUND = 8  # batches of a process between two meetings with the others
 class Run:
     """A data set, the folder of its pictures, and how the model is asked about them.
 
+    device    'cpu', 'cuda:0'
     batch     pictures of one size that are run at once, at most
     workers   processes that read pictures
-    at_once   batches that are computed at once, each by a thread
+    threads   that take a batch each, on a CPU; None for one for each of its processors
     settings  all that results depend on besides the pictures, JSON; `folder`: where they are kept, of the first process
     """
 
     dataset: DataSet
     images: Path
     task: Task
+    device: str
     batch: int
     workers: int
-    at_once: int
+    threads: int | None
     settings: Mapping[str, Any]
     folder: ResultFolder | None
     ranks: Ranks
@@ -76,8 +80,8 @@ class Run:
         mine = todo[self.ranks.rank :: self.ranks.count]
         collected = Results()
         if todo:
-            with loaded(Reader(self.task, self.images, mine), self.workers) as read:
-                computed = run_batches(read, load(), self.at_once) if mine else iter(())
+            with loaded(Reader(self.task, self.images, mine), self.workers) as read, self._threads() as at_once:
+                computed = run_batches(read, load(), at_once) if mine else iter(())
                 with progress(len(self.dataset.pictures), len(done)) as advance:
                     for entries in self._in_rounds(computed, len(mine), len(todo)):
                         if self.folder is not None:
@@ -91,6 +95,22 @@ class Run:
             stamps = check_pictures(self.dataset, self.images)
             collected.add(entry for entry in self.folder.results() if is_entry(entry, stamps))
         return collected
+
+    @contextmanager
+    def _threads(self) -> Iterator[int]:
+        """How many batches are computed at once: on a CPU each by one thread, whatever torch takes elsewhere."""
+        import torch
+
+        if self.device != "cpu":
+            yield 1
+            return
+        there = len(os.sched_getaffinity(0)) // self.ranks.here
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield self.threads or max(1, min(there, _MOST_THREADS))
+        finally:
+            torch.set_num_threads(before)
 
     def _in_rounds(self, computed: Iterator[list[Entry]], mine: int, all_: int) -> Iterator[list[Entry]]:
         """What all processes compute, as it comes, in the first of them; nothing in the others."""

@@ -7,6 +7,7 @@
     saving.py       saving: a model becomes a folder as `convert` writes it, which says what it was loaded from
     unfilled.py     a model without memory, made without what torch would import for it
     detect/         from pictures and words to boxes: preprocessing, tokenizer, prompt, detector, drawing
+    task/           from a data set to boxes that can be measured: protocols, captions, `evaluate`
     zoo.py          models by name, including MMPretrain's two, from weights of any format
     model_zoo.json  the released models: training data, figures, licence, each with its source
     mistakes.py     known mistakes of re-implementations, made on purpose in mutation tests
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from converter.glip.model.encoded import EncodedImages, EncodedText
     from converter.glip.model.glip import GLIP
     from converter.glip.model.head import Output
+    from converter.glip.task.evaluate import evaluate
     from converter.glip.zoo import get_model, model_names
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "GLIPConfig",
     "Output",
     "Prompt",
+    "evaluate",
     "get_model",
     "model_names",
 ]
@@ -57,11 +60,13 @@ _HOMES = {
     "model.encoded": ("EncodedImages", "EncodedText"),
     "model.glip": ("GLIP",),
     "model.head": ("Output",),
+    "task.evaluate": ("evaluate",),
     "zoo": ("get_model", "model_names"),
 }
 _EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "detect.detector": ("detect", ("torch", "PIL", "tokenizers")),
     "detect.prompt": ("detect", ()),
+    "task.evaluate": ("evaluate", ("torch", "PIL", "tokenizers", "faster_coco_eval")),
 }
 
 

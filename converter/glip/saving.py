@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from converter.checkpoint import DTYPES, Checkpoint, TensorInfo
 from converter.checkpoint.storage import Storage
@@ -31,6 +31,7 @@ from converter.writing.ledger import (
     SAVED,
     TABLES,
     digest_of_checkpoint,
+    digest_of_tensors,
     is_by_unknown_table,
     saved_entry,
     tables_in,
@@ -136,6 +137,15 @@ def save(
     if spoiled := [name for name, value in state.items() if not value.isfinite().all()]:
         warnings.warn(f"{file_name(folder)}: saved, but not finite: {listed(spoiled)}", ConverterWarning, stacklevel=3)
     return folder
+
+
+def digest_of(model: nn.Module) -> str:
+    """One hash of all tensors of a model, as a ledger states it."""
+    hashes = ((name, value, sha256_of(_values(value))) for name, value in model.state_dict().items())
+    return digest_of_tensors(
+        (name, DTYPES[str(value.dtype).removeprefix("torch.")].name, tuple(value.shape), sha256)
+        for name, value, sha256 in hashes
+    )
 
 
 def _check(state: Mapping[str, Tensor], config: GLIPConfig) -> None:

@@ -1,4 +1,4 @@
-"""ODinW: 13 data sets in the wild (Li et al. 2022), where they lie in the official download, and what is asked of them."""
+"""ODinW: 13 data sets in the wild (Li et al. 2022), where the official download has them, and what is asked of them."""
 
 from __future__ import annotations
 

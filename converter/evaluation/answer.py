@@ -1,0 +1,105 @@
+"""A model asked about a data set, from its pictures to the outcome; what is done of a run that is stopped is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from converter import __version__
+from converter.errors import ModelError
+from converter.evaluation.metrics import evaluate
+from converter.evaluation.outcome import Outcome
+from converter.evaluation.question import Question
+from converter.evaluation.ranks import Ranks
+from converter.evaluation.run import Progress, Run, Runner
+
+if TYPE_CHECKING:
+    from converter.parity.family import Task
+    from converter.writing.results import ResultFolder
+
+JOURNAL = "predictions.partial.jsonl"  # in a folder of results until all is done
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """Which model is asked, and how it is run.
+
+    name      as it is told
+    weights   the hash of all its tensors; `model`, `variant`: what they are
+    device    of this process; `stated`: as it is told, for all of them
+    threads   see `Run`
+    """
+
+    name: str
+    weights: str
+    model: str
+    variant: str | None
+    device: str
+    stated: str
+    dtype: str
+    tf32: bool
+    batch: int
+    workers: int
+    threads: int | None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What of it results depend on, besides the weights."""
+        return {
+            "device": self.stated,
+            "dtype": self.dtype,
+            "tf32": self.tf32,
+            "batch": self.batch,
+            "torch": version("torch"),
+            "pillow": version("pillow"),
+        }
+
+
+def answer(
+    question: Question,
+    task: Task,
+    subject: Subject,
+    load: Callable[[], Runner],
+    folder: ResultFolder | None,
+    here: Ranks,
+    progress: Progress,
+    say: Callable[[str], object] = lambda text: None,
+) -> Outcome | None:
+    """The outcome, in the first process; None in the others. `say`: is told what an earlier run has done.
+
+    ModelError for what cannot be used; DestinationError.
+    """
+    if question.images is None:
+        raise ModelError("a model is run on pictures: give their folder by --images.")
+    settings = {
+        "converter": __version__,
+        "model": subject.weights,
+        "annotations": question.dataset.sha256,
+        "pictures": question.dataset.pictures_sha256,
+        "protocol": dict(task.facts),
+        "run": subject.facts,
+    }
+    how = (subject.device, subject.batch, subject.workers, subject.threads)
+    run = Run(question.dataset, question.images, task, *how, settings, folder, here)
+    done = run.done()
+    if done and folder is not None:
+        say(f"{len(done):,} of {len(question.dataset.pictures):,} pictures are done already; going on")
+    results = run.results(done, load, progress)
+    if results is None:
+        return None
+    predictions = results.predictions(question.dataset)
+    return Outcome(
+        question.name,
+        subject.name,
+        question.dataset,
+        question.is_limited,
+        predictions,
+        evaluate(question.dataset, predictions, task.metric),
+        results.skipped(question.dataset),
+        subject.weights,
+        {"name": subject.model, "variant": subject.variant},
+        task.facts,
+        subject.facts,
+    )
