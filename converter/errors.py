@@ -123,6 +123,13 @@ EXTRAS = {
     "draft": {"scipy": "scipy"},
     "hub": {"huggingface_hub": "huggingface_hub"},
     "detect": {"torch": "torch", "PIL": "pillow", "tokenizers": "tokenizers", "huggingface_hub": "huggingface_hub"},
+    "evaluate": {
+        "torch": "torch",
+        "PIL": "pillow",
+        "tokenizers": "tokenizers",
+        "huggingface_hub": "huggingface_hub",
+        "faster_coco_eval": "faster-coco-eval",
+    },
 }
 
 

@@ -1,8 +1,10 @@
 """A detector on a data set: what it finds in every picture, and by how much that is right.
 
+    large_json.py   files of strangers, of hundreds of megabytes
     dataset.py      annotations of a data set, read and checked
     predictions.py  boxes that a model predicted, as arrays, and in COCO's results format
-    metrics.py      AP and AR, by faster-coco-eval
+    curves.py       precision and recall, by faster-coco-eval
+    metrics.py      AP and AR, made of them
     paired.py       two models on one data set
     record.py       `evaluation.json`: what was measured, of which weights, on what
     page.py         a report as one HTML page
