@@ -262,6 +262,7 @@ def test_two_models_are_shown_side_by_side() -> None:
     said = words(pair())
     for line in (
         "46.6 AP mine 40.0 AP theirs",
+        "annotated 14 boxes predicted 3,702 and 2,468 boxes",
         "AP of a picture, mine minus theirs , in points: +0.02 in the mean",
         "\N{MINUS SIGN}0.06 to +0.09 with 95 % confidence",
         "mine better: 2 equal: 5 theirs better: 1",
@@ -284,7 +285,12 @@ def test_pictures_that_differ_have_the_boxes_of_both() -> None:
 
 @pytest.mark.parametrize("verdict", ["identical", "equal", "different", "undecided"])
 def test_the_verdict_is_in_words(verdict: str) -> None:
-    assert re.search(rf'role="status">{verdict.capitalize()}: \w', pair(verdict=verdict))
+    assert re.search(rf'role="status">{verdict.capitalize()}: [\w<]', pair(verdict=verdict))
+
+
+@pytest.mark.parametrize(("difference", "better"), [(0.2, "mine"), (-0.2, "theirs")])
+def test_the_better_one_is_named(difference: float, better: str) -> None:
+    assert f"Different: {better} is better" in words(pair(verdict="different", difference=difference))
 
 
 @pytest.mark.parametrize("ends", [(-0.0006, 0.0009), (0.02, 0.04), (-0.3, -0.1), (0.0, 0.0)])
