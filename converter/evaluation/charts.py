@@ -119,7 +119,7 @@ def distribution(scores: Scores) -> str:
 
 def _step(most: int) -> int:
     """Between ticks of an axis of counts: 1, 2 or 5 times a power of ten, so that there are at most six."""
-    power = 10 ** int(math.log10(max(most, 1)))
+    power: int = 10 ** int(math.log10(max(most, 1)))
     return next((step for step in (power // 5, power // 2, power, 2 * power) if step and most / step <= 5), 5 * power)
 
 

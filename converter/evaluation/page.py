@@ -52,7 +52,7 @@ FIGURES: Mapping[str, Mapping[str, str]] = {
 VERDICTS: Mapping[str, tuple[str, str]] = {
     "identical": ("pass", "Identical: both find the same boxes, labels and scores in every picture."),
     "equal": ("pass", "Equal: a difference, if there is one, is below 0.1 AP, the last digit that is published."),
-    "different": ("fail", "Different: by more than chance explains."),
+    "different": ("fail", "Different: {better} is better, by more than chance explains."),
     "undecided": ("open", "Undecided: these pictures can tell neither that they are equal nor that they differ."),
 }
 
@@ -101,12 +101,13 @@ def _headline(
     """What is to be known first: the AP, of what, and whether it is of all of it."""
     on = next((value for name, value in about if name.lower().replace(" ", "") == "dataset"), None)
     measured = sum(c.ap is not None for c in scores.classes)
+    predicted = [f"{sum(c.predicted for c in of.classes):,}" for of in (scores, second) if of is not None]
     facts = [
         ("data set", f"<bdi>{text(on)}</bdi>" if on else ""),
         ("pictures", f"{len(scores.pictures):,}"),
         ("classes", f"{measured:,}" + (f" of {len(scores.classes):,}" if measured < len(scores.classes) else "")),
         ("annotated", f"{sum(c.annotated for c in scores.classes):,} boxes"),
-        ("predicted", f"{sum(c.predicted for c in scores.classes):,} boxes"),
+        ("predicted", f"{' and '.join(predicted)} boxes"),
         ("skipped", f"{len(skipped):,}" if skipped else "none"),
     ]
     rows = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts if value)
@@ -126,6 +127,7 @@ def _name(name: str) -> str:
 def _paired(paired: Paired, names: tuple[str, str]) -> str:
     """The verdict in words, the interval beside the margin, and in how many pictures which model is better."""
     style, verdict = VERDICTS[paired.verdict]
+    verdict = verdict.replace("{better}", _name(names[0 if paired.difference > 0 else 1]))
     low, high = paired.interval
     drawn = interval(paired.difference, paired.interval, MARGIN, "The difference with its interval, and the margin")
     return (

@@ -102,6 +102,7 @@ def test_nothing_is_wider_than_the_screen(opened: Open, name: str, width: int) -
         (["annotated"], "cat,dog,yeti"),
         (["predicted"], "dog,yeti,cat"),
         (["predicted", "predicted"], "cat,yeti,dog"),
+        (["predicted", "AP"], "dog,cat,yeti"),
     ],
 )
 def test_classes_are_sorted(opened: Open, clicks: list[str], order: str) -> None:
