@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def evaluated(weights: str = WEIGHTS, dataset: str = "coco", **more: Any) -> dic
         "dataset": {
             "name": dataset,
             "style": "lvis" if is_lvis else "coco",
-            "annotations_sha256": hashlib.sha256(dataset.encode()).hexdigest(),
+            "annotations_sha256": hashlib.sha256(json.dumps(dataset).encode()).hexdigest(),
             "pictures": 4809 if is_lvis else 5000,
             "pictures_sha256": "b" * 64,
             "limited": False,
