@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from converter.cli.output import PATH, reports
+from converter.cli.output import PATH, PREPARE, reports
 from converter.cli.places import places, source
 from converter.cli.run_options import JOINED, MODEL, root, run_options
-from converter.errors import ModelError
 
 _EPILOG = f"""{MODEL}
 {JOINED}
@@ -73,6 +74,16 @@ def _changes(context: click.Context, parameter: click.Parameter, values: tuple[s
     return changed
 
 
+def _one_answers(command: Callable[..., None]) -> Callable[..., None]:
+    """Of several processes the first alone prints JSON, of errors, too."""
+
+    def prepare(given: dict[str, Any]) -> None:
+        given["as_json"] = given["as_json"] and os.environ.get("RANK", "0") == "0"
+
+    setattr(command, PREPARE, prepare)
+    return command
+
+
 @click.command(epilog=_EPILOG)
 @places(source("The model: a path, org/name, or hf://org/name/file.pth.", "MODEL", "model_source"))
 @click.option(
@@ -112,6 +123,7 @@ def _changes(context: click.Context, parameter: click.Parameter, values: tuple[s
 @click.option("--force", is_flag=True, help="Write into a folder that is not empty, and start over.")
 @run_options("float32")
 @reports
+@_one_answers
 def evaluate(as_json: bool, **values: Any) -> None:
     """Measure how good the boxes of MODEL are on a data set: AP and AR, by the rules of its authors."""
     options = Options(**values, as_json=as_json)
@@ -130,6 +142,3 @@ def _check(options: Options) -> None:
         raise click.UsageError("--record keeps what is measured on the whole data set; it does not go with --limit")
     if options.dataset == "lvis" and options.annotations is None:
         raise click.UsageError("--dataset lvis needs --annotations, such as lvis_v1_minival_inserted_image_name.json")
-
-
-SKIPPED = ModelError.exit_code

@@ -41,7 +41,8 @@ def questions(options: Options, family: Family[Any] | None) -> list[Question]:
 def _beside(options: Options) -> Path:
     """COCO's annotations, where its own archives put them."""
     if options.images is not None:
-        path = options.images.parent / "annotations" / f"instances_{options.images.name}.json"
+        folder = options.images.absolute()
+        path = folder.parent / "annotations" / f"instances_{folder.name}.json"
         if path.exists():
             return path
     raise ModelError("coco: where are its annotations? Give instances_val2017.json by --annotations.")

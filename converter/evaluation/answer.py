@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from converter import __version__
 from converter.errors import ModelError
-from converter.evaluation.metrics import evaluate
+from converter.evaluation.metrics import check_style, evaluate
 from converter.evaluation.outcome import Outcome
 from converter.evaluation.question import Question
 from converter.evaluation.ranks import Ranks
@@ -73,6 +73,7 @@ def answer(
     """
     if question.images is None:
         raise ModelError("a model is run on pictures: give their folder by --images.")
+    check_style(question.dataset, task.metric)
     settings = {
         "converter": __version__,
         "model": subject.weights,

@@ -85,7 +85,7 @@ def evaluate(dataset: DataSet, predictions: Predictions, style: str) -> Scores:
     'coco': at most 100 boxes of a class in a picture. 'lvis': at most 300 in a picture. 'lvis-fixed': at most 10,000 of
     a class over the whole data set, and no limit for a picture, so that classes do not compete for places.
     """
-    _check_style(dataset, style)
+    check_style(dataset, style)
     tables = _Tables(dataset)
     found = tables.found(predictions)
     if style != "coco":
@@ -105,7 +105,8 @@ def evaluate(dataset: DataSet, predictions: Predictions, style: str) -> Scores:
     )
 
 
-def _check_style(dataset: DataSet, style: str) -> None:
+def check_style(dataset: DataSet, style: str) -> None:
+    """ModelError if there is no such style, or the data set does not say what it needs."""
     if style not in METRICS:
         raise ModelError(f"{style!r} is no metric. Choose one of {', '.join(METRICS)}.")
     if style != "coco" and dataset.style != "lvis":

@@ -14,14 +14,22 @@ from converter.parity.family import Class
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
-    """A data set. `data`: by which rules, 'coco', 'lvis' or 'own'; `images`: the folder of its pictures."""
+    """A data set. `data`: by which rules, 'coco', 'lvis' or 'own'; `images`: the folder of its pictures.
+
+    `whole`: with the pictures that are left out.
+    """
 
     name: str
     data: str
     dataset: DataSet
-    is_limited: bool
+    whole: DataSet
     images: Path | None
     classes: Sequence[Class]
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether pictures are left out."""
+        return self.dataset is not self.whole
 
     @property
     def folder(self) -> str:
@@ -37,7 +45,7 @@ def question_of(
     classes = [Class(each.id, each.name) for each in _asked_for(whole)]
     if captions is not None:
         classes = captioned(classes, captions)
-    return Question(name, data, dataset, dataset is not whole, images, classes)
+    return Question(name, data, dataset, whole, images, classes)
 
 
 def _asked_for(dataset: DataSet) -> list[Category]:

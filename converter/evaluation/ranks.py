@@ -10,11 +10,13 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from converter.errors import ModelError
 
 T = TypeVar("T")
+_PATIENCE = timedelta(days=1)  # one that ends is noticed at once; one that waits for the others may wait for hours
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ def ranks() -> Iterator[Ranks]:
     import torch.distributed as dist
 
     with _others():
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=_PATIENCE)
     try:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
         yield Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")), here)
@@ -78,6 +80,4 @@ def _others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise ModelError(
-            "another process of this run ended early; what it says itself is the reason. The same command goes on."
-        ) from error
+        raise ModelError("another process of this run ended early; what it says itself is the reason.") from error

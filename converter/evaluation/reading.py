@@ -106,21 +106,16 @@ def loaded(reader: Reader, workers: int) -> Iterator[Iterator[list[Read]]]:
     )
     batches = iter(loader)
     try:
-        yield _watched(batches)
-    finally:
-        if stop := getattr(batches, "_shutdown_workers", None):  # else when the garbage collector finds it
-            stop()
-
-
-def _watched(batches: Iterator[list[Read]]) -> Iterator[list[Read]]:
-    try:
-        yield from batches
-    except RuntimeError as error:
+        yield batches
+    except RuntimeError as error:  # raised wherever this process is when a worker ends
         if "DataLoader worker" not in str(error):
             raise
         raise ModelError(
             f"a process that reads pictures ended: {plain(str(error), 200)}. Give fewer --workers."
         ) from error
+    finally:
+        if stop := getattr(batches, "_shutdown_workers", None):  # else when the garbage collector finds it
+            stop()
 
 
 def _as_it_is(batch: Any) -> Any:

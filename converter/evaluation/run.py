@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint.arrays import np
+from converter.display import counted, plain
+from converter.errors import DestinationError
 from converter.evaluation.dataset import DataSet, Picture
+from converter.evaluation.large_json import is_number
 from converter.evaluation.predictions import Predictions
 from converter.evaluation.ranks import Ranks
 from converter.evaluation.reading import Read, Reader, check_pictures, loaded
@@ -63,11 +66,12 @@ class Run:
         ModelError if the folder holds none of the pictures. DestinationError if that run had other settings.
         """
         stamps = check_pictures(self.dataset, self.images)
-        kept = set()
+        kept: set[int] = set()
         if self.folder is not None:
-            for entry in self.folder.resume(self.settings):
-                if is_entry(entry, stamps) and "error" not in entry and stamps[entry["picture"]] == entry["stamp"]:
-                    kept.add(entry["picture"])
+            for entry in self._own(self.folder.resume(self.settings)):  # of two of a picture the later one counts
+                number, stamp = entry["picture"], entry.get("stamp")
+                is_current = "error" not in entry and stamp is not None and stamp == stamps[number]
+                (kept.add if is_current else kept.discard)(number)
         return self.ranks.told(kept)
 
     def results(self, done: set[int], load: Callable[[], Runner], progress: Progress) -> Results | None:
@@ -92,16 +96,22 @@ class Run:
         if not self.ranks.is_first:
             return None
         if self.folder is not None:
-            stamps = check_pictures(self.dataset, self.images)
-            collected.add(entry for entry in self.folder.results() if is_entry(entry, stamps))
+            collected.add(self._own(self.folder.results()))
+        collected.check_whole(self.dataset)
         return collected
+
+    def _own(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+        """Those that are entries of this data set."""
+        pictures = {picture.id for picture in self.dataset.pictures}
+        classes = {category.id for category in self.dataset.categories}
+        return (entry for entry in entries if is_entry(entry, pictures, classes))
 
     @contextmanager
     def _threads(self) -> Iterator[int]:
         """How many batches are computed at once: on a CPU each by one thread, whatever torch takes elsewhere."""
         import torch
 
-        if self.device != "cpu":
+        if not self.device.startswith("cpu"):
             yield 1
             return
         there = len(os.sched_getaffinity(0)) // self.ranks.here
@@ -139,6 +149,15 @@ class Results:
             else:
                 boxes = np.array(entry["boxes"], np.float64).reshape(-1, 4)
                 self._boxes[number] = np.array(entry["classes"], np.int64), boxes, np.array(entry["scores"], np.float64)
+
+    def check_whole(self, dataset: DataSet) -> None:
+        """DestinationError if a picture has no entry: what was kept was changed meanwhile."""
+        lost = [each for each in dataset.pictures if each.id not in self._boxes and each.id not in self._errors]
+        if lost:
+            raise DestinationError(
+                f"results of {counted(len(lost), 'picture')}, such as {plain(lost[0].file_name)}, were kept and are "
+                "gone: something else changed what is kept. The same command does them again."
+            )
 
     def skipped(self, dataset: DataSet) -> list[tuple[Picture, str]]:
         """Pictures that could not be used, and why."""
@@ -201,8 +220,8 @@ def predict(batch: Sequence[Read], run: Runner) -> list[Entry]:
     return [entries[each.picture.id] for each in batch]
 
 
-def is_entry(value: Mapping[str, Any], pictures: Mapping[int, object]) -> bool:
-    """Whether it reads like one, for what comes from a file that anybody may have written."""
+def is_entry(value: Mapping[str, Any], pictures: Collection[int], known: Collection[int]) -> bool:
+    """Whether it reads like one, of these pictures and `known` classes: anybody may have written what it comes from."""
     if type(value.get("picture")) is not int or value["picture"] not in pictures:
         return False
     if "error" in value:
@@ -214,4 +233,4 @@ def is_entry(value: Mapping[str, Any], pictures: Mapping[int, object]) -> bool:
     if not len(classes) == len(boxes) == len(scores) or not all(isinstance(b, list) and len(b) == 4 for b in boxes):
         return False
     numbers = [*scores, *(number for box in boxes for number in box)]
-    return all(type(label) is int for label in classes) and all(type(number) in (int, float) for number in numbers)
+    return all(type(label) is int and label in known for label in classes) and all(map(is_number, numbers))

@@ -27,6 +27,7 @@ class ResultFolder:
         """
         self.path = path
         self.force = force
+        self.is_of_use = False  # whether results are kept in it with which the same run goes on
         self._settings: Mapping[str, Any] = {}
         check_folder_name(path, "results are written to")
         with writing(path):
@@ -57,6 +58,7 @@ class ResultFolder:
                 f"{file_name(self.path)} holds results of a run that was stopped, and that differed in "
                 f"{listed(map(plain, changed))}. Give the same options as then, or another folder; --force starts over."
             )
+        self.is_of_use = then is not None
         return self._journal.results()
 
     def results(self) -> Iterator[dict[str, Any]]:
@@ -69,6 +71,7 @@ class ResultFolder:
             with writing(self.path):
                 self.path.mkdir(exist_ok=True)
             self._journal.begin(self._settings)
+            self.is_of_use = True
 
     def keep(self, *results: Mapping[str, Any]) -> None:
         """Add results to what is kept. DestinationError."""
@@ -77,10 +80,18 @@ class ResultFolder:
 
     def finish(self, files: Mapping[str, bytes], on_done: Callable[[], object]) -> None:
         """Write the results; `on_done` is called once all are there. DestinationError."""
+        self.write(files, on_done)
+        self.clear()
+
+    def write(self, files: Mapping[str, bytes], on_done: Callable[[], object] = lambda: None) -> None:
+        """The same, but the same run can still go on: where there are several folders, until all have their files."""
         with writing(self.path):
             self.path.mkdir(exist_ok=True)
         *others, last = files
         for name in others:
             write_whole(self.path / name, files[name])
         write_whole(self.path / last, files[last], on_done=on_done)
+
+    def clear(self) -> None:
+        """Take away what a run would go on with. DestinationError."""
         self._journal.remove()
