@@ -15,6 +15,7 @@ from converter.display import counted
 from converter.evaluation.charts import FREQUENCIES, curves, distribution, interval, strip
 from converter.evaluation.gallery import WorstPicture, gallery
 from converter.evaluation.markup import bar, points, policy_of, scrolled, signed, swatch, text
+from converter.evaluation.paired import MARGIN
 
 if TYPE_CHECKING:
     from converter.evaluation.metrics import ClassScore, Scores
@@ -24,7 +25,6 @@ __all__ = ["WorstPicture", "to_html"]
 
 LISTED = 500  # skipped pictures that are named
 UNFOLDED = 100  # classes that are seen without unfolding
-MARGIN = 0.001  # of AP, within which two models are equal
 
 # of each group the figures that may be there, and what they mean
 FIGURES: Mapping[str, Mapping[str, str]] = {
@@ -176,7 +176,7 @@ def _figures(scores: Scores, second: Scores | None, names: tuple[str, str]) -> s
         rows.append("</tbody>" if present else "")
     top = "".join(f'<th scope="col">{shown}</th>' for shown in head)
     thead = f"<thead><tr>{top}</tr></thead>" if second else ""
-    return f'<table class="figures">{thead}{"".join(rows)}</table>'
+    return f'<div class="across"><table class="figures">{thead}{"".join(rows)}</table></div>'
 
 
 def _values(value: float | None, second: Scores | None, name: str) -> str:

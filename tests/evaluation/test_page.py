@@ -167,6 +167,7 @@ def test_curves_tell_their_values_at_each_recall() -> None:
     assert 'd="M44.0 30.0 ' in chart  # recall 0, precision 1: the upper left corner
     assert "recall 50 0.50: 50.0 0.75: 40.0 0.50:0.95: 25.0" in words(f"<body>{chart}")
     assert "<b>AP50 50.0</b>" in chart
+    assert "recall, % IoU 0.50 IoU 0.75 IoU 0.50:0.95 0 100.0 80.0 50.0 10 90.0" in words(f"<body>{chart}")
 
 
 def test_every_picture_is_in_a_column() -> None:

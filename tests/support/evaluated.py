@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 from PIL import Image
 
 from converter.evaluation.metrics import ClassScore, Scores
 from converter.evaluation.page import WorstPicture, to_html
+from converter.evaluation.paired import Paired
 
 COCO = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -50,13 +50,13 @@ def large(frequencies: str = "fcr", count: int = 1203) -> Scores:
     return scores(style="lvis", classes=tuple(classes), figures={"AP": 0.3, "APr": 0.1, "APc": 0.2, "APf": None})
 
 
-def compared(**changed: Any) -> Any:
+def compared(**changed: Any) -> Paired:
     other = scores(figures=dict.fromkeys(COCO, 0.4), classes=(class_score(1, "cat", 0.5), class_score(2, "dog", 0.75)))
     fields = {
         "first": scores(), "second": other, "difference": 0.0002, "interval": (-0.0006, 0.0009), "better": 2,
         "worse": 1, "equal": 5, "worst": (), "identical": False, "verdict": "equal",
     }  # fmt: skip
-    return SimpleNamespace(**{**fields, **changed})
+    return Paired(**{**fields, **changed})
 
 
 def picture(**changed: Any) -> WorstPicture:
