@@ -108,7 +108,9 @@ def test_boxes_are_those_of_the_detector_to_a_thousandth_of_a_pixel(shared: Path
 
 
 def test_classes_in_each_others_place_are_worth_nothing(shared: Path, content: dict[str, Any]) -> None:
-    found = {number: [(10 - label, box, score) for label, box, score in rows] for number, rows in known(content).items()}
+    found = {
+        number: [(10 - label, box, score) for label, box, score in rows] for number, rows in known(content).items()
+    }
     assert ask(shared, found).scores.figures["AP"] == 0
 
 
