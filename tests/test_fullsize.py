@@ -96,6 +96,10 @@ def folder(converted: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (here / "tests").symlink_to(ROOT / "tests")
     for name, picture in (("street", skimage.data.rocket()), ("park", skimage.data.astronaut())):
         Image.fromarray(picture).save(here / f"{name}.jpg")
+    boxes = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [9, 9, 99, 99]}]
+    images = [{"id": number, "file_name": f"{name}.jpg"} for number, name in ((1, "street"), (2, "park"))]
+    mine = {"images": images, "categories": [{"id": 1, "name": "person"}], "annotations": boxes}
+    (here / "mine.json").write_text(json.dumps(mine))
     monkeypatch.chdir(here)
     yield here
     shutil.rmtree(here)
