@@ -7,7 +7,10 @@
     metrics.py      AP and AR, made of them
     paired.py       two models on one data set
     record.py       `evaluation.json`: what was measured, of which weights, on what
-    page.py         a report as one HTML page
+    page.py         a report as one HTML page, of what these write:
+    charts.py       curves, bars and intervals as SVG
+    gallery.py      pictures with what is annotated in them, and what was predicted
+    markup.py       names and figures as HTML
     folder.py       where results are written, and kept of a run that was stopped
     run.py          pictures on their way through a model, in one process or in many
 
