@@ -108,7 +108,9 @@ def test_boxes_are_those_of_the_detector_to_a_thousandth_of_a_pixel(shared: Path
 
 
 def test_classes_in_each_others_place_are_worth_nothing(shared: Path, content: dict[str, Any]) -> None:
-    found = {number: [(10 - label, box, score) for label, box, score in rows] for number, rows in known(content).items()}
+    found = {
+        number: [(10 - label, box, score) for label, box, score in rows] for number, rows in known(content).items()
+    }
     assert ask(shared, found).scores.figures["AP"] == 0
 
 
@@ -121,7 +123,7 @@ def test_who_finds_half_of_the_boxes_has_half_the_recall(shared: Path, content: 
 
 
 def test_boxes_beside_their_place_count_up_to_the_iou_that_they_have(shared: Path, content: dict[str, Any]) -> None:
-    """Moved by a quarter of their width: an IoU of 0.6, which is enough for the first of ten thresholds, and two more."""
+    """Moved by a quarter of their width: an IoU of 0.6, which is enough for two of ten thresholds, or for three."""
     found = {
         number: [(label, [x + w / 4, y, w, h], score) for label, (x, y, w, h), score in rows]
         for number, rows in known(content).items()

@@ -34,7 +34,9 @@ class KnownTask:
     found: Mapping[int, Sequence[Row]]
     metric: str = "coco"
     captions: tuple[str, ...] = ("cat. dog",)
-    facts: Mapping[str, Any] = field(default_factory=lambda: {"name": "known", "settings": {}, "captions": ["cat. dog"]})
+    facts: Mapping[str, Any] = field(
+        default_factory=lambda: {"name": "known", "settings": {}, "captions": ["cat. dog"]}
+    )
 
     def read(self, path: Path) -> Prepared:
         try:
