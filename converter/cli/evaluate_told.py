@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import cut, note, print_json
+from converter.cli.output import cut, print_json
 from converter.display import counted, plain
 from converter.evaluation.outcome import Outcome
 from converter.evaluation.paired import Paired
@@ -59,11 +59,10 @@ def _tell_one(outcome: Outcome, pair: Paired | None, against: str | None) -> Non
             f"(95 %: {low:+.3f} to {high:+.3f}), "
             f"better in {pair.better:,}, worse in {pair.worse:,}, the same in {pair.equal:,}: {_VERDICTS[pair.verdict]}"
         )
-    if outcome.skipped:
-        note(
-            f"{counted(len(outcome.skipped), 'picture')} could not be used, and count as if nothing were found in them:"
-        )
-        note("\n".join(cut([f"  {reason}" for _, reason in outcome.skipped])))
+    if outcome.skipped:  # an error, so that -q tells it, too
+        of = counted(len(outcome.skipped), "picture")
+        click.echo(f"error: {of} could not be used, and count as if nothing were found in them:", err=True)
+        click.echo("\n".join(cut([f"  {reason}" for _, reason in outcome.skipped])), err=True)
 
 
 def _percent(value: float | None) -> str:

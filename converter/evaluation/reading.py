@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,13 +99,15 @@ def loaded(reader: Reader, workers: int) -> Iterator[Iterator[list[Read]]]:
     """
     from torch.utils.data import DataLoader
 
-    loader: Any = DataLoader(
-        reader,  # type: ignore[arg-type]
-        batch_size=None,
-        num_workers=min(workers, len(reader)),
-        collate_fn=_as_it_is,
-    )
-    batches = iter(loader)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more than there are processors: as asked for
+        loader: Any = DataLoader(
+            reader,  # type: ignore[arg-type]
+            batch_size=None,
+            num_workers=min(workers, len(reader)),
+            collate_fn=_as_it_is,
+        )
+        batches = iter(loader)
     try:
         yield batches
     except RuntimeError as error:  # raised wherever this process is when a worker ends

@@ -123,7 +123,7 @@ def test_who_finds_half_of_the_boxes_has_half_the_recall(shared: Path, content: 
 
 
 def test_boxes_beside_their_place_count_up_to_the_iou_that_they_have(shared: Path, content: dict[str, Any]) -> None:
-    """Moved by a quarter of their width: an IoU of 0.6, which is enough for the first of ten thresholds, and two more."""
+    """Moved by a quarter of their width: an IoU of 0.6, which is enough for two of ten thresholds, or for three."""
     found = {
         number: [(label, [x + w / 4, y, w, h], score) for label, (x, y, w, h), score in rows]
         for number, rows in known(content).items()

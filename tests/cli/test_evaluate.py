@@ -1,0 +1,573 @@
+"""`converter evaluate` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from converter.evaluation.answer import JOURNAL
+from converter.evaluation.record import read_evaluations
+from converter.glip.task.evaluate import evaluate
+from tests.support.evaluating import (
+    CLASSES,
+    PICTURES,
+    QUICK,
+    annotated,
+    contents,
+    evaluation,
+    options,
+    write_data,
+    write_pictures,
+)
+from tests.support.packaging import card_of
+from tests.support.packaging import run as package
+from tests.support.saved_glip import ledger, save
+from tests.support.small_glip import small_glip
+
+FILES = ["evaluation.json", "predictions.json", "report.html"]
+FIGURES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("evaluate"))
+
+
+@pytest.fixture(scope="module")
+def done(shared: Path) -> Path:
+    """A folder of results."""
+    result = evaluation(shared / "small", *options(shared), "--out", shared / "done")
+    assert result.exit_code == 0, result.output
+    return shared / "done"
+
+
+@pytest.fixture(scope="module")
+def other(shared: Path) -> Path:
+    """A second model: the first in float16, and one number of it another."""
+    folder = shared / "half"
+    shutil.copytree(shared / "small", folder)
+    model = small_glip()
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] += 0.5
+    save(model.half(), folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def data(shared: Path, tmp_path: Path) -> Path:
+    """Pictures and annotations to be changed."""
+    shutil.copytree(shared / "images", tmp_path / "images")
+    shutil.copy(shared / "mine.json", tmp_path)
+    return tmp_path
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def predicted(folder: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((folder / "predictions.json").read_text())
+    return rows
+
+
+def as_json(*arguments: object, code: int = 0) -> dict[str, Any]:
+    result = evaluation(*arguments, "--json")
+    assert result.exit_code == code, result.output
+    content: dict[str, Any] = json.loads(result.stdout)
+    return content
+
+
+def test_figures_are_told_with_what_they_are_of(shared: Path) -> None:
+    result = evaluation(shared / "small", *options(shared))
+    assert result.exit_code == 0, result.output
+    head, *rows = result.stdout.splitlines()
+    assert head == "mine: 6 pictures, protocol official, float32 on cpu, faster-coco-eval 1.8.0"
+    assert [row.split()[0] for row in rows[:12]] == FIGURES
+    assert rows[12] == "AP by class, the lowest first:"
+    assert {row.split()[-1] for row in rows[13:]} == {"person", "dog"}
+    assert sum(int(row.split()[1]) for row in rows[13:]) == 3 * PICTURES
+    assert result.stderr == ""
+
+
+def test_json_says_everything_and_quiet_nothing(shared: Path, done: Path) -> None:
+    content = as_json(shared / "small", *options(shared))
+    assert (content["model"], content["against"], content["mean"]) == (str(shared / "small"), None, None)
+    (found,) = content["evaluations"]
+    assert (found["dataset"], found["pictures"], found["limited"], found["skipped"]) == ("mine", PICTURES, False, [])
+    assert found["captions"] == ["person. dog"]
+    assert (found["settings"]["shorter_side"], found["settings"]["longer_side"]) == (90, 1333)
+    assert found["figures"].keys() == set(FIGURES)
+    (record,) = read_evaluations(done / "evaluation.json")
+    assert found["figures"] == record.figures
+    assert found["weights"] == record.weights
+    quiet = evaluation(shared / "small", *options(shared), "-q")
+    assert (quiet.exit_code, quiet.output) == (0, "")
+
+
+def test_the_folder_has_predictions_record_and_page(shared: Path, done: Path) -> None:
+    assert sorted(contents(done)) == FILES
+    rows = predicted(done)
+    assert len(rows) > 50
+    assert [row["image_id"] for row in rows] == sorted(row["image_id"] for row in rows)
+    assert {row["category_id"] for row in rows} == {3, 7}
+    sizes = {image["id"]: (image["width"], image["height"]) for image in annotated_images(shared)}
+    for row in rows:
+        x, y, w, h = row["bbox"]
+        width, height = sizes[row["image_id"]]
+        assert -0.01 <= x < x + w <= width + 2  # the pixel that the protocol adds
+        assert -0.01 <= y < y + h <= height + 2
+    (record,) = read_evaluations(done / "evaluation.json")
+    assert (record.dataset, record.pictures, record.protocol, record.is_whole) == ("mine", PICTURES, "official", True)
+    page = (done / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == PICTURES
+    assert "001.jpg" in page
+
+
+def annotated_images(folder: Path) -> list[dict[str, Any]]:
+    images: list[dict[str, Any]] = json.loads((folder / "mine.json").read_text())["images"]
+    return images
+
+
+def test_a_folder_with_results_is_not_written_over(shared: Path, done: Path, tmp_path: Path) -> None:
+    before = contents(done)
+    result = evaluation(shared / "small", *options(shared), "--out", done)
+    assert result.exit_code == 6
+    assert result.stderr == f"error: {done} is not empty; --force writes into it\n"
+    assert contents(done) == before
+    assert evaluation(shared / "small", *options(shared), "--out", done, "--force").exit_code == 0
+    assert contents(done) == before
+    missing = evaluation(shared / "small", *options(shared), "--out", tmp_path / "no" / "out")
+    assert missing.exit_code == 6
+    assert "is not a folder to put another into; make it first" in missing.stderr
+
+
+def test_workers_threads_and_python_give_the_same_bytes(shared: Path, done: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = evaluation(shared / "small", *options(shared)[:-2], "--workers", 2, "--threads", 3, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert contents(out) == contents(done)
+    settings = {"shorter_side": "90", "score_threshold": "0.01"}
+    files = (shared / "mine.json", shared / "images")
+    outcome = evaluate(str(shared / "small"), *files, settings=settings, workers=0, out=tmp_path / "python")
+    assert outcome is not None
+    written = contents(tmp_path / "python")
+    assert written["predictions.json"] == contents(done)["predictions.json"]
+    (mine,), (theirs,) = (read_evaluations(f / "evaluation.json") for f in (tmp_path / "python", done))
+    assert mine.weights == theirs.weights
+    assert dict(mine.figures) == dict(outcome.scores.figures) == dict(theirs.figures)
+    assert mine.content["protocol"] == theirs.content["protocol"]
+    assert mine.content["run"] == theirs.content["run"]
+
+
+def test_a_limit_takes_the_first_pictures_and_says_so(shared: Path) -> None:
+    result = evaluation(shared / "small", *options(shared), "--limit", 2)
+    assert result.stdout.startswith("mine: 2 pictures only, protocol official")
+    (found,) = as_json(shared / "small", *options(shared), "--limit", 2)["evaluations"]
+    assert (found["pictures"], found["limited"]) == (2, True)
+    assert sum(each["annotated"] for each in found["classes"]) == 6
+    (all_,) = as_json(shared / "small", *options(shared), "--limit", PICTURES)["evaluations"]
+    assert not all_["limited"]
+
+
+def test_a_record_is_kept_beside_the_model_and_packaged(shared: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "glip"
+    shutil.copytree(shared / "small", weights)
+    (weights / "conversion.json").write_text(json.dumps(ledger(weights / "model.safetensors")))
+    result = evaluation(weights, *options(shared), "--record")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == f"recorded: {weights / 'evaluation.json'}\n"
+    (record,) = read_evaluations(weights / "evaluation.json")
+    assert record.is_whole
+    shutil.copy(weights / "vocab.txt", tmp_path)
+    packaged = package(tmp_path, "glip", tmp_path / "out")
+    assert packaged.exit_code == 0, packaged.output
+    assert (tmp_path / "out" / "evaluation.json").read_bytes() == (weights / "evaluation.json").read_bytes()
+    assert f"{100 * (record.figures['AP'] or 0):.2f}" in card_of(tmp_path / "out")
+
+
+def test_a_record_that_cannot_be_kept_is_refused_before_it_begins(
+    shared: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("converter.evaluation.run.Run.results", lambda *_: pytest.fail("it began"))
+    model = tmp_path / "small"
+    shutil.copytree(shared / "small", model)
+    some = evaluation(model, *options(shared), "--record", "--limit", 2)
+    assert (some.exit_code, "does not go with --limit" in some.stderr) == (2, True)
+    file = evaluation(done / "predictions.json", *options(shared), "--record")
+    assert (file.exit_code, "MODEL is a file of predictions" in file.stderr) == (2, True)
+    (model / "evaluation.json").write_text(
+        (done / "evaluation.json").read_text().replace('"sha256": "', '"sha256": "0')
+    )
+    other = evaluation(model, *options(shared), "--record")
+    assert other.exit_code == 8
+    assert "evaluation.json: is no evaluation" in other.stderr
+
+
+def test_another_model_is_compared(shared: Path, other: Path, done: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = evaluation(shared / "small", "--against", other, *options(shared), "--out", out)
+    assert result.exit_code in (0, 1), result.output
+    assert f"against {other}: " in result.stdout
+    assert result.stdout.splitlines()[1].split()[0] == "AP"
+    assert len(result.stdout.splitlines()[1].split()) == 3
+    files = contents(out)
+    assert sorted(files) == ["against/evaluation.json", "against/predictions.json", "against/report.html", *FILES]
+    assert files["predictions.json"] == contents(done)["predictions.json"]
+    assert files["evaluation.json"] == contents(done)["evaluation.json"]
+    assert files["against/predictions.json"] != files["predictions.json"]
+    assert str(other).encode() in files["report.html"]
+    content = as_json(shared / "small", "--against", other, *options(shared), code=result.exit_code)
+    pair = content["evaluations"][0]["paired"]
+    assert content["against"] == str(other)
+    assert pair["better"] + pair["worse"] + pair["equal"] == PICTURES
+    assert {row["picture"] for row in pair["pictures"]} <= set(range(1, PICTURES + 1))
+
+
+def test_predictions_of_a_file_are_measured_and_compared(shared: Path, done: Path) -> None:
+    file = done / "predictions.json"
+    dataset = ["--dataset", shared / "mine.json"]
+    (measured,) = as_json(file, *dataset)["evaluations"]
+    (ran,) = as_json(shared / "small", *options(shared))["evaluations"]
+    assert measured["figures"] == ran["figures"]
+    assert measured["classes"] == ran["classes"]
+    assert [measured[name] for name in ("protocol", "settings", "captions", "run", "weights")] == [None] * 5
+    for first, second, given in (
+        (file, file, dataset),
+        (shared / "small", file, options(shared)),
+        (file, shared / "small", options(shared)),
+    ):
+        content = as_json(first, "--against", second, *given)
+        assert content["evaluations"][0]["paired"]["verdict"] == "identical"
+    (some,) = as_json(shared / "small", "--against", file, *options(shared), "--limit", 2)["evaluations"]
+    assert some["paired"]["verdict"] == "identical"  # of all pictures: those that are left out are passed over
+
+
+def test_files_are_written_of_predictions_too(shared: Path, done: Path, other: Path, tmp_path: Path) -> None:
+    file = done / "predictions.json"
+    result = evaluation(file, "--dataset", shared / "mine.json", "--out", tmp_path / "alone")
+    assert (result.exit_code, sorted(contents(tmp_path / "alone"))) == (0, ["predictions.json", "report.html"])
+    evaluation(file, "--against", other, *options(shared), "--out", tmp_path / "beside")
+    assert sorted(contents(tmp_path / "beside")) == [
+        "against/evaluation.json", "against/predictions.json", "against/report.html", "predictions.json", "report.html",
+    ]  # fmt: skip
+
+
+def test_of_predictions_the_metric_alone_can_be_chosen(shared: Path, done: Path) -> None:
+    result = evaluation(done / "predictions.json", "--dataset", shared / "mine.json", *QUICK)
+    assert result.exit_code == 2
+    assert "no model is run; of predictions, metric alone can be chosen" in result.stderr
+
+
+def captions_of(shared: Path, tmp_path: Path, said: object) -> list[str]:
+    (tmp_path / "captions.json").write_text(json.dumps(said))
+    (found,) = as_json(shared / "small", *options(shared), "--limit", 1, "--captions", tmp_path / "captions.json")[
+        "evaluations"
+    ]
+    captions: list[str] = found["captions"]
+    return captions
+
+
+@pytest.mark.parametrize(
+    ("said", "captions"),
+    [
+        ({}, ["person. dog"]),
+        ({"dog": "small dog"}, ["person. small dog"]),
+        ({"dog": {"prefix": "a ", "suffix": " with a person"}, "person": "cat"}, ["cat. a dog with a person"]),
+        ([{"prefix": " ", "name": "cat", "suffix": ""}, {"prefix": "", "name": "umbrella", "suffix": " on a boat"}],
+         [" cat. umbrella on a boat"]),
+    ],
+)  # fmt: skip
+def test_captions_say_how_classes_are_named(said: object, captions: list[str], shared: Path, tmp_path: Path) -> None:
+    assert captions_of(shared, tmp_path, said) == captions
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        ({"god": "dog"}, "names 'god', which are no classes of the data set"),
+        (["dog"], "has 1 captions for 2 classes"),
+        ({"dog": 5}, "what it says of 'dog' is not a text, nor prefix, name and suffix"),
+        ({"dog": {"before": "a"}}, "what it says of 'dog' is not a text"),
+        ({"dog": " "}, "its caption would be empty"),
+        ("dog", "expected an object, class name: caption, or a list of captions"),
+        (None, "cannot be read as captions"),
+    ],
+)
+def test_wrong_captions_are_refused_before_weights_are_read(
+    said: object, problem: str, shared: Path, tmp_path: Path, no_weights: None
+) -> None:
+    path = tmp_path / "captions.json"
+    if said is not None:
+        path.write_text(json.dumps(said))
+    result = evaluation(shared / "small", *options(shared), "--captions", path)
+    assert result.exit_code == 7
+    assert problem in result.stderr
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither hashed nor loaded."""
+    monkeypatch.setattr("converter.cli.evaluate_sides.load_subject", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("converter.checkpoint.hashes.tensor_hashes", lambda *_: pytest.fail("weights were hashed"))
+
+
+def test_coco_lies_as_its_archives_have_it(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = tmp_path / "val2017"
+    rows = write_pictures(images, 2, names="{:012}.jpg")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_val2017.json").write_text(json.dumps(annotated(rows)))
+    arguments = [shared / "small", "--dataset", "coco", *QUICK, "--workers", 0]
+    (found,) = as_json(*arguments, "--images", images)["evaluations"]
+    assert (found["dataset"], found["pictures"], found["metric"]["style"]) == ("coco", 2, "coco")
+    monkeypatch.chdir(images)
+    assert as_json(*arguments, "--images", ".")["evaluations"] == [found]
+    monkeypatch.chdir(tmp_path)
+    assert as_json(*arguments, "--images", "val2017/")["evaluations"] == [found]
+    (tmp_path / "annotations").rename(tmp_path / "elsewhere")
+    lost = evaluation(*arguments, "--images", images)
+    assert lost.exit_code == 7
+    assert lost.stderr == "error: coco: where are its annotations? Give instances_val2017.json by --annotations.\n"
+    given = tmp_path / "elsewhere" / "instances_val2017.json"
+    assert as_json(*arguments, "--images", images, "--annotations", given)["evaluations"] == [found]
+
+
+def test_lvis_is_measured_by_its_rules(shared: Path, tmp_path: Path) -> None:
+    rows = [
+        {"id": row["id"], "coco_url": f"http://images.cocodataset.org/val2017/{row['file_name']}",
+         "neg_category_ids": [7], "not_exhaustive_category_ids": []}
+        for row in write_pictures(tmp_path / "val2017", 2)
+    ]  # fmt: skip
+    content = annotated(rows)
+    content["categories"] = [each | {"frequency": "r"} for each in content["categories"]]
+    (tmp_path / "minival.json").write_text(json.dumps(content))
+    arguments = [shared / "small", "--dataset", "lvis", "--images", tmp_path, *QUICK, "--workers", 0]
+    (found,) = as_json(*arguments, "--annotations", tmp_path / "minival.json")["evaluations"]
+    assert found["metric"]["style"] == "lvis-fixed"
+    assert (found["settings"]["most"], found["settings"]["per_caption"]) == (300, 40)
+    assert found["figures"]["APr"] == found["figures"]["AP"]
+    missing = evaluation(*arguments)
+    assert (missing.exit_code, "--dataset lvis needs --annotations" in missing.stderr) == (2, True)
+    own = evaluation(*arguments[:1], "--dataset", tmp_path / "minival.json", *arguments[3:], "--json")
+    assert json.loads(own.stdout)["evaluations"][0]["figures"] == found["figures"]
+
+
+ODINW: Mapping[str, tuple[str, tuple[tuple[int, str], ...]]] = {
+    "EgoHands": ("EgoHands/generic/mini_val", ((1, "hand"),)),
+    "Packages": ("Packages/Raw/valid", ((1, "package"),)),
+}
+
+
+@pytest.fixture(scope="module")
+def odinw(shared: Path) -> list[object]:
+    """Two of the 13 data sets, and a vocabulary with their words; the command line."""
+    folder = shared / "odinw"
+    for path, classes in ODINW.values():
+        rows = write_pictures(folder / path, 2)
+        # what their classes are called is said by the benchmark, not by the files
+        content = annotated(rows, [(number, name.upper()) for number, name in classes])
+        (folder / path / "annotations_without_background.json").write_text(json.dumps(content))
+    words = (shared / "small" / "vocab.txt").read_text().split()
+    for at, word in enumerate(("hand", "package", "there", "is", "porch")):
+        words[-1 - at] = word
+    (shared / "odinw.txt").write_text("".join(f"{word}\n" for word in words))
+    return [shared / "small", "--images", folder, "--vocab", shared / "odinw.txt", *QUICK, "--workers", 0]
+
+
+def test_odinw_is_several_data_sets_and_their_mean(odinw: list[object], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = evaluation(*odinw, "--dataset", "odinw", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "odinw: not evaluated, since they are not in " in result.stderr
+    assert "AerialMaritimeDrone" in result.stderr
+    assert sorted(contents(out)) == sorted(f"{name}/{file}" for name in ODINW for file in FILES)
+    content = as_json(*odinw, "--dataset", "odinw")
+    found = content["evaluations"]
+    assert [each["dataset"] for each in found] == ["odinw/EgoHands", "odinw/Packages"]
+    assert [each["captions"] for each in found] == [["hand"], ["package"]]
+    assert content["mean"] == pytest.approx(sum(each["figures"]["AP"] for each in found) / 2)
+    assert f"mean AP of 2 data sets: {100 * content['mean']:.2f}" in result.stdout
+    prompted = as_json(*odinw, "--dataset", "odinw-prompted")["evaluations"]
+    assert [each["captions"] for each in prompted] == [[" hand of a person"], ["there is a package on the porch"]]
+
+
+def test_several_data_sets_go_on_where_they_were_stopped(
+    odinw: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after the first of them has all that it needs."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert evaluation(*odinw, "--dataset", "odinw", "--out", whole).exit_code == 0
+    from converter.glip.task import task
+
+    ran: list[int] = []
+    real = task._Runner.__call__
+
+    def stop(runner: Any, pictures: Any) -> Any:
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        ran.append(len(pictures))
+        return real(runner, pictures)
+
+    monkeypatch.setattr(task._Runner, "__call__", stop)
+    stopped = evaluation(*odinw, "--dataset", "odinw", "--out", out, "--threads", 1)
+    assert stopped.exit_code == 130
+    assert f"interrupted; what is done is kept in {out / 'Packages'}; the same command goes on" in stopped.stderr
+    ran.clear()
+    again = evaluation(*odinw, "--dataset", "odinw", "--out", out, "--threads", 1)
+    assert again.exit_code == 0, again.output
+    assert ran == [1]
+    assert contents(out) == contents(whole)
+
+
+def test_a_data_set_that_cannot_be_used_is_told_before_any_is_begun(
+    odinw: list[object], shared: Path, tmp_path: Path, no_weights: None
+) -> None:
+    shutil.copytree(shared / "odinw", tmp_path / "odinw")
+    arguments = [tmp_path / "odinw" if part == shared / "odinw" else part for part in odinw]
+    last = tmp_path / "odinw" / "Packages" / "Raw" / "valid"
+    for path in last.glob("*.jpg"):
+        path.unlink()
+    result = evaluation(*arguments, "--dataset", "odinw")
+    assert result.exit_code == 7
+    assert "holds none of the 2 pictures" in result.stderr
+    edit(
+        last / "annotations_without_background.json",
+        lambda content: content["categories"].append({"id": 2, "name": "x"}),
+    )
+    edit(
+        last / "annotations_without_background.json",
+        lambda content: content["annotations"][0].update(category_id=2),
+    )
+    result = evaluation(*arguments, "--dataset", "odinw")
+    assert result.exit_code == 7
+    assert "has the classes [1, 2], and the official data set [1]. Get the official annotations." in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--dataset", "coc"], 7, "found 'coc', expected one of coco, lvis, odinw, odinw-prompted, or a file"),
+        (["--protocol", "theirs"], 7, "protocol: found 'theirs', expected one of official, mmdet"),
+        (["--setting", "sorter_side=90"], 7, "setting: found 'sorter_side', expected one of order"),
+        (["--setting", "shorter_side"], 2, "write NAME=VALUE, each name once"),
+        (["--setting", "most=1", "--setting", "most=2"], 2, "write NAME=VALUE, each name once"),
+        (["--setting", "most=many"], 7, "setting: most is 'many', expected an integer from 1 to 10000"),
+        (["--setting", "metric=lvis"], 7, "the metric 'lvis' needs to know which classes"),
+        (["--dataset", "odinw"], 7, "holds none of the data sets of odinw"),
+        (["--images", "nowhere"], 7, "nowhere: is not a folder. Give the one that holds the pictures (--images)"),
+        (["--annotations", "x.json"], 2, "--annotations is for --dataset coco and lvis"),
+    ],
+)
+def test_what_is_unknown_is_told_with_what_is_known(
+    words: list[str], code: int, said: str, shared: Path, no_weights: None
+) -> None:
+    arguments = options(shared)
+    for name, value in zip(words[::2], words[1::2], strict=True):
+        if name in arguments and name != "--setting":
+            arguments[arguments.index(name) + 1] = value
+        else:
+            arguments += [name, value]
+    result = evaluation(shared / "small", *arguments)
+    assert result.exit_code == code, result.output
+    assert said in result.stderr
+
+
+def test_without_pictures_a_model_cannot_be_asked(shared: Path, no_weights: None) -> None:
+    result = evaluation(shared / "small", "--dataset", shared / "mine.json")
+    assert result.exit_code == 7
+    assert result.stderr == "error: a model is run on pictures: give their folder by --images.\n"
+
+
+def test_a_wrong_folder_is_told_before_weights_are_read(shared: Path, tmp_path: Path, no_weights: None) -> None:
+    result = evaluation(shared / "small", "--dataset", shared / "mine.json", "--images", tmp_path)
+    assert result.exit_code == 7
+    assert "holds none of the 6 pictures that" in result.stderr
+    assert "(001.jpg, 002.jpg, 003.jpg)" in result.stderr
+
+
+def twice(content: dict[str, Any]) -> None:
+    content["images"][1]["id"] = 1
+
+
+def long(content: dict[str, Any]) -> None:
+    content["categories"][0]["name"] = "dog " * 300
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (twice, "image 1: the id is there twice"),
+        (lambda content: content.update(categories=[]), "no categories"),
+        (long, "alone has 302 tokens, expected at most "),
+        (lambda content: content["categories"][1].update(name="xyz"), "no word of 'xyz' is in the vocabulary"),
+    ],
+)
+def test_annotations_that_cannot_be_used_are_told_before_weights_are_read(
+    change: Callable[[dict[str, Any]], object], said: str, shared: Path, data: Path, no_weights: None
+) -> None:
+    edit(data / "mine.json", change)
+    result = evaluation(shared / "small", *options(data))
+    assert result.exit_code == 7, result.output
+    assert said in result.stderr
+
+
+def test_the_protocol_can_be_another(shared: Path) -> None:
+    (found,) = as_json(shared / "small", *options(shared), "--protocol", "mmdet", "--limit", 2)["evaluations"]
+    assert (found["protocol"], found["settings"]["size_rounding"]) == ("mmdet", "down")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
+def test_any_dtype_can_be_measured(dtype: str, shared: Path, done: Path) -> None:
+    result = evaluation(shared / "small", *options(shared), "--dtype", dtype, "--limit", 2, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["evaluations"][0]["run"]["dtype"] == dtype
+
+
+def test_a_batch_changes_rounding_alone(shared: Path, done: Path, tmp_path: Path) -> None:
+    result = evaluation(shared / "small", *options(shared), "--batch", 4, "--dtype", "float64", "--out", tmp_path / "b")
+    assert result.exit_code == 0, result.output
+    alone = evaluation(shared / "small", *options(shared), "--dtype", "float64", "--out", tmp_path / "a")
+    assert alone.exit_code == 0
+    assert (tmp_path / "a/predictions.json").read_bytes() == (tmp_path / "b/predictions.json").read_bytes() or (
+        [
+            (row["image_id"], row["category_id"], pytest.approx(row["bbox"], abs=0.002))
+            for row in predicted(tmp_path / "a")
+        ]
+        == [(row["image_id"], row["category_id"], row["bbox"]) for row in predicted(tmp_path / "b")]
+    )
+
+
+def test_an_unfinished_run_is_gone_on_with_or_started_over(shared: Path, done: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / JOURNAL).write_text('{"converter":"0"}\n')
+    refused = evaluation(shared / "small", *options(shared), "--out", out)
+    assert refused.exit_code == 6
+    assert "holds results of a run that was stopped, and that differed in annotations, converter" in refused.stderr
+    assert "the same command goes on" not in refused.stderr
+    assert evaluation(shared / "small", *options(shared), "--out", out, "--force").exit_code == 0
+    assert contents(out) == contents(done)
+
+
+def test_help_names_what_can_be_given() -> None:
+    result = evaluation("--help")
+    assert result.exit_code == 0
+    for word in ("coco, lvis, odinw", "--against", "--captions", "torchrun", "--setting NAME=VALUE", "--record"):
+        assert word in result.stdout
+    missing = evaluation("--dataset", "coco")
+    assert (missing.exit_code, "Missing argument 'MODEL'" in missing.stderr) == (2, True)
+
+
+def test_classes_are_those_of_the_file(shared: Path) -> None:
+    """Ids as they are there, though a model counts its words from 1."""
+    assert {
+        row["id"]: row["name"] for row in as_json(shared / "small", *options(shared))["evaluations"][0]["classes"]
+    } == (dict(CLASSES))
