@@ -78,9 +78,11 @@ def test_the_figures_of_pycocotools(coco: DataSet, seed: int) -> None:
         assert (score.ap is None) == (values.max() == -1)
         assert (score.ap50 or 0) == pytest.approx(max(values[0].mean(), 0), abs=1e-12)
         assert (score.recall or 0) == pytest.approx(max(theirs.eval["recall"][:, k, 0, -1].mean(), 0), abs=1e-12)
-    present = theirs.eval["precision"][0, :, :, 0, -1]
-    curve = present[:, present.max(axis=0) > -1].mean(axis=1)
-    assert ours.precision["IoU 0.50"] == pytest.approx(curve, abs=1e-12)
+    precision = theirs.eval["precision"][:, :, :, 0, -1]
+    precision = precision[:, :, precision[0].max(axis=0) > -1]
+    for name, low, high in (("0.50", 0.5, 0.5), ("0.75", 0.75, 0.75), ("0.50:0.95", 0, 1)):
+        which = (theirs.params.iouThrs >= low) & (theirs.params.iouThrs <= high)
+        assert ours.precision[f"IoU {name}"] == pytest.approx(precision[which].mean(axis=(0, 2)), abs=1e-12)
 
 
 @pytest.mark.parametrize("case", RECORDED)
