@@ -149,6 +149,12 @@ def test_what_is_not_identical(coco: DataSet, change: Any) -> None:
     assert not are_identical(Predictions.of(rows), Predictions.of(change(rows)))
 
 
+def test_each_box_is_the_like_of_one() -> None:
+    one, other = (42, 1, [0.0, 0.0, 9.0, 9.0], 0.5), (42, 1, [5.0, 0.0, 9.0, 9.0], 0.5)
+    assert are_identical(Predictions.of([one, other, one]), Predictions.of([one, one, other]))
+    assert not are_identical(Predictions.of([one, one, other]), Predictions.of([one, other, other]))
+
+
 @given(st.randoms(use_true_random=False), st.integers(0, 12))
 def test_identical_is_a_matter_of_boxes_not_of_their_order(chance: random.Random, count: int) -> None:
     """Boxes of one class in one picture that lie close to each other."""
