@@ -14,7 +14,7 @@ import click
 
 from converter.checkpoint.arrays import np
 from converter.cli.families import family_of_weights, load_subject, open_weights
-from converter.cli.output import note, progress
+from converter.cli.output import note, progress, told
 from converter.cli.sources import locate
 from converter.display import file_name
 from converter.errors import DestinationError, ModelError
@@ -180,6 +180,8 @@ def _interruptible(folder: ResultFolder | None, here: Ranks) -> Iterator[None]:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_kept(folder) if here.is_first else "") from None
     except Exception:
+        if told().signal is not None:  # which reached processes that read, too: that they ended is no error then
+            raise KeyboardInterrupt(_kept(folder) if here.is_first else "") from None
         if folder is not None and folder.is_of_use:
             click.echo(_kept(folder), err=True)
         raise

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,10 +125,14 @@ class Run:
 
     def _in_rounds(self, computed: Iterator[list[Entry]], mine: int, all_: int) -> Iterator[list[Entry]]:
         """What all processes compute, as it comes, in the first of them; nothing in the others."""
-        size = 1 if self.ranks.count == 1 else _ROUND
-        for begin in range(0, -(-all_ // self.ranks.count), size):
-            entries = [entry for _ in range(begin, min(begin + size, mine)) for entry in next(computed)]
-            if gathered := self.ranks.gathered(entries):
+        for begin in range(0, -(-all_ // self.ranks.count), _ROUND):
+            waiting: list[Entry] = []
+            for entries in islice(computed, max(0, min(_ROUND, mine - begin))):
+                if self.ranks.is_first:  # at once, so that it is not lost with another process
+                    yield entries
+                else:
+                    waiting += entries
+            if gathered := self.ranks.gathered(waiting):
                 yield gathered
 
 
