@@ -5,7 +5,8 @@ ranked together. For a data set's figures places are pictures and groups are cla
 picture alone it is the other way round: its boxes are ranked together, and those of one class are matched.
 
 The library makes one object for each pair of the two and each range of areas: of LVIS's 6 million pairs, gigabytes.
-Groups do not depend on each other, so it is asked for some of them at a time.
+Groups do not depend on each other, so it is asked for some of them at a time. 5,000 pictures with 300 boxes each, of
+1,203 classes, then take 700 MB and some 20 seconds; with 100 boxes each, of 80 classes, 600 MB and as long.
 """
 
 from __future__ import annotations
