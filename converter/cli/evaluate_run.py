@@ -17,7 +17,7 @@ from converter.display import file_name
 from converter.errors import ModelError
 from converter.evaluation.answer import JOURNAL
 from converter.evaluation.outcome import Outcome, worst_pictures
-from converter.evaluation.paired import Paired, paired
+from converter.evaluation.paired import Paired, are_identical, compare
 from converter.evaluation.predictions import results_json
 from converter.evaluation.question import Question
 from converter.evaluation.ranks import Ranks, ranks
@@ -126,7 +126,7 @@ def _answered(
         return None
     pair = None
     if second is not None:
-        pair = paired(question.dataset, outcome.predictions, second.predictions, outcome.scores.style)
+        pair = compare(outcome.scores, second.scores, identical=are_identical(outcome.predictions, second.predictions))
     return Answered(outcome, second, pair, places)
 
 

@@ -98,6 +98,7 @@ def test_the_mean_is_over_pictures_in_which_there_is_something_to_find() -> None
 )
 def test_the_verdict(gap: float, interval: tuple[float, float], verdict: str) -> None:
     assert judged(gap, interval, pictures=100) == verdict
+    assert judged(gap, interval, pictures=29) == "undecided"
 
 
 @pytest.mark.parametrize("count", [50, 3000])
@@ -179,3 +180,11 @@ def test_a_difference_in_few_pictures_is_undecided(coco: DataSet) -> None:
     assert (found.better, found.worse, found.equal) == (1, 0, 99)
     assert found.verdict == "undecided"
     assert found.worst == ((lost[0], 1.0, 0.0),)
+
+
+def test_two_models_that_find_nothing_are_not_shown_to_be_equal() -> None:
+    nothing = scores(dict.fromkeys(range(100), 0.0), 0.0)
+    assert compare(nothing, nothing, identical=False).verdict == "undecided"
+    assert compare(nothing, nothing, identical=True).verdict == "identical"
+    something = scores(dict.fromkeys(range(100), 0.5), 0.5)
+    assert compare(something, something, identical=False).verdict == "equal"
