@@ -278,7 +278,7 @@ def test_a_reader_that_is_killed_is_told_with_what_to_do(
     kill = (
         "import multiprocessing; [os.kill(child.pid, 9) for child in multiprocessing.active_children()]; time.sleep(1)"
     )
-    run = group.run("--out", "out", "--threads", threads, before=at_picture(3, kill))
+    run = group.run("--out", "out", "--threads", threads, before=at_picture(5, kill))
     assert run.code == 7, run.err
     told, error = run.err.splitlines()
     assert told == "what is done is kept in out; the same command goes on"
