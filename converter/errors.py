@@ -10,7 +10,7 @@
     ├── PlanError                  5   table and checkpoint do not fit; carries all problems at once
     ├── DestinationError           6   the output cannot be written there
     ├── ModelError                 7   weights or inputs do not fit the in-house model
-    ├── CaptureError               8   a capture or certificate cannot be used: nothing was compared
+    ├── CaptureError               8   a capture, certificate or evaluation cannot be used: nothing was compared
     │   └── OtherWeightsError          the capture was made of other weights than those to be compared
     └── HubError                   9   the Hub, or what is to go there: not published, or not downloaded
 
@@ -98,7 +98,7 @@ class ModelError(ConverterError):
 
 
 class CaptureError(ConverterError):
-    """A capture or certificate is damaged, or belongs to something else; nothing was compared."""
+    """A capture, certificate or evaluation is damaged, or belongs to something else; nothing was compared."""
 
     exit_code = 8
 

@@ -11,22 +11,27 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import skimage.data
+import torch
 from click.testing import CliRunner
 from PIL import Image
 from safetensors import safe_open
 
 from converter.cli import main
-from converter.glip import GLIP
+from converter.glip import GLIP, Detector
+from converter.glip.detect.preprocessing import glip_preprocessing
+from converter.glip.detect.prompt import Caption
+from converter.glip.task.protocol import load_protocol
 from converter.mapping.load import load_table
 from converter.mapping.ops import apply_ops
 from converter.parity.capture import Capture, load_capture, write_capture
 from converter.parity.coverage import Reason, coverage
+from converter.parity.family import Asked
 from converter.parity.mutate import mutation_score
 from converter.parity.record import inputs_of, record
 from converter.parity.run import parity
@@ -91,6 +96,10 @@ def folder(converted: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (here / "tests").symlink_to(ROOT / "tests")
     for name, picture in (("street", skimage.data.rocket()), ("park", skimage.data.astronaut())):
         Image.fromarray(picture).save(here / f"{name}.jpg")
+    boxes = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [9, 9, 99, 99]}]
+    images = [{"id": number, "file_name": f"{name}.jpg"} for number, name in ((1, "street"), (2, "park"))]
+    mine = {"images": images, "categories": [{"id": 1, "name": "person"}], "annotations": boxes}
+    (here / "mine.json").write_text(json.dumps(mine))
     monkeypatch.chdir(here)
     yield here
     shutil.rmtree(here)
@@ -206,6 +215,24 @@ def test_in_float64_every_activation_is_the_official_one(converted: Converted) -
         report = parity(subject(model), capture)
         assert (report.passed, report.gate.relative, report.problems) == (True, 1e-10, [])
         assert [d.limit for d in report.detections] == [1e-3] * len(capture.inputs["images"])
+
+
+def test_the_protocol_of_evaluations_gives_the_official_detections(converted: Converted) -> None:
+    """Every caption beside every image, as classes in several captions are; the official code paired them."""
+    model = GLIP.from_pretrained(converted.path, dtype="float64")
+    detector = Detector(model, settings=replace(glip_preprocessing(), size_multiple=1))  # one image was not padded
+    for capture in captures(converted.model, large=False):
+        phrases = {int(label): at for label, at in capture.facts["positive_map_label_to_token"].items()}
+        rows = zip(capture.inputs["input_ids"], capture.inputs["attention_mask"], strict=True)
+        asked = [Caption("", tuple(ids[mask != 0].tolist()), phrases) for ids, mask in rows]
+        sizes = zip(capture.inputs["images"], capture.facts["image_sizes_hw"], strict=True)
+        images = [image[:, :height, :width] for image, (height, width) in sizes]
+        rules = load_protocol(Asked("official"), "coco").rules
+        found = detector.run(images, detector.encode_captions(asked), rules)
+        for at, official in enumerate(capture.detections):
+            assert torch.equal(found[at][at].labels, official.labels)
+            torch.testing.assert_close(found[at][at].boxes, official.boxes, rtol=0, atol=1e-3)
+            torch.testing.assert_close(found[at][at].scores.double(), official.scores.double(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("converted", ["glip-t"], indirect=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,6 @@ def certify(
     preprocessing, vocabulary), and names the evaluations of whole data sets that do (evaluation.json).
     """
     from converter.cli.families import family_of_weights, load_subject, open_weights
-    from converter.evaluation.record import check_weights, evaluation_path, evaluations_beside
     from converter.parity.capture import load_capture
     from converter.parity.certificate import certify, read_weights
     from converter.parity.coverage_report import proof_of_rows, to_json
@@ -100,7 +100,6 @@ def certify(
     path = certificate_path(model)
     if path.exists() and not force:
         raise DestinationError(f"{path} exists; --force replaces it")
-    evaluations = evaluations_beside(model)
     with ExitStack() as opened:
         checkpoint = opened.enter_context(open_weights(model, root, joined=None))
         family = family_of_weights(model, checkpoint)
@@ -109,23 +108,28 @@ def certify(
         known = known_weights(model, checkpoint, captures)
         with progress(checkpoint.size, "hashing") as advance:
             weights = read_weights(model, checkpoint, family, advance)
-        check_weights(evaluations, weights.sha256, evaluation_path(model))
+        evaluations = _evaluated(model, weights.sha256)
         subject = load_subject(model, checkpoint, "cpu", "float32", False, threads)
         runs = with_suspects(_in_both(subject, captures, known), checkpoint, model)
         _refuse_failed(model, runs, as_json)
         covered = coverage(subject, captures)
         score = mutation_score(subject, captures, mutate, None, covered) if mutate else None
         seen = to_json(covered, proof_of_rows(weights.ledger, weights.sha256))
-        named = [evaluation.entry for evaluation in evaluations]
         done = done_with(file_name(path))
-        certify(weights, captures, runs, score, subject, seen, evaluations=named, force=force, on_done=done)
+        certify(weights, captures, runs, score, subject, seen, evaluations=evaluations, force=force, on_done=done)
     summarize(lambda: of_certificate(str(model), path, runs, covered, score))
     if as_json:
         result = {"certificate": str(path), "passed": True, "mutation_score": score and score.value}
-        whole = [entry for entry in named if not entry["limited"]]
-        print_json(result | {"unknown_table": is_by_unknown_table(weights.tables), "evaluations": whole})
+        print_json(result | {"unknown_table": is_by_unknown_table(weights.tables), "evaluations": evaluations})
     else:
         _print_certified(path, runs, covered, score)
+
+
+def _evaluated(model: Path, sha256: str) -> list[dict[str, Any]]:
+    """What the certificate names: evaluations on whole data sets, of the weights with that hash of all tensors."""
+    from converter.evaluation.record import evaluations_beside
+
+    return [evaluation.entry for evaluation in evaluations_beside(model, sha256) if not evaluation.is_limited]
 
 
 def _refuse_failed(model: Path, runs: list[Report], as_json: bool) -> None:
@@ -216,8 +220,8 @@ def verify(
 
     Configuration, preprocessing, vocabulary and every tensor are compared with what was certified, then the fingerprint
     is computed again. The reference is not needed. Where there is no certificate, every tensor is compared with the
-    record that the conversion left, which shows that none was changed since; this needs no torch. Evaluations on data
-    sets that lie beside the weights (evaluation.json) are shown, and must be of them.
+    record that the conversion left, which shows that none was changed since; this needs no torch. Evaluations beside
+    the weights (evaluation.json) are shown, and must be of them.
     """
     from converter.cli.sources import locate
 
@@ -237,17 +241,11 @@ def verify(
     from converter.parity.certificate import verify
 
     evaluations = evaluations_beside(model)
+    beside: Any = {"certificate": certificate, "evaluations": [evaluation.entry for evaluation in evaluations]}
     with open_weights(model, root) as checkpoint, progress(checkpoint.size, "hashing") as advance:
-        result = verify(
-            model,
-            checkpoint,
-            family_of_weights(model, checkpoint),
-            lambda: load_subject(model, checkpoint, device, dtype, tf32, threads),
-            certificate=certificate,
-            evaluations=[evaluation.entry for evaluation in evaluations],
-            accepted_tables=accepted_tables,
-            on_bytes=advance,
-        )
+        family = family_of_weights(model, checkpoint)
+        load = partial(load_subject, model, checkpoint, device, dtype, tf32, threads)
+        result = verify(model, checkpoint, family, load, **beside, accepted_tables=accepted_tables, on_bytes=advance)
     summarize(lambda: of_verification(model_source, result, evaluations))
     if as_json:
         print_json(_verification_json(result, evaluations) | {"origin": located.origin})

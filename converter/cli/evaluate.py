@@ -22,7 +22,7 @@ Instead of MODEL, a file of predictions in COCO's results format is measured.
 \b
 Examples:
   converter evaluate glip-t/ --dataset coco --images coco/val2017 --out coco-zero-shot
-  converter evaluate glip-t/ --dataset coco --images coco/val2017 --limit 100
+  converter evaluate glip-t/ --dataset coco --images coco/val2017 --dry-run
   converter evaluate org/glip-l --dataset lvis --images coco --annotations lvis_v1_minival.json --device cuda
   converter evaluate glip-t/ --dataset odinw --images odinw --out odinw-zero-shot
   converter evaluate glip-t/ --dataset mine.json --images pictures --captions captions.json
@@ -50,6 +50,7 @@ class Options:
     captions: Path | None
     against: str | None
     record: bool
+    dry_run: bool
     vocab: Path | None
     root: str | None
     batch: int
@@ -107,6 +108,7 @@ def _one_answers(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--captions", type=PATH, help="JSON that says how captions name classes.")
 @click.option("--against", metavar="B", help="Compare with another model, or with predictions in COCO's format.")
 @click.option("--record", is_flag=True, help="Keep the result beside MODEL, for package and publish.")
+@click.option("--dry-run", is_flag=True, help="Check everything, tell what would be asked, and run nothing.")
 @click.option(
     "--vocab",
     type=PATH,

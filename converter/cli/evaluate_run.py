@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from converter.cli.evaluate_sides import Model, Side, opened
-from converter.cli.evaluate_told import tell
+from converter.cli.evaluate_told import tell, tell_plan
 from converter.cli.output import done_with, note, told
 from converter.cli.questions import questions
 from converter.display import file_name
@@ -59,6 +59,10 @@ def evaluate_and_tell(options: Options) -> int:
         model = stack.enter_context(opened(options.model_source, options, here))
         other = None if options.against is None else stack.enter_context(opened(options.against, options, here))
         asked = _checked(options, model, other, here)
+        if options.dry_run:
+            if here.is_first:
+                tell_plan([(question, model.task(question)) for question in asked if isinstance(model, Model)], options)
+            return 0
         answered = []
         for question in asked:
             place = _place(question, options, len(asked) > 1, stack) if here.is_first else None

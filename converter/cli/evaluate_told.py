@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,9 +13,12 @@ from converter.cli.output import cut, print_json
 from converter.display import counted, plain
 from converter.evaluation.outcome import Outcome
 from converter.evaluation.paired import Paired
+from converter.evaluation.question import Question
+from converter.evaluation.reading import check_pictures
 
 if TYPE_CHECKING:
     from converter.cli.evaluate import Options
+    from converter.parity.family import Task
 
 _VERDICTS = {
     "identical": "the predictions are the same",
@@ -34,6 +38,37 @@ def tell(results: Sequence[Result], options: Options, against: str | None) -> No
         _tell_one(outcome, pair, against)
     if (mean := _mean(results)) is not None:
         click.echo(f"mean AP of {counted(len(results), 'data set')}: {100 * mean:.2f}")
+
+
+def tell_plan(asked: Sequence[tuple[Question, Task]], options: Options) -> None:
+    """Print what a model would be asked, and of which pictures."""
+    if options.as_json:
+        plans = [_plan(*each) for each in asked]
+        print_json({**_json([], options.against), "model": options.model_source, "plan": plans})
+        return
+    for question, task in asked:
+        plan = _plan(question, task)
+        there = counted(plan["pictures"], "picture")
+        missing = f", {len(plan['missing']):,} of them not there" if plan["missing"] else ""
+        click.echo(f"{plain(question.name)}: {there}{missing}, protocol {plan['protocol']}, metric {task.metric}")
+        click.echo(
+            f"  {counted(len(question.classes), 'class', 'classes')} in {counted(len(task.captions), 'caption')}:"
+        )
+        click.echo("\n".join(cut([f"    {plain(text, 2000)}" for text in task.captions], 3)))
+        for name in cut(plan["missing"], 10):
+            click.echo(f"  not there: {plain(name)}")
+
+
+def _plan(question: Question, task: Task) -> dict[str, Any]:
+    stamps = check_pictures(question.dataset, question.images or Path())
+    return {
+        "dataset": question.name,
+        "pictures": len(question.dataset.pictures),
+        "missing": [each.file_name for each in question.dataset.pictures if stamps[each.id] is None],
+        "protocol": task.facts["name"],
+        "settings": dict(task.facts["settings"]),
+        "captions": list(task.captions),
+    }
 
 
 def _tell_one(outcome: Outcome, pair: Paired | None, against: str | None) -> None:

@@ -64,11 +64,13 @@ def of_verification(model: str, result: Verification, evaluations: Sequence[Eval
 
 
 def of_evaluations(
-    evaluations: Sequence[Evaluation], certified: Collection[Mapping[str, Any]] = ()
+    evaluations: Sequence[Evaluation], certified: Collection[Mapping[str, Any]] | None = None
 ) -> list[tuple[str, str]]:
-    """A label and a line for each evaluation beside the weights. `certified`: those that their certificate names."""
+    """A label and a line for each evaluation beside the weights. `certified`: those that the certificate names, None
+    where there is no certificate."""
+    where = {None: "", True: ", as the certificate says", False: ", not in the certificate"}
     return [
-        ("evaluated", f"{evaluation}{', as certified' if evaluation.entry in certified else ', not certified'}")
+        ("evaluated", f"{evaluation}{where[None if certified is None else evaluation.entry in certified]}")
         for evaluation in evaluations
     ]
 

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from converter.display import counted
 from converter.evaluation.markup import points, sample, signed, swatch, text
 
 if TYPE_CHECKING:
@@ -64,7 +65,19 @@ def curves(scores: Scores) -> str:
         keys.append(f"<li>{_line(f'curve s{place}')}{text(name)}{shown}</li>")
     drawn += _readings(scores)
     chart = _frame("Precision at each recall, for each IoU", drawn)
-    return f'<figure>{chart}<figcaption><ul class="keys">{"".join(keys)}</ul></figcaption></figure>'
+    legend = f'<figcaption><ul class="keys">{"".join(keys)}</ul></figcaption>'
+    return f"<figure>{chart}{legend}</figure>{_values(scores)}"
+
+
+def _values(scores: Scores) -> str:
+    """Ten steps of the curves as a table, for those who have no pointer."""
+    head = "".join(f"<th scope=col>{text(name)}" for name in ("recall, %", *scores.precision))
+    rows = "".join(
+        f"<tr><th scope=row>{100 * recall:.0f}" + "".join(f"<td>{points(v[i])}" for v in scores.precision.values())
+        for i, recall in enumerate(scores.recall)
+        if i % 10 == 0
+    )
+    return f"<details><summary>as a table</summary><table><thead><tr>{head}<tbody>{rows}</table></details>"
 
 
 def _line(style: str) -> str:
@@ -119,7 +132,7 @@ def distribution(scores: Scores) -> str:
 
 def _step(most: int) -> int:
     """Between ticks of an axis of counts: 1, 2 or 5 times a power of ten, so that there are at most six."""
-    power = 10 ** int(math.log10(max(most, 1)))
+    power: int = 10 ** int(math.log10(max(most, 1)))
     return next((step for step in (power // 5, power // 2, power, 2 * power) if step and most / step <= 5), 5 * power)
 
 
@@ -140,7 +153,9 @@ def strip(classes: Sequence[ClassScore]) -> str:
     drawn = "".join(f'<path class="bar f-{of or "all"}" d="{"".join(d)}"/>' for of, d in bars.items())
     grid = "".join(f'<path class="grid" d="M0 {y}H{len(known)}"/>' for y in (0, 25, 50, 75, 100))
     keys = "".join(
-        f"<li>{swatch(f'bar f-{of}')}{FREQUENCIES[of]}: {len(d):,} classes</li>" for of, d in bars.items() if of
+        f"<li>{swatch(f'bar f-{of}')}{FREQUENCIES[of]}: {counted(len(d), 'class', 'classes')}</li>"
+        for of, d in bars.items()
+        if of
     )
     ranked = sorted(known, key=lambda c: -(c.ap or 0))
     said = f"Best {_named(ranked[0])}, worst {_named(ranked[-1])}, in the middle {_named(ranked[len(ranked) // 2])}."

@@ -15,6 +15,7 @@ from converter.display import counted
 from converter.evaluation.charts import FREQUENCIES, curves, distribution, interval, strip
 from converter.evaluation.gallery import WorstPicture, gallery
 from converter.evaluation.markup import bar, points, policy_of, scrolled, signed, swatch, text
+from converter.evaluation.paired import MARGIN
 
 if TYPE_CHECKING:
     from converter.evaluation.metrics import ClassScore, Scores
@@ -24,7 +25,6 @@ __all__ = ["WorstPicture", "to_html"]
 
 LISTED = 500  # skipped pictures that are named
 UNFOLDED = 100  # classes that are seen without unfolding
-MARGIN = 0.001  # of AP, within which two models are equal
 
 # of each group the figures that may be there, and what they mean
 FIGURES: Mapping[str, Mapping[str, str]] = {
@@ -52,7 +52,7 @@ FIGURES: Mapping[str, Mapping[str, str]] = {
 VERDICTS: Mapping[str, tuple[str, str]] = {
     "identical": ("pass", "Identical: both find the same boxes, labels and scores in every picture."),
     "equal": ("pass", "Equal: a difference, if there is one, is below 0.1 AP, the last digit that is published."),
-    "different": ("fail", "Different: by more than chance explains."),
+    "different": ("fail", "Different: {better} is better, by more than chance explains."),
     "undecided": ("open", "Undecided: these pictures can tell neither that they are equal nor that they differ."),
 }
 
@@ -101,12 +101,13 @@ def _headline(
     """What is to be known first: the AP, of what, and whether it is of all of it."""
     on = next((value for name, value in about if name.lower().replace(" ", "") == "dataset"), None)
     measured = sum(c.ap is not None for c in scores.classes)
+    predicted = [f"{sum(c.predicted for c in of.classes):,}" for of in (scores, second) if of is not None]
     facts = [
         ("data set", f"<bdi>{text(on)}</bdi>" if on else ""),
         ("pictures", f"{len(scores.pictures):,}"),
         ("classes", f"{measured:,}" + (f" of {len(scores.classes):,}" if measured < len(scores.classes) else "")),
         ("annotated", f"{sum(c.annotated for c in scores.classes):,} boxes"),
-        ("predicted", f"{sum(c.predicted for c in scores.classes):,} boxes"),
+        ("predicted", f"{' and '.join(predicted)} boxes"),
         ("skipped", f"{len(skipped):,}" if skipped else "none"),
     ]
     rows = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts if value)
@@ -126,6 +127,7 @@ def _name(name: str) -> str:
 def _paired(paired: Paired, names: tuple[str, str]) -> str:
     """The verdict in words, the interval beside the margin, and in how many pictures which model is better."""
     style, verdict = VERDICTS[paired.verdict]
+    verdict = verdict.replace("{better}", _name(names[0 if paired.difference > 0 else 1]))
     low, high = paired.interval
     drawn = interval(paired.difference, paired.interval, MARGIN, "The difference with its interval, and the margin")
     return (
@@ -174,7 +176,7 @@ def _figures(scores: Scores, second: Scores | None, names: tuple[str, str]) -> s
         rows.append("</tbody>" if present else "")
     top = "".join(f'<th scope="col">{shown}</th>' for shown in head)
     thead = f"<thead><tr>{top}</tr></thead>" if second else ""
-    return f'<table class="figures">{thead}{"".join(rows)}</table>'
+    return f'<div class="across"><table class="figures">{thead}{"".join(rows)}</table></div>'
 
 
 def _values(value: float | None, second: Scores | None, name: str) -> str:

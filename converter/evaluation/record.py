@@ -23,6 +23,7 @@ from converter.writing.ledger import to_json as json_bytes
 from converter.writing.staging import write_whole
 
 FORMAT = 1
+MARKS = 1_000_000  # of its JSON: some 50,000 for LVIS, with 1,203 classes and the tokens of every caption
 NAME = "evaluation.json"
 _AGAIN = "Get it again, or evaluate again"
 
@@ -139,7 +140,7 @@ def evaluation_of(content: Mapping[str, Any], where: str = "this evaluation") ->
 def read_evaluations(path: Path) -> tuple[Evaluation, ...]:
     """All that the file holds, in the order of their keys. CaptureError unless each is one and agrees with itself."""
     try:
-        content = read_json(path)
+        content = read_json(path, MARKS)
     except OSError as error:
         raise CaptureError(f"{file_name(path)}: cannot be read: {error.strerror}. Check the path.") from None
     except ValueError as error:
@@ -190,7 +191,7 @@ def add_evaluation(
     kept = [other for other in there if other.key not in replaced]
     data = to_json([*kept, evaluation])
     try:
-        everything = _evaluations(parse_json(data), file_name(path))  # as whoever gets it reads it
+        everything = _evaluations(parse_json(data, MARKS), file_name(path))  # as whoever gets it reads it
     except ValueError as error:
         raise CaptureError(
             f"{file_name(path)}: would have {error}. Move it elsewhere, and evaluate into a new one."

@@ -163,17 +163,16 @@ def certify(
     subject: Subject,
     coverage: Mapping[str, Any] | None = None,
     *,
-    evaluations: Iterable[Mapping[str, Any]] = (),
+    evaluations: Sequence[Mapping[str, Any]] = (),
     force: bool = True,
     on_done: Callable[[], object] = lambda: None,
 ) -> Path:
     """Write the certificate of `weights`, from which `subject`, in float64, was loaded afterwards.
 
     `reports`: of each capture in float64, and in other dtypes as there are. `coverage`: which weights the captures
-    depend on, JSON. `evaluations`: on data sets, as their records name themselves; those of some pictures only are left
-    out. `force`: replace the one that is there. `on_done` is called once the certificate is there, before anything else
-    can fail. CaptureError if a report did not pass, if the files changed since `read_weights`, or if the
-    certificate would not be one.
+    depend on, JSON. `evaluations`: on whole data sets, as their records name themselves. `force`: replace the
+    certificate that is there. `on_done` is called once it is there, before anything else can fail. CaptureError if a
+    report did not pass, if the files changed since `read_weights`, or if the certificate would not be one.
     """
     where, family = file_name(weights.path), subject.family
     if not reports or not all(report.passed for report in reports):
@@ -198,7 +197,7 @@ def certify(
         "runs": [to_json(report) for report in reports],
         "mutations": None if score is None else score_json(score),
         **({} if coverage is None else {"coverage": coverage}),
-        **({"evaluations": named} if (named := [entry for entry in evaluations if not entry["limited"]]) else {}),
+        **({"evaluations": list(evaluations)} if evaluations else {}),
         "fingerprint": _fingerprint(subject),
     }
     path = certificate_path(weights.path)

@@ -31,7 +31,6 @@ class Facts:
             `figures`, `sources`: what these refer to; `benchmarks`: by the key of a figure what it was measured on.
             Families without such a thing leave it out
     doubts  what of the files beside the weights was not verified
-    evaluation_sha256: of the file with the evaluations, as it is published
     """
 
     about: Mapping[str, Any]
@@ -44,7 +43,6 @@ class Facts:
     parameters: int
     doubts: tuple[str, ...]
     evaluations: tuple[Evaluation, ...]
-    evaluation_sha256: str
 
     @property
     def custom(self) -> tuple[CustomTable, ...]:
@@ -79,7 +77,7 @@ def model_card(facts: Facts) -> str:
     sections = [
         _head(facts, released),
         _verification(facts),
-        evaluated(about, released, facts.evaluations, facts.evaluation_sha256),
+        evaluated(about, released, facts.evaluations),
         _not_verified(facts, released),
         _use(facts),
         _origin(facts, released),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from converter.display import plain
-from converter.evaluation.record import NAME, Evaluation
+from converter.evaluation.record import NAME, Evaluation, to_json
 from converter.hub.requests import quiet
 from converter.publish.markdown import code, section, table, text
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 TITLE = "Evaluated on a task"
 NOTHING = "No benchmark was run on these weights: figures below, if any, are the authors' own, of their code."
 _INDEXED = ("AP", "AP50", "AP75", "APr", "APc", "APf")  # of the figures, those that the Hub is told
+_ORDER = (*_INDEXED[:3], "APs", "APm", "APl", *_INDEXED[3:])  # of columns; the file has the names sorted
 _METRICS = {
     "coco": "COCO's metric",
     "lvis": "LVIS's metric, at most 300 boxes in a picture",
@@ -23,16 +25,15 @@ _METRICS = {
 }
 
 
-def evaluated(
-    about: Mapping[str, Any], released: Mapping[str, Any], evaluations: Sequence[Evaluation], sha256: str
-) -> str:
-    """The section of a card; nothing where nothing was evaluated. `sha256`: of evaluation.json as it is published.
+def evaluated(about: Mapping[str, Any], released: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> str:
+    """The section of a card, which names evaluation.json, as it is published, by its SHA-256; nothing without any.
 
     `about`, `released`: what the family says of itself and of the model that this is, if it was stated. `benchmarks`
     there says which data set, style, protocol and number of pictures a figure of the authors is of.
     """
     if not evaluations:
         return ""
+    sha256 = hashlib.sha256(to_json(evaluations)).hexdigest()
     paragraphs = [
         "These weights were run on the pictures of a data set, and what they found was held against what is annotated "
         "there, by `converter evaluate`. Figures are in percent.",
@@ -52,23 +53,27 @@ def _of(evaluation: Evaluation, about: Mapping[str, Any], released: Mapping[str,
     yield (
         f"**{title}**, {_counted(evaluation.pictures)}, protocol {code(evaluation.protocol)}, "
         f"{code(evaluation.dtype)} on {code(evaluation.device)}{known}. {_METRICS[evaluation.style]}, computed by "
-        f"{code(metric['library'])}. Annotations: SHA-256 {code(evaluation.content['dataset']['annotations_sha256'])}."
+        f"{text(metric['library'])}. Annotations: SHA-256 {code(evaluation.content['dataset']['annotations_sha256'])}."
     )
     if evaluation.is_limited:
         yield (
-            f"> **On {_counted(evaluation.pictures)} only**, the first of the data set: these are no figures "
-            "of the data set, and may be far from them."
+            f"> **On {_counted(evaluation.pictures)} only**, the first of the data set: these are no figures of the "
+            "data set, and may be far from them."
         )
     if skipped := evaluation.skipped:
         named = "; ".join(f"{code(entry['file_name'])}: {text(entry['reason'])}" for entry in skipped[:5])
         more = f"; and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-        yield f"> **{_counted(len(skipped))} could not be used**, and were skipped: {named}{more}."
+        yield (
+            f"> **{_counted(len(skipped))} skipped**, as not to be used: {named}{more}. These are no figures of the "
+            "whole data set."
+        )
     reported = {benchmark["figure"]: released["figures"][key] for key, benchmark in matching.items()
                 if key in released.get("figures", {})}  # fmt: skip
-    rows = [["measured here", *map(_percent, evaluation.figures.values())]]
+    names = sorted(evaluation.figures, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
+    rows = [["measured here", *(_percent(evaluation.figures[name]) for name in names)]]
     if reported:
-        rows.append(["reported by the authors", *(str(reported.get(name, "-")) for name in evaluation.figures)])
-    yield "\n".join(table(["in percent", *evaluation.figures], rows))
+        rows.append(["reported by the authors", *(str(reported.get(name, "-")) for name in names)])
+    yield "\n".join(table(["in percent", *names], rows))
 
 
 def _benchmarks(about: Mapping[str, Any], evaluation: Evaluation) -> dict[str, Mapping[str, Any]]:
@@ -151,10 +156,11 @@ def card_problem(card: str, sha256: str | None, results: Sequence[EvalResult]) -
 def _model_index(card: str) -> Sequence[EvalResult]:
     if "model-index" not in card:
         return ()
-    from huggingface_hub import ModelCard
+    from huggingface_hub import ModelCard, ModelCardData
 
     with quiet():
-        return ModelCard(card).data.eval_results or ()
+        data = ModelCard(card).data
+    return data.eval_results or () if isinstance(data, ModelCardData) else ()
 
 
 def _counted(pictures: int) -> str:

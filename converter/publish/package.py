@@ -77,11 +77,9 @@ def make_package(
     with open_checkpoint(conversion) as checkpoint:
         config, ledger = read_records(conversion, checkpoint)
         companions = family.companions(conversion, config["config"], vocabulary)
-        about = family.about()
-        _check_name(model_name, ledger, about)
+        _check_name(model_name, ledger, family.about())
         check_architecture(conversion, checkpoint, config)
-        evidence, evaluations = _evidence(conversion, checkpoint, family), evaluations_beside(conversion)
-        check_evaluations(conversion, evaluations, ledger, evidence)
+        evidence, evaluations = _evidence(conversion, checkpoint, family, ledger)
         check_weights(conversion, checkpoint, ledger, evidence, on_bytes)
         checkpoint.verify_unchanged()
         weights, documents = _weights(checkpoint)
@@ -92,13 +90,11 @@ def make_package(
     documents[CONFIG] = to_json(described)
     if evidence is not None:
         documents[CERTIFICATE] = _certificate(conversion, evidence, companions, described)
-    report = report or _beside(conversion, ".report.html", REPORT)
-    if report.exists():
-        documents[REPORT] = content_of(report)
     if evaluations:
         documents[EVALUATION] = evaluations_json(evaluations)
+    documents |= _report(report or _beside(conversion, ".report.html", REPORT))
     facts = Facts(
-        about=about,
+        about=family.about(),
         model_name=model_name,
         repo_id=repo_id,
         config=config,
@@ -108,21 +104,27 @@ def make_package(
         parameters=parameters,
         doubts=tuple(companions.doubts),
         evaluations=evaluations,
-        evaluation_sha256=hashlib.sha256(documents.get(EVALUATION, b"")).hexdigest(),
     )
     documents[CARD] = model_card(facts).encode()
     documents[LEDGER] = to_json({**ledger, FOLDER: sorted((LEDGER, *documents, *weights))})
     return Package(documents, weights, evidence, evaluations, facts.custom, facts.unknown_origin)
 
 
-def _evidence(conversion: Path, checkpoint: Checkpoint, family: Family[Any]) -> Evidence | None:
-    """The certificate, if there is one, of what lies beside the weights now."""
-    path = _beside(conversion, ".parity.json", CERTIFICATE)
-    if not path.exists():
-        return None
-    evidence = read_evidence(path)
-    check_setup(conversion, read_setup(conversion, checkpoint, family), evidence.setup)
-    return evidence
+def _evidence(
+    conversion: Path, checkpoint: Checkpoint, family: Family[Any], ledger: Mapping[str, Any]
+) -> tuple[Evidence | None, tuple[Evaluation, ...]]:
+    """The certificate, if there is one, of what lies beside the weights now, and evaluations of these weights."""
+    evidence, path = None, _beside(conversion, ".parity.json", CERTIFICATE)
+    if path.exists():
+        evidence = read_evidence(path)
+        check_setup(conversion, read_setup(conversion, checkpoint, family), evidence.setup)
+    evaluations = evaluations_beside(conversion)
+    check_evaluations(conversion, evaluations, ledger, evidence)
+    return evidence, evaluations
+
+
+def _report(path: Path) -> dict[str, bytes]:
+    return {REPORT: content_of(path)} if path.exists() else {}
 
 
 def _weights(checkpoint: Checkpoint) -> tuple[dict[str, Path], dict[str, bytes]]:

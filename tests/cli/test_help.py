@@ -42,7 +42,7 @@ def test_without_a_command_there_is_help() -> None:
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_a_command_says_in_a_line_what_it_is_for(name: str) -> None:
     assert 0 < len(COMMANDS[name].short_help or "") <= 45
-    assert f"\n  {name:<8} {COMMANDS[name].short_help}\n" in run().stdout
+    assert f"\n  {name:<9} {COMMANDS[name].short_help}\n" in run().stdout
     assert f"    converter {name}" in run(name, "--help").stdout
 
 

@@ -79,6 +79,10 @@ def test_no_name_breaks_out(hostile: str) -> None:
     assert shown.count(escape(plain(hostile, 40))) > 15
 
 
+def test_a_name_that_looks_like_a_place_in_the_page_is_a_name() -> None:
+    assert "<h1>@{about}</h1>" in page(title="@{about}")
+
+
 def test_what_is_read_without_a_script() -> None:
     said = words(page())
     for line in (
@@ -87,7 +91,7 @@ def test_what_is_read_without_a_script() -> None:
         "AP 46.6 mean over IoU 0.50 to 0.95 AP50 50.0 IoU 0.50",
         "dog 7 1,234 75.0 75.0 75.0 cat 7 1,234 25.0 25.0 25.0 yeti 0 1,234 \N{EN DASH}",
         "Best dog 75.0, worst cat 25.0",
-        "mean 50.7, median 52.0, 3 pictures",
+        "mean 53.0, median 59.0, 3 pictures",
         "val/7.jpg AP 3.1 annotated: 2, predicted: 2",
         "val/9.jpg cannot be decoded",
         "device cpu metric faster-coco-eval 1.8.0, coco",
@@ -133,6 +137,15 @@ def test_after_a_hundred_classes_the_others_are_folded() -> None:
     assert "<details" not in section(page(), "classes")
 
 
+def test_classes_without_annotations_are_the_last() -> None:
+    classes = (class_score(1, "yeti", None), class_score(2, "cat", 0.0), class_score(3, "dog", 0.5))
+    assert re.findall(r"<th scope=row>(\w+)", section(page(scores(classes=classes)), "classes")) == [
+        "dog",
+        "cat",
+        "yeti",
+    ]
+
+
 def test_a_page_of_lvis_is_small() -> None:
     text = page(large(), worst=[])
     many = [("a thing", 0.5, 1, 1, 9, 9)] * 300
@@ -154,6 +167,7 @@ def test_curves_tell_their_values_at_each_recall() -> None:
     assert 'd="M44.0 30.0 ' in chart  # recall 0, precision 1: the upper left corner
     assert "recall 50 0.50: 50.0 0.75: 40.0 0.50:0.95: 25.0" in words(f"<body>{chart}")
     assert "<b>AP50 50.0</b>" in chart
+    assert "recall, % IoU 0.50 IoU 0.75 IoU 0.50:0.95 0 100.0 80.0 50.0 10 90.0" in words(f"<body>{chart}")
 
 
 def test_every_picture_is_in_a_column() -> None:
@@ -161,7 +175,7 @@ def test_every_picture_is_in_a_column() -> None:
     counts = dict(re.findall(r"AP (\d+ to \d+): (\d+)", chart))
     assert {span: count for span, count in counts.items() if count != "0"} == {
         "0 to 5": "1",
-        "50 to 55": "1",
+        "55 to 60": "1",
         "95 to 100": "1",
     }
     assert len(counts) == 20
@@ -249,6 +263,7 @@ def test_two_models_are_shown_side_by_side() -> None:
     said = words(pair())
     for line in (
         "46.6 AP mine 40.0 AP theirs",
+        "annotated 14 boxes predicted 3,702 and 2,468 boxes",
         "AP of a picture, mine minus theirs , in points: +0.02 in the mean",
         "\N{MINUS SIGN}0.06 to +0.09 with 95 % confidence",
         "mine better: 2 equal: 5 theirs better: 1",
@@ -271,7 +286,12 @@ def test_pictures_that_differ_have_the_boxes_of_both() -> None:
 
 @pytest.mark.parametrize("verdict", ["identical", "equal", "different", "undecided"])
 def test_the_verdict_is_in_words(verdict: str) -> None:
-    assert re.search(rf'role="status">{verdict.capitalize()}: \w', pair(verdict=verdict))
+    assert re.search(rf'role="status">{verdict.capitalize()}: [\w<]', pair(verdict=verdict))
+
+
+@pytest.mark.parametrize(("difference", "better"), [(0.2, "mine"), (-0.2, "theirs")])
+def test_the_better_one_is_named(difference: float, better: str) -> None:
+    assert f"Different: {better} is better" in words(pair(verdict="different", difference=difference))
 
 
 @pytest.mark.parametrize("ends", [(-0.0006, 0.0009), (0.02, 0.04), (-0.3, -0.1), (0.0, 0.0)])

@@ -101,6 +101,7 @@ BESIDE = {
     "config.json": ("from_pretrained", "detect", "package"),
     "conversion.json": ("verify", "publish"),
     "parity.json": ("verify", "package"),
+    "evaluation.json": ("verify", "package"),
     "tokenizer.json": ("detect",),
     "vocab.txt": ("detect",),
     "model.safetensors.index.json": ("open_checkpoint", "convert"),

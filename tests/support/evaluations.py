@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ COCO = {
     "AP": 0.4658, "AP50": 0.62, "AP75": 0.51, "APs": 0.3, "APm": None, "APl": 0.6, "AR1": 0.35, "AR10": 0.55,
     "AR100": 0.6, "ARs": 0.4, "ARm": 0.65, "ARl": 0.75,
 }  # fmt: skip
-LVIS = {"AP": 0.25, "AP50": 0.4, "AP75": 0.2, "APr": 0.1804, "APc": 0.2696, "APf": 0.3, "AR300": 0.4}
+LVIS = {"AP": 0.25, "AP50": 0.4, "AP75": 0.2, "APr": 0.1804, "APc": 0.2696, "APf": 0.3, "AR": 0.4}
 
 
 def digest(weights: Path) -> str:
@@ -35,7 +36,7 @@ def evaluated(weights: str = WEIGHTS, dataset: str = "coco", **more: Any) -> dic
         "dataset": {
             "name": dataset,
             "style": "lvis" if is_lvis else "coco",
-            "annotations_sha256": hashlib.sha256(dataset.encode()).hexdigest(),
+            "annotations_sha256": hashlib.sha256(json.dumps(dataset).encode()).hexdigest(),
             "pictures": 4809 if is_lvis else 5000,
             "pictures_sha256": "b" * 64,
             "limited": False,

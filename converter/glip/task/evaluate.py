@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from converter.evaluation.dataset import read_dataset
 from converter.evaluation.outcome import Outcome
 from converter.evaluation.question import question_of
 from converter.evaluation.ranks import ranks
-from converter.evaluation.run import Runner
 from converter.glip.detect.detector import Detector
 from converter.glip.saving import digest_of
 from converter.glip.task.task import GLIPTask
@@ -71,15 +71,14 @@ def evaluate(
         weights = digest_of(detector.model) if here.is_first else ""
         subject = _subject(detector, weights, batch, workers, threads)
 
-        def load() -> Runner:
-            return task.runner(detector.model)
-
-        outcome = answer(
-            question, task, subject, load, folder, here, lambda total, done: nullcontext(lambda count: None)
-        )
+        outcome = answer(question, task, subject, partial(task.runner, detector.model), folder, here, _silent)
         if outcome is not None and folder is not None:
             folder.finish(outcome.files([], None), lambda: None)
         return outcome
+
+
+def _silent(total: int, done: int) -> AbstractContextManager[Callable[[int], None]]:
+    return nullcontext(lambda count: None)
 
 
 def _subject(detector: Detector, weights: str, batch: int, workers: int, threads: int | None) -> Subject:

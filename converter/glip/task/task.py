@@ -46,7 +46,7 @@ class GLIPTask:
         protocol = load_protocol(asked, data)
         settings = protocol.preprocessing(settings)
         captions = class_captions(classes, protocol, tokenizer, settings)
-        return cls(asked.name, protocol, tokenizer, settings, tuple(captions))
+        return cls(_told(asked, data, protocol, classes), protocol, tokenizer, settings, tuple(captions))
 
     @property
     def captions(self) -> Sequence[str]:
@@ -99,6 +99,15 @@ class GLIPTask:
         if 0 in size:
             raise ModelError(f"found {width}x{height} pixels: a side would vanish. Crop the picture.")
         return size
+
+
+def _told(asked: Asked, data: str, protocol: Protocol, classes: Sequence[Class]) -> str:
+    """The name of a protocol, and what of it was changed: such a figure is none of the protocol itself."""
+    known = load_protocol(Asked(asked.name), data).to_dict()
+    changed = [f"{name}={value}" for name, value in protocol.to_dict().items() if value != known[name]]
+    if data != "own" and any(each.prefix or each.text or each.suffix for each in classes):
+        changed.append("other captions")
+    return f"{asked.name} with {', '.join(changed)}" if changed else asked.name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
