@@ -2,7 +2,7 @@
 
     python scripts/benchmark_evaluate.py glip-t/                # photographs at the protocol's full size
     python scripts/benchmark_evaluate.py glip-t/ --pictures 40 --batch 4
-    python scripts/benchmark_evaluate.py --memory 5000          # the tests' small model on so many generated pictures
+    python scripts/benchmark_evaluate.py --memory 5000          # the tests' small model, so many generated pictures
 
 Of speed, both run in turn, A B A B, in one process: `evaluate` from files to figures, and a loop that gives the model one
 picture after the other, read and resized before, with torch's default threads. The ratio is of one machine at one time;
