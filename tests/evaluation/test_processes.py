@@ -117,14 +117,9 @@ def test_more_processes_than_pictures(group: Group, out: Path) -> None:
 
 ENDS = {
     "exits": ("os._exit(3)", 3, ""),
-    "is killed": ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, ""),
     "raises": (
         "from converter.errors import ModelError; raise ModelError('the model computes NaN')", 7,
         "error: the model computes NaN\n",
-    ),
-    "cannot write": (
-        "import errno; from converter.errors import DestinationError; raise DestinationError('the disk is full')", 6,
-        "error: the disk is full\n",
     ),
 }  # fmt: skip
 
@@ -162,7 +157,7 @@ def test_an_error_of_the_first_process_before_it_begins_ends_all(group: Group, o
     assert runs[1].out == ""
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_killed_at_any_moment(seed: int, group: Group, out: Path, whole: dict[str, bytes]) -> None:
     chance = random.Random(seed)
     for _ in range(2):
@@ -178,9 +173,7 @@ def test_killed_at_any_moment(seed: int, group: Group, out: Path, whole: dict[st
     goes_on(group, out, whole)
 
 
-@pytest.mark.parametrize(
-    ("number", "when"), [(1, "before"), (1, "after"), (3, "before"), (3, "half"), (PICTURES, "after")]
-)
+@pytest.mark.parametrize(("number", "when"), [(1, "before"), (2, "after"), (3, "half"), (PICTURES, "after")])
 def test_killed_as_a_result_is_kept(number: int, when: str, group: Group, out: Path, whole: dict[str, bytes]) -> None:
     """Before it is written, after that, or with half of it."""
     kill = f"""
@@ -214,7 +207,7 @@ Journal.add = stop
         goes_on(group, out, whole)
 
 
-@pytest.mark.parametrize("name", ["predictions.json", "evaluation.json", "report.html", JOURNAL])
+@pytest.mark.parametrize("name", ["predictions.json", JOURNAL])
 def test_killed_as_files_are_written(name: str, group: Group, out: Path, whole: dict[str, bytes]) -> None:
     """Once all pictures are done: the rest is made of what is kept."""
     kill = f"""
@@ -237,8 +230,9 @@ results.write_whole, Path.unlink = stop, stop_too
     goes_on(group, out, whole)
 
 
-@pytest.mark.parametrize("stop", ["INT", "TERM", "HUP"])
-@pytest.mark.parametrize("reaches", ["it", "its readers, too"])
+@pytest.mark.parametrize(
+    ("stop", "reaches"), [("INT", "it"), ("INT", "its readers, too"), ("TERM", "its readers, too"), ("HUP", "it")]
+)
 def test_a_signal_ends_it_and_it_says_what_is_kept(
     stop: str, reaches: str, group: Group, out: Path, whole: dict[str, bytes]
 ) -> None:
@@ -278,7 +272,7 @@ def test_a_reader_that_is_killed_is_told_with_what_to_do(
     kill = (
         "import multiprocessing; [os.kill(child.pid, 9) for child in multiprocessing.active_children()]; time.sleep(1)"
     )
-    run = group.run("--out", "out", "--threads", threads, before=at_picture(3, kill))
+    run = group.run("--out", "out", "--threads", threads, before=at_picture(5, kill))
     assert run.code == 7, run.err
     told, error = run.err.splitlines()
     assert told == "what is done is kept in out; the same command goes on"
