@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import parent_process
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,11 +134,10 @@ def _begin(number: int) -> None:
     """In a worker: Ctrl-C reaches all processes of a terminal, but the one that has the model ends the others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if (parent := parent_process()) is not None:
-        threading.Thread(target=_end_with, args=(parent.pid,), daemon=True).start()
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
-def _end_with(parent: int | None) -> None:
+def _end_with(parent: BaseProcess) -> None:
     """End once the process that takes pictures was killed: nobody else would end a wait to hand one over."""
-    while os.getppid() == parent:
-        time.sleep(1)
+    parent.join()
     os._exit(1)

@@ -92,9 +92,10 @@ class Evaluation:
         return figures
 
     @property
-    def key(self) -> tuple[str, str, str, str, bool]:
-        """No two evaluations in one file have the same."""
-        return self.dataset, self.protocol, self.dtype, self.device, self.is_limited
+    def key(self) -> tuple[str, str, str, str, str, bool]:
+        """No two evaluations in one file have the same. Files of annotations often share a name."""
+        annotations = str(self.content["dataset"]["annotations_sha256"])
+        return self.dataset, annotations, self.protocol, self.dtype, self.device, self.is_limited
 
     @property
     def sha256(self) -> str:
