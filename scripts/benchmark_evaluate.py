@@ -5,9 +5,9 @@
     python scripts/benchmark_evaluate.py --memory 5000          # the tests' small model, so many generated pictures
 
 Of speed, both run in turn, A B A B, in one process: `evaluate` from files to figures, and a loop that gives the model
-one picture after the other, read and resized before, with torch's default threads. The ratio is of one machine at one time;
-the pictures per second of a busy one say nothing. Of memory, `converter evaluate` is a process of its own: told are
-megabytes that are resident in it and in those that read for it, after every 500 pictures and at most.
+one picture after the other, read and resized before, with torch's default threads. The ratio is of one machine at one
+time; the pictures per second of a busy one say nothing. Of memory, `converter evaluate` is a process of its own: told
+are megabytes that are resident in it and in those that read for it, after every 500 pictures and at most.
 """
 
 from __future__ import annotations
