@@ -114,4 +114,5 @@ def answer(
         {"name": subject.model, "variant": subject.variant},
         task.facts,
         subject.facts,
+        results.unturned(question.dataset),
     )

@@ -24,8 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from converter.checkpoint.arrays import np
-from converter.evaluation.dataset import DataSet
-from converter.evaluation.metrics import Scores, evaluate
+from converter.evaluation.metrics import Scores
 from converter.evaluation.predictions import Predictions
 
 if TYPE_CHECKING:
@@ -71,12 +70,6 @@ class Paired:
     worst: tuple[tuple[int, float, float], ...]
     identical: bool
     verdict: Verdict
-
-
-def paired(dataset: DataSet, first: Predictions, second: Predictions, style: str) -> Paired:
-    """Compare two models on a data set. `style`, and what is raised: see `metrics.evaluate`."""
-    scores = evaluate(dataset, first, style), evaluate(dataset, second, style)
-    return compare(*scores, identical=are_identical(first, second))
 
 
 def compare(first: Scores, second: Scores, *, identical: bool) -> Paired:

@@ -142,6 +142,7 @@ class Results:
 
     _boxes: dict[int, tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]] = field(default_factory=dict)
     _errors: dict[int, str] = field(default_factory=dict)
+    _unturned: set[int] = field(default_factory=set)
 
     def add(self, entries: Iterable[Entry]) -> None:
         """Entries of pictures of the data set."""
@@ -149,6 +150,9 @@ class Results:
             number = entry["picture"]
             self._boxes.pop(number, None)
             self._errors.pop(number, None)
+            self._unturned.discard(number)
+            if entry.get("unturned"):
+                self._unturned.add(number)
             if "error" in entry:
                 self._errors[number] = str(entry["error"])
             else:
@@ -167,6 +171,10 @@ class Results:
     def skipped(self, dataset: DataSet) -> list[tuple[Picture, str]]:
         """Pictures that could not be used, and why."""
         return [(picture, self._errors[picture.id]) for picture in dataset.pictures if picture.id in self._errors]
+
+    def unturned(self, dataset: DataSet) -> list[Picture]:
+        """Pictures that were used as they are stored, and not turned as their EXIF says."""
+        return [picture for picture in dataset.pictures if picture.id in self._unturned]
 
     def predictions(self, dataset: DataSet) -> Predictions:
         """In the order of the data set."""
@@ -221,8 +229,13 @@ def predict(batch: Sequence[Read], run: Runner) -> list[Entry]:
                 "boxes": [[round(number, 3) for number in box] for box in boxes.boxes.tolist()],
                 "scores": [float(str(score)) for score in boxes.scores],  # as few digits as tell it from others
                 "stamp": each.stamp,
+                **({"unturned": True} if _is_unturned(each) else {}),
             }
     return [entries[each.picture.id] for each in batch]
+
+
+def _is_unturned(each: Read) -> bool:
+    return not isinstance(each.content, str) and each.content.is_unturned
 
 
 def is_entry(value: Mapping[str, Any], pictures: Collection[int], known: Collection[int]) -> bool:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from converter.glip.model.glip import GLIP
 
 
+_ORIENTATION = 0x0112  # in EXIF
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class GLIPTask:
     """A `converter.parity.family.Task`."""
@@ -80,7 +83,9 @@ class GLIPTask:
         except ModelError as error:
             raise ModelError(f"{file_name(path)}: {error}") from None
         padded = tuple(side + -side % self.settings.size_multiple for side in (size[1], size[0]))
-        return Prepared(_resized(image, size, self.protocol.filter), image.width, image.height, (padded[0], padded[1]))
+        pixels = _resized(image, size, self.protocol.filter)
+        is_unturned = image.getexif().get(_ORIENTATION, 1) != 1  # of what was turned this is taken out
+        return Prepared(pixels, image.width, image.height, (padded[0], padded[1]), is_unturned)
 
     def runner(self, model: GLIP) -> Callable[[Sequence[Prepared]], Sequence[Boxes]]:
         """The captions are encoded here, once. ModelError where the model computes NaN, or memory does not suffice."""
@@ -91,7 +96,7 @@ class GLIPTask:
 
     def _size(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) in which the model sees a picture of that size."""
-        if self.protocol.size_rounding == "nearest":
+        if self.protocol.size_rounding == "official":
             return self.settings.resized(width, height)
         shorter, longer = self.settings.shorter_side, self.settings.longer_side
         scale = min(longer / max(width, height), shorter / min(width, height))
