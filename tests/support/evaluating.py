@@ -33,6 +33,13 @@ def evaluation(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["evaluate", *map(str, arguments)])
 
 
+def as_json(*arguments: object, code: int = 0) -> dict[str, Any]:
+    result = evaluation(*arguments, "--json")
+    assert result.exit_code == code, result.output
+    content: dict[str, Any] = json.loads(result.stdout)
+    return content
+
+
 def write_pictures(folder: Path, count: int = PICTURES, names: str = "{:03}.jpg") -> list[dict[str, Any]]:
     """So many JPEGs of photographs; their rows in annotations. One in three is upright."""
     folder.mkdir(parents=True, exist_ok=True)
