@@ -26,12 +26,14 @@ Tensors of several dtypes that become one are then joined as float32."""
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
-def run_options(dtype: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """--device, --dtype (default: `dtype`), --tf32 and --threads."""
+def run_options(
+    dtype: str, threads: str = "CPU threads. Default: torch's."
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """--device, --dtype (default: `dtype`), --tf32 and --threads (help: `threads`)."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in (
-            click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads. Default: torch's."),
+            click.option("--threads", type=click.IntRange(1, 1024), help=threads),
             click.option("--tf32", is_flag=True, help="Let CUDA round float32 products to TF32. Default: IEEE."),
             click.option(
                 "--dtype",

@@ -14,7 +14,7 @@ from converter.evaluation.metrics import check_style, evaluate
 from converter.evaluation.outcome import Outcome
 from converter.evaluation.question import Question
 from converter.evaluation.ranks import Ranks
-from converter.evaluation.run import Progress, Run, Runner
+from converter.evaluation.run import Progress, Results, Run, Runner
 
 if TYPE_CHECKING:
     from converter.parity.family import Task
@@ -79,7 +79,20 @@ def answer(
     if question.images is None:
         raise ModelError("a model is run on pictures: give their folder by --images.")
     check_style(question.dataset, task.metric)
-    settings = {
+    if others := {str(each) for each in here.gathered([subject.facts])} - {str(subject.facts)}:
+        say(f"the processes run on unlike machines, so that last digits depend on which does what: {listed(others)}")
+    how = (subject.device, subject.batch, subject.workers, subject.threads)
+    run = Run(question.dataset, question.images, task, *how, _settings(question, task, subject), folder, here)
+    done = run.done()
+    if done and folder is not None:
+        say(f"{len(done):,} of {len(question.dataset.pictures):,} pictures are done already; going on")
+    results = run.results(done, load, progress)
+    return None if results is None else _outcome(question, task, subject, results)
+
+
+def _settings(question: Question, task: Task, subject: Subject) -> dict[str, Any]:
+    """All that results depend on, besides the pictures."""
+    return {
         "converter": __version__,
         "model": subject.weights,
         "annotations": question.dataset.sha256,
@@ -87,32 +100,26 @@ def answer(
         "protocol": dict(task.facts),
         "run": subject.facts,
     }
-    if others := {str(each) for each in here.gathered([subject.facts])} - {str(subject.facts)}:
-        say(f"the processes run on unlike machines, so that last digits depend on which does what: {listed(others)}")
-    how = (subject.device, subject.batch, subject.workers, subject.threads)
-    run = Run(question.dataset, question.images, task, *how, settings, folder, here)
-    done = run.done()
-    if done and folder is not None:
-        say(f"{len(done):,} of {len(question.dataset.pictures):,} pictures are done already; going on")
-    results = run.results(done, load, progress)
-    if results is None:
-        return None
-    skipped = results.skipped(question.dataset)
-    if len(skipped) == len(question.dataset.pictures):
-        reasons = [reason for _, reason in skipped]
-        raise ModelError("no picture could be used, so there is nothing to measure:", reasons[:_TOLD])
-    predictions = results.predictions(question.dataset)
+
+
+def _outcome(question: Question, task: Task, subject: Subject, results: Results) -> Outcome:
+    dataset = question.dataset
+    skipped = results.skipped(dataset)
+    if len(skipped) == len(dataset.pictures):
+        reasons = [reason for _, reason in skipped[:_TOLD]]
+        raise ModelError("no picture could be used, so there is nothing to measure:", reasons)
+    predictions = results.predictions(dataset)
     return Outcome(
         question.name,
         subject.name,
-        question.dataset,
+        dataset,
         question.is_limited,
         predictions,
-        evaluate(question.dataset, predictions, task.metric),
+        evaluate(dataset, predictions, task.metric),
         skipped,
         subject.weights,
         {"name": subject.model, "variant": subject.variant},
         task.facts,
         subject.facts,
-        results.unturned(question.dataset),
+        results.unturned(dataset),
     )

@@ -151,11 +151,15 @@ def test_annotations_are_of_the_picture_as_it_is_stored_or_turned(
 ) -> None:
     """As the protocol reads it: a box of the one would be elsewhere in the other."""
     row = {"id": 1, "file_name": "turned.jpg", "width": size[0], "height": size[1]}
-    (tmp_path / "mine.json").write_text(json.dumps(annotated([row])))
+    (tmp_path / "mine.json").write_text(json.dumps(annotated([row, {"id": 2, "file_name": "model.jpg"}])))
     arguments = options(shared, tmp_path / "mine.json")
     result = evaluation(shared / "small", *arguments, "--protocol", protocol, "--json")
     assert result.exit_code == (0 if is_used else 7), result.output
-    skipped = json.loads(result.stdout)["evaluations"][0]["skipped"]
+    content = json.loads(result.stdout)["evaluations"][0]
+    skipped = content["skipped"]
+    is_told = is_used and protocol == "official"  # never silent, also where no size tells
+    assert content["unturned"] == (["turned.jpg"] if is_told else [])
+    assert ("1 picture of mine used as stored, not turned as the EXIF says: turned.jpg" in result.stderr) == is_told
     assert [row["reason"].partition(" Either ")[2] for row in skipped] == (
         [] if is_used else ["is turned by the picture's EXIF, the other not."]
     )
@@ -190,3 +194,12 @@ def test_repaired_pictures_are_done_and_the_others_are_not_again(tmp_path: Path)
     again = evaluation(folder / "small", *options(folder), "--out", tmp_path / "out", "--force")
     assert again.exit_code == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_where_no_picture_can_be_used_there_is_nothing_to_measure(shared: Path, tmp_path: Path) -> None:
+    rows = [{"id": number, "file_name": "text.jpg"} for number in (1, 2)]
+    (tmp_path / "mine.json").write_text(json.dumps(annotated(rows)))
+    result = evaluation(shared / "small", *options(shared, tmp_path / "mine.json"))
+    assert (result.exit_code, result.stdout) == (7, "")
+    assert "no picture could be used, so there is nothing to measure" in result.stderr
+    assert result.stderr.count("is not a picture of a known kind") == 2

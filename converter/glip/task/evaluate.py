@@ -66,19 +66,21 @@ def evaluate(
     asked = Asked(protocol, dict(settings or {}))
     task = GLIPTask.of(kind, question.classes, asked, detector.tokenizer, detector.settings)
     with ranks() as here, ExitStack() as kept:
-        folder = None
-        if out is not None and here.is_first:
-            folder = kept.enter_context(ResultFolder(Path(out), JOURNAL, force=force))
-        weights = ""
-        if here.is_first:  # of a detector nobody knows whether its model was changed since it was loaded
-            origin = detector.model._origin if detector is not model else None
-            weights = origin.sha256 if origin is not None else digest_of(detector.model)
+        wants = out is not None and here.is_first
+        folder = kept.enter_context(ResultFolder(Path(str(out)), JOURNAL, force=force)) if wants else None
+        weights = _weights(detector, is_loaded=detector is not model) if here.is_first else ""
         subject = _subject(detector, weights, batch, workers, threads)
 
         outcome = answer(question, task, subject, partial(task.runner, detector.model), folder, here, _silent)
         if outcome is not None and folder is not None:
             folder.finish(outcome.files([], None), lambda: None)
         return outcome
+
+
+def _weights(detector: Detector, *, is_loaded: bool) -> str:
+    """The hash of all tensors. Of a detector that is given nobody knows what was changed since it was loaded."""
+    origin = detector.model._origin
+    return origin.sha256 if is_loaded and origin is not None else digest_of(detector.model)
 
 
 def _silent(total: int, done: int) -> AbstractContextManager[Callable[[int], None]]:
