@@ -133,6 +133,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a long number": (lambda: "9" * 10_000, "cannot be read"),
     "no UTF-8": (lambda: '{"images": "\udcff"}', "cannot be read"),
     "no images": (lambda: {**SMALL, "images": []}, "no images"),
+    "too many categories": (
+        lambda: {**SMALL, "categories": [{"id": number, "name": "x"} for number in range(1, 30_002)]},
+        "30,001 categories; 30,000 are the most",
+    ),
     "no categories": (lambda: {**SMALL, "categories": []}, "no categories"),
     "no annotations": (lambda: {**SMALL, "annotations": []}, "no annotations"),
     "no list": (lambda: {**SMALL, "annotations": {}}, "no annotations"),

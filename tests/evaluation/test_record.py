@@ -71,6 +71,12 @@ def test_the_same_run_again_is_replaced(path: Path) -> None:
     assert [each.content["run"]["torch"] for each in read_evaluations(path)] == ["2.13.0"]
 
 
+def test_files_of_annotations_that_share_a_name_are_apart(path: Path) -> None:
+    add_evaluation(path, evaluation_of(evaluated()))
+    both = add_evaluation(path, evaluation_of(evaluated(annotations_sha256="d" * 64)))
+    assert len(both) == 2
+
+
 def test_a_run_on_some_pictures_does_not_replace_that_on_all(path: Path) -> None:
     whole, part = evaluation_of(evaluated()), evaluation_of(evaluated(limited=True, pictures=10))
     add_evaluation(path, whole)
