@@ -52,7 +52,8 @@ def test_shrinking_is_limited_where_the_rules_say_so() -> None:
         x1, y1, x2, y2 = decode(torch.full((1, 4), -1e4).double(), anchor, shrinking_limited=limited)[0].tolist()
         assert (x2 - x1 + 1, y2 - y1 + 1) == pytest.approx(sides, abs=1e-9)
     out = random_output()
-    out = out._replace(box_deltas=tuple(deltas - 30 for deltas in out.box_deltas))
+    thin = torch.tensor([0.0, 0, 30, 30])[:, None, None]
+    out = out._replace(box_deltas=tuple(deltas - thin for deltas in out.box_deltas))
     found = [
         detect(small_config(), out, [(48, 64)] * 2, {1: [1]}, Rules(shrinking_limited=limited, empty_dropped=True))
         for limited in (True, False)
