@@ -24,7 +24,7 @@ VARIANTS: list[tuple[str, dict[str, str]]] = [
     ("classes from the last to the first", {"order": "reversed"}),
     ("names joined by ' . ', as the demo does", {"separator": " . "}),
     ("captions of 40 names", {"per_caption": "40"}),
-    ("a caption for each name", {"per_caption": "1"}),
+    ("captions of 20 names", {"per_caption": "20"}),
     ("shorter side 640", {"shorter_side": "640"}),
     ("shorter side 799: one pixel", {"shorter_side": "799"}),
     ("sides rounded down, as MMDetection does", {"size_rounding": "down"}),

@@ -90,6 +90,12 @@ WITHOUT = {
         "detect needs torch, pillow, tokenizers and huggingface_hub, which are not installed: "
         "pip install 'converter[detect]'",
     ),
+    "evaluate": (
+        ["evaluate", "model.safetensors", "--dataset", "mine.json", "--images", "."],
+        8,
+        "evaluate needs torch, pillow, tokenizers, huggingface_hub and faster-coco-eval, which are not installed: "
+        "pip install 'converter[evaluate]'",
+    ),
     "a model of the Hub": (
         ["inspect", "org/name"],
         9,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from converter.cli.evaluate_sides import Model, Side, opened
+from converter.cli.evaluate_sides import Model, Predicted, Side, opened
 from converter.cli.evaluate_told import tell, tell_plan
 from converter.cli.output import done_with, note, told
 from converter.cli.questions import questions
@@ -17,7 +17,7 @@ from converter.display import file_name
 from converter.errors import ModelError
 from converter.evaluation.answer import JOURNAL
 from converter.evaluation.outcome import Outcome, worst_pictures
-from converter.evaluation.paired import Paired, paired
+from converter.evaluation.paired import Paired, are_identical, compare
 from converter.evaluation.predictions import results_json
 from converter.evaluation.question import Question
 from converter.evaluation.ranks import Ranks, ranks
@@ -59,13 +59,15 @@ def evaluate_and_tell(options: Options) -> int:
         model = stack.enter_context(opened(options.model_source, options, here))
         other = None if options.against is None else stack.enter_context(opened(options.against, options, here))
         asked = _checked(options, model, other, here)
+        places = [_place(each, options, len(asked) > 1, stack) if here.is_first else None for each in asked]
         if options.dry_run:
             if here.is_first:
-                tell_plan([(question, model.task(question)) for question in asked if isinstance(model, Model)], options)
+                tell_plan([(each, model.task(each)) for each in asked if isinstance(model, Model)], options)
+            if isinstance(model, Predicted):
+                note(f"{model.name}: {len(model.read(asked[0])):,} boxes for {asked[0].name}")
             return 0
         answered = []
-        for question in asked:
-            place = _place(question, options, len(asked) > 1, stack) if here.is_first else None
+        for question, place in zip(asked, places, strict=True):
             if (result := _answered(question, model, other, place, here, stack)) is not None:
                 answered.append(result)
                 _keep(question, model, result)
@@ -91,6 +93,10 @@ def _checked(options: Options, model: Side, other: Side | None, here: Ranks) -> 
     if not models and (others := [name for name in options.changed if name != "metric"]):
         raise click.UsageError(f"--setting {others[0]}: no model is run; of predictions, metric alone can be chosen")
     asked = questions(options, models[0].family if models else None)
+    if len(asked) > 1 and len(models) < len(sides):
+        raise click.UsageError(
+            f"predictions are of one data set, and {options.dataset} is several; give the one they are of"
+        )
     for question in asked:
         for side in sides:
             side.check(question)
@@ -103,7 +109,9 @@ def _place(question: Question, options: Options, is_one_of_many: bool, stack: Ex
     """Where results are kept. It stays open to the end, so that nobody else writes there. DestinationError."""
     if options.out is None:
         return None
-    if is_one_of_many:
+    if is_one_of_many and not options.out.exists():
+        if options.dry_run:
+            return None
         with writing(options.out):
             options.out.mkdir(exist_ok=True)
     folder = options.out / question.folder if is_one_of_many else options.out
@@ -126,7 +134,7 @@ def _answered(
         return None
     pair = None
     if second is not None:
-        pair = paired(question.dataset, outcome.predictions, second.predictions, outcome.scores.style)
+        pair = compare(outcome.scores, second.scores, identical=are_identical(outcome.predictions, second.predictions))
     return Answered(outcome, second, pair, places)
 
 

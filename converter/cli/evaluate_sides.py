@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +14,14 @@ import click
 
 from converter.checkpoint.arrays import np
 from converter.cli.families import family_of_weights, load_subject, open_weights
-from converter.cli.output import note, progress
+from converter.cli.output import note, progress, told
 from converter.cli.sources import locate
 from converter.display import file_name
 from converter.errors import DestinationError, ModelError
 from converter.evaluation.answer import Subject, answer
 from converter.evaluation.metrics import check_style, evaluate
 from converter.evaluation.outcome import Outcome
-from converter.evaluation.predictions import read_predictions
+from converter.evaluation.predictions import Predictions, read_predictions
 from converter.evaluation.question import Question
 from converter.evaluation.ranks import Ranks
 from converter.evaluation.reading import check_pictures
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from converter.cli.evaluate import Options
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Predicted:
     """A file of predictions, in place of a model."""
 
@@ -51,16 +51,21 @@ class Predicted:
     def check(self, question: Question) -> None:
         """ModelError if it cannot be measured on this data set."""
         check_style(question.dataset, self.style(question))
+        self.read(question)
+
+    @cache  # noqa: B019 a run has one or two of them
+    def read(self, question: Question) -> Predictions:
+        """What the file holds for the data set. ModelError if it does not fit."""
+        predictions = read_predictions(self.path, question.whole)
+        if not question.is_limited:
+            return predictions
+        return predictions.taken(np.isin(predictions.pictures, [each.id for each in question.dataset.pictures]))
 
     def outcome(self, question: Question, folder: ResultFolder | None, here: Ranks) -> Outcome | None:
-        """What the file holds for the data set. ModelError if it does not fit."""
+        """What that comes to."""
         if not here.is_first:
             return None
-        predictions = read_predictions(self.path, question.whole)
-        if question.is_limited:
-            predictions = predictions.taken(
-                np.isin(predictions.pictures, [each.id for each in question.dataset.pictures])
-            )
+        predictions = self.read(question)
         scores = evaluate(question.dataset, predictions, self.style(question))
         return Outcome(question.name, self.name, question.dataset, question.is_limited, predictions, scores)
 
@@ -102,6 +107,7 @@ class Model:
         how = (self.device, self.options.dtype, self.options.tf32, None)  # threads: see `converter.evaluation.run`
         return load_subject(self.path, self.checkpoint, *how).model
 
+    @cache  # noqa: B019 a run has one or two of them
     def task(self, question: Question) -> Task:
         """How it is asked. ModelError for a class that cannot be asked for, or an unknown protocol."""
         asked = Asked(self.options.protocol, self.options.changed)
@@ -180,6 +186,8 @@ def _interruptible(folder: ResultFolder | None, here: Ranks) -> Iterator[None]:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_kept(folder) if here.is_first else "") from None
     except Exception:
+        if told().signal is not None:  # which reached processes that read, too: that they ended is no error then
+            raise KeyboardInterrupt(_kept(folder) if here.is_first else "") from None
         if folder is not None and folder.is_of_use:
             click.echo(_kept(folder), err=True)
         raise

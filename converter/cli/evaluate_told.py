@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.output import cut, print_json
-from converter.display import counted, plain
+from converter.cli.output import cut, note, print_json
+from converter.display import counted, listed, plain
 from converter.evaluation.outcome import Outcome
 from converter.evaluation.paired import Paired
 from converter.evaluation.question import Question
@@ -31,6 +31,13 @@ Result = tuple[Outcome, Paired | None]
 
 def tell(results: Sequence[Result], options: Options, against: str | None) -> None:
     """Print it all, as text or JSON."""
+    for outcome, _ in results:
+        if outcome.unturned:
+            names = listed((plain(picture.file_name) for picture in outcome.unturned), 5)
+            said = (
+                f"{counted(len(outcome.unturned), 'picture')} of {plain(outcome.name)} used as stored, not turned as "
+            )
+            note(f"{said}the EXIF says: {names}; the boxes have to be of that. --setting upright=true turns them")
     if options.as_json:
         print_json(_json(results, against))
         return
@@ -125,6 +132,7 @@ def _as_json(outcome: Outcome, pair: Paired | None) -> dict[str, Any]:
         "pictures": len(outcome.dataset.pictures),
         "limited": outcome.is_limited,
         "skipped": outcome.skipped_rows,
+        "unturned": [picture.file_name for picture in outcome.unturned],
         "protocol": None if outcome.protocol is None else outcome.protocol["name"],
         "settings": None if outcome.protocol is None else dict(outcome.protocol["settings"]),
         "captions": None if outcome.protocol is None else list(outcome.protocol["captions"]),

@@ -17,12 +17,11 @@ from converter.parity.family import Benchmark, Family
 if TYPE_CHECKING:
     from converter.cli.evaluate import Options
 
-BENCHMARKS = ("odinw", "odinw-prompted")
-
 
 def questions(options: Options, family: Family[Any] | None) -> list[Question]:
     """All data sets that are asked about. ModelError, with all that is wrong, if one cannot be used."""
-    if options.dataset in BENCHMARKS:
+    benchmarks = family.benchmarks if family is not None else ()
+    if family is not None and options.dataset in benchmarks:
         return _benchmark(options, family)
     if options.dataset in ("coco", "lvis"):
         path = options.annotations or _beside(options)
@@ -30,7 +29,7 @@ def questions(options: Options, family: Family[Any] | None) -> list[Question]:
         return [_question(options, options.dataset, options.dataset, whole, options.images)]
     path = Path(options.dataset)
     if not path.exists():
-        known = ", ".join(("coco", "lvis", *BENCHMARKS))
+        known = ", ".join(("coco", "lvis", *benchmarks))
         raise ModelError(
             f"dataset: found {quoted(options.dataset)}, expected one of {known}, or a file of annotations."
         )
@@ -48,10 +47,14 @@ def _beside(options: Options) -> Path:
     raise ModelError("coco: where are its annotations? Give instances_val2017.json by --annotations.")
 
 
-def _benchmark(options: Options, family: Family[Any] | None) -> list[Question]:
+def _benchmark(options: Options, family: Family[Any]) -> list[Question]:
     """The data sets of a benchmark that are there. ModelError if there is none; a ConverterWarning names the others."""
-    if family is None or options.images is None:
-        raise ModelError(f"{options.dataset}: give a model, and the folder of its data sets by --images.")
+    if options.images is None:
+        raise ModelError(f"{options.dataset}: give the folder of its data sets by --images.")
+    if options.captions is not None:
+        raise ModelError(
+            f"--captions are of one data set, and {options.dataset} has captions of its own. Leave them out."
+        )
     known = family.benchmark(options.dataset)
     there = [each for each in known if (options.images / each.annotations).exists()]
     missing = [each.name for each in known if each not in there]

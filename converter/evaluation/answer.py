@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from converter import __version__
+from converter.display import listed
 from converter.errors import ModelError
 from converter.evaluation.metrics import check_style, evaluate
 from converter.evaluation.outcome import Outcome
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from converter.parity.family import Task
     from converter.writing.results import ResultFolder
 
+_TOLD = 20  # reasons
 JOURNAL = "predictions.partial.jsonl"  # in a folder of results until all is done
 
 
@@ -47,8 +49,11 @@ class Subject:
     @property
     def facts(self) -> dict[str, Any]:
         """What of it results depend on, besides the weights."""
+        from converter.parity.device import machine  # torch, which a file of predictions does not need
+
         return {
             "device": self.stated,
+            **machine(self.device),
             "dtype": self.dtype,
             "tf32": self.tf32,
             "batch": self.batch,
@@ -82,6 +87,8 @@ def answer(
         "protocol": dict(task.facts),
         "run": subject.facts,
     }
+    if others := {str(each) for each in here.gathered([subject.facts])} - {str(subject.facts)}:
+        say(f"the processes run on unlike machines, so that last digits depend on which does what: {listed(others)}")
     how = (subject.device, subject.batch, subject.workers, subject.threads)
     run = Run(question.dataset, question.images, task, *how, settings, folder, here)
     done = run.done()
@@ -90,6 +97,10 @@ def answer(
     results = run.results(done, load, progress)
     if results is None:
         return None
+    skipped = results.skipped(question.dataset)
+    if len(skipped) == len(question.dataset.pictures):
+        reasons = [reason for _, reason in skipped]
+        raise ModelError("no picture could be used, so there is nothing to measure:", reasons[:_TOLD])
     predictions = results.predictions(question.dataset)
     return Outcome(
         question.name,
@@ -98,9 +109,10 @@ def answer(
         question.is_limited,
         predictions,
         evaluate(question.dataset, predictions, task.metric),
-        results.skipped(question.dataset),
+        skipped,
         subject.weights,
         {"name": subject.model, "variant": subject.variant},
         task.facts,
         subject.facts,
+        results.unturned(question.dataset),
     )

@@ -5,7 +5,8 @@ ranked together. For a data set's figures places are pictures and groups are cla
 picture alone it is the other way round: its boxes are ranked together, and those of one class are matched.
 
 The library makes one object for each pair of the two and each range of areas: of LVIS's 6 million pairs, gigabytes.
-Groups do not depend on each other, so it is asked for some of them at a time.
+Groups do not depend on each other, so it is asked for some of them at a time. 5,000 pictures with 300 boxes each, of
+1,203 classes, then take 700 MB and some 20 seconds; with 100 boxes each, of 80 classes, 600 MB and as long.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def _evaluated(truth: Truth, found: Found, groups: NDArray[np.int64], rules: Rul
     with warnings.catch_warnings():  # of the id 0, which `read_dataset` has told of
         warnings.simplefilter("ignore")
         annotated = library.COCO(content, print_function=_silent)
-        results = annotated.loadRes(_found_rows(found))
+        results = library.COCO({**content, "annotations": _found_rows(found)}, print_function=_silent)
     lvis = rules.partial is not None
     evaluation = library.COCOeval_faster(annotated, results, "bbox", print_function=_silent, lvis_style=lvis)
     _set(evaluation.params, rules, _most(found))
@@ -154,11 +155,11 @@ def _truth_rows(truth: Truth) -> list[dict[str, Any]]:
 
 
 def _found_rows(found: Found) -> list[dict[str, Any]]:
+    """As the library's own reader of results makes them, but for an outline of each, and with none at all, too."""
     columns = (getattr(found, field.name).tolist() for field in fields(found))
-    outline: list[Any] = []  # otherwise the library makes one for each
     return [
-        {"image_id": place, "category_id": group, "bbox": box, "score": score, "segmentation": outline}
-        for place, group, box, score in zip(*columns, strict=True)
+        {"id": id, "image_id": place, "category_id": group, "bbox": box, "area": box[2] * box[3], "score": score}
+        for id, (place, group, box, score) in enumerate(zip(*columns, strict=True), start=1)
     ]
 
 

@@ -21,6 +21,7 @@ from converter.errors import ConverterWarning, ModelError
 from converter.evaluation.large_json import Pairs, Problems, is_box, is_id, read_large, shown, unique
 
 STYLES = ("coco", "lvis")
+_MOST_CATEGORIES = 30_000  # the metric keeps 32 kB for each; the largest that is known, V3Det, has 13,204
 _LISTS = ("images", "categories", "annotations")
 _FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
 _KEPT = {
@@ -107,6 +108,10 @@ def read_dataset(path: Path, style: str | None = None) -> DataSet:
         for name in _LISTS:
             if not isinstance(document.get(name), list) or not document[name]:
                 problems.add(f"no {name}")
+    if len(document.get("categories") or ()) > _MOST_CATEGORIES:
+        problems.add(
+            f"{len(document['categories']):,} categories; {_MOST_CATEGORIES:,} are the most that can be measured"
+        )
     problems.refuse(path, _EXPECTED)
     reader = _Reader(problems, style or _style(document["images"]))
     categories = reader.categories(document["categories"])

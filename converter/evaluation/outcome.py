@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PREDICTIONS, RECORD, PAGE = "predictions.json", "evaluation.json", "report.html"
 _SHOWN = 20  # pictures on the page
+_NAMED = 20  # pictures that are not turned
 _SIDE = 640  # pixels of their longer side there
 _QUALITY = 80  # of their JPEGs
 
@@ -34,6 +35,7 @@ class Outcome:
     weights  the hash of all tensors, `model` and `variant` what they are, `run` device, dtype and the like, `protocol`
              all that decides how the model was asked; None of what only predictions were given of
     skipped  pictures that could not be used, in which therefore nothing was found, and why
+    unturned those that were used as they are stored, and not turned as their EXIF says
     """
 
     name: str
@@ -47,6 +49,7 @@ class Outcome:
     model: Mapping[str, Any] | None = None
     protocol: Mapping[str, Any] | None = None
     run: Mapping[str, Any] | None = None
+    unturned: Sequence[Picture] = ()
 
     @property
     def skipped_rows(self) -> list[dict[str, Any]]:
@@ -102,6 +105,8 @@ class Outcome:
             ("annotations, SHA-256", self.dataset.sha256),
             ("list of pictures, SHA-256", self.dataset.pictures_sha256),
         ]
+        if self.unturned:
+            rows.append(("used as stored, not turned by EXIF", ", ".join(p.file_name for p in self.unturned[:_NAMED])))
         if self.weights is not None:
             rows.append(("tensors, SHA-256 of all", self.weights))
         if self.protocol is not None:
@@ -117,8 +122,8 @@ def worst_pictures(
     """Pictures to look at: those of the lowest AP, or in which two models differ most; without unreadable ones."""
     scores = outcome.scores.pictures
     chosen: list[tuple[int, float | None]]
+    skipped = {picture.id for picture, _ in outcome.skipped}
     if other is None:
-        skipped = {picture.id for picture, _ in outcome.skipped}
         counts: dict[int, int] = {}
         for row in outcome.dataset.content["annotations"]:
             counts[row["image_id"]] = counts.get(row["image_id"], 0) + 1
@@ -126,7 +131,7 @@ def worst_pictures(
         ordered = [number for _, _, number in sorted(measured) if number not in skipped]
         chosen = [(number, None) for number in ordered[:_SHOWN]]
     else:
-        chosen = [(number, ap) for number, _, ap in other[1].worst[:_SHOWN]]
+        chosen = [(number, ap) for number, _, ap in other[1].worst[:_SHOWN] if number not in skipped]
     return [shown for number, ap in chosen if (shown := _shown(outcome, number, images, task, other, ap)) is not None]
 
 

@@ -11,8 +11,9 @@ of their means. As both models see each drawn picture, how hard it is cancels ou
 - Pictures are a random sample, independent of each other. Frames of one video are not.
 - It is the mean over pictures, where each weighs the same. AP of the data set ranks boxes of all pictures together, and
   every class weighs the same. The two usually agree in direction, but are not the same number; a verdict looks at both.
-- With few pictures, some 30, the interval is too narrow. That of pictures without any difference is (0, 0), however few
-  they are: if none of n pictures differs, up to 3/n of all may (with 95 % confidence).
+- With few pictures the interval is too narrow, so that of fewer than 30 nothing is said. That of pictures without any
+  difference is (0, 0): if none of n pictures differs, up to 3/n of all may (with 95 % confidence).
+- Two models that both find nothing are alike in that only: then nothing is said, either.
 - It is of one comparison. Of twenty pairs of models without a difference, one is called different.
 """
 
@@ -23,8 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from converter.checkpoint.arrays import np
-from converter.evaluation.dataset import DataSet
-from converter.evaluation.metrics import Scores, evaluate
+from converter.evaluation.metrics import Scores
 from converter.evaluation.predictions import Predictions
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ RESAMPLES = 10_000
 SEED = 0
 BOX_TOLERANCE = 0.01  # pixels
 SCORE_TOLERANCE = 1e-6
+FEWEST = 30  # pictures of which anything is said
 _SHOWN = 20  # pictures
 _ROUNDING = 1e-12  # of the AP of a picture
 _AT_ONCE = 2_000_000  # drawn pictures: 16 MB
@@ -56,7 +57,7 @@ class Paired:
     - 'identical': as above.
     - 'equal': AP of the data set differs by less than 0.001, and the interval is within -0.001 to 0.001, exclusive.
     - 'different': not equal, and the interval excludes 0.
-    - 'undecided': neither. More pictures may tell.
+    - 'undecided': neither, or too little to judge by. More pictures may tell.
     """
 
     first: Scores
@@ -69,12 +70,6 @@ class Paired:
     worst: tuple[tuple[int, float, float], ...]
     identical: bool
     verdict: Verdict
-
-
-def paired(dataset: DataSet, first: Predictions, second: Predictions, style: str) -> Paired:
-    """Compare two models on a data set. `style`, and what is raised: see `metrics.evaluate`."""
-    scores = evaluate(dataset, first, style), evaluate(dataset, second, style)
-    return compare(*scores, identical=are_identical(first, second))
 
 
 def compare(first: Scores, second: Scores, *, identical: bool) -> Paired:
@@ -94,14 +89,16 @@ def compare(first: Scores, second: Scores, *, identical: bool) -> Paired:
         equal=int((differences == 0).sum()),
         worst=tuple(both[i] for i in order[:_SHOWN] if differences[i]),
         identical=identical,
-        verdict="identical" if identical else judged(_gap(first, second), interval, len(both)),
+        verdict="identical"
+        if identical
+        else judged(_gap(first, second), interval, len(both) if _finds(first) or _finds(second) else 0),
     )
 
 
 def judged(gap: float, interval: tuple[float, float], pictures: int) -> Verdict:
-    """The verdict on two that are not identical. `gap`: the difference of AP of the data set."""
+    """The verdict on two that are not identical. `gap`: the difference of AP of the data set; `pictures`: of use."""
     low, high = interval
-    if not pictures:
+    if pictures < FEWEST:
         return "undecided"
     if abs(gap) < MARGIN and low > -MARGIN and high < MARGIN:
         return "equal"
@@ -169,6 +166,10 @@ def _in_both(first: Mapping[int, float | None], second: Mapping[int, float | Non
         for picture, one in sorted(first.items())
         if one is not None and (other := second.get(picture)) is not None
     ]
+
+
+def _finds(scores: Scores) -> bool:
+    return bool(scores.figures["AP"])
 
 
 def _gap(first: Scores, second: Scores) -> float:

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from converter.display import plain
 from converter.errors import ModelError
 
 T = TypeVar("T")
-_PATIENCE = timedelta(days=1)  # one that ends is noticed at once; one that waits for the others may wait for hours
+_HERE = "LOCAL_WORLD_SIZE"
+# a process that ends is noticed at once, a machine that loses its power is not; some wait for others for hours
+_PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +62,26 @@ class Ranks:
 @contextmanager
 def ranks() -> Iterator[Ranks]:
     """The processes that torchrun started together with this one, or this one alone."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1 or "RANK" not in os.environ:
+    if os.environ.get("WORLD_SIZE", "1") == "1" or "RANK" not in os.environ:
         yield Ranks()
         return
     import torch.distributed as dist
 
-    with _others():
-        dist.init_process_group("gloo", timeout=_PATIENCE)
+    is_ours = not dist.is_initialized()  # else whoever trains, say, has done so
     try:
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
-        yield Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")), here)
+        if is_ours:
+            dist.init_process_group("gloo", timeout=_PATIENCE)
+        count = dist.get_world_size()
+        local, here = (int(os.environ.get(name, default)) for name, default in (("LOCAL_RANK", 0), (_HERE, count)))
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"the processes that torchrun started cannot be joined: {plain(str(error), 400)}. Start them by torchrun."
+        ) from error
+    try:
+        yield Ranks(dist.get_rank(), count, local, here)
     finally:
-        dist.destroy_process_group()
+        if is_ours:
+            dist.destroy_process_group()
 
 
 @contextmanager

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import parent_process
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +110,7 @@ def loaded(reader: Reader, workers: int) -> Iterator[Iterator[list[Read]]]:
             batch_size=None,
             num_workers=min(workers, len(reader)),
             collate_fn=_as_it_is,
+            worker_init_fn=_begin,
         )
         batches = iter(loader)
     try:
@@ -123,3 +128,16 @@ def loaded(reader: Reader, workers: int) -> Iterator[Iterator[list[Read]]]:
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+def _begin(number: int) -> None:
+    """In a worker: Ctrl-C reaches all processes of a terminal, but the one that has the model ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if (parent := parent_process()) is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    """End once the process that takes pictures was killed: nobody else would end a wait to hand one over."""
+    parent.join()
+    os._exit(1)

@@ -23,6 +23,7 @@ from converter.writing.ledger import to_json as json_bytes
 from converter.writing.staging import write_whole
 
 FORMAT = 1
+MARKS = 1_000_000  # of its JSON: some 50,000 for LVIS, with 1,203 classes and the tokens of every caption
 NAME = "evaluation.json"
 _AGAIN = "Get it again, or evaluate again"
 
@@ -91,9 +92,10 @@ class Evaluation:
         return figures
 
     @property
-    def key(self) -> tuple[str, str, str, str, bool]:
-        """No two evaluations in one file have the same."""
-        return self.dataset, self.protocol, self.dtype, self.device, self.is_limited
+    def key(self) -> tuple[str, str, str, str, str, bool]:
+        """No two evaluations in one file have the same. Files of annotations often share a name."""
+        annotations = str(self.content["dataset"]["annotations_sha256"])
+        return self.dataset, annotations, self.protocol, self.dtype, self.device, self.is_limited
 
     @property
     def sha256(self) -> str:
@@ -139,7 +141,7 @@ def evaluation_of(content: Mapping[str, Any], where: str = "this evaluation") ->
 def read_evaluations(path: Path) -> tuple[Evaluation, ...]:
     """All that the file holds, in the order of their keys. CaptureError unless each is one and agrees with itself."""
     try:
-        content = read_json(path)
+        content = read_json(path, MARKS)
     except OSError as error:
         raise CaptureError(f"{file_name(path)}: cannot be read: {error.strerror}. Check the path.") from None
     except ValueError as error:
@@ -190,7 +192,7 @@ def add_evaluation(
     kept = [other for other in there if other.key not in replaced]
     data = to_json([*kept, evaluation])
     try:
-        everything = _evaluations(parse_json(data), file_name(path))  # as whoever gets it reads it
+        everything = _evaluations(parse_json(data, MARKS), file_name(path))  # as whoever gets it reads it
     except ValueError as error:
         raise CaptureError(
             f"{file_name(path)}: would have {error}. Move it elsewhere, and evaluate into a new one."

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,10 +125,14 @@ class Run:
 
     def _in_rounds(self, computed: Iterator[list[Entry]], mine: int, all_: int) -> Iterator[list[Entry]]:
         """What all processes compute, as it comes, in the first of them; nothing in the others."""
-        size = 1 if self.ranks.count == 1 else _ROUND
-        for begin in range(0, -(-all_ // self.ranks.count), size):
-            entries = [entry for _ in range(begin, min(begin + size, mine)) for entry in next(computed)]
-            if gathered := self.ranks.gathered(entries):
+        for begin in range(0, -(-all_ // self.ranks.count), _ROUND):
+            waiting: list[Entry] = []
+            for entries in islice(computed, max(0, min(_ROUND, mine - begin))):
+                if self.ranks.is_first:  # at once, so that it is not lost with another process
+                    yield entries
+                else:
+                    waiting += entries
+            if gathered := self.ranks.gathered(waiting):
                 yield gathered
 
 
@@ -137,6 +142,7 @@ class Results:
 
     _boxes: dict[int, tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]] = field(default_factory=dict)
     _errors: dict[int, str] = field(default_factory=dict)
+    _unturned: set[int] = field(default_factory=set)
 
     def add(self, entries: Iterable[Entry]) -> None:
         """Entries of pictures of the data set."""
@@ -144,6 +150,9 @@ class Results:
             number = entry["picture"]
             self._boxes.pop(number, None)
             self._errors.pop(number, None)
+            self._unturned.discard(number)
+            if entry.get("unturned"):
+                self._unturned.add(number)
             if "error" in entry:
                 self._errors[number] = str(entry["error"])
             else:
@@ -162,6 +171,10 @@ class Results:
     def skipped(self, dataset: DataSet) -> list[tuple[Picture, str]]:
         """Pictures that could not be used, and why."""
         return [(picture, self._errors[picture.id]) for picture in dataset.pictures if picture.id in self._errors]
+
+    def unturned(self, dataset: DataSet) -> list[Picture]:
+        """Pictures that were used as they are stored, and not turned as their EXIF says."""
+        return [picture for picture in dataset.pictures if picture.id in self._unturned]
 
     def predictions(self, dataset: DataSet) -> Predictions:
         """In the order of the data set."""
@@ -216,8 +229,13 @@ def predict(batch: Sequence[Read], run: Runner) -> list[Entry]:
                 "boxes": [[round(number, 3) for number in box] for box in boxes.boxes.tolist()],
                 "scores": [float(str(score)) for score in boxes.scores],  # as few digits as tell it from others
                 "stamp": each.stamp,
+                **({"unturned": True} if _is_unturned(each) else {}),
             }
     return [entries[each.picture.id] for each in batch]
+
+
+def _is_unturned(each: Read) -> bool:
+    return not isinstance(each.content, str) and each.content.is_unturned
 
 
 def is_entry(value: Mapping[str, Any], pictures: Collection[int], known: Collection[int]) -> bool:

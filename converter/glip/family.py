@@ -48,6 +48,7 @@ class GLIPFamily(Family["GLIP"]):
     table = "glip-official"
     files = COMPANIONS
     configurable = ("preprocessing",)
+    benchmarks = ("odinw", "odinw-prompted")
 
     def build(self, config: Config) -> GLIP:
         from converter.glip.model.config import GLIPConfig

@@ -72,12 +72,18 @@ def settings(like: Tensor) -> dict[str, Any]:
         "converter": __version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
-        "machine": torch.cuda.get_device_name(like.device) if cuda else _processor(),
+        **machine(like.device),
         "threads": torch.get_num_threads(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
         "tf32": cuda and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32),
         "cublas_workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
     }
+
+
+def machine(device: str | torch.device) -> dict[str, str]:
+    """The processor that a device is, and what its instructions are."""
+    place = torch.device(device)
+    name = torch.cuda.get_device_name(place) if place.type == "cuda" else _processor()
+    return {"machine": name, "instructions": torch.backends.cpu.get_cpu_capability()}
 
 
 def _processor() -> str:

@@ -134,12 +134,14 @@ class Prepared:
     pixels         (H, W, 3) uint8, resized
     width, height  of the picture itself
     size           (height, width) in which the model sees it: those of one size can be one batch
+    is_unturned    its EXIF says that it is to be turned, and it was used as it is stored
     """
 
     pixels: NDArray[np.uint8]
     width: int
     height: int
     size: tuple[int, int]
+    is_unturned: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -199,6 +201,7 @@ class Family(ABC, Generic[M]):
 
     table: str  # the mapping table whose taps name the activations that are captured of these models
     files: Sequence[str] = ()  # in a folder of weights, those that decide what a model makes of its inputs
+    benchmarks: Sequence[str] = ()  # names of what consists of several data sets
     configurable: Sequence[str] = ()  # of `settings`, those that are read from a folder's config.json if it has them
 
     @abstractmethod
@@ -283,7 +286,7 @@ class Family(ABC, Generic[M]):
         raise ModelError(f"{type(self).__name__}: models of this family are not evaluated on data sets.")
 
     def benchmark(self, name: str) -> Sequence[Benchmark]:
-        """The data sets of a benchmark that consists of several. ModelError for an unknown one."""
+        """The data sets of one of `benchmarks`."""
         raise ModelError(f"{type(self).__name__}: knows no benchmark {name}.")
 
     def settings(self) -> Mapping[str, Any]:

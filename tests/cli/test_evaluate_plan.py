@@ -49,7 +49,7 @@ def test_as_json(folder: Path) -> None:
     assert content["evaluations"] == []
     (planned,) = content["plan"]
     assert (planned["captions"], planned["missing"]) == (["dog. traffic light"], ["two.png"])
-    assert (planned["protocol"], planned["settings"]["order"]) == ("mmdet", "reversed")
+    assert (planned["protocol"], planned["settings"]["order"]) == ("mmdet with order=reversed", "reversed")
 
 
 def test_what_is_wrong_is_told_as_by_a_run(folder: Path) -> None:

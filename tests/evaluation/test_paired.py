@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from converter.evaluation.dataset import DataSet, read_dataset
-from converter.evaluation.metrics import Scores
-from converter.evaluation.paired import are_identical, bootstrap, compare, judged, paired
+from converter.evaluation.metrics import Scores, evaluate
+from converter.evaluation.paired import Paired, are_identical, bootstrap, compare, judged
 from converter.evaluation.predictions import Predictions
 from tests.support.predicting import COCO, Row, noisy, perfect
 
@@ -37,6 +37,11 @@ def worse(rows: list[Row], share: float, seed: int = 0) -> list[Row]:
     return [row for row in rows if chance.random() > share]
 
 
+def paired(coco: DataSet, first: Predictions, second: Predictions) -> Paired:
+    scores = (evaluate(coco, each, "coco") for each in (first, second))
+    return compare(*scores, identical=are_identical(first, second))
+
+
 def unequal(rows: list[Row]) -> list[Row]:
     """Without equal scores: the order of these is that of the rows."""
     return [(*row[:3], row[3] + number * 1e-6) for number, row in enumerate(rows)]
@@ -48,20 +53,20 @@ def scores(pictures: dict[int, float | None], average: float | None) -> Scores:
 
 def test_a_model_is_identical_to_itself(coco: DataSet) -> None:
     rows = unequal(noisy(coco))
-    found = paired(coco, Predictions.of(rows), Predictions.of(rows[::-1]), "coco")
+    found = paired(coco, Predictions.of(rows), Predictions.of(rows[::-1]))
     assert (found.verdict, found.identical, found.difference, found.interval) == ("identical", True, 0, (0, 0))
     assert (found.better, found.worse, found.equal, found.worst) == (0, 0, 100, ())
 
 
 def test_the_better_of_two_is_told_both_ways_round(coco: DataSet) -> None:
     good, bad = Predictions.of(perfect(coco)), Predictions.of(worse(perfect(coco), 0.3))
-    found = paired(coco, good, bad, "coco")
+    found = paired(coco, good, bad)
     assert (found.verdict, found.identical) == ("different", False)
     assert 0 < found.interval[0] < found.difference < found.interval[1]
     assert (found.worse, found.better + found.equal) == (0, 100)
     assert [one - other for _, one, other in found.worst] == sorted([o - t for _, o, t in found.worst], reverse=True)
     assert len(found.worst) == 20
-    turned = paired(coco, bad, good, "coco")
+    turned = paired(coco, bad, good)
     assert turned.difference == -found.difference
     assert turned.interval == pytest.approx((-found.interval[1], -found.interval[0]), abs=0.01)
     assert (turned.better, turned.worse, turned.equal) == (found.worse, found.better, found.equal)
@@ -98,6 +103,7 @@ def test_the_mean_is_over_pictures_in_which_there_is_something_to_find() -> None
 )
 def test_the_verdict(gap: float, interval: tuple[float, float], verdict: str) -> None:
     assert judged(gap, interval, pictures=100) == verdict
+    assert judged(gap, interval, pictures=29) == "undecided"
 
 
 @pytest.mark.parametrize("count", [50, 3000])
@@ -149,6 +155,12 @@ def test_what_is_not_identical(coco: DataSet, change: Any) -> None:
     assert not are_identical(Predictions.of(rows), Predictions.of(change(rows)))
 
 
+def test_each_box_is_the_like_of_one() -> None:
+    one, other = (42, 1, [0.0, 0.0, 9.0, 9.0], 0.5), (42, 1, [5.0, 0.0, 9.0, 9.0], 0.5)
+    assert are_identical(Predictions.of([one, other, one]), Predictions.of([one, one, other]))
+    assert not are_identical(Predictions.of([one, one, other]), Predictions.of([one, other, other]))
+
+
 @given(st.randoms(use_true_random=False), st.integers(0, 12))
 def test_identical_is_a_matter_of_boxes_not_of_their_order(chance: random.Random, count: int) -> None:
     """Boxes of one class in one picture that lie close to each other."""
@@ -162,14 +174,22 @@ def test_identical_is_a_matter_of_boxes_not_of_their_order(chance: random.Random
 
 def test_hardly_any_difference_is_none(coco: DataSet) -> None:
     rows = unequal(noisy(coco))
-    found = paired(coco, Predictions.of(rows), Predictions.of(rounded(rows, box=0.012)), "coco")
+    found = paired(coco, Predictions.of(rows), Predictions.of(rounded(rows, box=0.012)))
     assert (found.verdict, found.identical) == ("equal", False)
 
 
 def test_a_difference_in_few_pictures_is_undecided(coco: DataSet) -> None:
     rows = perfect(coco)
     lost = next(row for row in rows if sum(other[0] == row[0] for other in rows) == 1)
-    found = paired(coco, Predictions.of(rows), Predictions.of([row for row in rows if row is not lost]), "coco")
+    found = paired(coco, Predictions.of(rows), Predictions.of([row for row in rows if row is not lost]))
     assert (found.better, found.worse, found.equal) == (1, 0, 99)
     assert found.verdict == "undecided"
     assert found.worst == ((lost[0], 1.0, 0.0),)
+
+
+def test_two_models_that_find_nothing_are_not_shown_to_be_equal() -> None:
+    nothing = scores(dict.fromkeys(range(100), 0.0), 0.0)
+    assert compare(nothing, nothing, identical=False).verdict == "undecided"
+    assert compare(nothing, nothing, identical=True).verdict == "identical"
+    something = scores(dict.fromkeys(range(100), 0.5), 0.5)
+    assert compare(something, something, identical=False).verdict == "equal"

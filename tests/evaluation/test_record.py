@@ -104,8 +104,8 @@ def test_it_is_written_whole_or_not_at_all(path: Path, monkeypatch: pytest.Monke
 def test_more_than_a_reader_takes_is_not_written(path: Path) -> None:
     add_evaluation(path, evaluation_of(evaluated()))
     before = path.read_bytes()
-    large = evaluation_of(evaluated(dataset="large", chunks=[0] * 300_000))
-    with pytest.raises(CaptureError, match="would have more than 300000 commas, colons and brackets"):
+    large = evaluation_of(evaluated(dataset="large", chunks=[0] * 1_000_000))
+    with pytest.raises(CaptureError, match="would have more than 1000000 commas, colons and brackets"):
         add_evaluation(path, large)
     assert path.read_bytes() == before
 

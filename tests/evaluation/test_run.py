@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,57 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converter.errors import DestinationError, ModelError
+from converter.errors import ModelError
 from converter.evaluation import run as running
-from converter.evaluation.answer import JOURNAL, answer
-from converter.evaluation.dataset import DataSet, read_dataset
-from converter.evaluation.outcome import Outcome
-from converter.evaluation.question import question_of
-from converter.evaluation.ranks import Ranks
 from converter.evaluation.reading import Read
 from converter.parity.family import Boxes, Prepared
 from converter.writing.results import ResultFolder
-from tests.support.known_detector import SUBJECT, KnownTask, Row, annotations, known, write_data, write_picture
+from tests.support.known_detector import Row, annotations, ask, files, known, write_data
 
 PICTURES = 12
-Found = Mapping[int, Sequence[Row]]
-
-
-def ask(
-    dataset: DataSet | Path,
-    found: Found,
-    out: Path | None = None,
-    *,
-    metric: str = "coco",
-    seen: Callable[[list[int]], object] = lambda ids: None,
-    said: list[str] | None = None,
-    facts: Mapping[str, Any] | None = None,
-    force: bool = False,
-    **how: Any,
-) -> Outcome:
-    """The outcome of a detector that finds these. `seen`: is called with each batch."""
-    dataset = read_dataset(dataset) if isinstance(dataset, Path) else dataset
-    task = KnownTask(found, metric)
-    if facts is not None:
-        task = replace(task, facts=facts)
-    question = question_of("known", "own", dataset, dataset.path.parent / "images")
-    with ResultFolder(out, JOURNAL, force=force) if out is not None else nullcontext() as folder:
-        outcome = answer(
-            question,
-            task,
-            replace(SUBJECT, **how),
-            lambda: task.runner(seen),
-            folder,
-            Ranks(),
-            lambda total, done: nullcontext(lambda count: None),
-            (said if said is not None else []).append,
-        )
-    assert outcome is not None
-    return outcome
-
-
-def files(outcome: Outcome) -> dict[str, bytes]:
-    return outcome.files([], None)
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +31,6 @@ def content() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, content: dict[str, Any]) -> Path:
     return write_data(tmp_path_factory.mktemp("known"), content)
-
-
-@pytest.fixture
-def own(tmp_path: Path, content: dict[str, Any]) -> Path:
-    """The same, to be changed."""
-    return write_data(tmp_path, content)
 
 
 @pytest.fixture(scope="module")
@@ -218,160 +167,6 @@ def test_a_task_can_be_sent_to_a_process(tmp_path: Path) -> None:
     tokenizer = find_tokenizer(tmp_path, None)
     task = GLIPTask.of("own", [Class(1, "person")], Asked("official"), tokenizer, glip_preprocessing())
     assert pickle.loads(pickle.dumps(task)).facts == task.facts
-
-
-def journal_of(dataset: Path, found: Found, folder: Path, **how: Any) -> list[bytes]:
-    """The lines of a journal of a run that came to its end, but not to its results."""
-    ask(dataset, found, folder, **how)
-    return (folder / JOURNAL).read_bytes().splitlines(keepends=True)
-
-
-@pytest.mark.parametrize("batch", [1, 5])
-def test_any_beginning_of_a_run_is_continued_to_the_same_bytes(
-    batch: int, shared: Path, content: dict[str, Any], tmp_path: Path
-) -> None:
-    found = known(content)
-    lines = journal_of(shared, found, tmp_path / "first", batch=batch)
-    assert len(lines) == 1 + PICTURES
-    expected = files(ask(shared, found, batch=batch))
-    for count in range(len(lines) + 1):
-        out = tmp_path / f"after{count}"
-        out.mkdir()
-        (out / JOURNAL).write_bytes(b"".join(lines[:count]) + b'{"picture": 1, "cla' * (count < len(lines)))
-        seen: list[int] = []
-        said: list[str] = []
-        assert files(ask(shared, found, out, batch=batch, seen=seen.extend, said=said)) == expected
-        done = max(0, count - 1)
-        assert len(seen) == PICTURES - (done - done % batch if done < PICTURES else PICTURES)
-        assert said == ([f"{done} of 12 pictures are done already; going on"] if done else [])
-
-
-def test_a_run_that_fails_keeps_what_is_done(shared: Path, content: dict[str, Any], tmp_path: Path) -> None:
-    def fail(ids: list[int]) -> None:
-        if ids == [8]:
-            raise ModelError("the model computes NaN")
-
-    for threads, workers in ((1, 0), (3, 2)):
-        out = tmp_path / f"of{threads}"
-        with pytest.raises(ModelError, match="computes NaN"):
-            ask(shared, known(content), out, seen=fail, threads=threads, workers=workers)
-        seen: list[int] = []
-        ask(shared, known(content), out, seen=seen.extend)
-        assert seen == [8, 9, 10, 11, 12]
-
-
-def test_other_settings_are_refused_by_name(shared: Path, content: dict[str, Any], tmp_path: Path) -> None:
-    found, out = known(content), tmp_path / "out"
-    journal_of(shared, found, out)
-    for how, named in (
-        ({"batch": 2}, "run.batch"),
-        ({"dtype": "bfloat16"}, "run.dtype"),
-        ({"weights": "b" * 64}, "model"),
-        ({"facts": {"name": "other", "settings": {}, "captions": []}}, "protocol.captions, protocol.name"),
-    ):
-        with pytest.raises(DestinationError, match=f"differed in {named}. Give the same options"):
-            ask(shared, found, out, **how)
-    seen: list[int] = []
-    ask(shared, found, out, batch=2, force=True, seen=seen.extend)
-    assert sorted(seen) == list(range(1, PICTURES + 1))
-
-
-def test_threads_and_workers_may_be_others(shared: Path, content: dict[str, Any], tmp_path: Path) -> None:
-    seen: list[int] = []
-    journal_of(shared, known(content), tmp_path / "out")
-    ask(shared, known(content), tmp_path / "out", threads=3, workers=1, seen=seen.extend)
-    assert seen == []
-
-
-def test_a_picture_that_changed_meanwhile_is_done_again(own: Path, content: dict[str, Any], tmp_path: Path) -> None:
-    found, out = known(content), tmp_path / "out"
-    journal_of(own, found, out)
-    picture = own.parent / "images" / "003.png"
-    write_picture(picture, 1, (90, 120) if content["images"][2]["height"] == 120 else (120, 90))
-    os.utime(picture, ns=(10**18, 10**18))
-    seen: list[int] = []
-    outcome = ask(own, found, out, seen=seen.extend)
-    assert seen == [1]  # what it shows now
-    assert outcome.predictions.boxes[outcome.predictions.pictures == 3].tolist() == (
-        outcome.predictions.boxes[outcome.predictions.pictures == 1].tolist()
-    )
-
-
-def test_a_picture_that_is_gone_or_repaired_meanwhile_is_done_again(
-    own: Path, content: dict[str, Any], tmp_path: Path
-) -> None:
-    found, out = known(content), tmp_path / "out"
-    picture = own.parent / "images" / "005.png"
-    picture.rename(picture.with_suffix(".away"))
-    outcome = ask(own, found, out)
-    assert [(each.id, reason.partition(":")[0]) for each, reason in outcome.skipped] == [(5, "005.png")]
-    assert outcome.scores.figures["AR100"] == pytest.approx(11 / 12)
-    picture.with_suffix(".away").rename(picture)
-    repaired = ask(own, found, out)
-    assert (repaired.skipped, repaired.scores.figures["AR100"]) == ([], 1.0)
-    picture.unlink()
-    assert [each.id for each, _ in ask(own, found, out).skipped] == [5]
-
-
-STRANGERS: list[Any] = [
-    {"picture": 99, "classes": [], "boxes": [], "scores": [], "stamp": [1, 2]},
-    {"picture": True, "error": "x"},
-    {"picture": "1", "error": "x"},
-    {"picture": 1, "error": 5},
-    {"picture": 1},
-    {"classes": []},
-    {"picture": 1, "classes": [3], "boxes": [], "scores": []},
-    {"picture": 1, "classes": [3], "boxes": [[1, 2, 3]], "scores": [0.5]},
-    {"picture": 1, "classes": [4], "boxes": [[1, 2, 3, 4]], "scores": [0.5]},
-    {"picture": 1, "classes": [10**30], "boxes": [[1, 2, 3, 4]], "scores": [0.5]},
-    {"picture": 1, "classes": [3], "boxes": [[1, 2, 3, 10**30]], "scores": [0.5]},
-    {"picture": 1, "classes": [3], "boxes": [[1, 2, 3, "4"]], "scores": [0.5]},
-    {"picture": 1, "classes": {"3": 3}, "boxes": "abcd", "scores": None},
-    {"picture": 1, "classes": [True], "boxes": [[1, 2, 3, 4]], "scores": [0.5]},
-]
-
-
-def test_entries_of_strangers_are_dropped(
-    shared: Path, content: dict[str, Any], whole: dict[str, bytes], tmp_path: Path
-) -> None:
-    found = known(content)
-    lines = journal_of(shared, found, tmp_path / "first")
-    strange = [json.dumps(entry).encode() + b"\n" for entry in STRANGERS]
-    for number, stranger in enumerate([*strange, b"".join(strange)]):
-        out = tmp_path / f"out{number}"
-        out.mkdir()
-        (out / JOURNAL).write_bytes(b"".join([lines[0], *lines[3:], stranger]))
-        seen: list[int] = []
-        assert files(ask(shared, found, out, seen=seen.extend)) == whole
-        assert seen == [1, 2]
-
-
-def test_an_entry_without_a_stamp_is_done_again(shared: Path, content: dict[str, Any], tmp_path: Path) -> None:
-    lines = journal_of(shared, known(content), tmp_path / "out")
-    entry = json.loads(lines[1])
-    for odd in ({**entry, "stamp": None}, {name: value for name, value in entry.items() if name != "stamp"}):
-        (tmp_path / "out" / JOURNAL).write_bytes(b"".join([lines[0], json.dumps(odd).encode() + b"\n", *lines[2:]]))
-        seen: list[int] = []
-        ask(shared, known(content), tmp_path / "out", seen=seen.extend)
-        assert seen == [1]
-
-
-def test_the_later_entry_of_a_picture_counts(shared: Path, content: dict[str, Any], tmp_path: Path) -> None:
-    lines = journal_of(shared, known(content), tmp_path / "out")
-    (tmp_path / "out" / JOURNAL).write_bytes(b"".join([*lines, b'{"picture":2,"error":"damaged"}\n']))
-    seen: list[int] = []
-    assert ask(shared, known(content), tmp_path / "out", seen=seen.extend).skipped == []
-    assert seen == [2]
-
-
-def test_what_others_take_out_of_the_journal_is_missed(
-    shared: Path, content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else a picture would count as one in which nothing is found."""
-    real = ResultFolder.results
-    monkeypatch.setattr(ResultFolder, "results", lambda folder: iter([*real(folder)][1:]))
-    with pytest.raises(DestinationError, match=r"results of 1 picture, such as 001.png, were kept and are gone"):
-        ask(shared, known(content), tmp_path / "out")
 
 
 def test_results_that_are_kept_are_not_in_memory(

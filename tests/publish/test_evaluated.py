@@ -15,7 +15,9 @@ from markdown_it import MarkdownIt
 from converter.errors import CaptureError
 from converter.evaluation.record import evaluation_path
 from converter.glip.family import FAMILY
+from converter.glip.task.protocol import load_protocol
 from converter.hub.resolve import resolve
+from converter.parity.family import Asked
 from converter.publish.evaluated import NOTHING, TITLE
 from tests.support.certifying import verify
 from tests.support.evaluations import evaluate, evaluated
@@ -94,13 +96,14 @@ def test_figures_stand_beside_the_reported_ones(conversions: Path) -> None:
     assert "| in percent | AP | AP50 | AP75 | APs | APm | APl | AR1 |" in coco
     assert "| measured here | 46.58 | 62.00 | 51.00 | 30.00 | - |" in coco
     assert "| reported by the authors | 46.6 | - | - |" in coco
-    assert "| in percent | AP | AP50 | AP75 | APr | APc | APf | AR300 |" in lvis
+    assert "| in percent | AP | AP50 | AP75 | APr | APc | APf | AR |" in lvis
     assert "| reported by the authors | - | - | - | 17.6 | - | - | - |" in lvis
     assert "faster-coco-eval 1.8.0" in coco
 
 
 OTHER_RUNS: dict[str, dict[str, Any]] = {
     "another protocol": {"protocol": {"name": "mine"}},
+    "a protocol that was changed": {"protocol": {"name": "official with score_threshold=0.01"}},
     "other pictures": {"pictures": 4952},
     "another data set": {"dataset": "coco2014"},
     "some pictures": {"limited": True},
@@ -302,3 +305,4 @@ def test_benchmarks_are_of_figures_that_are_reported() -> None:
         assert about["sources"][benchmark["source"]].startswith("https://")
         assert benchmark["name"] in about["figures"][key]
         assert f" {benchmark['figure']}," in about["figures"][key]
+        assert benchmark["style"] == load_protocol(Asked(benchmark["protocol"]), benchmark["dataset"]).metric

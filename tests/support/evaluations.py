@@ -17,7 +17,7 @@ COCO = {
     "AP": 0.4658, "AP50": 0.62, "AP75": 0.51, "APs": 0.3, "APm": None, "APl": 0.6, "AR1": 0.35, "AR10": 0.55,
     "AR100": 0.6, "ARs": 0.4, "ARm": 0.65, "ARl": 0.75,
 }  # fmt: skip
-LVIS = {"AP": 0.25, "AP50": 0.4, "AP75": 0.2, "APr": 0.1804, "APc": 0.2696, "APf": 0.3, "AR300": 0.4}
+LVIS = {"AP": 0.25, "AP50": 0.4, "AP75": 0.2, "APr": 0.1804, "APc": 0.2696, "APf": 0.3, "AR": 0.4}
 
 
 def digest(weights: Path) -> str:

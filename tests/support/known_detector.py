@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,13 @@ import numpy as np
 from PIL import Image
 
 from converter.errors import ModelError
-from converter.evaluation.answer import Subject
+from converter.evaluation.answer import JOURNAL, Subject, answer
+from converter.evaluation.dataset import DataSet, read_dataset
+from converter.evaluation.outcome import Outcome
+from converter.evaluation.question import question_of
+from converter.evaluation.ranks import Ranks
 from converter.parity.family import Boxes, Prepared
+from converter.writing.results import ResultFolder
 
 Row = tuple[int, Sequence[float], float]  # class, box, score
 SIDE = 8  # of a prepared picture, in pixels
@@ -113,3 +119,43 @@ def known(content: Mapping[str, Any]) -> dict[int, list[Row]]:
         score = round(0.5 + 0.4 * ((row["id"] * 37) % 101) / 101, 3)
         found.setdefault(row["image_id"], []).append((row["category_id"], row["bbox"], score))
     return found
+
+
+Found = Mapping[int, Sequence[Row]]
+
+
+def ask(
+    dataset: DataSet | Path,
+    found: Found,
+    out: Path | None = None,
+    *,
+    metric: str = "coco",
+    seen: Callable[[list[int]], object] = lambda ids: None,
+    said: list[str] | None = None,
+    facts: Mapping[str, Any] | None = None,
+    force: bool = False,
+    **how: Any,
+) -> Outcome:
+    """The outcome of a detector that finds these. `seen`: is called with each batch."""
+    dataset = read_dataset(dataset) if isinstance(dataset, Path) else dataset
+    task = KnownTask(found, metric)
+    if facts is not None:
+        task = replace(task, facts=facts)
+    question = question_of("known", "own", dataset, dataset.path.parent / "images")
+    with ResultFolder(out, JOURNAL, force=force) if out is not None else nullcontext() as folder:
+        outcome = answer(
+            question,
+            task,
+            replace(SUBJECT, **how),
+            lambda: task.runner(seen),
+            folder,
+            Ranks(),
+            lambda total, done: nullcontext(lambda count: None),
+            (said if said is not None else []).append,
+        )
+    assert outcome is not None
+    return outcome
+
+
+def files(outcome: Outcome) -> dict[str, bytes]:
+    return outcome.files([], None)

@@ -5,21 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from converter.display import quoted
-from converter.errors import ModelError
 from converter.parity.family import Benchmark, Class
 
-# the second: four data sets with the prompts of the official ODinW-35, which its ODinW-13 does not have
-ODINW = ("odinw", "odinw-prompted")
+PROMPTED = (
+    "odinw-prompted"  # four data sets with the prompts of the official ODinW-35, which its ODinW-13 does not have
+)
 
 
 def odinw(name: str) -> list[Benchmark]:
-    """The data sets by one of these names. ModelError for another."""
-    if name not in ODINW:
-        raise ModelError(f"dataset: found {quoted(name, 40)}, expected one of {', '.join(ODINW)}.")
+    """The data sets, with these prompts or without."""
     content = json.loads(Path(__file__).with_name("odinw.json").read_text(encoding="utf-8"))
     return [
-        Benchmark(f"{name}/{entry['name']}", entry["annotations"], entry["pictures"], _classes(entry, name == ODINW[1]))
+        Benchmark(f"{name}/{entry['name']}", entry["annotations"], entry["pictures"], _classes(entry, name == PROMPTED))
         for entry in content["data_sets"]
     ]
 

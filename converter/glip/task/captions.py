@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from converter.display import quoted
 from converter.errors import ModelError
@@ -24,16 +25,29 @@ def class_captions(
     ordered = _ordered(classes, protocol.order)
     pieces = [f"{each.prefix}{_name(each, protocol)}{each.suffix}" for each in ordered]
     made, begin = [], 0
-    for group in groups(pieces, protocol.per_caption, tokenizer, settings):
+    with _about_classes():
+        divided = groups(pieces, protocol.per_caption, tokenizer, settings)
+    for group in divided:
         labels, text = {}, ""
         for each, piece in zip(ordered[begin : begin + len(group)], group, strict=True):
             text += settings.phrase_separator if text else ""
             start = len(text) + len(each.prefix)
             labels[each.id] = (start, start + len(_name(each, protocol)))
             text += piece
-        made.append(make_caption(text, labels, tokenizer, settings))
+        with _about_classes():
+            made.append(make_caption(text, labels, tokenizer, settings))
         begin += len(group)
     return made
+
+
+@contextmanager
+def _about_classes() -> Iterator[None]:
+    """What is said of a prompt is said of classes, whose names nobody typed."""
+    try:
+        yield
+    except ModelError as error:
+        said = str(error).removeprefix("prompt: ").partition(" Are these several names?")[0]
+        raise ModelError(f"classes of the data set: {said} Give their captions (--captions).") from None
 
 
 def clean(name: str) -> str:

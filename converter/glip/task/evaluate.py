@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from converter.errors import require
 from converter.evaluation.answer import JOURNAL, Subject, answer
 from converter.evaluation.dataset import read_dataset
@@ -22,6 +20,7 @@ from converter.glip.detect.detector import Detector
 from converter.glip.saving import digest_of
 from converter.glip.task.task import GLIPTask
 from converter.mapping.spec import load_spec
+from converter.parity.device import settings as place_settings
 from converter.parity.family import Asked
 from converter.writing.results import ResultFolder
 
@@ -54,6 +53,8 @@ def evaluate(
     limit, batch, workers, threads, force   as the options of these names
     out                   a folder to keep results in, from which a run that was stopped goes on
 
+    The record names the weights of a path by the hash of the file's tensors, those of a detector as they are in memory.
+    It has no comparison of two models, no ODinW and draws no pictures: these are the command's.
     Under torchrun the pictures are shared out, and only the first process gets an outcome: None for the others.
     ModelError for what cannot be used; DestinationError.
     """
@@ -68,7 +69,10 @@ def evaluate(
         folder = None
         if out is not None and here.is_first:
             folder = kept.enter_context(ResultFolder(Path(out), JOURNAL, force=force))
-        weights = digest_of(detector.model) if here.is_first else ""
+        weights = ""
+        if here.is_first:  # of a detector nobody knows whether its model was changed since it was loaded
+            origin = detector.model._origin if detector is not model else None
+            weights = origin.sha256 if origin is not None else digest_of(detector.model)
         subject = _subject(detector, weights, batch, workers, threads)
 
         outcome = answer(question, task, subject, partial(task.runner, detector.model), folder, here, _silent)
@@ -91,7 +95,7 @@ def _subject(detector: Detector, weights: str, batch: int, workers: int, threads
         device=device,
         stated=device,
         dtype=str(detector.dtype).removeprefix("torch."),
-        tf32=detector.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32,
+        tf32=bool(place_settings(next(detector.model.parameters()))["tf32"]),
         batch=batch,
         workers=workers,
         threads=threads,

@@ -16,7 +16,7 @@ from converter.glip.model.config import Rules
 from converter.parity.family import Asked
 
 ORDERS = ("id", "name", "reversed")
-ROUNDINGS = ("nearest", "down")
+ROUNDINGS = ("official", "down")
 FILTERS = ("bilinear", "bilinear-tensor", "bicubic", "nearest", "box")
 METRICS = ("coco", "lvis", "lvis-fixed")
 
@@ -30,7 +30,8 @@ class Protocol:
     separator             what stands between two classes in a caption
     per_caption           the most classes of a caption; None for as many as fit
     shorter_side, longer_side, size_rounding
-                          pixels of a picture as the model sees it, and how the sides are rounded
+                          pixels of a picture as the model sees it, and how the sides are rounded: both down, or as
+                          `Preprocessing.resized` does
     filter                by which it is resized: one of Pillow's, or bilinear without averaging, as of tensors
     upright               whether it is turned as its EXIF says
     score_threshold .. ties_kept

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from converter.glip.model.glip import GLIP
 
 
+_ORIENTATION = 0x0112  # in EXIF
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class GLIPTask:
     """A `converter.parity.family.Task`."""
@@ -46,7 +49,7 @@ class GLIPTask:
         protocol = load_protocol(asked, data)
         settings = protocol.preprocessing(settings)
         captions = class_captions(classes, protocol, tokenizer, settings)
-        return cls(asked.name, protocol, tokenizer, settings, tuple(captions))
+        return cls(_told(asked, data, protocol, classes), protocol, tokenizer, settings, tuple(captions))
 
     @property
     def captions(self) -> Sequence[str]:
@@ -80,7 +83,9 @@ class GLIPTask:
         except ModelError as error:
             raise ModelError(f"{file_name(path)}: {error}") from None
         padded = tuple(side + -side % self.settings.size_multiple for side in (size[1], size[0]))
-        return Prepared(_resized(image, size, self.protocol.filter), image.width, image.height, (padded[0], padded[1]))
+        pixels = _resized(image, size, self.protocol.filter)
+        is_unturned = image.getexif().get(_ORIENTATION, 1) != 1  # of what was turned this is taken out
+        return Prepared(pixels, image.width, image.height, (padded[0], padded[1]), is_unturned)
 
     def runner(self, model: GLIP) -> Callable[[Sequence[Prepared]], Sequence[Boxes]]:
         """The captions are encoded here, once. ModelError where the model computes NaN, or memory does not suffice."""
@@ -91,7 +96,7 @@ class GLIPTask:
 
     def _size(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) in which the model sees a picture of that size."""
-        if self.protocol.size_rounding == "nearest":
+        if self.protocol.size_rounding == "official":
             return self.settings.resized(width, height)
         shorter, longer = self.settings.shorter_side, self.settings.longer_side
         scale = min(longer / max(width, height), shorter / min(width, height))
@@ -99,6 +104,15 @@ class GLIPTask:
         if 0 in size:
             raise ModelError(f"found {width}x{height} pixels: a side would vanish. Crop the picture.")
         return size
+
+
+def _told(asked: Asked, data: str, protocol: Protocol, classes: Sequence[Class]) -> str:
+    """The name of a protocol, and what of it was changed: such a figure is none of the protocol itself."""
+    known = load_protocol(Asked(asked.name), data).to_dict()
+    changed = [f"{name}={value}" for name, value in protocol.to_dict().items() if value != known[name]]
+    if data != "own" and any(each.prefix or each.text or each.suffix for each in classes):
+        changed.append("other captions")
+    return f"{asked.name} with {', '.join(changed)}" if changed else asked.name
 
 
 @dataclass(frozen=True, slots=True, eq=False)

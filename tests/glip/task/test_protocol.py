@@ -11,11 +11,14 @@ import pytest
 
 from converter.errors import ModelError
 from converter.glip.detect.preprocessing import glip_preprocessing
+from converter.glip.detect.tokenizer import find_tokenizer
 from converter.glip.model.config import Rules
 from converter.glip.task import protocol as module
 from converter.glip.task.benchmark import odinw
 from converter.glip.task.protocol import Protocol, load_protocol
-from converter.parity.family import Asked
+from converter.glip.task.task import GLIPTask
+from converter.parity.family import Asked, Class
+from tests.support.bert_vocabulary import small_vocabulary
 
 DATA = json.loads(Path(module.__file__).with_name("protocols.json").read_text())
 NAMES = [field.name for field in fields(Protocol)]
@@ -27,6 +30,8 @@ def test_every_choice_has_a_source(name: str) -> None:
     assert set(parts["all"]) == set(NAMES)
     for part in parts.values():
         assert {source for _, source in part.values()} <= set(DATA["sources"])
+    used = {s for parts in DATA["protocols"].values() for part in parts.values() for _, s in part.values()}
+    assert used == set(DATA["sources"])
     assert all(" at " in text or "3.3" in text or "2.1" in text for text in DATA["sources"].values())
 
 
@@ -54,6 +59,27 @@ def test_where_mmdetection_differs() -> None:
         "coco": {"size_rounding", "upright", *rules},
         "lvis": {"size_rounding", "upright", "box_extent", *rules},
     }
+
+
+@pytest.mark.parametrize(
+    ("data", "changed", "text", "told"),
+    [
+        ("coco", {}, None, "official"),
+        ("coco", {"most": "100"}, None, "official"),
+        ("coco", {"most": "9", "order": "reversed"}, None, "official with order=reversed, most=9"),
+        ("lvis", {"most": "100"}, None, "official with most=100"),
+        ("coco", {}, "dog", "official with other captions"),
+        ("own", {}, "dog", "official"),
+    ],
+)
+def test_what_was_changed_is_part_of_the_name(
+    data: str, changed: dict[str, str], text: str | None, told: str, tmp_path: Path
+) -> None:
+    """By it figures are set beside those of the authors, and kept apart from one another."""
+    small_vocabulary(tmp_path)
+    asked, classes = Asked("official", changed), [Class(1, "person", text=text)]
+    task = GLIPTask.of(data, classes, asked, find_tokenizer(tmp_path, None), glip_preprocessing())
+    assert task.facts["name"] == told
 
 
 CHANGES: dict[str, tuple[str, Any]] = {
@@ -111,5 +137,3 @@ def test_odinw() -> None:
     assert [(c.id, c.prefix, c.text, c.suffix) for c in pothole.classes] == [
         (1, "there are some ", "holes", " on the road")
     ]
-    with pytest.raises(ModelError, match="expected one of odinw, odinw-prompted"):
-        odinw("odinw-35")
