@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 if [ ! -e .peers/.ready ] || [ pyproject.toml -nt .peers/.ready ] || [ scripts/peers-constraints.txt -nt .peers/.ready ]; then
     "${PYTHON:-python3}" -m venv .peers
     .peers/bin/python -m pip install --quiet --constraint scripts/peers-constraints.txt --editable '.[model]' \
-        pytest torchvision mmengine mmcv-lite mmpretrain mmdet timm transformers peft faster-coco-eval lvis
+        pytest scikit-image torchvision mmengine mmcv-lite mmpretrain mmdet timm transformers peft faster-coco-eval lvis
     touch .peers/.ready
 fi
 .peers/bin/python -m pytest -m peers tests/peers "$@"

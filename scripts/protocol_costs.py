@@ -33,6 +33,7 @@ VARIANTS: list[tuple[str, dict[str, str]]] = [
     ("NMS at IoU 0.5", {"nms_threshold": "0.5"}),
     ("NMS without the last pixel", {"last_pixel_included": "false"}),
     ("candidates ranked before centerness", {"ranked_by_centerness": "false"}),
+    ("sides at least 16/1000 of an anchor's", {"shrinking_limited": "true"}),
     ("boxes without the last pixel", {"box_extent": "0"}),
     ("all that MMDetection does", {}),
 ]

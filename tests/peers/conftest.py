@@ -12,6 +12,7 @@ import torch
 from scripts.synthetic_checkpoint import write_checkpoint
 from tests.peers.comparison import Results
 from tests.peers.conversion import Official
+from tests.peers.mmdet_evaluation import CONFIGURATIONS, Peer, peer_for
 
 RESULTS = pytest.StashKey[Results]()
 
@@ -23,6 +24,11 @@ def official(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     write_checkpoint(request.param, path, weights_only=True)
     yield Official(request.param, path)
     shutil.rmtree(folder)  # gigabytes, and pytest would keep it for three runs
+
+
+@pytest.fixture(scope="module", params=CONFIGURATIONS)
+def peer(request: pytest.FixtureRequest) -> Peer:
+    return peer_for(request.param)
 
 
 @pytest.fixture(autouse=True)

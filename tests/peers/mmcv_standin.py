@@ -1,8 +1,8 @@
 """What mmcv's compiled extension `mmcv._ext` does of the little that MMDetection's GLIP runs, in PyTorch.
 
-mmcv-lite comes without the extension, and building it takes half an hour. Only the forward pass of the modulated
-deformable convolution (Zhu et al. 2019, arXiv:1811.11168) is here. Every other operator is there by name, for mmcv
-looks for all of them when it is imported, and refuses to run.
+mmcv-lite comes without the extension, and building it takes half an hour. The forward pass of the modulated
+deformable convolution (Zhu et al. 2019, arXiv:1811.11168) is here, and greedy NMS. Every other operator is there by
+name, for mmcv looks for all of them when it is imported, and refuses to run.
 
 This is written for being checked, not for speed, and on purpose in another way than the model under test: it makes
 the columns of the convolution one kernel tap after another, and shares no code with it.
@@ -73,6 +73,23 @@ def modulated_deform_conv_forward(
         if with_bias:
             product = product + bias[:, None]
         result.copy_(product.view_as(result))
+
+
+def nms(boxes: Tensor, scores: Tensor, *, iou_threshold: float, offset: int) -> Tensor:
+    """Which boxes (N, 4), corners, are kept, highest score first: each drops what overlaps it by more.
+
+    `offset` is added to each side. In the dtype of the boxes, float32 as a rule, IoU as a quotient.
+    """
+    area = (boxes[:, 2] - boxes[:, 0] + offset) * (boxes[:, 3] - boxes[:, 1] + offset)
+    left, kept = scores.argsort(descending=True, stable=True), []
+    while len(left):
+        best, left = left[0], left[1:]
+        kept.append(best)
+        sides = torch.minimum(boxes[best, 2:], boxes[left, 2:]) - torch.maximum(boxes[best, :2], boxes[left, :2])
+        width, height = (sides + offset).clamp(min=0).unbind(dim=1)
+        shared = width * height
+        left = left[~(shared / (area[best] + area[left] - shared) > iou_threshold)]
+    return torch.stack(kept) if kept else left
 
 
 def bilinear(image: Tensor, y: Tensor, x: Tensor) -> Tensor:

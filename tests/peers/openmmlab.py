@@ -28,30 +28,39 @@ def backbone(model: str, **settings: Any) -> nn.Module:
     return net.eval()
 
 
+def configuration(name: str) -> Any:
+    """One of the configurations that come with MMDetection, by its path in configs/glip; its modules are registered."""
+    mmdet = package("mmdet")
+    with unheard():
+        package("mmdet.utils").register_all_modules()
+        return package("mmengine").Config.fromfile(Path(mmdet.__file__).parent / ".mim" / "configs" / "glip" / name)
+
+
 def detector(model: str) -> nn.Module:
     """MMDetection's GLIP by the configuration that comes with it, not loaded."""
-    mmdet = package("mmdet")
-    utils, registry = package("mmdet.utils"), package("mmdet.registry")
-    config = package("mmengine").Config.fromfile(
-        Path(mmdet.__file__).parent / ".mim" / "configs" / "glip" / DETECTORS[model]
-    )
-    with unheard(), _bert_without_download():
-        utils.register_all_modules()
+    return configured(configuration(DETECTORS[model]))
+
+
+def configured(config: Any, vocabulary: Path | None = None) -> nn.Module:
+    """The model of a configuration, not loaded. Without a vocabulary it reads no text."""
+    registry = package("mmdet.registry")
+    with unheard(), _bert_without_download(vocabulary):
         net: nn.Module = registry.MODELS.build(config.model)
     return net.eval()
 
 
 @contextmanager
-def _bert_without_download() -> Iterator[None]:
-    """`from_pretrained` gives BERT base uncased without its values, which are loaded later, and no tokenizer."""
+def _bert_without_download(vocabulary: Path | None) -> Iterator[None]:
+    """`from_pretrained` gives BERT base uncased without its values, which are loaded later, and its tokenizer."""
     transformers = package("transformers")
+    tokenizer = None if vocabulary is None else transformers.BertTokenizerFast(str(vocabulary))
     config = transformers.BertConfig()  # its defaults are those of BERT base uncased
 
     def untrained(name: str, **settings: Any) -> nn.Module:
         return transformers.BertModel(settings["config"], add_pooling_layer=settings["add_pooling_layer"])
 
     with (
-        mock.patch.object(transformers.AutoTokenizer, "from_pretrained", return_value=None),
+        mock.patch.object(transformers.AutoTokenizer, "from_pretrained", return_value=tokenizer),
         mock.patch.object(transformers.BertConfig, "from_pretrained", return_value=config),
         mock.patch.object(transformers.BertModel, "from_pretrained", untrained),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -75,6 +76,31 @@ def test_without_offsets_it_is_a_convolution(stride: int, dtype: torch.dtype) ->
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("offset", [0, 1])
+def test_nms_is_its_definition(offset: int) -> None:
+    """One pair at a time. Corners are whole numbers, so that an IoU may be the threshold itself, which keeps a box."""
+    generator = torch.Generator().manual_seed(offset)
+    corner = torch.randint(0, 12, (300, 2), generator=generator).float()
+    boxes = torch.cat([corner, corner + torch.randint(1, 12, (300, 2), generator=generator)], dim=1)
+    scores = torch.randint(1, 50, (300,), generator=generator) / 50  # with ties: the first of them is the better
+    kept: list[int] = []
+    for i in sorted(range(300), key=lambda i: -scores[i]):
+        if not any(iou(boxes[i].tolist(), boxes[k].tolist(), offset) > Fraction(1, 2) for k in kept):
+            kept.append(i)
+    assert len(kept) < 200
+    assert mmcv_standin.nms(boxes, scores, iou_threshold=0.5, offset=offset).tolist() == kept
+
+
+def iou(a: list[float], b: list[float], offset: int) -> Fraction:
+    width, height = (max(0, min(a[i + 2], b[i + 2]) - max(a[i], b[i]) + offset) for i in (0, 1))
+    area_a, area_b = ((c[2] - c[0] + offset) * (c[3] - c[1] + offset) for c in (a, b))
+    return Fraction(int(width * height), int(area_a + area_b - width * height))
+
+
+def test_nms_of_nothing_is_nothing() -> None:
+    assert len(mmcv_standin.nms(torch.zeros(0, 4), torch.zeros(0), iou_threshold=0.5, offset=0)) == 0
+
+
 def test_any_other_operator_is_there_and_refuses() -> None:
-    with pytest.raises(NotImplementedError, match=r"mmcv\._ext\.nms is not part of this stand-in"):
-        mmcv_standin.nms(None, None, iou_threshold=0.5, offset=0)
+    with pytest.raises(NotImplementedError, match=r"mmcv\._ext\.softnms is not part of this stand-in"):
+        mmcv_standin.softnms(None, None, iou_threshold=0.5, offset=0)

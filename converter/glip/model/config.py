@@ -27,6 +27,7 @@ class Rules:
     score_threshold       a phrase has to score more in a cell, before centerness
     candidates_per_level  the best of a level that are looked at
     ranked_by_centerness  whether the best of a level are so with centerness, or without
+    shrinking_limited     whether a side is at least 16/1000 of its anchor's, as it is at most 1000/16 in any case
     nms_threshold         IoU above which the lower-scoring of two boxes with one label is dropped
     last_pixel_included   whether corners belong to a box where areas are compared (the +1 of Fast R-CNN)
     empty_dropped         whether boxes whose corners coincide in x or y are dropped
@@ -37,6 +38,7 @@ class Rules:
     score_threshold: float = 0.05
     candidates_per_level: int = 1000
     ranked_by_centerness: bool = True
+    shrinking_limited: bool = False
     nms_threshold: float = 0.6
     last_pixel_included: bool = True
     empty_dropped: bool = False

@@ -39,8 +39,8 @@ def level_anchors(config: GLIPConfig, sizes: Sequence[tuple[int, int]], device: 
     return tuple(levels)
 
 
-def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
-    """Boxes (N, 4) from deltas (N, 4) and anchors (N, 4), as corners.
+def decode(deltas: Tensor, anchors: Tensor, *, shrinking_limited: bool = False) -> Tensor:
+    """Boxes (N, 4) from deltas (N, 4) and anchors (N, 4), as corners. shrinking_limited: see `Rules`.
 
     Corner pixels belong to the box (the +1 convention of Fast R-CNN): a box of one pixel has equal corners, width 1.
     """
@@ -49,7 +49,8 @@ def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
     centre = (anchors[:, :2] + anchors[:, 2:]) / 2
     deltas = deltas / deltas.new_tensor(DELTA_WEIGHTS)
     centre = deltas[:, :2] * size + centre
-    reach = (deltas[:, 2:].clamp(max=MAX_LOG_GROWTH).exp() * size - 1) / 2
+    growth = deltas[:, 2:].clamp(min=-MAX_LOG_GROWTH if shrinking_limited else None, max=MAX_LOG_GROWTH)
+    reach = (growth.exp() * size - 1) / 2
     return torch.cat([centre - reach, centre + reach], dim=-1)
 
 
@@ -114,7 +115,7 @@ def _detect_image(
         order = rank.argsort(descending=True, stable=True)[: rules.candidates_per_level]
         cell, label = cell[order], label[order]
         deltas = output.box_deltas[level][image].flatten(1).T.to(dtype)[cell]  # (K, 4)
-        boxes.append(decode(deltas, level_boxes[cell]))
+        boxes.append(decode(deltas, level_boxes[cell], shrinking_limited=rules.shrinking_limited))
         scores.append(score[order].sqrt())
         labels.append(phrases.labels[label])
     return suppress(clip(torch.cat(boxes).float(), size), torch.cat(scores), torch.cat(labels), rules)

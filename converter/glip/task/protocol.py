@@ -52,6 +52,7 @@ class Protocol:
     score_threshold: float
     candidates_per_level: int
     ranked_by_centerness: bool
+    shrinking_limited: bool
     nms_threshold: float
     last_pixel_included: bool
     empty_dropped: bool
@@ -150,6 +151,7 @@ _EXPECTED: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "score_threshold": _SHARE,
     "candidates_per_level": _whole(1, 100_000),
     "ranked_by_centerness": _TRUTH,
+    "shrinking_limited": _TRUTH,
     "nms_threshold": _SHARE,
     "last_pixel_included": _TRUTH,
     "empty_dropped": _TRUTH,

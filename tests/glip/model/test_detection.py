@@ -46,6 +46,21 @@ def test_growth_is_limited() -> None:
     assert x2 - x1 + 1 == pytest.approx(16 * 1000 / 16)
 
 
+def test_shrinking_is_limited_where_the_rules_say_so() -> None:
+    anchor = torch.tensor([[0.0, 0.0, 63.0, 127.0]]).double()
+    for limited, sides in ((True, (64 * 0.016, 128 * 0.016)), (False, (0.0, 0.0))):
+        x1, y1, x2, y2 = decode(torch.full((1, 4), -1e4).double(), anchor, shrinking_limited=limited)[0].tolist()
+        assert (x2 - x1 + 1, y2 - y1 + 1) == pytest.approx(sides, abs=1e-9)
+    out = random_output()
+    thin = torch.tensor([0.0, 0, 30, 30])[:, None, None]
+    out = out._replace(box_deltas=tuple(deltas - thin for deltas in out.box_deltas))
+    found = [
+        detect(small_config(), out, [(48, 64)] * 2, {1: [1]}, Rules(shrinking_limited=limited, empty_dropped=True))
+        for limited in (True, False)
+    ]
+    assert [len(each[0].scores) > 0 for each in found] == [True, False]
+
+
 def test_boxes_are_clipped_to_the_last_pixel() -> None:
     boxes = torch.tensor([[-5.0, -5.0, 200.0, 300.0], [3.0, 4.0, 5.0, 6.0], [150.0, 150.0, 160.0, 160.0]])
     expected = [[0.0, 0.0, 99.0, 49.0], [3.0, 4.0, 5.0, 6.0], [99.0, 49.0, 99.0, 49.0]]

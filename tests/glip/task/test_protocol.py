@@ -54,7 +54,7 @@ def test_where_mmdetection_differs() -> None:
     for data in ("coco", "lvis"):
         one, other = (load_protocol(Asked(name), data).to_dict() for name in ("official", "mmdet"))
         differing[data] = {name for name in NAMES if one[name] != other[name]}
-    rules = {"ranked_by_centerness", "last_pixel_included", "empty_dropped", "ties_kept"}
+    rules = {"ranked_by_centerness", "shrinking_limited", "last_pixel_included", "empty_dropped", "ties_kept"}
     assert differing == {
         "coco": {"size_rounding", "upright", *rules},
         "lvis": {"size_rounding", "upright", "box_extent", *rules},
@@ -95,6 +95,7 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "score_threshold": ("0", 0.0),
     "candidates_per_level": ("10", 10),
     "ranked_by_centerness": ("false", False),
+    "shrinking_limited": ("true", True),
     "nms_threshold": ("0.5", 0.5),
     "last_pixel_included": ("false", False),
     "empty_dropped": ("true", True),
