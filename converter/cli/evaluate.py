@@ -123,7 +123,7 @@ def _one_answers(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("-o", "--dst", "--out", "out", type=PATH, help="Folder to write predictions, record and page to.")
 @click.option("--force", is_flag=True, help="Write into a folder that is not empty, and start over.")
-@run_options("float32", "Batches at once on a CPU, a thread each. Default: one for each processor.")
+@run_options("float32", "Batches at once, a thread each. Default: one for each processor; 2 on a GPU.")
 @reports
 @_one_answers
 def evaluate(as_json: bool, **values: Any) -> None:

@@ -46,7 +46,7 @@ class Run:
     device    'cpu', 'cuda:0'
     batch     pictures of one size that are run at once, at most
     workers   processes that read pictures
-    threads   that take a batch each, on a CPU; None for one for each of its processors
+    threads   that take a batch each; None for one for each processor of a CPU, two of a GPU
     settings  all that results depend on besides the pictures, JSON; `folder`: where they are kept, of the first process
     """
 
@@ -109,11 +109,14 @@ class Run:
 
     @contextmanager
     def _threads(self) -> Iterator[int]:
-        """How many batches are computed at once: on a CPU each by one thread, whatever torch takes elsewhere."""
+        """How many batches are on their way at once: on a CPU each by one thread, whatever torch takes elsewhere."""
         import torch
 
+        from converter.parity.device import deterministic
+
         if not self.device.startswith("cpu"):
-            yield 1
+            with deterministic():  # two: while one waits for the device, the other makes lists of what it found
+                yield self.threads or 2
             return
         there = len(os.sched_getaffinity(0)) // self.ranks.here
         before = torch.get_num_threads()
