@@ -22,6 +22,7 @@ from converter.evaluation.large_json import Pairs, Problems, is_box, is_id, read
 
 STYLES = ("coco", "lvis")
 _MOST_CATEGORIES = 30_000  # the metric keeps 32 kB for each; the largest that is known, V3Det, has 13,204
+_LONGEST_CLASS, _LONGEST_FILE = 10_000, 1000  # characters of a name, as a record can hold it
 _LISTS = ("images", "categories", "annotations")
 _FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
 _KEPT = {
@@ -163,8 +164,10 @@ class _Reader:
         kept = []
         for where, row in self._with_ids("category", rows, self._category_ids):
             name, frequency = row.get("name"), row.get("frequency")
-            if not isinstance(name, str) or not name.strip():
-                self.problems.add(f"{where}: its name is {shown(name)}, not a text")
+            if not isinstance(name, str) or not name.strip() or len(name) > _LONGEST_CLASS:
+                self.problems.add(
+                    f"{where}: its name is {shown(name)}, not a text of up to {_LONGEST_CLASS} characters"
+                )
             elif self.style == "coco":
                 kept.append({"id": row["id"], "name": name})
             elif frequency not in ("r", "c", "f"):
@@ -233,8 +236,10 @@ class _Reader:
         name = row.get("file_name")
         if name is None and isinstance(row.get("coco_url"), str):
             name = "/".join(row["coco_url"].split("/")[-2:])
-        if not isinstance(name, str) or not name.strip() or "\0" in name:
-            self.problems.add(f"{where}: its file_name is {shown(name)}, not a name")
+        if not isinstance(name, str) or not name.strip() or "\0" in name or len(name) > _LONGEST_FILE:
+            self.problems.add(
+                f"{where}: its file_name is {shown(name)}, not a name of up to {_LONGEST_FILE} characters"
+            )
             return ""
         if name.startswith("/") or ".." in re.split(r"[/\\]", name):
             self.problems.add(f"{where}: its file_name {plain(name)} leads out of the folder of pictures")

@@ -132,6 +132,12 @@ def _share(text: str) -> float:
     return value
 
 
+def _short(text: str) -> str:
+    if len(text) > 100:
+        raise ValueError
+    return text
+
+
 def _per_caption(text: str) -> int | None:
     return None if text == "none" else _whole(1, 10_000)[1](text)
 
@@ -141,7 +147,7 @@ _SHARE = ("a number from 0 to 1", _share)
 _EXPECTED: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "order": _one_of(ORDERS),
     "names_cleaned": _TRUTH,
-    "separator": ("text", str),
+    "separator": ("text of up to 100 characters", _short),
     "per_caption": ("none, or an integer from 1 to 10000", _per_caption),
     "shorter_side": _whole(1, 1 << 12),
     "longer_side": _whole(1, 1 << 12),

@@ -120,6 +120,11 @@ def test_to_what_it_may_be(name: str, text: str) -> None:
         load_protocol(Asked("official", {name: text}), "coco")
 
 
+def test_a_separator_is_short() -> None:
+    with pytest.raises(ModelError, match=r"setting: separator is .*expected text of up to 100 characters"):
+        load_protocol(Asked("official", {"separator": "." * 101}), "coco")
+
+
 def test_unknown_names_are_told_beside_those_that_are_known() -> None:
     with pytest.raises(ModelError, match=r"protocol: found 'own', expected one of official, mmdet"):
         load_protocol(Asked("own"), "coco")
