@@ -142,8 +142,8 @@ def _second_and_third_exchanged(module: nn.Module, inputs: object, output: Tenso
     return torch.cat([a, c, b, d], dim=1)
 
 
-def _without_plus_one(original: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda deltas, anchors: original(deltas, anchors - anchors.new_tensor([0, 0, 1, 1]))
+def _without_plus_one(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda deltas, anchors, **how: original(deltas, anchors - anchors.new_tensor([0, 0, 1, 1]), **how)
 
 
 def _with_rules(**changes: Any) -> Callable[[Any], AbstractContextManager[None]]:
