@@ -15,12 +15,13 @@ from converter.evaluation.metrics import Scores
 from converter.evaluation.page import WorstPicture, to_html
 from converter.evaluation.paired import Paired
 from converter.evaluation.predictions import Predictions, results_json
+from converter.evaluation.record import NAME as RECORD
 from converter.evaluation.record import Evaluation, evaluation_of, to_json
 
 if TYPE_CHECKING:
     from converter.parity.family import Task
 
-PREDICTIONS, RECORD, PAGE = "predictions.json", "evaluation.json", "report.html"
+PREDICTIONS, PAGE = "predictions.json", "report.html"
 _SHOWN = 20  # pictures on the page
 _NAMED = 20  # pictures that are not turned
 _SIDE = 640  # pixels of their longer side there
@@ -96,8 +97,8 @@ class Outcome:
             paired=None if against is None else against[1],
             names=names,
         )
-        files = {PREDICTIONS: predictions, PAGE: page.encode()}
-        return files if record is None else {PREDICTIONS: predictions, RECORD: to_json([record]), PAGE: page.encode()}
+        recorded = {} if record is None else {RECORD: to_json([record])}
+        return {PREDICTIONS: predictions, **recorded, PAGE: page.encode()}
 
     def _about(self) -> list[tuple[str, str]]:
         rows = [("model", self.source), ("data set", self.name + (" (the first pictures only)" * self.is_limited))]

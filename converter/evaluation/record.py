@@ -45,6 +45,11 @@ class Evaluation:
         return str(self.content["dataset"]["name"])
 
     @property
+    def annotations(self) -> str:
+        """The hash of the file that says what is to be found."""
+        return str(self.content["dataset"]["annotations_sha256"])
+
+    @property
     def pictures(self) -> int:
         """How many, with those that were skipped."""
         return int(self.content["dataset"]["pictures"])
@@ -94,8 +99,7 @@ class Evaluation:
     @property
     def key(self) -> tuple[str, str, str, str, str, bool]:
         """No two evaluations in one file have the same. Files of annotations often share a name."""
-        annotations = str(self.content["dataset"]["annotations_sha256"])
-        return self.dataset, annotations, self.protocol, self.dtype, self.device, self.is_limited
+        return self.dataset, self.annotations, self.protocol, self.dtype, self.device, self.is_limited
 
     @property
     def sha256(self) -> str:
@@ -107,6 +111,7 @@ class Evaluation:
         """As a certificate and `--json` name it."""
         return {
             "dataset": self.dataset,
+            "annotations": self.annotations,
             "pictures": self.pictures,
             "limited": self.is_limited,
             "skipped": len(self.skipped),

@@ -92,7 +92,7 @@ def _evaluations(content: Mapping[str, Any]) -> Iterator[str]:
 
 def evaluation_key(entry: Mapping[str, Any]) -> tuple[str, ...]:
     """What tells evaluations apart."""
-    return tuple(entry[name] for name in ("dataset", "protocol", "device", "dtype"))
+    return tuple(entry[name] for name in ("dataset", "annotations", "protocol", "device", "dtype"))
 
 
 def _versions(content: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[str]:

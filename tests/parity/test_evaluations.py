@@ -115,6 +115,15 @@ def test_what_is_not_as_it_was_certified_is_named(what: str, here: Path) -> None
     assert expected in run("verify", here, code=1).stdout
 
 
+def test_two_files_of_annotations_that_share_a_name_are_certified_apart(tmp_path: Path) -> None:
+    weights = saved_glip(tmp_path)
+    evaluate(weights, evaluated(dataset="mine"), evaluated(dataset="mine", annotations_sha256="d" * 64))
+    run("certify", weights, "--reference", write(tmp_path / "capture.safetensors"), "--mutate", 0)
+    found = json.loads(run("verify", weights, "--json").stdout)["evaluations"]
+    assert [(each["dataset"], each["certified"]) for each in found] == [("mine", True)] * 2
+    assert len({each["annotations"] for each in found}) == 2
+
+
 def test_evaluations_of_other_weights_are_not_certified(tmp_path: Path) -> None:
     weights = saved_glip(tmp_path)
     evaluate(weights, evaluated("d" * 64))
