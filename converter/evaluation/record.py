@@ -19,6 +19,7 @@ from converter.checkpoint.strict_json import parse_json, read_json
 from converter.display import counted, file_name, plain, quoted
 from converter.errors import CaptureError
 from converter.evaluation.consistency import contradictions
+from converter.parity.consistency import evaluation_key
 from converter.writing.ledger import to_json as json_bytes
 from converter.writing.staging import write_whole
 
@@ -97,9 +98,9 @@ class Evaluation:
         return figures
 
     @property
-    def key(self) -> tuple[str, str, str, str, str, bool]:
-        """No two evaluations in one file have the same. Files of annotations often share a name."""
-        return self.dataset, self.annotations, self.protocol, self.dtype, self.device, self.is_limited
+    def key(self) -> tuple[str | bool, ...]:
+        """No two evaluations in one file have the same."""
+        return *evaluation_key(self.entry), self.is_limited
 
     @property
     def sha256(self) -> str:

@@ -91,8 +91,8 @@ def _evaluations(content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def evaluation_key(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    """What tells evaluations apart."""
-    return tuple(entry[name] for name in ("dataset", "annotations", "protocol", "device", "dtype"))
+    """What tells evaluations of whole data sets apart. Files of annotations often share a name."""
+    return tuple(entry[name] for name in ("dataset", "annotations", "protocol", "dtype", "device"))
 
 
 def _versions(content: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[str]:

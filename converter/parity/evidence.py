@@ -163,7 +163,7 @@ def evaluation_differences(entries: Iterable[Mapping[str, Any]], evidence: Evide
 
 
 def _evaluation(entry: Mapping[str, Any]) -> str:
-    dataset, _, protocol, device, dtype = map(plain, evaluation_key(entry))
+    dataset, _, protocol, dtype, device = map(plain, evaluation_key(entry))
     return f"the evaluation on {dataset} (protocol {protocol}, {dtype} on {device})"
 
 
