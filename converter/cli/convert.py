@@ -167,7 +167,7 @@ def _print_summary(checkpoint: Checkpoint, plan: Plan) -> None:
     for reason, count in reasons.items():
         click.echo(f"  left out: {count} ({reason})")
     if plan.rebuilt:
-        click.echo(f"  rebuilt: {len(plan.rebuilt)} buffers that the format's own tools save")
+        click.echo(f"  rebuilt: {len(plan.rebuilt)} tensors that the format's own tools save")
     if plan.carried:
         click.echo(f"  from the residue: {len(plan.carried)} tensors")
     for entry in plan.missing:
@@ -272,7 +272,7 @@ def _plan_json(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
             for step in plan.steps
         ],
         "left_out": [
-            {"name": o.tensor.name, "entry": o.pointer, "reason": o.reason, "rebuildable": o.rebuild is not None}
+            {"name": o.tensor.name, "entry": o.pointer, "reason": o.reason, "rebuildable": o.is_rebuildable}
             for o in plan.left_out
         ],
         "missing": [{"names": m.names, "entry": m.pointer, "reason": m.reason} for m in plan.missing],

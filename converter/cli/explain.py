@@ -84,7 +84,7 @@ def _find(plan: Plan, keys: set[str]) -> dict[str, Any] | None:
             }
     for out in plan.left_out:
         if out.tensor.name in keys:
-            again = "can be rebuilt" if out.rebuild else "cannot be rebuilt"
+            again = "can be rebuilt" if out.is_rebuildable else "cannot be rebuilt"
             return {
                 "table": plan.table,
                 "variant": plan.variant.name,

@@ -89,6 +89,7 @@ def source_taps(table: Table, model: str, config: Config) -> dict[str, Any]:
         "model": model,
         "taps": [
             {"name": tap.name, "module": tap.module, "output": list(tap.output)}
+            | ({"axes": list(tap.axes)} if tap.axes else {})
             for tap in table.bind(config).source_taps
         ],
         "tensors": names_read(table, config),
@@ -106,12 +107,14 @@ def lint(names: tuple[str, ...], as_json: bool) -> None:
     from converter.mapping.doubts import unsettled
     from converter.mapping.lint import lint as problems_of
     from converter.mapping.lint import lint_wrappers
-    from converter.mapping.load import load_table
+    from converter.mapping.load import hub_table, load_table
+    from converter.mapping.spec import load_spec
 
     problems = []
     in_doubt = None  # the table of which nothing but doubts is wrong, if it is the only one
     if not names:
-        list_documents("spec")  # checks them
+        for document in list_documents("spec"):  # the schema checks them
+            problems += [f"{document.name}: {said}" for said in problems_of(hub_table(load_spec(document.name)))]
         problems += lint_wrappers()
     for name in names or [document.name for document in list_documents("table")]:
         table = load_table(name)

@@ -17,6 +17,7 @@ In the order in which data passes:
     entries.py     the entries of a table under one config
     table.py       a table: its entries read and bound
     transfers.py   every application of every rule: which tensors a checkpoint must hold
+    joined.py      two tables in a row, where one includes another through a third
     load.py        a table with its spec, by name or path
     lint.py        whether a table is sound for every variant
     settle.py      doubts settled

@@ -49,9 +49,10 @@ class Rule:
 class Ignore:
     """Source keys that are left out on purpose. `rebuild` gives the value that the config implies, or None.
 
-    `accepts` says whether it may have certain values, where not only the rebuilt ones are right. `written` are the
-    captures for which it is rebuilt where this format is written; `without` says what the format's own tools do where
-    it is missing. `refused`: leaving it out would change what the model computes.
+    `accepts` says whether it may have certain values, where not only the rebuilt ones are right. `copy_of` is the
+    source key whose numbers it has, too: another name of a shared weight. `written` are the captures for which it is
+    rebuilt where this format is written; `without` says what the format's own tools do where it is missing. `refused`:
+    leaving it out would change what the model computes.
     """
 
     pointer: str
@@ -63,16 +64,26 @@ class Ignore:
     without: str | None = None
     refused: bool = False
     accepts: Callable[[Mapping[str, Value], Array], bool] | None = None
+    copy_of: Pattern | None = None
+
+    @property
+    def is_rebuilt(self) -> bool:
+        """Whether its value follows from the config or from another tensor."""
+        return self.rebuild is not None or self.copy_of is not None
 
 
 @dataclass(frozen=True, slots=True)
 class SourceTap:
-    """Where the source model computes the activation `name`: what `module` returns, `output` leading to the tensor."""
+    """Where the source model computes the activation `name`: what `module` returns, `output` leading to the tensor.
+
+    `axes`: the order in which the target has the tensor's axes, where it is another one.
+    """
 
     pointer: str
     name: str
     module: str
     output: tuple[str | int, ...]
+    axes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +243,12 @@ class Binder:
     def _ignore(self, pointer: str, entry: Mapping[str, Any]) -> Ignore:
         (source,) = self._patterns(entry["source"])
         written = self._written(source, entry) if "written" in entry else ()
+        about = (entry["reason"], entry.get("optional"))
+        if entry["rebuild"] is not None and entry["rebuild"]["as"] == "copy":
+            (original,) = self._patterns(entry["rebuild"]["of"])
+            if unbound := sorted(original.captures - source.captures):
+                raise TableError(f"{original.text!r} captures {unbound[0]!r}, and {source.text!r} does not")
+            return Ignore(pointer, source, *about, None, written, entry.get("without"), copy_of=original)
         rebuild = accepts = None
         if entry["rebuild"] is not None:
             make = REBUILDERS[entry["rebuild"]["as"]]
@@ -254,7 +271,6 @@ class Binder:
 
             for captures in written if source.captures else [{}]:
                 self.buffers.take(make.checked(**evaluated(captures)))
-        about = (entry["reason"], entry.get("optional"))
         return Ignore(pointer, source, *about, rebuild, written, entry.get("without"), accepts=accepts)
 
     def _written(self, source: Pattern, entry: Mapping[str, Any]) -> tuple[Mapping[str, int], ...]:
@@ -295,7 +311,8 @@ class Binder:
             tap = None
             if entry["target"] is not None:
                 tap = Tap(name, target.format(captures) if target else "", steps(entry["output"], captures))
-            taps.append((SourceTap(pointer, name, module.format(captures), steps(origin["output"], captures)), tap))
+            place = (module.format(captures), steps(origin["output"], captures))
+            taps.append((SourceTap(pointer, name, *place, tuple(entry.get("axes", ()))), tap))
         return taps
 
 

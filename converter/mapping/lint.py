@@ -34,6 +34,7 @@ def lint(table: Table) -> list[str]:
             table.config_document(config, {"float32"})
             found += _ambiguities(table, bound, made)
             found += _unreadable(table, bound, made)
+            found += _copies_of_nothing(bound, made)
             found += _unproved(made, Budget(table.spec.share(_MOST_PROVED), "elements of tensors with ops"))
             found += _repeated_taps(bound)
         except TableError as error:
@@ -92,6 +93,16 @@ def _unreadable(table: Table, bound: Bound, transfers: list[Transfer]) -> Iterat
             if (read := table.short(key)) != name:
                 yield f"{where}/prefixes, /aliases: {key!r}, by {pointer}, is read as {read!r}, expected {name!r}"
                 return
+
+
+def _copies_of_nothing(bound: Bound, transfers: list[Transfer]) -> Iterator[str]:
+    """Copies that the table would write, of keys that no rule makes on the way back."""
+    made = {name for transfer in transfers for name, _ in transfer.sources}
+    for ignore in bound.ignores:
+        for captures in ignore.written if ignore.copy_of else ():
+            if ignore.copy_of and (original := ignore.copy_of.format(captures)) not in made:
+                yield f"{ignore.pointer}: a copy of {original!r}, which no rule takes"
+                break
 
 
 def _unproved(transfers: list[Transfer], budget: Budget) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from converter.errors import TableError
 from converter.mapping.documents import Document, find_document, known_paths, names_of
+from converter.mapping.joined import joined
 from converter.mapping.spec import SUFFIXES, Spec, load_spec
 from converter.mapping.table import SavedAs, Table
 
@@ -92,7 +93,12 @@ class _Merged:
             document = find_document(include["table"], kind)
             self.included.append(document.sha256)
             name = document.name
-            self.add(document.content, at + include["at"], f"{name}:", (*path, name))
+            content_of = document.content
+            if (through := include.get("through")) is not None:
+                beyond = find_document(through["table"], "fragment")
+                self.included.append(beyond.sha256)
+                content_of = joined(content_of, beyond, through["at"])
+            self.add(content_of, at + include["at"], f"{name}:", (*path, name))
         for section, known in self.names.items():
             for name, value in content.get(section, {}).items():
                 if known.setdefault(name, value) != value:
@@ -118,5 +124,21 @@ def hub_table(spec: Spec) -> Table:
                 name = entry["name"] + suffix
                 optional = {"optional": spec.optional[entry["name"]]} if entry["name"] in spec.optional else {}
                 rules[name] = {"source": name, "target": name, **optional}
-    entries = {"rules": tuple((f"/{name}", rule) for name, rule in rules.items())}
-    return Table(spec.name, spec.title, spec.sha256, Path(spec.name), spec, (), {}, SavedAs(), {}, {}, entries, True)
+    entries = {
+        "rules": tuple((f"/{name}", rule) for name, rule in rules.items()),
+        "ignore": tuple((f"/ignore/{i}", entry) for i, entry in enumerate(spec.files.get("ignore", ()))),
+    }
+    return Table(
+        spec.name,
+        spec.title,
+        spec.sha256,
+        Path(spec.name),
+        spec,
+        (),
+        spec.files.get("aliases", {}),
+        SavedAs(**spec.files.get("saved_as", {})),
+        spec.files.get("words", {}),
+        {},
+        entries,
+        is_hub=True,
+    )

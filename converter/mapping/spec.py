@@ -22,6 +22,7 @@ Config: TypeAlias = Mapping[str, Value]
 
 # an entry names one tensor by its shape, or the weight and bias of a module by theirs
 SUFFIXES = (("", "shape"), (".weight", "weight"), (".bias", "bias"))
+FILES = ("words", "aliases", "saved_as", "ignore")
 MOST_NAMES = 100_000  # of all variants together: the largest models have as many tensors
 
 
@@ -51,6 +52,7 @@ class Spec:
 
     `part` is the module whose tensors these are, empty for the whole; `parts` are those that have a name. `optional`
     says of some entries why a checkpoint may lack them; `family` names the code that runs such models, if there is any.
+    `files` is what a table says of files in a format, of those that the model's own library writes: sections by name.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Spec:
     part: str = ""
     parts: Mapping[str, Spec] = field(default_factory=dict)
     optional: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -196,7 +199,10 @@ def load_spec(name_or_path: str | Path) -> Spec:
     if problems:
         raise TableError(f"{document.path} has wrong variants", problems)
     family = content.get("family")
-    return Spec(document.name, content["title"], document.sha256, variants, options, entries, family, parts=parts)
+    files = {section: content[section] for section in FILES if section in content}
+    return Spec(
+        document.name, content["title"], document.sha256, variants, options, entries, family, parts=parts, files=files
+    )
 
 
 def _as_known(document: Document) -> Document:

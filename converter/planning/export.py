@@ -5,7 +5,7 @@ That is rebuilt from the config, or restored from the residue of the conversion 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -46,7 +46,7 @@ def _with_the_rest(fit: Fit, plan: Plan, dtype: DType | None) -> Plan:
     for ignore in fit.there.ignores:
         if ignore.without and not any(ignore.source.match(name) is not None for name in fit.kept):
             missing.append(Missing(ignore.source.text, ignore.pointer, ignore.without))
-    rebuilt, unfit = _rebuilt(fit)
+    rebuilt, unfit = _rebuilt(fit, {tensor.name: tensor for step in plan.steps for tensor in step.targets})
     kept = [
         replace(tensor, dtype=dtype if dtype and is_float(tensor.dtype) else tensor.dtype)
         for tensor in fit.kept.values()
@@ -59,7 +59,9 @@ def _with_the_rest(fit: Fit, plan: Plan, dtype: DType | None) -> Plan:
         plan,
         steps=tuple(replace(step, targets=tuple(map(named, step.targets))) for step in plan.steps),
         carried=tuple(Step("residue", (t,), (made,), ()) for t, made in zip(fit.kept.values(), kept, strict=True)),
-        rebuilt=tuple(replace(r, tensor=named(r.tensor)) for r in rebuilt),
+        rebuilt=tuple(
+            replace(r, tensor=named(r.tensor), copy_of=r.copy_of and fit.naming.full(r.copy_of)) for r in rebuilt
+        ),
         missing=tuple(missing),
         problems=(*plan.problems, *_misplaced(fit), *unfit),
     )
@@ -89,7 +91,7 @@ def _misplaced(fit: Fit) -> Iterator[str]:
             yield f"{found}: {made[name]} makes it of what is there in the source, or needs more than the residue has"
         elif not claims and not counter_of(tensor):
             yield f"{found}: {fit.table.name} has no rule for it. Give the residue of this very conversion"
-        elif computed := next((claim for claim in claims if claim.rebuild), None):
+        elif computed := next((claim for claim in claims if claim.is_rebuilt), None):
             if not computed.accepts:
                 yield f"{found}: {computed.pointer} computes it, so no residue holds it"
             elif name.rpartition(".")[0] not in _modules(made):
@@ -108,8 +110,9 @@ def _modules(names: Iterable[str]) -> set[str]:
     return {"", *(name[:end] for name in names for end, letter in enumerate(name) if letter == ".")}
 
 
-def _rebuilt(fit: Fit) -> tuple[list[Rebuilt], list[str]]:
-    """The buffers to write: those of the residue's checkpoint; without a residue, what the format's own tools save."""
+def _rebuilt(fit: Fit, made: Mapping[str, Tensor]) -> tuple[list[Rebuilt], list[str]]:
+    """The buffers to write, and copies of what is `made`: those of the residue's checkpoint, or what the format's own
+    tools save."""
     wanted: dict[str, DType | None] = {}
     for ignore in fit.there.ignores:
         wanted |= {ignore.source.format(captures): None for captures in ignore.written}
@@ -120,13 +123,18 @@ def _rebuilt(fit: Fit) -> tuple[list[Rebuilt], list[str]]:
     rebuilt, problems = [], []
     for name, dtype in wanted.items():
         found = f"the residue's buffer {quoted(name)}"
-        claim = next((claim for claim in fit.there.claims.of(name) if claim.rebuild), None)
-        if claim is None or claim.rebuild is None:
+        claim = next((claim for claim in fit.there.claims.of(name) if claim.is_rebuilt), None)
+        captures = (claim and claim.source.match(name)) or {}
+        if claim is None or not claim.is_rebuilt:
             problems.append(f"{found}: {fit.table.name} computes no such buffer")
         elif name not in names if claim.written else name.rpartition(".")[0] not in modules:
             problems.append(f"{found}: {fit.variant.name} has no such layer")
-        else:
-            make = partial(claim.rebuild, claim.source.match(name) or {})
+        elif claim.copy_of is not None:
+            original = claim.copy_of.format(captures)
+            if original in made:
+                rebuilt.append(Rebuilt(replace(made[original], name=name), claim.pointer, None, original))
+        elif claim.rebuild is not None:
+            make = partial(claim.rebuild, captures)
             value = make()
             if dtype is not None and not can_hold(value, dtype):
                 problems.append(f"{found}: {dtype.name} cannot hold what {claim.pointer} computes")

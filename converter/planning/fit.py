@@ -15,9 +15,11 @@ from converter.checkpoint import DTYPES, DType
 from converter.display import quoted
 from converter.errors import PlanError, TableError
 from converter.mapping.cast import is_float
-from converter.mapping.entries import Bound, Transfer
+from converter.mapping.entries import Bound, Ignore, Transfer
+from converter.mapping.load import hub_table
 from converter.mapping.names import form_of
 from converter.mapping.ops import Op, Shape, prove_bijective
+from converter.mapping.pattern import Captures
 from converter.mapping.spec import Config, Variant
 from converter.mapping.table import Table
 from converter.mapping.transfers import transfers
@@ -201,6 +203,9 @@ class Fit:
             tuple(dict.fromkeys(missing)),
             naming=replace(self.naming, shapes=self.reshaped),
             wrappers=self.wrappers,
+            config_of_library=hub_table(self.table.spec).config_document(
+                self.config, {tensor.dtype.name for step in steps for tensor in step.targets}
+            ),
         )
 
     def _steps(self, dtype: DType | None, only_joins: bool) -> tuple[tuple[Step, ...], list[str]]:
@@ -263,11 +268,7 @@ class Fit:
             elif claims and claims[0].refused:
                 problems.append(f"{self.table.name} cannot hold {tensor.name!r} {tensor.shape}: {claims[0].reason}")
             elif claims:
-                (claim,) = claims
-                captures = claim.source.match(name) or {}
-                accepts = claim.accepts and partial(claim.accepts, captures)
-                rebuild = None if accepts or claim.rebuild is None else partial(claim.rebuild, captures)
-                left_out.append(LeftOut(tensor, claim.pointer, claim.reason, rebuild, accepts))
+                left_out.append(self._left_out(tensor, claims[0], claims[0].source.match(name) or {}))
             elif not makers and (counter := counter_of(tensor)):
                 left_out.append(LeftOut(tensor, counter.pointer, counter.reason, None))
             elif makers:
@@ -286,6 +287,12 @@ class Fit:
                     "in 'optional'."
                 )
         return tuple(left_out), problems
+
+    def _left_out(self, tensor: Tensor, claim: Ignore, captures: Captures) -> LeftOut:
+        accepts = claim.accepts and partial(claim.accepts, captures)
+        rebuild = None if accepts or claim.rebuild is None else partial(claim.rebuild, captures)
+        original = self.tensors.get(claim.copy_of.format(captures)) if claim.copy_of else None
+        return LeftOut(tensor, claim.pointer, claim.reason, rebuild, accepts, original)
 
     def _unread(self) -> list[str]:
         """Problems of tensors that cannot be read and that neither a transfer needs nor the table leaves out."""

@@ -92,6 +92,7 @@ class LeftOut:
     """A source tensor that the table leaves out, and why.
 
     `rebuild` makes the value that it must have, if any; `accepts` says whether it is one of several that it may have.
+    `copy_of` is another source tensor, with the same numbers.
     """
 
     tensor: Tensor
@@ -99,15 +100,25 @@ class LeftOut:
     reason: str
     rebuild: Callable[[], Array] | None
     accepts: Callable[[Array], bool] | None = None
+    copy_of: Tensor | None = None
+
+    @property
+    def is_rebuildable(self) -> bool:
+        """Whether nothing of it has to be kept for the way back."""
+        return self.rebuild is not None or self.copy_of is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """A tensor of the written format that comes from no source, but follows from the config."""
+    """A tensor of the written format that comes from no source, but follows from the config: `make` gives its value.
+
+    Or it holds what another target does, whose name is `copy_of`.
+    """
 
     tensor: Tensor
     pointer: str
-    make: Callable[[], Array]
+    make: Callable[[], Array] | None
+    copy_of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +187,8 @@ class Plan:
     `wrappers`: segments that were taken off names, each with the number of names.
     `target` is the spec, `part` the part of it that the plan fills. `written` is the format to write, None for the
     spec's own naming. `carried` are steps that read from the residue of an earlier conversion. `naming` is that of the
-    source checkpoint. A plan with `problems` cannot be executed; `make_plan` raises then, unless told not to.
+    source checkpoint. `config_of_library`: the config.json that the library reads whose own naming the spec's is.
+    A plan with `problems` cannot be executed; `make_plan` raises then, unless told not to.
     """
 
     table: str
@@ -194,6 +206,7 @@ class Plan:
     naming: Naming = Naming()
     written: Format | None = None
     wrappers: Mapping[str, int] = field(default_factory=dict)
+    config_of_library: Mapping[str, Any] | None = None
 
     @property
     def targets(self) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""Buffers: tensors that the config implies. They are checked where they are left out, made where they are rebuilt."""
+"""Buffers, which the config implies, and copies: checked where they are left out, made where they are rebuilt."""
 
 from __future__ import annotations
 
@@ -12,15 +12,24 @@ from converter.mapping.cast import can_hold, cast, is_float
 from converter.mapping.ops import Array
 from converter.mapping.rebuild import LARGEST_BUFFER
 from converter.planning.plan import Plan, Tensor
+from converter.writing.transfer import raw_bytes
 
 
 def verify_left_out(checkpoint: Checkpoint, plan: Plan) -> None:
-    """Check that buffers which are left out hold what the config implies, so that leaving them out loses nothing.
+    """Check that buffers which are left out hold what the config implies, and copies what their originals hold, so that
+    leaving them out loses nothing.
 
     Raises PlanError naming all that do not.
     """
     problems = []
     for out in plan.left_out:
+        if out.copy_of is not None:
+            if not _are_equal(checkpoint, out.tensor, out.copy_of):
+                problems.append(
+                    f"{out.tensor.name!r} {out.tensor.shape} does not hold the numbers of {out.copy_of.name!r}: "
+                    f"{out.reason}, but here they were trained apart"
+                )
+            continue
         if out.accepts is not None:
             is_right = _is_accepted(checkpoint, out.tensor, out.accepts)
         else:
@@ -31,7 +40,13 @@ def verify_left_out(checkpoint: Checkpoint, plan: Plan) -> None:
                 "checkpoint belongs to a model with other settings"
             )
     if problems:
-        raise PlanError(f"{plan.table}: {len(problems)} buffers contradict {plan.variant.name}", problems)
+        raise PlanError(f"{plan.table}: {len(problems)} tensors contradict {plan.variant.name}", problems)
+
+
+def _are_equal(checkpoint: Checkpoint, one: Tensor, other: Tensor) -> bool:
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    return raw_bytes(checkpoint.read(one.name)) == raw_bytes(checkpoint.read(other.name))
 
 
 def _holds(checkpoint: Checkpoint, tensor: Tensor, rebuild: Callable[[], Array]) -> bool:

@@ -33,7 +33,7 @@ from converter.writing.ledger import (
 from converter.writing.names import ARCHIVES, is_file_name
 from converter.writing.residue import check_residue, prepare, residue_metadata, residue_path, steps_to_keep
 from converter.writing.shards import INDEX_NAME, Shard, lay_out, nbytes, shard_index
-from converter.writing.staging import Staging, write_at
+from converter.writing.staging import Staging, read_at, write_at
 from converter.writing.torch_archive import lay_out_archive
 from converter.writing.transfer import Transfer, raw_bytes
 
@@ -200,7 +200,11 @@ def _move(
         hashes |= {t.name: carried[t.name] for step in plan.carried for t in step.targets}
         crcs |= again.crcs
     for rebuilt in plan.rebuilt:
-        data = raw_bytes(implied_value(rebuilt.make(), rebuilt.tensor))
+        if rebuilt.make is None:
+            descriptor, position = places[rebuilt.copy_of]
+            data = read_at(descriptor, nbytes(rebuilt.tensor), position)
+        else:
+            data = raw_bytes(implied_value(rebuilt.make(), rebuilt.tensor))
         hashes[rebuilt.tensor.name] = hashlib.sha256(data).hexdigest()
         crcs[rebuilt.tensor.name] = zlib.crc32(data)
         transfer.put(rebuilt.tensor.name, data)
@@ -255,7 +259,9 @@ def _add_documents(
 ) -> dict[str, Any]:
     """What a folder holds besides its weights; the ledger as it is there."""
     documents: dict[str, bytes] = {**extras.files}
-    config = config_document(plan) if plan.written is None else plan.written.config
+    config = (
+        {**(plan.config_of_library or {}), **config_document(plan)} if plan.written is None else plan.written.config
+    )
     if config is not None:
         documents[CONFIG] = to_json({**extras.config, **config})
     if len(shards) > 1:

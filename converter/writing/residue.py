@@ -170,7 +170,7 @@ def check_residue(destination: Path) -> None:
 
 def steps_to_keep(plan: Plan) -> list[Step]:
     """Steps that copy, under their own names, what `plan` leaves out and nothing can rebuild."""
-    kept = [out.tensor for out in plan.left_out if out.rebuild is None]
+    kept = [out.tensor for out in plan.left_out if not out.is_rebuildable]
     return [Step("residue", (tensor,), (tensor,), ()) for tensor in kept]
 
 
@@ -184,7 +184,7 @@ def residue_metadata(plan: Plan, ledger: Mapping[str, Any]) -> dict[str, str]:
         "prefix": plan.naming.prefix,
         "names": [name for name in plan.naming.others.values() if name not in left_out],
         "shapes": {name: list(shape) for name, shape in shapes.items() if name not in left_out},
-        "buffers": {out.tensor.name: out.tensor.dtype.name for out in plan.left_out if out.rebuild is not None},
+        "buffers": {out.tensor.name: out.tensor.dtype.name for out in plan.left_out if out.is_rebuildable},
     }
     return {"format": "pt", METADATA_KEY: to_json(about, indent=None).decode()}
 

@@ -211,7 +211,7 @@ def test_a_buffer_that_contradicts_the_config_is_refused(buffer: torch.Tensor, t
     torch.save(tiny_weights() | {"module.position_ids": buffer}, tmp_path / "s.pth")
     with open_checkpoint(tmp_path / "s.pth") as checkpoint:
         plan = make_plan(table, checkpoint)
-        with pytest.raises(PlanError, match="1 buffers contradict tiny-2"):
+        with pytest.raises(PlanError, match="1 tensors contradict tiny-2"):
             verify_left_out(checkpoint, plan)
 
 

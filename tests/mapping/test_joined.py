@@ -1,0 +1,85 @@
+"""A table that includes another through a third: its rules are those of both in a row."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from converter.errors import TableError
+from converter.mapping.documents import Document
+from converter.mapping.joined import joined
+from converter.mapping.lint import lint
+from converter.mapping.load import load_table
+from tests.mapping.test_table import content_of, problems_of
+
+QKV = {"op": "concat", "axis": 0, "sizes": ["w", "w", "w"]}
+
+
+def beyond(*rules: dict[str, Any]) -> Document:
+    return Document(Path("beyond.json"), "0" * 64, {"name": "beyond", "rules": list(rules)})
+
+
+def rules_of(first: dict[str, Any], second: dict[str, Any]) -> Any:
+    return joined({"rules": [first]}, beyond(second), "out.")["rules"]
+
+
+def test_what_both_only_rename_is_renamed() -> None:
+    made = rules_of({"source": "a.{i}", "target": "hub.{i}"}, {"source": "b.{i + 1}", "target": "hub.{i}"})
+    assert made == [{"source": "a.{i}", "target": "out.b.{i + 1}"}]
+
+
+def test_what_the_second_joins_is_split() -> None:
+    parts = ["q.{i}", "k.{i}", "v.{i}"]
+    made = rules_of({"source": "qkv.{i}", "target": "hub.{i}"}, {"source": parts, "target": "hub.{i}", "ops": [QKV]})
+    (rule,) = made
+    assert list(rule["target"]) == [f"out.{part}" for part in parts]
+    assert rule["ops"] == [{**QKV, "op": "split"}]
+
+
+def test_what_both_join_is_neither_joined_nor_split() -> None:
+    made = rules_of(
+        {"source": ["q1", "k1", "v1"], "target": "hub", "ops": [QKV]},
+        {"source": ["q2", "k2", "v2"], "target": "hub", "ops": [QKV]},
+    )
+    assert [(rule["source"], rule["target"]) for rule in made] == [
+        ("q1", "out.q2"), ("k1", "out.k2"), ("v1", "out.v2"),
+    ]  # fmt: skip
+    assert not any("ops" in rule for rule in made)
+
+
+def test_a_rule_of_which_the_second_knows_nothing_is_left_out() -> None:
+    assert rules_of({"source": "a", "target": "hub"}, {"source": "b", "target": "other"}) == []
+
+
+def test_ops_that_are_not_read_backwards_here_are_refused() -> None:
+    turned = {"source": "b", "target": "hub", "ops": [{"op": "transpose", "axes": [1, 0]}]}
+    with pytest.raises(TableError, match="transpose"):
+        rules_of({"source": "a", "target": "hub"}, turned)
+
+
+def test_the_table_that_uses_it_is_sound_and_depends_on_both() -> None:
+    table = load_table("groundingdino-official")
+    assert lint(table) == []
+    pointers = table.pointers("rules")
+    assert "swin-blocks:/rules/4" in pointers
+    assert "bert-layers:/rules/4" in pointers
+
+
+def test_a_rule_that_is_left_out_is_missed(tmp_path: Path) -> None:
+    content = content_of("groundingdino-official")
+    del content["include"][1]
+    problems = problems_of(content, tmp_path)
+    assert any("model.text_backbone.embeddings.word_embeddings.weight" in p and "no rule" in p for p in problems)
+
+
+def test_a_table_of_ones_own_may_go_through_one(tmp_path: Path) -> None:
+    content = content_of("groundingdino-official")
+    content["include"][0]["through"]["at"] = "model.elsewhere."
+    assert problems_of(content, tmp_path)
+    content["include"][0]["through"]["table"] = "no-such-fragment"
+    (tmp_path / "table.json").write_text(json.dumps(content))
+    with pytest.raises(TableError, match="no-such-fragment"):
+        load_table(tmp_path / "table.json")
