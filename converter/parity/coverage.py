@@ -131,7 +131,8 @@ def coverage(
     if subject.dtype != "float64":
         raise CaptureError(f"coverage needs float64, not {subject.dtype}; leave out --dtype")
     found_gate = find_gate(subject.device, subject.dtype, gate)
-    parameters = {name: value for name, value in subject.model.named_parameters() if value.is_floating_point()}
+    parameters = {name: value for name, value in subject.parameters.items() if value.is_floating_point()}
+    paths = subject.paths
     states: dict[str, Tensor] = {}
     effects: dict[str, float] = {}
     for capture in captures:
@@ -141,7 +142,10 @@ def coverage(
         for name, found in sensitivity(run, open_, on_done).items() if open_ else ():
             states[name] = torch.maximum(states[name], found.states) if name in states else found.states
             effects[name] = max(effects.get(name, 0.0), found.effect)
-    reasons = {name: _reasons(name, value, states.pop(name, None), subject) for name, value in parameters.items()}
+    reasons = {}
+    for name, value in parameters.items():
+        module = subject.model.get_submodule(paths[name].rpartition(".")[0])
+        reasons[name] = _reasons(value, states.pop(name, None), module)
     tensors = tuple(
         TensorCoverage(name, tuple(value.shape), effects.get(name, 0.0), tuple(_unseen(reasons[name])))
         for name, value in parameters.items()
@@ -152,17 +156,16 @@ def coverage(
 
 def work(subject: Subject, captures: Sequence[Capture]) -> int:
     """How many units `coverage` tells of."""
-    return PASSES * len(captures) * sum(value.is_floating_point() for value in subject.model.parameters())
+    return PASSES * len(captures) * sum(value.is_floating_point() for value in subject.parameters.values())
 
 
-def _reasons(name: str, parameter: Tensor, states: Tensor | None, subject: Subject) -> Tensor:
-    """The codes of `Coverage.reasons`."""
+def _reasons(parameter: Tensor, states: Tensor | None, module: nn.Module) -> Tensor:
+    """The codes of `Coverage.reasons`. `module` is the one whose parameter it is."""
     if states is None:  # not in the graph of any run
         return torch.full(parameter.shape, 1 + _REASONS.index(Reason.NO_INPUT), dtype=torch.uint8)
     codes = torch.zeros_like(states)
     for state, reason in ((NOTHING, Reason.UNREACHED), (WITHIN, Reason.WITHIN), (CANCELS, Reason.NO_INPUT)):
         codes[states == state] = 1 + _REASONS.index(reason)
-    module = subject.model.get_submodule(name.rpartition(".")[0])
     if isinstance(module, nn.Embedding):
         unread = (states == NOTHING).all(dim=1)  # a row that is read has some effect: it is added, not multiplied
         codes[unread] = 1 + _REASONS.index(Reason.ROW)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from converter.errors import ModelError
 from converter.mapping.spec import Config
@@ -223,6 +223,14 @@ class Family(ABC, Generic[M]):
     def sample_inputs(self, config: Config) -> Inputs:
         """Small inputs that are the same on every machine, for a certificate's fingerprint."""
 
+    def parameters(self, model: M) -> Mapping[str, nn.Parameter]:
+        """The weights by their names in the spec, each once, where the model itself may call them otherwise."""
+        return dict(cast("nn.Module", model).named_parameters())
+
+    def run(self, model: M, inputs: Mapping[str, Tensor]) -> Any:
+        """What the model makes of `inputs`, which lie on its device."""
+        return cast("nn.Module", model)(**inputs)
+
     def inputs(self, capture: Capture) -> Mapping[str, Tensor]:
         """What the model is called with to be compared with a capture; CaptureError if it cannot be.
 
@@ -315,6 +323,17 @@ class Subject:
         return self.family.config(self.model)
 
     @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """By their names in the spec."""
+        return self.family.parameters(self.model)
+
+    @property
+    def paths(self) -> Mapping[str, str]:
+        """By their names in the spec, the names that the parameters have in the model."""
+        names = {value: name for name, value in self.model.named_parameters()}
+        return {name: names[value] for name, value in self.parameters.items()}
+
+    @property
     def parameter(self) -> Tensor:
         """Any parameter, for the dtype and the device of the model."""
         return next(self.model.parameters())
@@ -332,4 +351,4 @@ class Subject:
     def run(self, inputs: Mapping[str, Tensor]) -> Any:
         """The model's output."""
         device = self.parameter.device
-        return self.model(**{name: value.to(device) for name, value in inputs.items()})
+        return self.family.run(self.model, {name: value.to(device) for name, value in inputs.items()})

@@ -118,6 +118,7 @@ class _Suite:
         self.mode: Mode = "propagated"
         self.largest = 0.0
         self.modules = dict(subject.model.named_modules())
+        self.paths = subject.paths
         self.tapped = list(dict.fromkeys(tap.target for tap in self.run.taps))
         self.inputs: dict[str, tuple[Any, Any]] = {}
         self._begin()
@@ -187,7 +188,7 @@ class _Suite:
         """The tapped modules that run a target, each the nearest; all of them, if no target is named."""
         touched = []
         for target in targets:
-            path = target
+            path = self.paths.get(target, target)
             while path and path not in self.tapped:
                 path = path.rpartition(".")[0]
             touched.append(path)
@@ -279,7 +280,7 @@ def _survivor(outcome: Outcome, reason: str, *, explained: bool = True, equivale
 
 def _changed(subject: Subject, mutation: Mutation) -> dict[str, Tensor]:
     """Which elements of which parameters a mutation changes; none, if it is one of code."""
-    every = dict(subject.model.named_parameters())
+    every = subject.parameters
     parameters = {name: every[name] for name in mutation.targets if name in every}
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     with mutation.make(subject.model):

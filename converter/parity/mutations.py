@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from converter.mapping.load import load_table
 from converter.mapping.ops import apply_ops, invert_ops
-from converter.mapping.spec import Config
 from converter.mapping.transfers import transfers
 from converter.parity.family import Subject
 
@@ -57,7 +56,7 @@ def mutations(subject: Subject, table: str | None = None) -> list[Mutation]:
             other = next(epsilon for epsilon in EPSILONS if epsilon != module.eps)
             name = f"{path}: epsilon {other:g}, not {module.eps:g}"
             found.append(Mutation("epsilon", name, partial(_attribute, path, "eps", other), (path,)))
-    parameters = dict(model.named_parameters())
+    parameters = subject.parameters
     groups: dict[tuple[int, ...], list[str]] = {}
     for name, parameter in parameters.items():
         groups.setdefault(tuple(parameter.shape), []).append(name)
@@ -67,23 +66,24 @@ def mutations(subject: Subject, table: str | None = None) -> list[Mutation]:
         if len(names) % 2 and len(names) > 1:
             pairs.append((names[-1], names[0]))
         for pair in pairs:
-            found.append(Mutation("swap", " <-> ".join(pair), partial(_replaced, pair, _exchange), pair))
+            found.append(Mutation("swap", " <-> ".join(pair), partial(_replaced, subject, pair, _exchange), pair))
     heads = subject.family.heads(model)
     for name, parameter in parameters.items():
         joined = parameters.get(name.removesuffix(".bias") + ".weight", parameter)
-        found += _of_tensor(name, parameter, heads.get(name, 0), joined)
-    found += _of_sources(subject.config, table or subject.family.table)
+        found += _of_tensor(subject, name, parameter, heads.get(name, 0), joined)
+    found += _of_sources(subject, table or subject.family.table)
     return found
 
 
-def _of_tensor(name: str, parameter: Tensor, heads: int, weight: Tensor) -> Iterator[Mutation]:
+def _of_tensor(subject: Subject, name: str, parameter: Tensor, heads: int, weight: Tensor) -> Iterator[Mutation]:
     """`heads`: blocks of its rows, 0 if they are not divided; `weight`: that of its layer, itself if it has none."""
 
     if not parameter.numel():
         return
 
     def one(kind: str, change: Callable[[Tensor], Tensor], where: str = "") -> Mutation:
-        return Mutation(kind, name + where, partial(_replaced, (name,), lambda values: [change(values[0])]), (name,))
+        make = partial(_replaced, subject, (name,), lambda values: [change(values[0])])
+        return Mutation(kind, name + where, make, (name,))
 
     yield one("negate", torch.neg)
     yield one("drop", torch.zeros_like)
@@ -130,10 +130,10 @@ def _slice_zeroed(axis: int, index: int, x: Tensor) -> Tensor:
     return changed
 
 
-def _of_sources(config: Config, table: str) -> Iterator[Mutation]:
+def _of_sources(subject: Subject, table: str) -> Iterator[Mutation]:
     """Where a rule joins several tensors of one shape: each with its neighbour exchanged."""
     loaded = load_table(table)
-    for transfer in transfers(loaded, loaded.bind(config), config)[0]:
+    for transfer in transfers(loaded, loaded.bind(subject.config), subject.config)[0]:
         back = invert_ops(transfer.ops)
         for first in range(len(transfer.sources) - 1):
             (name, shape), (other, other_shape) = transfer.sources[first : first + 2]
@@ -148,7 +148,7 @@ def _of_sources(config: Config, table: str) -> Iterator[Mutation]:
                 return [torch.from_numpy(array) for array in apply_ops(ops, parts)]
 
             targets = tuple(name for name, _ in transfer.targets)
-            yield Mutation("swap sources", f"{name} <-> {other}", partial(_replaced, targets, change), targets)
+            yield Mutation("swap sources", f"{name} <-> {other}", partial(_replaced, subject, targets, change), targets)
 
 
 def _attribute(path: str, name: str, value: object, model: nn.Module) -> AbstractContextManager[None]:
@@ -157,10 +157,11 @@ def _attribute(path: str, name: str, value: object, model: nn.Module) -> Abstrac
 
 @contextmanager
 def _replaced(
-    names: Sequence[str], change: Callable[[Sequence[Tensor]], list[Tensor]], model: nn.Module
+    subject: Subject, names: Sequence[str], change: Callable[[Sequence[Tensor]], list[Tensor]], model: nn.Module
 ) -> Iterator[None]:
-    """The named parameters hold what `change` makes of their values."""
-    parameters = [model.get_parameter(name) for name in names]
+    """The parameters of these names in the spec hold what `change` makes of their values."""
+    named = subject.family.parameters(model)
+    parameters = [named[name] for name in names]
     before = [parameter.detach().cpu().clone() for parameter in parameters]
     try:
         with torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -107,8 +108,4 @@ def _error(found: Tensor, exact: Tensor) -> float:
 
 def _copy(subject: Subject, dtype: torch.dtype) -> Subject:
     """The same weights in another dtype; the model itself is left as it is."""
-    with torch.device("meta"):
-        other = subject.family.build(subject.config)
-    other.to_empty(device=subject.parameter.device)
-    other.load_state_dict(subject.model.state_dict())
-    return Subject(subject.family, other.to(dtype).eval())
+    return Subject(subject.family, deepcopy(subject.model).to(dtype).eval())

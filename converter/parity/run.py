@@ -167,7 +167,7 @@ def parity(
 
 def _parameters(subject: Subject, block: str | None) -> tuple[str, ...]:
     """Of one module; all of them would tell nothing."""
-    return tuple(name for name, _ in subject.model.named_parameters() if block and name.startswith(f"{block}."))
+    return tuple(name for name, path in subject.paths.items() if block and path.startswith(f"{block}."))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -62,7 +62,7 @@ def sensitivity(
     `on_done` is told how many parameters were passed, `PASSES` times their number in all. Memory: the activations of
     one block more than those that are tapped, a byte for each element, and 24 for each that is neither seen nor zero.
     """
-    every = dict(run.subject.model.named_parameters())
+    every = run.subject.parameters
     parameters = {name: every[name] for name in names}
     passes = _Passes(parameters, on_done)
     with torch.inference_mode(False), torch.enable_grad(), deterministic(), _requiring_grad(parameters.values()):

@@ -11,11 +11,14 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from converter.checkpoint import Checkpoint, TensorInfo
 from converter.checkpoint.arrays import np
 from converter.checkpoint.hashes import tensor_hashes
+from converter.mapping.documents import names_of
 from converter.mapping.ops import Array
+from converter.mapping.spec import as_config, load_spec
 from converter.planning.formats import choose_formats, make_route, open_known
 from converter.planning.plan import Plan, Step
 from converter.writing.buffers import verify_left_out
@@ -34,13 +37,21 @@ def open_converted(path: Path, root: str | None = None, joined: str | None = "fl
     """
     checkpoint = open_known(path, root)
     try:
-        if find_record(path, checkpoint, "config") is not None:
+        record = find_record(path, checkpoint, "config")
+        if record is not None and not _is_of_library(checkpoint, record):
             return checkpoint
         source, target = choose_formats(checkpoint, None, None)
         return in_memory(checkpoint, make_route(source, target, checkpoint, dtype=joined, only_joins=True))
     except BaseException:
         checkpoint.close()
         raise
+
+
+def _is_of_library(checkpoint: Checkpoint, record: Mapping[str, Any]) -> bool:
+    """Whether the library whose class the spec is of has saved it again, by its own names; the record is there."""
+    if record["model"] not in names_of("spec") or not (spec := load_spec(record["model"])).files:
+        return False
+    return not checkpoint.tensors.keys() <= spec.tensors(as_config(record["config"])).keys()
 
 
 def in_memory(checkpoint: Checkpoint, plan: Plan) -> Checkpoint:
