@@ -16,17 +16,18 @@ from torch import Tensor
 
 from converter.display import counted, listed, plain
 from converter.errors import ModelError
-from converter.glip.detect.found import Found
-from converter.glip.detect.images import Picture, as_image, batch, read_for, to_tensor
-from converter.glip.detect.preprocessing import Preprocessing, folder_settings, glip_preprocessing
-from converter.glip.detect.prompt import Caption, Prompt, as_prompt, captions
-from converter.glip.detect.tokenizer import Tokenizer, find_tokenizer
+from converter.glip.detect.preprocessing import folder_settings, glip_preprocessing
 from converter.glip.model.config import DETECTIONS_PER_IMAGE, RULES, GLIPConfig, Rules
 from converter.glip.model.detection import Detections, detect
 from converter.glip.model.encoded import EncodedImages, EncodedText
 from converter.glip.model.glip import GLIP
 from converter.glip.model.head import Output
 from converter.glip.weights import Memory
+from converter.grounding.found import Found
+from converter.grounding.images import Picture, as_image, batch, read_for, to_tensor
+from converter.grounding.preprocessing import Preprocessing
+from converter.grounding.prompt import Caption, Prompt, as_prompt, captions
+from converter.grounding.tokenizer import Tokenizer, find_tokenizer
 from converter.hub.resolve import local_path
 from converter.mapping.spec import load_spec
 from converter.parity.device import DTYPES
@@ -125,7 +126,7 @@ class Detector:
 
     def draw(self, image: Picture, found: Found, line_width: int | None = None) -> Image.Image:
         """A copy of the picture with the found boxes drawn into it; `line_width` in pixels, by default by its size."""
-        from converter.glip.detect.draw import draw
+        from converter.grounding.draw import draw
 
         if not isinstance(found, Found):
             raise ModelError(

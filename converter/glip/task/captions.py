@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 from converter.display import quoted
 from converter.errors import ModelError
-from converter.glip.detect.preprocessing import Preprocessing
-from converter.glip.detect.prompt import Caption, groups, make_caption
-from converter.glip.detect.tokenizer import Tokenizer
 from converter.glip.task.protocol import Protocol
+from converter.grounding.preprocessing import Preprocessing
+from converter.grounding.prompt import Caption, groups, make_caption
+from converter.grounding.tokenizer import Tokenizer
 from converter.parity.family import Class
 
 

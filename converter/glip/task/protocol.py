@@ -11,8 +11,8 @@ from typing import Any
 
 from converter.display import listed, quoted
 from converter.errors import ModelError
-from converter.glip.detect.preprocessing import Preprocessing
 from converter.glip.model.config import Rules
+from converter.grounding.preprocessing import Preprocessing
 from converter.parity.family import Asked
 
 ORDERS = ("id", "name", "reversed")

@@ -11,11 +11,11 @@ import numpy as np
 
 from converter.display import file_name
 from converter.errors import ModelError
-from converter.glip.detect.preprocessing import Preprocessing
-from converter.glip.detect.prompt import Caption
-from converter.glip.detect.tokenizer import Tokenizer
 from converter.glip.task.captions import class_captions
 from converter.glip.task.protocol import Protocol, load_protocol
+from converter.grounding.preprocessing import Preprocessing
+from converter.grounding.prompt import Caption
+from converter.grounding.tokenizer import Tokenizer
 from converter.parity.family import Asked, Boxes, Class, Prepared
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class GLIPTask:
 
     def read(self, path: Path) -> Prepared:
         """ModelError if it is no picture, damaged, or so long and thin that a side would vanish."""
-        from converter.glip.detect.images import read_image
+        from converter.grounding.images import read_image
 
         image = read_image(path, upright=self.protocol.upright)
         try:
@@ -125,7 +125,7 @@ class _Runner:
         """One forward of the backbone, and one of the head for each caption; what all of these find is joined."""
         import torch
 
-        from converter.glip.detect.images import normalised
+        from converter.grounding.images import normalised
 
         device, settings = self.detector.device, self.task.settings
         tensors = [normalised(torch.from_numpy(picture.pixels).to(device), settings) for picture in pictures]

@@ -12,8 +12,8 @@ from PIL import Image
 
 from converter.errors import ModelError
 from converter.glip import GLIP, Detector, Found, Prompt
-from converter.glip.detect.images import batch, to_tensor
 from converter.glip.detect.preprocessing import glip_preprocessing
+from converter.grounding.images import batch, to_tensor
 from tests.support.bert_vocabulary import small_vocabulary
 from tests.support.saved_glip import saved_glip
 from tests.support.small_folder import SETTINGS, small_folder

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from converter.display import plain, quoted
 from converter.errors import ConverterWarning, ModelError
-from converter.glip.detect.preprocessing import Preprocessing
-from converter.glip.detect.tokenizer import Encoded, Tokenizer
-from converter.glip.detect.wording import Span, closing_stops, doubts, phrase_spans, repeated, underscores
+from converter.grounding.preprocessing import Preprocessing
+from converter.grounding.tokenizer import Encoded, Tokenizer
+from converter.grounding.wording import Span, closing_stops, doubts, phrase_spans, repeated, underscores
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from converter.display import file_name, plain
 from converter.errors import ModelError
-from converter.glip.detect.preprocessing import Preprocessing
+from converter.grounding.preprocessing import Preprocessing
 
 # formats that Pillow decodes by itself; it would hand EPS and the like to other programs
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")

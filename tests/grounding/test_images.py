@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from converter.errors import ModelError
-from converter.glip.detect.images import PIXEL_LIMIT, as_image, batch, read_image, to_tensor
-from converter.glip.detect.preprocessing import Preprocessing, glip_preprocessing
+from converter.glip.detect.preprocessing import glip_preprocessing
+from converter.grounding.images import PIXEL_LIMIT, as_image, batch, read_image, to_tensor
+from converter.grounding.preprocessing import Preprocessing
 
 SETTINGS = glip_preprocessing()
 MEAN, STD = (103.53, 116.28, 123.675), (57.375, 57.12, 58.395)

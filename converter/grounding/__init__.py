@@ -1,0 +1,14 @@
+"""What detectors of phrases share: from pictures and words to a model's inputs, and from its boxes to drawings.
+
+In the order in which data passes:
+
+    preprocessing.py  what is done to a picture and a caption, as data
+    images.py         reading pictures; pictures as tensors
+    tokenizer.py      BERT's vocabulary; words as token ids
+    wording.py        likely mistakes in prompts, and phrases found in a sentence
+    prompt.py         what to look for, as captions and token positions
+    found.py          what was found in one picture
+    placement.py      where labels have room
+    lettering.py      labels in a font that has their letters
+    draw.py           boxes drawn into a picture
+"""
