@@ -7,28 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from converter.display import file_name
 from converter.errors import ModelError
-from converter.glip.task.captions import class_captions
 from converter.glip.task.protocol import Protocol, load_protocol
+from converter.grounding.choices import told
+from converter.grounding.classes import class_captions
+from converter.grounding.prepared import prepare
 from converter.grounding.preprocessing import Preprocessing
 from converter.grounding.prompt import Caption
 from converter.grounding.tokenizer import Tokenizer
 from converter.parity.family import Asked, Boxes, Class, Prepared
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from PIL import Image
     from torch import Tensor
 
     from converter.glip.detect.detector import Detector, Parts
     from converter.glip.model.detection import Detections
     from converter.glip.model.glip import GLIP
-
-
-_ORIENTATION = 0x0112  # in EXIF
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +43,9 @@ class GLIPTask:
         protocol = load_protocol(asked, data)
         settings = protocol.preprocessing(settings)
         captions = class_captions(classes, protocol, tokenizer, settings)
-        return cls(_told(asked, data, protocol, classes), protocol, tokenizer, settings, tuple(captions))
+        known = load_protocol(Asked(asked.name), data)
+        name = told(asked.name, known.to_dict(), protocol.to_dict(), data, classes)
+        return cls(name, protocol, tokenizer, settings, tuple(captions))
 
     @property
     def captions(self) -> Sequence[str]:
@@ -75,17 +71,8 @@ class GLIPTask:
 
     def read(self, path: Path) -> Prepared:
         """ModelError if it is no picture, damaged, or so long and thin that a side would vanish."""
-        from converter.grounding.images import read_image
-
-        image = read_image(path, upright=self.protocol.upright)
-        try:
-            size = self._size(image.width, image.height)
-        except ModelError as error:
-            raise ModelError(f"{file_name(path)}: {error}") from None
-        padded = tuple(side + -side % self.settings.size_multiple for side in (size[1], size[0]))
-        pixels = _resized(image, size, self.protocol.filter)
-        is_unturned = image.getexif().get(_ORIENTATION, 1) != 1  # of what was turned this is taken out
-        return Prepared(pixels, image.width, image.height, (padded[0], padded[1]), is_unturned)
+        multiple = self.settings.size_multiple
+        return prepare(path, self._size, self.protocol.filter, multiple, self.protocol.upright)
 
     def runner(self, model: GLIP) -> Callable[[Sequence[Prepared]], Sequence[Boxes]]:
         """The captions are encoded here, once. ModelError where the model computes NaN, or memory does not suffice."""
@@ -104,15 +91,6 @@ class GLIPTask:
         if 0 in size:
             raise ModelError(f"found {width}x{height} pixels: a side would vanish. Crop the picture.")
         return size
-
-
-def _told(asked: Asked, data: str, protocol: Protocol, classes: Sequence[Class]) -> str:
-    """The name of a protocol, and what of it was changed: such a figure is none of the protocol itself."""
-    known = load_protocol(Asked(asked.name), data).to_dict()
-    changed = [f"{name}={value}" for name, value in protocol.to_dict().items() if value != known[name]]
-    if data != "own" and any(each.prefix or each.text or each.suffix for each in classes):
-        changed.append("other captions")
-    return f"{asked.name} with {', '.join(changed)}" if changed else asked.name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,18 +123,3 @@ class _Runner:
         sides = corners[:, 2:] - corners[:, :2] + self.task.protocol.box_extent
         boxes = torch.cat([corners[:, :2], sides], dim=-1)
         return Boxes(labels.numpy(), boxes.numpy(), scores.numpy())
-
-
-def _resized(image: Image.Image, size: tuple[int, int], how: str) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB. Pillow's filters average where they shrink; 'bilinear-tensor' takes four pixels, as tensors do."""
-    from PIL import Image
-
-    if how != "bilinear-tensor":
-        return np.asarray(image.resize(size, Image.Resampling[how.upper()])).copy()
-    import torch
-    from torch.nn import functional as F
-
-    pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float()
-    scaled = F.interpolate(pixels, (size[1], size[0]), mode="bilinear", align_corners=False)
-    rounded: NDArray[np.uint8] = scaled[0].round().byte().permute(1, 2, 0).contiguous().numpy()
-    return rounded

@@ -14,8 +14,8 @@ from transformers import BertTokenizerFast
 
 from converter.errors import ModelError
 from converter.glip.detect.preprocessing import glip_preprocessing
-from converter.glip.task.captions import class_captions, clean
 from converter.glip.task.protocol import load_protocol
+from converter.grounding.classes import class_captions, clean
 from converter.grounding.prompt import Caption
 from converter.grounding.tokenizer import SHIPPED, Tokenizer
 from converter.parity.capture import load_capture
