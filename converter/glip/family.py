@@ -137,41 +137,18 @@ class GLIPFamily(Family["GLIP"]):
         spans: Sequence[str] = (),
         phrases: Sequence[str] = (),
     ) -> Prompt:
-        from converter.grounding.prompt import Prompt, parse_span
-        from converter.grounding.wording import phrase_spans
+        from converter.grounding.prompt import read_prompt
 
-        if caption is not None:
-            return Prompt.of_caption(caption, [*phrase_spans(caption, phrases), *map(parse_span, spans)])
-        return Prompt.parse(names) if isinstance(names, str) else Prompt.of_names(names or ())
+        return read_prompt(names, caption, spans, phrases)
 
     def query(self, prompt: Prompt, source: Path, config: Config, vocabulary: Path | None) -> Query:
-        """Torch is imported once a picture is read."""
         from converter.glip.detect.preprocessing import folder_settings
-        from converter.grounding.prompt import captions
+        from converter.grounding.query import make_query
         from converter.grounding.tokenizer import find_tokenizer
 
         tokenizer = find_tokenizer(source, vocabulary)
         tokenizer.check_size(config.get("vocab_size"))
-        settings = folder_settings(source)
-        made = captions(prompt, tokenizer, settings)
-
-        def read(path: Path) -> Any:
-            from converter.grounding.images import read_for
-
-            return read_for(path, settings)
-
-        tokens = [
-            {"ids": caption.ids, "labels": [[label, *at] for label, at in caption.positive_map.items()]}
-            for caption in made
-        ]
-        return Query(
-            prompt,
-            [caption.text for caption in made],
-            prompt.phrases,
-            read,
-            {"captions": tokens, "preprocessing": settings.to_dict()},
-            lambda picture: settings.padded(picture.width, picture.height),
-        )
+        return make_query(prompt, tokenizer, folder_settings(source))
 
     def detector(self, model: GLIP, source: Path, vocabulary: Path | None) -> Detector:
         from converter.glip.detect.detector import Detector

@@ -7,6 +7,7 @@ In the order in which data passes:
     tokenizer.py      BERT's vocabulary; words as token ids
     wording.py        likely mistakes in prompts, and phrases found in a sentence
     prompt.py         what to look for, as captions and token positions
+    query.py          all that, before there are weights
     best.py           the best boxes of a picture, over all captions
     found.py          what was found in one picture
     placement.py      where labels have room
@@ -18,4 +19,5 @@ And for whole data sets:
     choices.py        the choices of an evaluation, as data with their sources, and what they may be changed to
     classes.py        the classes of a data set as captions
     prepared.py       a picture as a worker hands it on
+    task.py           all that is asked, but for the model
 """

@@ -39,21 +39,28 @@ def class_captions(
     A caption that would be too long for the model is divided, where the reference would cut its end off.
     """
     ordered = _ordered(classes, rules.order)
-    pieces = [f"{each.prefix}{_name(each, rules)}{each.suffix}" for each in ordered]
+    worded = [_parts(each, rules, settings) for each in ordered]
     made, begin = [], 0
     with _about_classes():
-        divided = groups(pieces, rules.per_caption, tokenizer, settings)
+        divided = groups(["".join(parts) for parts in worded], rules.per_caption, tokenizer, settings)
     for group in divided:
         labels, text = {}, ""
-        for each, piece in zip(ordered[begin : begin + len(group)], group, strict=True):
+        for at, piece in enumerate(group, start=begin):
+            prefix, name, _ = worded[at]
             text += settings.phrase_separator if text else ""
-            start = len(text) + len(each.prefix)
-            labels[each.id] = (start, start + len(_name(each, rules)))
+            start = len(text) + len(prefix)
+            labels[ordered[at].id] = (start, start + len(name))
             text += piece
         with _about_classes():
-            made.append(make_caption(text, labels, tokenizer, settings))
+            made.append(make_caption(text + settings.caption_end, labels, tokenizer, settings))
         begin += len(group)
     return made
+
+
+def _parts(each: Class, rules: Rules, settings: Preprocessing) -> tuple[str, str, str]:
+    """What stands before its name, the name, and what stands after it."""
+    parts = each.prefix, _name(each, rules), each.suffix
+    return (parts[0].lower(), parts[1].lower(), parts[2].lower()) if settings.lowercase else parts
 
 
 @contextmanager

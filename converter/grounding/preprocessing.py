@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from converter.display import listed, plain, quoted
 from converter.errors import ModelError
 
-_FIXED = {"channel_order": "bgr", "interpolation": "bilinear", "value_range": (0, 255)}
+_CHOICES: Mapping[str, tuple[Any, ...]] = {
+    "channel_order": ("bgr", "rgb"),
+    "interpolation": ("bilinear",),
+    "value_range": ((0, 255), (0, 1)),
+}
 # The largest values. The reference tests at up to 2,500 pixels (TEST.MAX_SIZE, maskrcnn_benchmark/config/defaults.py),
 # pads to a multiple of 32, and has 256 tokens.
 _SIZES = {"shorter_side": 1 << 12, "longer_side": 1 << 12, "size_multiple": 1 << 10, "caption_tokens": 1 << 16}
@@ -24,7 +28,10 @@ class Preprocessing:
     mean, std                   per channel, in the order of `channel_order`, on the scale of `value_range`
     caption_tokens              the longest caption, with [CLS] and [SEP]
     phrase_separator            what stands between class names in a caption
+    caption_end                 what every caption ends with
+    lowercase                   whether captions are made lower case before the tokenizer does so
 
+    The last two are left out of JSON where they are as by default.
     ModelError for a value of another type or range, or one that this program does not support.
     """
 
@@ -39,11 +46,14 @@ class Preprocessing:
     source: str
     std: tuple[float, ...]
     value_range: tuple[int, ...]
+    caption_end: str = ""
+    lowercase: bool = False
 
     def __post_init__(self) -> None:
-        for name, expected in _FIXED.items():
-            if getattr(self, name) != expected:
-                raise ModelError(f"preprocessing: {name} is {plain(repr(getattr(self, name)))}, expected {expected!r}.")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                expected = " or ".join(map(repr, choices))
+                raise ModelError(f"preprocessing: {name} is {plain(repr(getattr(self, name)))}, expected {expected}.")
         for name, most in _SIZES.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
@@ -57,23 +67,27 @@ class Preprocessing:
                 raise ModelError(
                     f"preprocessing: {name} is {plain(repr(value))}, expected three numbers from {least} to 1000."
                 )
-        if not isinstance(self.phrase_separator, str) or not isinstance(self.source, str):
-            raise ModelError("preprocessing: phrase_separator and source must both be text.")
+        if not all(isinstance(text, str) for text in (self.phrase_separator, self.caption_end, self.source)):
+            raise ModelError("preprocessing: phrase_separator, caption_end and source must all be text.")
+        if not isinstance(self.lowercase, bool):
+            raise ModelError(f"preprocessing: lowercase is {plain(repr(self.lowercase))}, expected true or false.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
         """The settings that `to_dict` wrote. ModelError names every field that is unknown or missing."""
-        names = {field.name for field in fields(cls)}
-        if not isinstance(values, Mapping) or set(values) != names:
-            is_mapping = isinstance(values, Mapping)
-            differing = listed(map(quoted, sorted(names ^ set(values)))) if is_mapping else type(values).__name__
+        names = {field.name for field in fields(cls)} - _DEFAULTS.keys()
+        is_mapping = isinstance(values, Mapping)
+        if not is_mapping or set(values) - _DEFAULTS.keys() != names:
+            others = sorted(names ^ (set(values) - _DEFAULTS.keys())) if is_mapping else []
+            differing = listed(map(quoted, others)) if is_mapping else type(values).__name__
             raise ModelError(f"preprocessing: expected exactly {', '.join(sorted(names))}; differing: {differing}.")
         fitted: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         return cls(**fitted)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; tuples become lists."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        stated = {name: value for name, value in asdict(self).items() if value != _DEFAULTS.get(name)}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in stated.items()}
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) of a picture after resizing, aspect ratio kept.
@@ -99,3 +113,6 @@ class Preprocessing:
         """(height, width) of what the model sees of a picture by itself. ModelError as `resized`."""
         width, height = self.resized(width, height)
         return height + -height % self.size_multiple, width + -width % self.size_multiple
+
+
+_DEFAULTS = {field.name: field.default for field in fields(Preprocessing) if field.default is not MISSING}

@@ -278,9 +278,9 @@ def test_settings_survive_json() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"channel_order": "rgb"}, {"interpolation": "bicubic"}, {"shorter_side": 0}, {"longer_side": "1333"},
+        {"channel_order": "grb"}, {"interpolation": "bicubic"}, {"shorter_side": 0}, {"longer_side": "1333"},
         {"size_multiple": True}, {"std": [0, 1, 1]}, {"mean": [1, 2]}, {"mean": [1, 2, float("nan")]}, {"more": 1},
-        {"phrase_separator": None},
+        {"phrase_separator": None}, {"caption_end": 1}, {"lowercase": 1}, {"value_range": [0, 2]},
     ],
 )  # fmt: skip
 def test_settings_that_are_not_carried_out_are_refused(change: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from converter.checkpoint.strict_json import read_json
-from converter.display import file_name
+from converter.display import file_name, plain
 from converter.errors import ModelError
 from converter.grounding.preprocessing import Preprocessing
 
@@ -25,8 +25,18 @@ def folder_settings(model: Path) -> Preprocessing:
     try:
         content = read_json(config) if model.is_dir() else {}
         stated = content.get("preprocessing") if content.get("model") else None  # without, it is another tool's
-        return glip_preprocessing() if stated is None else Preprocessing.from_dict(stated)
+        return glip_preprocessing() if stated is None else _checked(Preprocessing.from_dict(stated))
     except (OSError, ValueError, AttributeError):
         return glip_preprocessing()  # loading the model reports what is wrong with the file
     except ModelError as error:
         raise ModelError(f"{file_name(config)}: {error}") from None
+
+
+def _checked(settings: Preprocessing) -> Preprocessing:
+    """ModelError where a value is another one than every GLIP was trained with, and no choice."""
+    own = glip_preprocessing()
+    for name in ("channel_order", "value_range", "caption_end", "lowercase"):
+        if getattr(settings, name) != getattr(own, name):
+            found, expected = getattr(settings, name), getattr(own, name)
+            raise ModelError(f"preprocessing: {name} is {plain(repr(found))}, expected {expected!r}.")
+    return settings

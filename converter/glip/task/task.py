@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from converter.errors import ModelError
 from converter.glip.task.protocol import Protocol, load_protocol
 from converter.grounding.choices import told
 from converter.grounding.classes import class_captions
-from converter.grounding.prepared import prepare
 from converter.grounding.preprocessing import Preprocessing
-from converter.grounding.prompt import Caption
+from converter.grounding.task import PhraseTask
 from converter.grounding.tokenizer import Tokenizer
 from converter.parity.family import Asked, Boxes, Class, Prepared
 
@@ -26,14 +24,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class GLIPTask:
-    """A `converter.parity.family.Task`."""
-
-    name: str
-    protocol: Protocol
-    tokenizer: Tokenizer
-    settings: Preprocessing
-    asked: tuple[Caption, ...]
+class GLIPTask(PhraseTask[Protocol]):
+    """GLIP, asked by a protocol."""
 
     @classmethod
     def of(
@@ -47,33 +39,6 @@ class GLIPTask:
         name = told(asked.name, known.to_dict(), protocol.to_dict(), data, classes)
         return cls(name, protocol, tokenizer, settings, tuple(captions))
 
-    @property
-    def captions(self) -> Sequence[str]:
-        return [caption.text for caption in self.asked]
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        tokens = [
-            {"ids": list(caption.ids), "classes": [[label, *at] for label, at in caption.positive_map.items()]}
-            for caption in self.asked
-        ]
-        return {
-            "name": self.name,
-            "settings": self.protocol.to_dict(),
-            "preprocessing": self.settings.to_dict(),
-            "captions": list(self.captions),
-            "tokens": tokens,
-        }
-
-    @property
-    def metric(self) -> str:
-        return self.protocol.metric
-
-    def read(self, path: Path) -> Prepared:
-        """ModelError if it is no picture, damaged, or so long and thin that a side would vanish."""
-        multiple = self.settings.size_multiple
-        return prepare(path, self._size, self.protocol.filter, multiple, self.protocol.upright)
-
     def runner(self, model: GLIP) -> Callable[[Sequence[Prepared]], Sequence[Boxes]]:
         """The captions are encoded here, once. ModelError where the model computes NaN, or memory does not suffice."""
         from converter.glip.detect.detector import Detector
@@ -81,7 +46,7 @@ class GLIPTask:
         detector = Detector(model, self.tokenizer, self.settings)
         return _Runner(self, detector, detector.encode_captions(self.asked))
 
-    def _size(self, width: int, height: int) -> tuple[int, int]:
+    def size(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) in which the model sees a picture of that size."""
         if self.protocol.size_rounding == "official":
             return self.settings.resized(width, height)

@@ -140,6 +140,17 @@ def test_a_folder_says_how_pictures_are_prepared(tmp_path: Path) -> None:
         Detector.from_pretrained(folder)
 
 
+@pytest.mark.parametrize(
+    "change", [{"channel_order": "rgb"}, {"value_range": [0, 1]}, {"caption_end": "."}, {"lowercase": True}]
+)
+def test_what_every_glip_was_trained_with_is_no_choice_of_a_folder(tmp_path: Path, change: dict[str, object]) -> None:
+    folder = small_folder(tmp_path / "small")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"preprocessing": SETTINGS.to_dict() | change}))
+    with pytest.raises(ModelError, match=f"preprocessing: {next(iter(change))} is .*, expected"):
+        Detector.from_pretrained(folder)
+
+
 def test_pictures_are_of_full_size_where_nothing_else_is_said(tmp_path: Path) -> None:
     detector = Detector.from_pretrained(saved_glip(tmp_path), small_vocabulary(tmp_path))
     assert detector.settings == glip_preprocessing()
