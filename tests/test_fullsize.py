@@ -25,8 +25,8 @@ from safetensors import safe_open
 from converter.cli import main
 from converter.glip import GLIP, Detector
 from converter.glip.detect.preprocessing import glip_preprocessing
-from converter.glip.detect.prompt import Caption
 from converter.glip.task.protocol import load_protocol
+from converter.grounding.prompt import Caption
 from converter.mapping.load import load_table
 from converter.mapping.ops import apply_ops
 from converter.parity.capture import Capture, load_capture, write_capture

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from converter.errors import EXTRAS
-from converter.glip.detect.tokenizer import SHIPPED
+from converter.grounding.tokenizer import SHIPPED
 from tests import ROOT
 from tests.support.bare import PIP, bare_environment
 from tests.support.tiny import tiny_weights
@@ -62,7 +62,7 @@ from converter.cli import main; main(['lint'], standalone_mode=False); main(['sc
 
 def test_the_vocabulary_and_whose_it_is_are_in_the_wheel(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        assert archive.read("converter/glip/detect/bert-base-uncased-vocab.txt") == SHIPPED.read_bytes()
+        assert archive.read("converter/grounding/bert-base-uncased-vocab.txt") == SHIPPED.read_bytes()
         (notice,) = [name for name in archive.namelist() if name.endswith(".dist-info/licenses/NOTICE")]
         assert "The Google AI Language Team" in archive.read(notice).decode()
 

@@ -6,7 +6,7 @@
     weights.py      loading: what `convert` wrote becomes a model
     saving.py       saving: a model becomes a folder as `convert` writes it, which says what it was loaded from
     unfilled.py     a model without memory, made without what torch would import for it
-    detect/         from pictures and words to boxes: preprocessing, tokenizer, prompt, detector, drawing
+    detect/         from pictures and words to boxes: the detector, and GLIP's preprocessing
     task/           from a data set to boxes that can be measured: protocols, captions, `evaluate`
     zoo.py          models by name, including MMPretrain's two, from weights of any format
     model_zoo.json  the released models: training data, figures, licence, each with its source
@@ -25,8 +25,6 @@ from converter.errors import require
 
 if TYPE_CHECKING:
     from converter.glip.detect.detector import Detector, EncodedPrompt
-    from converter.glip.detect.found import Found
-    from converter.glip.detect.prompt import Prompt
     from converter.glip.model.config import GLIPConfig
     from converter.glip.model.detection import Detections
     from converter.glip.model.encoded import EncodedImages, EncodedText
@@ -34,6 +32,8 @@ if TYPE_CHECKING:
     from converter.glip.model.head import Output
     from converter.glip.task.evaluate import evaluate
     from converter.glip.zoo import get_model, model_names
+    from converter.grounding.found import Found
+    from converter.grounding.prompt import Prompt
 
 __all__ = [
     "GLIP",
@@ -52,21 +52,21 @@ __all__ = [
 ]
 
 _HOMES = {
-    "detect.detector": ("Detector", "EncodedPrompt"),
-    "detect.found": ("Found",),
-    "detect.prompt": ("Prompt",),
-    "model.config": ("GLIPConfig",),
-    "model.detection": ("Detections",),
-    "model.encoded": ("EncodedImages", "EncodedText"),
-    "model.glip": ("GLIP",),
-    "model.head": ("Output",),
-    "task.evaluate": ("evaluate",),
-    "zoo": ("get_model", "model_names"),
+    "glip.detect.detector": ("Detector", "EncodedPrompt"),
+    "glip.model.config": ("GLIPConfig",),
+    "glip.model.detection": ("Detections",),
+    "glip.model.encoded": ("EncodedImages", "EncodedText"),
+    "glip.model.glip": ("GLIP",),
+    "glip.model.head": ("Output",),
+    "glip.task.evaluate": ("evaluate",),
+    "glip.zoo": ("get_model", "model_names"),
+    "grounding.found": ("Found",),
+    "grounding.prompt": ("Prompt",),
 }
 _EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "detect.detector": ("detect", ("torch", "PIL", "tokenizers")),
-    "detect.prompt": ("detect", ()),
-    "task.evaluate": ("evaluate", ("torch", "PIL", "tokenizers", "faster_coco_eval")),
+    "glip.detect.detector": ("detect", ("torch", "PIL", "tokenizers")),
+    "glip.task.evaluate": ("evaluate", ("torch", "PIL", "tokenizers", "faster_coco_eval")),
+    "grounding.prompt": ("detect", ()),
 }
 
 
@@ -75,7 +75,7 @@ def __getattr__(name: str) -> object:
         if name in names:
             extra, modules = _EXTRAS.get(home, ("model", ("torch",)))
             require(f"converter.glip.{name}", extra, modules)
-            return getattr(import_module(f"{__name__}.{home}"), name)
+            return getattr(import_module(f"converter.{home}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from converter.display import file_name
 from converter.errors import CaptureError
-from converter.glip.detect.tokenizer import COMPANIONS
+from converter.grounding.tokenizer import COMPANIONS
 from converter.mapping.spec import Config
 from converter.parity.family import (
     Asked,
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
     from converter.checkpoint import Checkpoint
     from converter.glip.detect.detector import Detector
-    from converter.glip.detect.prompt import Prompt
     from converter.glip.model.glip import GLIP
     from converter.glip.model.head import Output
+    from converter.grounding.prompt import Prompt
     from converter.parity.capture import Capture, Detections
 
 ANCHORS = "rpn.anchor_generator."  # + level: an official module; here the method GLIP.anchors makes the anchors
@@ -137,46 +137,23 @@ class GLIPFamily(Family["GLIP"]):
         spans: Sequence[str] = (),
         phrases: Sequence[str] = (),
     ) -> Prompt:
-        from converter.glip.detect.prompt import Prompt, parse_span
-        from converter.glip.detect.wording import phrase_spans
+        from converter.grounding.prompt import read_prompt
 
-        if caption is not None:
-            return Prompt.of_caption(caption, [*phrase_spans(caption, phrases), *map(parse_span, spans)])
-        return Prompt.parse(names) if isinstance(names, str) else Prompt.of_names(names or ())
+        return read_prompt(names, caption, spans, phrases)
 
     def query(self, prompt: Prompt, source: Path, config: Config, vocabulary: Path | None) -> Query:
-        """Torch is imported once a picture is read."""
         from converter.glip.detect.preprocessing import folder_settings
-        from converter.glip.detect.prompt import captions
-        from converter.glip.detect.tokenizer import find_tokenizer
+        from converter.grounding.query import make_query
+        from converter.grounding.tokenizer import find_tokenizer
 
         tokenizer = find_tokenizer(source, vocabulary)
         tokenizer.check_size(config.get("vocab_size"))
-        settings = folder_settings(source)
-        made = captions(prompt, tokenizer, settings)
-
-        def read(path: Path) -> Any:
-            from converter.glip.detect.images import read_for
-
-            return read_for(path, settings)
-
-        tokens = [
-            {"ids": caption.ids, "labels": [[label, *at] for label, at in caption.positive_map.items()]}
-            for caption in made
-        ]
-        return Query(
-            prompt,
-            [caption.text for caption in made],
-            prompt.phrases,
-            read,
-            {"captions": tokens, "preprocessing": settings.to_dict()},
-            lambda picture: settings.padded(picture.width, picture.height),
-        )
+        return make_query(prompt, tokenizer, folder_settings(source))
 
     def detector(self, model: GLIP, source: Path, vocabulary: Path | None) -> Detector:
         from converter.glip.detect.detector import Detector
         from converter.glip.detect.preprocessing import folder_settings
-        from converter.glip.detect.tokenizer import find_tokenizer
+        from converter.grounding.tokenizer import find_tokenizer
 
         return Detector(model, find_tokenizer(source, vocabulary), folder_settings(source), str(source))
 
@@ -184,8 +161,8 @@ class GLIPFamily(Family["GLIP"]):
         self, data: str, classes: Sequence[Class], asked: Asked, source: Path, config: Config, vocabulary: Path | None
     ) -> Task:
         from converter.glip.detect.preprocessing import folder_settings
-        from converter.glip.detect.tokenizer import find_tokenizer
         from converter.glip.task.task import GLIPTask
+        from converter.grounding.tokenizer import find_tokenizer
 
         tokenizer = find_tokenizer(source, vocabulary)
         tokenizer.check_size(config.get("vocab_size"))
@@ -218,7 +195,7 @@ class GLIPFamily(Family["GLIP"]):
         import hashlib
 
         from converter.glip.detect.preprocessing import folder_settings
-        from converter.glip.detect.tokenizer import find_tokenizer
+        from converter.grounding.tokenizer import find_tokenizer
 
         tokenizer = find_tokenizer(conversion, vocabulary)
         tokenizer.check_size(config.get("vocab_size"))

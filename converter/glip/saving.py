@@ -18,9 +18,10 @@ from converter.checkpoint.storage import Storage
 from converter.checkpoint.strict_json import OBJECT_LIMIT, read_limited
 from converter.display import file_name, listed, plain
 from converter.errors import ConverterWarning, DestinationError, ModelError
-from converter.glip.detect.preprocessing import Preprocessing, folder_settings, glip_preprocessing
-from converter.glip.detect.tokenizer import COMPANIONS
+from converter.glip.detect.preprocessing import folder_settings, glip_preprocessing
 from converter.glip.model.config import GLIPConfig
+from converter.grounding.preprocessing import Preprocessing
+from converter.grounding.tokenizer import COMPANIONS
 from converter.mapping.load import hub_table
 from converter.mapping.ops import Array
 from converter.mapping.spec import load_spec

@@ -190,7 +190,7 @@ def test_what_takes_seconds_to_import_is_not(shared: Path) -> None:
 
 
 def test_a_missing_package_is_named(shared: Path, options: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [m for m in sys.modules if m.startswith(("converter.glip.detect.", "PIL"))]:
+    for name in [m for m in sys.modules if m.startswith(("converter.glip.detect.", "converter.grounding.", "PIL"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "PIL", None)
     result = run(shared / "small", shared / "rocket.png", "--prompt", "dog.", *options)

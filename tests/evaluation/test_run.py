@@ -158,8 +158,8 @@ def test_torch_computes_a_batch_in_one_thread_and_has_its_own_again(shared: Path
 def test_a_task_can_be_sent_to_a_process(tmp_path: Path) -> None:
     """Where processes are not forked."""
     from converter.glip.detect.preprocessing import glip_preprocessing
-    from converter.glip.detect.tokenizer import find_tokenizer
     from converter.glip.task.task import GLIPTask
+    from converter.grounding.tokenizer import find_tokenizer
     from converter.parity.family import Asked, Class
     from tests.support.bert_vocabulary import small_vocabulary
 

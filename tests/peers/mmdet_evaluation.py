@@ -10,8 +10,8 @@ from PIL import Image
 from torch import nn
 
 from converter.glip.detect.preprocessing import glip_preprocessing
-from converter.glip.detect.tokenizer import SHIPPED, Tokenizer
 from converter.glip.task.task import GLIPTask
+from converter.grounding.tokenizer import SHIPPED, Tokenizer
 from converter.parity.family import Asked, Class
 from tests.peers.openmmlab import configuration, configured
 from tests.peers.packages import package, unheard

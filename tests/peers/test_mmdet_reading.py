@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from converter.errors import ModelError
-from converter.glip.detect.images import batch, normalised
 from converter.glip.detect.preprocessing import glip_preprocessing
+from converter.grounding.images import batch, normalised
 from converter.parity.family import Class
 from tests.peers.comparison import needs
 from tests.peers.mmdet_evaluation import Peer, classes_for, classes_of, packed, task_of

@@ -16,7 +16,7 @@ from tests.support.small_folder import small_folder
 
 MODULES = (
     "converter.cli", "converter.cli.detect_run", "converter.cli.detect_folder", "converter.glip.detect.detector",
-    "converter.glip.detect.draw", "converter.glip.weights", "converter.hub.resolve", "converter.writing.in_memory",
+    "converter.grounding.draw", "converter.glip.weights", "converter.hub.resolve", "converter.writing.in_memory",
     "torch._dynamo", "torch.backends.mkldnn", "PIL.JpegImagePlugin", "PIL.PngImagePlugin", "tokenizers", "tqdm",
     "multiprocessing.synchronize",
 )  # fmt: skip

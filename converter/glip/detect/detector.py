@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import SupportsFloat, SupportsIndex, TypeAlias, TypeVar, overload
+from typing import TypeAlias, TypeVar, overload
 
 import torch
 from PIL import Image
@@ -16,17 +15,19 @@ from torch import Tensor
 
 from converter.display import counted, listed, plain
 from converter.errors import ModelError
-from converter.glip.detect.found import Found
-from converter.glip.detect.images import Picture, as_image, batch, read_for, to_tensor
-from converter.glip.detect.preprocessing import Preprocessing, folder_settings, glip_preprocessing
-from converter.glip.detect.prompt import Caption, Prompt, as_prompt, captions
-from converter.glip.detect.tokenizer import Tokenizer, find_tokenizer
+from converter.glip.detect.preprocessing import folder_settings, glip_preprocessing
 from converter.glip.model.config import DETECTIONS_PER_IMAGE, RULES, GLIPConfig, Rules
 from converter.glip.model.detection import Detections, detect
 from converter.glip.model.encoded import EncodedImages, EncodedText
 from converter.glip.model.glip import GLIP
 from converter.glip.model.head import Output
 from converter.glip.weights import Memory
+from converter.grounding.best import best, limits
+from converter.grounding.found import Found
+from converter.grounding.images import Picture, as_image, batch, read_for, to_tensor
+from converter.grounding.preprocessing import Preprocessing
+from converter.grounding.prompt import Caption, Prompt, as_prompt, captions
+from converter.grounding.tokenizer import Tokenizer, find_tokenizer
 from converter.hub.resolve import local_path
 from converter.mapping.spec import load_spec
 from converter.parity.device import DTYPES
@@ -125,7 +126,7 @@ class Detector:
 
     def draw(self, image: Picture, found: Found, line_width: int | None = None) -> Image.Image:
         """A copy of the picture with the found boxes drawn into it; `line_width` in pixels, by default by its size."""
-        from converter.glip.detect.draw import draw
+        from converter.grounding.draw import draw
 
         if not isinstance(found, Found):
             raise ModelError(
@@ -205,7 +206,7 @@ class Detector:
 
         ModelError for an unusable picture, prompt, threshold or number, and where the model computes NaN.
         """
-        threshold, max_detections = _limits(threshold, max_detections)
+        threshold, max_detections = limits(threshold, max_detections)
         if not isinstance(prompt, EncodedPrompt):
             prompt = as_prompt(prompt)
         if not isinstance(images, list | tuple):
@@ -222,7 +223,7 @@ class Detector:
         found = []
         for picture, tensor, *detections in zip(pictures, tensors, *parts, strict=True):
             height, width = tensor.shape[-2:]
-            boxes, scores, labels = _best(detections, threshold, most)
+            boxes, scores, labels = best(detections, threshold, most)
             # as in the reference, corners are scaled as they are, without regard to the +1 convention
             boxes = boxes * boxes.new_tensor([picture.width / width, picture.height / height] * 2)
             phrases = tuple(encoded.prompt.phrases[label - 1] for label in labels.tolist())
@@ -266,26 +267,6 @@ class Detector:
         else:
             cause = f"The weights are finite, but what they make is beyond {dtype}. Try bfloat16 or float32."
         raise ModelError(f"the model computes NaN in {dtype}, so nothing can be found. {cause}")
-
-
-def _limits(threshold: object, max_detections: object) -> tuple[float, int]:
-    """Both as numbers, of numpy, too. ModelError."""
-    if not isinstance(threshold, SupportsFloat) or not 0 <= float(threshold) <= 1:  # refuses NaN, too
-        raise ModelError(f"threshold: {threshold!r} is not a score. Give a number from 0 to 1.")
-    most = 0 if isinstance(max_detections, bool) or not isinstance(max_detections, SupportsIndex) else max_detections
-    if operator.index(most) < 1:
-        raise ModelError(f"max_detections: found {max_detections!r}, expected an integer of at least 1.")
-    return float(threshold), operator.index(most)
-
-
-def _best(detections: Sequence[Detections], threshold: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes, scores and labels of one picture, over all captions: the best `most` above the threshold, ties kept."""
-    boxes, scores, labels = (torch.cat(part).cpu() for part in zip(*detections, strict=True))
-    order = scores.argsort(descending=True, stable=True)
-    order = order[scores[order] > threshold]
-    if len(order) > most:
-        order = order[scores[order] >= scores[order[most - 1]]]
-    return boxes[order], scores[order], labels[order]
 
 
 def _title(config: GLIPConfig) -> str:

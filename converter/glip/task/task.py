@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from converter.display import file_name
 from converter.errors import ModelError
-from converter.glip.detect.preprocessing import Preprocessing
-from converter.glip.detect.prompt import Caption
-from converter.glip.detect.tokenizer import Tokenizer
-from converter.glip.task.captions import class_captions
 from converter.glip.task.protocol import Protocol, load_protocol
+from converter.grounding.choices import told
+from converter.grounding.classes import class_captions
+from converter.grounding.preprocessing import Preprocessing
+from converter.grounding.task import PhraseTask
+from converter.grounding.tokenizer import Tokenizer
 from converter.parity.family import Asked, Boxes, Class, Prepared
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from PIL import Image
     from torch import Tensor
 
     from converter.glip.detect.detector import Detector, Parts
@@ -28,18 +23,9 @@ if TYPE_CHECKING:
     from converter.glip.model.glip import GLIP
 
 
-_ORIENTATION = 0x0112  # in EXIF
-
-
 @dataclass(frozen=True, slots=True, eq=False)
-class GLIPTask:
-    """A `converter.parity.family.Task`."""
-
-    name: str
-    protocol: Protocol
-    tokenizer: Tokenizer
-    settings: Preprocessing
-    asked: tuple[Caption, ...]
+class GLIPTask(PhraseTask[Protocol]):
+    """GLIP, asked by a protocol."""
 
     @classmethod
     def of(
@@ -49,43 +35,9 @@ class GLIPTask:
         protocol = load_protocol(asked, data)
         settings = protocol.preprocessing(settings)
         captions = class_captions(classes, protocol, tokenizer, settings)
-        return cls(_told(asked, data, protocol, classes), protocol, tokenizer, settings, tuple(captions))
-
-    @property
-    def captions(self) -> Sequence[str]:
-        return [caption.text for caption in self.asked]
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        tokens = [
-            {"ids": list(caption.ids), "classes": [[label, *at] for label, at in caption.positive_map.items()]}
-            for caption in self.asked
-        ]
-        return {
-            "name": self.name,
-            "settings": self.protocol.to_dict(),
-            "preprocessing": self.settings.to_dict(),
-            "captions": list(self.captions),
-            "tokens": tokens,
-        }
-
-    @property
-    def metric(self) -> str:
-        return self.protocol.metric
-
-    def read(self, path: Path) -> Prepared:
-        """ModelError if it is no picture, damaged, or so long and thin that a side would vanish."""
-        from converter.glip.detect.images import read_image
-
-        image = read_image(path, upright=self.protocol.upright)
-        try:
-            size = self._size(image.width, image.height)
-        except ModelError as error:
-            raise ModelError(f"{file_name(path)}: {error}") from None
-        padded = tuple(side + -side % self.settings.size_multiple for side in (size[1], size[0]))
-        pixels = _resized(image, size, self.protocol.filter)
-        is_unturned = image.getexif().get(_ORIENTATION, 1) != 1  # of what was turned this is taken out
-        return Prepared(pixels, image.width, image.height, (padded[0], padded[1]), is_unturned)
+        known = load_protocol(Asked(asked.name), data)
+        name = told(asked.name, known.to_dict(), protocol.to_dict(), data, classes)
+        return cls(name, protocol, tokenizer, settings, tuple(captions))
 
     def runner(self, model: GLIP) -> Callable[[Sequence[Prepared]], Sequence[Boxes]]:
         """The captions are encoded here, once. ModelError where the model computes NaN, or memory does not suffice."""
@@ -94,7 +46,7 @@ class GLIPTask:
         detector = Detector(model, self.tokenizer, self.settings)
         return _Runner(self, detector, detector.encode_captions(self.asked))
 
-    def _size(self, width: int, height: int) -> tuple[int, int]:
+    def size(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) in which the model sees a picture of that size."""
         if self.protocol.size_rounding == "official":
             return self.settings.resized(width, height)
@@ -104,15 +56,6 @@ class GLIPTask:
         if 0 in size:
             raise ModelError(f"found {width}x{height} pixels: a side would vanish. Crop the picture.")
         return size
-
-
-def _told(asked: Asked, data: str, protocol: Protocol, classes: Sequence[Class]) -> str:
-    """The name of a protocol, and what of it was changed: such a figure is none of the protocol itself."""
-    known = load_protocol(Asked(asked.name), data).to_dict()
-    changed = [f"{name}={value}" for name, value in protocol.to_dict().items() if value != known[name]]
-    if data != "own" and any(each.prefix or each.text or each.suffix for each in classes):
-        changed.append("other captions")
-    return f"{asked.name} with {', '.join(changed)}" if changed else asked.name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,7 +68,7 @@ class _Runner:
         """One forward of the backbone, and one of the head for each caption; what all of these find is joined."""
         import torch
 
-        from converter.glip.detect.images import normalised
+        from converter.grounding.images import normalised
 
         device, settings = self.detector.device, self.task.settings
         tensors = [normalised(torch.from_numpy(picture.pixels).to(device), settings) for picture in pictures]
@@ -145,18 +88,3 @@ class _Runner:
         sides = corners[:, 2:] - corners[:, :2] + self.task.protocol.box_extent
         boxes = torch.cat([corners[:, :2], sides], dim=-1)
         return Boxes(labels.numpy(), boxes.numpy(), scores.numpy())
-
-
-def _resized(image: Image.Image, size: tuple[int, int], how: str) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB. Pillow's filters average where they shrink; 'bilinear-tensor' takes four pixels, as tensors do."""
-    from PIL import Image
-
-    if how != "bilinear-tensor":
-        return np.asarray(image.resize(size, Image.Resampling[how.upper()])).copy()
-    import torch
-    from torch.nn import functional as F
-
-    pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float()
-    scaled = F.interpolate(pixels, (size[1], size[0]), mode="bilinear", align_corners=False)
-    rounded: NDArray[np.uint8] = scaled[0].round().byte().permute(1, 2, 0).contiguous().numpy()
-    return rounded

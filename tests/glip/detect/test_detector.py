@@ -12,8 +12,8 @@ from PIL import Image
 
 from converter.errors import ModelError
 from converter.glip import GLIP, Detector, Found, Prompt
-from converter.glip.detect.images import batch, to_tensor
 from converter.glip.detect.preprocessing import glip_preprocessing
+from converter.grounding.images import batch, to_tensor
 from tests.support.bert_vocabulary import small_vocabulary
 from tests.support.saved_glip import saved_glip
 from tests.support.small_folder import SETTINGS, small_folder
@@ -137,6 +137,17 @@ def test_a_folder_says_how_pictures_are_prepared(tmp_path: Path) -> None:
         Detector.from_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(config | {"preprocessing": SETTINGS.to_dict() | {"mean": 5}}))
     with pytest.raises(ModelError, match="mean is 5, expected three numbers"):
+        Detector.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "change", [{"channel_order": "rgb"}, {"value_range": [0, 1]}, {"caption_end": "."}, {"lowercase": True}]
+)
+def test_what_every_glip_was_trained_with_is_no_choice_of_a_folder(tmp_path: Path, change: dict[str, object]) -> None:
+    folder = small_folder(tmp_path / "small")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"preprocessing": SETTINGS.to_dict() | change}))
+    with pytest.raises(ModelError, match=f"preprocessing: {next(iter(change))} is .*, expected"):
         Detector.from_pretrained(folder)
 
 

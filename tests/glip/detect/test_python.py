@@ -87,7 +87,7 @@ def test_what_is_no_picture_is_refused_with_a_hint(detector: Detector, picture: 
 
 def test_hints_help() -> None:
     """Each is followed once, and the picture is then taken, with the same pixels."""
-    from converter.glip.detect.images import as_image
+    from converter.grounding.images import as_image
 
     gray = np.stack([ARRAY[..., 0]] * 3, axis=-1)
     for array, hinted, expected in (
@@ -123,7 +123,7 @@ def test_several_pictures_of_one_size_are_found_in_as_alone(detector: Detector) 
 
 def test_a_batch_is_padded_with_zeros_to_the_largest_as_the_reference_does(detector: Detector) -> None:
     """So a picture that is padded more than alone is another input; the others are found in as alone."""
-    from converter.glip.detect.images import to_tensor
+    from converter.grounding.images import to_tensor
 
     detector.to(dtype="float64")
     *wide, square = PHOTOGRAPHS

@@ -11,12 +11,12 @@ import pytest
 
 from converter.errors import ModelError
 from converter.glip.detect.preprocessing import glip_preprocessing
-from converter.glip.detect.tokenizer import find_tokenizer
 from converter.glip.model.config import Rules
 from converter.glip.task import protocol as module
 from converter.glip.task.benchmark import odinw
 from converter.glip.task.protocol import Protocol, load_protocol
 from converter.glip.task.task import GLIPTask
+from converter.grounding.tokenizer import find_tokenizer
 from converter.parity.family import Asked, Class
 from tests.support.bert_vocabulary import small_vocabulary
 

@@ -11,8 +11,8 @@ import pytest
 
 from converter.errors import ConverterWarning, ModelError
 from converter.glip.detect.preprocessing import glip_preprocessing
-from converter.glip.detect.prompt import Prompt, captions
-from converter.glip.detect.tokenizer import Tokenizer
+from converter.grounding.prompt import Prompt, captions
+from converter.grounding.tokenizer import Tokenizer
 from tests.support.bert_vocabulary import small_vocabulary
 
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from converter.errors import ModelError
-from converter.glip.detect import tokenizer
-from converter.glip.detect.tokenizer import BERT_BASE_UNCASED_SHA256, Tokenizer
+from converter.grounding import tokenizer
+from converter.grounding.tokenizer import BERT_BASE_UNCASED_SHA256, Tokenizer
 from scripts.record_vocabulary import record
 from tests import DATA
 from tests.support.bert_vocabulary import RECORDED, WORDS, small_vocabulary
@@ -178,7 +178,7 @@ def test_reading_a_vocabulary_needs_no_torch(tmp_path: Path) -> None:
     import subprocess
 
     code = (
-        "import sys; from pathlib import Path; from converter.glip.detect.tokenizer import Tokenizer\n"
+        "import sys; from pathlib import Path; from converter.grounding.tokenizer import Tokenizer\n"
         "Tokenizer.load(Path(sys.argv[1])).files(256); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(small_vocabulary(tmp_path))], check=True)

@@ -14,10 +14,10 @@ from transformers import BertTokenizerFast
 
 from converter.errors import ModelError
 from converter.glip.detect.preprocessing import glip_preprocessing
-from converter.glip.detect.prompt import Caption
-from converter.glip.detect.tokenizer import SHIPPED, Tokenizer
-from converter.glip.task.captions import class_captions, clean
 from converter.glip.task.protocol import load_protocol
+from converter.grounding.classes import class_captions, clean
+from converter.grounding.prompt import Caption
+from converter.grounding.tokenizer import SHIPPED, Tokenizer
 from converter.parity.capture import load_capture
 from converter.parity.family import Asked, Class
 from tests import DATA

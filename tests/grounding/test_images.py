@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from converter.errors import ModelError
-from converter.glip.detect.images import PIXEL_LIMIT, as_image, batch, read_image, to_tensor
-from converter.glip.detect.preprocessing import Preprocessing, glip_preprocessing
+from converter.glip.detect.preprocessing import glip_preprocessing
+from converter.grounding.images import PIXEL_LIMIT, as_image, batch, read_image, to_tensor
+from converter.grounding.preprocessing import Preprocessing
 
 SETTINGS = glip_preprocessing()
 MEAN, STD = (103.53, 116.28, 123.675), (57.375, 57.12, 58.395)
@@ -277,9 +278,9 @@ def test_settings_survive_json() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"channel_order": "rgb"}, {"interpolation": "bicubic"}, {"shorter_side": 0}, {"longer_side": "1333"},
+        {"channel_order": "grb"}, {"interpolation": "bicubic"}, {"shorter_side": 0}, {"longer_side": "1333"},
         {"size_multiple": True}, {"std": [0, 1, 1]}, {"mean": [1, 2]}, {"mean": [1, 2, float("nan")]}, {"more": 1},
-        {"phrase_separator": None},
+        {"phrase_separator": None}, {"caption_end": 1}, {"lowercase": 1}, {"value_range": [0, 2]},
     ],
 )  # fmt: skip
 def test_settings_that_are_not_carried_out_are_refused(change: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from converter.display import file_name, plain
 from converter.errors import ModelError
-from converter.glip.detect.preprocessing import Preprocessing
+from converter.grounding.preprocessing import Preprocessing
 
 # formats that Pillow decodes by itself; it would hand EPS and the like to other programs
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
@@ -153,7 +153,7 @@ def _other(picture: object) -> str:
 
 
 def to_tensor(image: Image.Image, settings: Preprocessing) -> Tensor:
-    """(3, H, W) float32 of an RGB picture: resized, BGR, normalised.
+    """(3, H, W) float32 of an RGB picture: resized, its channels in the settings' order, normalised.
 
     Resized by Pillow's bilinear filter, which averages where it shrinks. For a PIL image, torchvision's `F.resize` in
     the reference calls the same filter. Interpolating a tensor without antialiasing gives other pixels.
@@ -163,8 +163,10 @@ def to_tensor(image: Image.Image, settings: Preprocessing) -> Tensor:
 
 
 def normalised(pixels: Tensor, settings: Preprocessing) -> Tensor:
-    """(3, H, W) float32 of RGB pixels (H, W, 3) of uint8, on their device: BGR, minus the mean, over the deviation."""
-    values = pixels.flip(-1).permute(2, 0, 1).to(torch.float32)
+    """(3, H, W) float32 of RGB pixels (H, W, 3) of uint8, on their device: minus the mean, over the deviation."""
+    values = (pixels.flip(-1) if settings.channel_order == "bgr" else pixels).permute(2, 0, 1).to(torch.float32)
+    if settings.value_range == (0, 1):
+        values = values / 255
     mean, std = (values.new_tensor(v)[:, None, None] for v in (settings.mean, settings.std))
     return ((values - mean) / std).contiguous()
 

@@ -15,10 +15,10 @@ from PIL import Image
 
 from converter.errors import ModelError
 from converter.glip import Found
-from converter.glip.detect import lettering as letters
-from converter.glip.detect.draw import colour, draw, ink_on, luminance
-from converter.glip.detect.lettering import lettering
-from converter.glip.detect.placement import place_labels
+from converter.grounding import lettering as letters
+from converter.grounding.draw import colour, draw, ink_on, luminance
+from converter.grounding.lettering import lettering
+from converter.grounding.placement import place_labels
 
 Corners = tuple[float, float, float, float]
 WHITE = (255, 255, 255)

@@ -12,8 +12,8 @@ from safetensors import safe_open
 
 from converter.errors import ModelError
 from converter.glip.detect.preprocessing import glip_preprocessing
-from converter.glip.detect.prompt import Prompt, as_prompt, captions, parse_span, token_positions
-from converter.glip.detect.tokenizer import Tokenizer
+from converter.grounding.prompt import Prompt, as_prompt, captions, parse_span, token_positions
+from converter.grounding.tokenizer import Tokenizer
 from tests import DATA
 from tests.support.bert_vocabulary import WORDS, small_vocabulary
 

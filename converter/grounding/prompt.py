@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from converter.display import plain, quoted
 from converter.errors import ConverterWarning, ModelError
-from converter.glip.detect.preprocessing import Preprocessing
-from converter.glip.detect.tokenizer import Encoded, Tokenizer
-from converter.glip.detect.wording import Span, closing_stops, doubts, phrase_spans, repeated, underscores
+from converter.grounding.preprocessing import Preprocessing
+from converter.grounding.tokenizer import Encoded, Tokenizer
+from converter.grounding.wording import Span, closing_stops, doubts, phrase_spans, repeated, underscores
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,15 @@ class Prompt:
         return cls(tuple(caption[start:end] for start, end in spans), caption, tuple(spans))
 
 
+def read_prompt(
+    names: str | Sequence[str] | None, caption: str | None, spans: Sequence[str], phrases: Sequence[str]
+) -> Prompt:
+    """What a command line says, as `converter.parity.family.Family.prompt` takes it. ModelError."""
+    if caption is not None:
+        return Prompt.of_caption(caption, [*phrase_spans(caption, phrases), *map(parse_span, spans)])
+    return Prompt.parse(names) if isinstance(names, str) else Prompt.of_names(names or ())
+
+
 def as_prompt(prompt: str | Sequence[str] | Prompt) -> Prompt:
     """A text as `Prompt.parse` reads it, a list of names, or a prompt as it is. ModelError."""
     if isinstance(prompt, Prompt):
@@ -112,19 +121,34 @@ class Caption:
 def captions(prompt: Prompt, tokenizer: Tokenizer, settings: Preprocessing) -> list[Caption]:
     """The prompt as tokenised captions. ModelError if one is too long, or no word of a phrase is in the vocabulary."""
     if prompt.caption is not None:
-        labels = dict(enumerate(prompt.spans, start=1))
-        return [make_caption(prompt.caption, labels, tokenizer, settings)]
+        text, spans = _worded(prompt.caption, prompt.spans, settings)
+        return [make_caption(text, dict(enumerate(spans, start=1)), tokenizer, settings)]
+    phrases = [phrase.lower() if settings.lowercase else phrase for phrase in prompt.phrases]
     made, begin = [], 0
-    for group in groups(prompt.phrases, prompt.per_caption, tokenizer, settings):
+    for group in groups(phrases, prompt.per_caption, tokenizer, settings):
         labels, text = {}, ""
         for offset, phrase in enumerate(group, start=1):
-            # joined as in the reference's evaluation: no separator after the last
             text += settings.phrase_separator if text else ""
             labels[begin + offset] = (len(text), len(text) + len(phrase))
             text += phrase
-        made.append(make_caption(text, labels, tokenizer, settings))
+        made.append(make_caption(text + settings.caption_end, labels, tokenizer, settings))
         begin += len(group)
     return made
+
+
+def _worded(caption: str, spans: Sequence[Span], settings: Preprocessing) -> tuple[str, list[Span]]:
+    """A caption that the user wrote, in the case and with the end that the model was trained with, and where spans are.
+
+    A letter may become two in lower case, so that spans move.
+    """
+    text = caption
+    moved = list(spans)
+    if settings.lowercase:
+        text = caption.lower()
+        moved = [(len(caption[:start].lower()), len(caption[:end].lower())) for start, end in spans]
+    if settings.caption_end and not text.rstrip().endswith(settings.caption_end.strip()):
+        text += settings.caption_end
+    return text, moved
 
 
 def groups(
@@ -134,20 +158,21 @@ def groups(
 
     ModelError for one that is too long by itself.
     """
-    separator = len(tokenizer.encode(settings.phrase_separator).ids) - 2
+    separator, end = (len(tokenizer.encode(text).ids) - 2 for text in (settings.phrase_separator, settings.caption_end))
+    framed = 2 + end  # [CLS] and [SEP], and what every caption ends with
     made: list[list[str]] = [[]]
-    filled = 2  # [CLS] and [SEP]
+    filled = framed
     for phrase in phrases:
         size = len(tokenizer.encode(phrase).ids) - 2
-        if size + 2 > settings.caption_tokens:
+        if size + framed > settings.caption_tokens:
             raise ModelError(
-                f"prompt: the name {quoted(phrase, 60)} alone has {size + 2} tokens, expected at most "
+                f"prompt: the name {quoted(phrase, 60)} alone has {size + framed} tokens, expected at most "
                 f"{settings.caption_tokens}. Are these several names? Full stops separate them."
             )
         is_full = len(made[-1]) == per_caption or filled + separator + size > settings.caption_tokens
         if made[-1] and is_full:
             made.append([])
-            filled = 2
+            filled = framed
         filled += size + (separator if made[-1] else 0)
         made[-1].append(phrase)
     return made

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, TypeAlias
 from PIL import Image, ImageDraw
 
 from converter.errors import ModelError
-from converter.glip.detect.lettering import Lettering, lettering
-from converter.glip.detect.placement import place_labels
+from converter.grounding.lettering import Lettering, lettering
+from converter.grounding.placement import place_labels
 
 if TYPE_CHECKING:
-    from converter.glip.detect.found import Found, FoundObject
+    from converter.grounding.found import Found, FoundObject
 
 Colour: TypeAlias = tuple[int, int, int]
 GOLDEN = 0.618034  # step on the colour circle by which the first few labels get hues far apart

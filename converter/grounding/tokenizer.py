@@ -1,7 +1,7 @@
 """BERT's uncased WordPiece (Devlin et al. 2019, arXiv:1810.04805): from text to token ids with character spans.
 
 Only the vocabulary is taken from a file. Everything else is fixed, so that truncation, padding or casing in a
-`tokenizer.json` that was made for another model cannot change what GLIP reads.
+`tokenizer.json` that was made for another model cannot change what a detector reads.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Tokenizer:
 
     @property
     def is_bert_base_uncased(self) -> bool:
-        """Whether the vocabulary is that of the released GLIP models, byte for byte."""
+        """Whether the vocabulary is that of BERT base uncased, byte for byte."""
         return hashlib.sha256(self._vocabulary_file()).hexdigest() == BERT_BASE_UNCASED_SHA256
 
     def encode(self, text: str) -> Encoded:
