@@ -1,11 +1,13 @@
 """Build the official Grounding DINO (IDEA-Research/GroundingDINO) as its package does, without any download.
 
     python -m venv official && official/bin/pip install groundingdino-py==0.4.0 'transformers<5' safetensors
-    official/bin/python scripts/official_grounding_dino.py groundingdino-swint tests/data/manifests/groundingdino-swint.json
+    official/bin/python scripts/official_grounding_dino.py groundingdino-swint groundingdino-swint.json
 
 The package needs transformers before version 5, so it runs in an environment of its own; nothing of converter is needed
 there. What the package would fetch is given instead: BERT is built from its configuration, and tokens are given as ids.
-The command above writes the names, shapes and dtypes of the official state dict, as a distributed run saves it.
+The command above writes the names, shapes and dtypes of the official state dict, as a distributed run saves it: the
+manifests of tests/data/manifests. (The released files hold two tensors more, which the package does not load:
+label_enc.weight and bert.embeddings.position_ids; IDEA-Research/GroundingDINO issue 271.)
 """
 
 from __future__ import annotations

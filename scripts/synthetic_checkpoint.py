@@ -25,7 +25,8 @@ import numpy as np
 import torch
 
 MANIFESTS = Path(__file__).resolve().parent.parent / "tests" / "data" / "manifests"
-MODELS = ("glip-t-a", "glip-t-b", "glip-t", "glip-l", "groundingdino-swint", "groundingdino-swinb")
+MODELS = ("glip-t-a", "glip-t-b", "glip-t", "glip-l")
+GROUNDING_DINO = ("groundingdino-swint", "groundingdino-swinb")
 
 # first match wins: value = offset + scale * unit
 _AFFINE = (
@@ -161,14 +162,14 @@ def write_checkpoint(model: str, path: Path, *, weights_only: bool) -> None:
     weights = state_dict(model)
     partial = path.with_name(f"{path.name}.partial")
     # Grounding DINO is released without what its trainer had beside the weights
-    alone = weights_only or model.startswith("groundingdino")
+    alone = weights_only or model in GROUNDING_DINO
     save_as_if_on_gpu({"model": weights} if alone else trainer_checkpoint(weights), partial)
     partial.rename(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("model", choices=(*MODELS, *GROUNDING_DINO))
     parser.add_argument("path", type=Path)
     parser.add_argument("--weights-only", action="store_true", help="no optimizer and no moving average")
     arguments = parser.parse_args()
