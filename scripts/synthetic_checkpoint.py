@@ -1,7 +1,8 @@
-"""Write a full-size official-format GLIP checkpoint with synthetic weights.
+"""Write a full-size official-format checkpoint of GLIP or Grounding DINO with synthetic weights.
 
     python scripts/synthetic_checkpoint.py glip-t glip-t.pth            # as the trainer saves it, 3.7 GB
     python scripts/synthetic_checkpoint.py glip-t glip-t.pth --weights-only
+    python scripts/synthetic_checkpoint.py groundingdino-swint groundingdino_swint.pth  # as released, 0.7 GB
 
 Names, shapes and dtypes are those of the official state dicts in tests/data/manifests. The values are a
 function of name and shape alone, and the recordings in tests/data/captures were made with exactly these: each key
@@ -25,9 +26,21 @@ import torch
 
 MANIFESTS = Path(__file__).resolve().parent.parent / "tests" / "data" / "manifests"
 MODELS = ("glip-t-a", "glip-t-b", "glip-t", "glip-l")
+GROUNDING_DINO = ("groundingdino-swint", "groundingdino-swinb")
 
 # first match wins: value = offset + scale * unit
 _AFFINE = (
+    # Grounding DINO's logits are products of these two: without a bias of their own, they are below zero on average
+    # and of moderate size by these alone
+    (r"^transformer\.decoder\.norm\.bias$", 0.5, 0.1),
+    (r"^transformer\.encoder\.text_layers\.5\.norm2\.weight$", 0.1, 0.03),
+    (r"^transformer\.encoder\.text_layers\.5\.norm2\.bias$", -0.025, 0.01),
+    (r"^transformer\..*_norm\.weight$", 1.0, 0.1),
+    (r"^input_proj\.\d\.1\.weight$", 1.0, 0.1),
+    (r"^transformer\.level_embed$", 0.0, 0.5),
+    (r"^transformer\.tgt_embed\.weight$", 0.0, 1.0),
+    (r"\.sampling_offsets\.bias$", 0.0, 2.0),
+    (r"\.in_proj_bias$", 0.0, 0.1),
     (r"(^|\.)(norm\d?|bn|LayerNorm|layer_norm_[vl])\.weight$", 1.0, 0.1),
     (r"\.gamma_[vl]$", 0.3, 0.1),
     (r"\.log_scale$", 0.0, 0.1),
@@ -42,6 +55,14 @@ _AFFINE = (
 )
 # every other weight: value = gain / sqrt(fan in) * unit
 _GAINS = (
+    (r"^transformer\.encoder\.fusion_layers\.\d\.attn\.[vl]_proj\.weight$", 1.8),
+    (r"^transformer\.encoder\.fusion_layers\.\d\.attn\.out_v_proj\.weight$", 1.5),
+    (r"\.ca_text\.in_proj_weight$", 3.0),
+    (r"\.in_proj_weight$", 1.2),
+    (r"\.out_proj\.weight$", 0.7),
+    (r"\.(sampling_offsets|attention_weights)\.weight$", 1.5),
+    (r"\.(linear2|output_proj)\.weight$", 0.7),
+    (r"^bbox_embed\.\d\.layers\.2\.weight$", 0.4),
     (r"\.attn\.qkv\.weight$", 1.4),
     (r"\.attn\.proj\.weight$", 0.7),
     (r"\.mlp\.fc2\.weight$", 0.7),
@@ -71,7 +92,7 @@ def manifest(model: str) -> list[tuple[str, tuple[int, ...], str]]:
 
 def synthetic_tensor(key: str, shape: tuple[int, ...], dtype: str) -> np.ndarray[Any, Any]:
     """The value of one tensor; buffers get what the official constructors compute."""
-    key = key.removeprefix("module.")
+    key = first_name(key.removeprefix("module."))
     if key.endswith("position_ids"):
         return np.arange(shape[-1], dtype=dtype).reshape(shape)
     if key.endswith("relative_position_index"):
@@ -88,6 +109,11 @@ def synthetic_tensor(key: str, shape: tuple[int, ...], dtype: str) -> np.ndarray
     return (offset + scale * ((2.0 * uniform - 1.0) * math.sqrt(3.0))).astype(dtype).reshape(shape)
 
 
+def first_name(key: str) -> str:
+    """Grounding DINO's decoder has one box head under twelve names: the first of these, for any other key itself."""
+    return re.sub(r"^(transformer\.decoder\.)?bbox_embed\.\d\.", "bbox_embed.0.", key)
+
+
 def _scale(key: str, shape: tuple[int, ...]) -> tuple[float, float]:
     for pattern, offset, scale in _AFFINE:
         if re.search(pattern, key):
@@ -98,9 +124,11 @@ def _scale(key: str, shape: tuple[int, ...]) -> tuple[float, float]:
 
 def state_dict(model: str) -> OrderedDict[str, torch.Tensor]:
     """The whole official state dict of `model`."""
-    return OrderedDict(
-        (key, torch.from_numpy(synthetic_tensor(key, shape, dtype))) for key, shape, dtype in manifest(model)
-    )
+    made: dict[str, torch.Tensor] = {}  # names of one module share its memory, as in the released files
+    for key, shape, dtype in manifest(model):
+        if first_name(key.removeprefix("module.")) not in made:
+            made[first_name(key.removeprefix("module."))] = torch.from_numpy(synthetic_tensor(key, shape, dtype))
+    return OrderedDict((key, made[first_name(key.removeprefix("module."))]) for key, _, _ in manifest(model))
 
 
 def trainer_checkpoint(weights: OrderedDict[str, torch.Tensor]) -> dict[str, Any]:
@@ -133,13 +161,15 @@ def write_checkpoint(model: str, path: Path, *, weights_only: bool) -> None:
     """Write the checkpoint of `model`, whole or not at all."""
     weights = state_dict(model)
     partial = path.with_name(f"{path.name}.partial")
-    save_as_if_on_gpu({"model": weights} if weights_only else trainer_checkpoint(weights), partial)
+    # Grounding DINO is released without what its trainer had beside the weights
+    alone = weights_only or model in GROUNDING_DINO
+    save_as_if_on_gpu({"model": weights} if alone else trainer_checkpoint(weights), partial)
     partial.rename(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("model", choices=(*MODELS, *GROUNDING_DINO))
     parser.add_argument("path", type=Path)
     parser.add_argument("--weights-only", action="store_true", help="no optimizer and no moving average")
     arguments = parser.parse_args()

@@ -302,8 +302,10 @@ class Binder:
         def steps(output: Sequence[str | int], captures: Mapping[str, int]) -> tuple[str | int, ...]:
             return tuple(captures.get(step, step) if isinstance(step, str) else step for step in output)
 
-        source, module = compiled(entry["source"]), compiled(origin["module"])
-        target = compiled(entry["target"]) if entry["target"] else None  # an empty one is the model itself
+        source = compiled(entry["source"])
+        # an empty one is the model itself
+        module = compiled(origin["module"]) if origin["module"] else None
+        target = compiled(entry["target"]) if entry["target"] else None
         taps: list[tuple[SourceTap, Tap | None]] = []
         for known in each(counters, constants, self.budget):
             captures = {name: integer(name, known) for name in counters}
@@ -311,7 +313,7 @@ class Binder:
             tap = None
             if entry["target"] is not None:
                 tap = Tap(name, target.format(captures) if target else "", steps(entry["output"], captures))
-            place = (module.format(captures), steps(origin["output"], captures))
+            place = (module.format(captures) if module else "", steps(origin["output"], captures))
             taps.append((SourceTap(pointer, name, *place, tuple(entry.get("axes", ()))), tap))
         return taps
 
