@@ -22,8 +22,8 @@ from converter.glip import GLIP
 from converter.glip.family import FAMILY
 from converter.parity.capture import Capture, load_capture
 from converter.parity.compare import TapResult
-from converter.parity.family import Subject
 from converter.parity.run import Report, parity
+from converter.parity.subject import Subject
 
 ROOT = Path(__file__).resolve().parent.parent
 CAPTURES = ROOT / "tests" / "data" / "captures"

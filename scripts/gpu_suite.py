@@ -34,9 +34,9 @@ from converter.glip.family import FAMILY
 from converter.mapping.load import load_table
 from converter.parity.capture import load_capture, write_capture
 from converter.parity.device import DTYPES, set_precision
-from converter.parity.family import Subject
 from converter.parity.record import inputs_of, record
 from converter.parity.run import Report, parity
+from converter.parity.subject import Subject
 from converter.planning.fit import make_plan
 from converter.writing.convert import convert
 

@@ -26,6 +26,7 @@ ORDER = [
     "publish",
     "grounding",
     "glip",
+    "grounding_dino",
     "cli",
 ]
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -107,6 +108,12 @@ def test_families_are_found() -> None:
 )
 def test_no_wing_but_its_own_and_the_command_line_names_a_family(path: Path) -> None:
     assert not [family for family in FAMILIES if family in path.read_text(encoding="utf-8").lower()]
+
+
+def test_families_do_not_know_each_other() -> None:
+    for path in SOURCES:
+        if (own := path.relative_to(PACKAGE).parts[0]) in FAMILIES:
+            assert not {part_of(name) for name in imports_of(path)} & (FAMILIES - {own}), path
 
 
 def test_the_command_line_finds_families_through_one_door() -> None:

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from converter.parity.capture import Capture
     from converter.parity.certificate import Verification
     from converter.parity.coverage import Coverage
-    from converter.parity.family import Subject
     from converter.parity.mutate import Score
     from converter.parity.run import Report, Weights
+    from converter.parity.subject import Subject
 
 _CERTIFY = f"""{MODEL}
 The certificate is then of what `convert` makes of it; where `convert` asks for

@@ -12,11 +12,12 @@ import click
 from converter.cli.output import PATH, done_with, note, parse_size, print_json, progress, reports, told
 from converter.cli.places import FORMAT, destination, places, source
 from converter.display import counted, file_name, gigabytes, plain
+from converter.errors import MissingPackageError
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
     from converter.planning.plan import Plan
-    from converter.writing.convert import Conversion
+    from converter.writing.convert import Conversion, Extras
     from converter.writing.ledger import CustomTable
 
 _EPILOG = """\b
@@ -60,7 +61,7 @@ Exit codes: see 'converter --help'."""
     "target_format",
     type=FORMAT,
     metavar="FORMAT",
-    help="Format to write, named as for --from. Default: glip, the in-house model.",
+    help="Format to write, named as for --from. Default: what the model's own code loads.",
 )
 @click.option("--keep-residue", is_flag=True, help="Also write what the format does not hold, for the way back.")
 @click.option(
@@ -124,16 +125,32 @@ def convert(
         if dry_run:
             print_json(_plan_json(checkpoint, plan)) if as_json else _print_plan(checkpoint, plan)
             return
+        extras = None if is_file_name(destination) else _extras(located.path, plan)
         with progress(_size(plan), destination.name) as advance:
             done = write_conversion(
                 checkpoint, plan, destination, max_shard_size=max_shard_size, force=force, residue=residue,
-                trusts_ledger=residue_file is None, keep_residue=keep_residue, origin=located.origin, on_bytes=advance,
-                on_done=done_with(file_name(destination)),
+                trusts_ledger=residue_file is None, keep_residue=keep_residue, origin=located.origin, extras=extras,
+                on_bytes=advance, on_done=done_with(file_name(destination)),
             )  # fmt: skip
         if as_json:
             print_json({"destination": str(destination), "files": done.files, "bytes": done.size, **done.ledger})
         else:
             _print_done(checkpoint, plan, destination, done)
+
+
+def _extras(source: Path, plan: Plan) -> Extras | None:
+    """What lies beside weights that their own library reads: the files of its tokenizer and the like."""
+    from converter.cli.families import family_of
+    from converter.writing.convert import Extras
+
+    if plan.written is not None or plan.config_of_library is None:
+        return None
+    try:
+        made = family_of(plan.target).companions(source, plan.config, None)
+    except MissingPackageError as error:
+        note(f"written without the files of tokenizer and preprocessing: {error}")
+        return None
+    return Extras(made.files, made.config)
 
 
 def _size(plan: Plan) -> int:

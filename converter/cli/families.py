@@ -19,7 +19,8 @@ from converter.writing.in_memory import open_converted
 from converter.writing.records import known_model, read_record
 
 if TYPE_CHECKING:
-    from converter.parity.family import Family, Subject
+    from converter.parity.family import Family
+    from converter.parity.subject import Subject
 
 
 def family_of(model: str) -> Family[Any]:
@@ -69,7 +70,7 @@ def load_subject(
     `Family.load`.
     """
     from converter.parity.device import DTYPES, prepare
-    from converter.parity.family import Subject
+    from converter.parity.subject import Subject
 
     place = prepare(device, tf32, threads)
     family = family_of_weights(path, checkpoint)

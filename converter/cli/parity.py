@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
     from converter.parity.capture import Capture, Mode
     from converter.parity.coverage import Coverage
-    from converter.parity.family import Subject
     from converter.parity.mutate import Score
     from converter.parity.run import Report, Weights
+    from converter.parity.subject import Subject
 
 _EPILOG = f"""{MODEL}
 {JOINED}

@@ -38,12 +38,13 @@ from converter.parity.evidence import (
     made_by_unknown_table,
     read_evidence,
 )
-from converter.parity.family import Family, Subject
+from converter.parity.family import Family
 from converter.parity.mutate import Score
 from converter.parity.record import record
 from converter.parity.report import json_safe, to_json
 from converter.parity.run import Report, parity
 from converter.parity.setup import Setup, read_setup
+from converter.parity.subject import Subject
 from converter.planning.formats import open_known
 from converter.writing.changes import changes_from
 from converter.writing.ledger import CustomTable, digest_of_checkpoint, is_by_unknown_table, table_entry, tables_in

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from converter.errors import CaptureError
 from converter.parity.capture import Capture
-from converter.parity.family import Subject
 from converter.parity.gates import find_gate
 from converter.parity.places import places
 from converter.parity.run import Run
 from converter.parity.sensitivity import CANCELS, NOTHING, PASSES, SEEN, WITHIN, sensitivity
+from converter.parity.subject import Subject
 
 
 class Reason(Enum):

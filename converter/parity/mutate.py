@@ -21,10 +21,10 @@ from converter.parity.capture import Capture, Mode
 from converter.parity.compare import TapResult
 from converter.parity.coverage import Coverage, Reason
 from converter.parity.device import deterministic
-from converter.parity.family import Subject
 from converter.parity.gates import find_gate
 from converter.parity.mutations import Mutation, choose, mutations
 from converter.parity.run import Run
+from converter.parity.subject import Subject
 from converter.parity.taps import observe
 
 

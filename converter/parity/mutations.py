@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from converter.mapping.load import load_table
 from converter.mapping.ops import apply_ops, invert_ops
 from converter.mapping.transfers import transfers
-from converter.parity.family import Subject
+from converter.parity.subject import Subject
 
 EPSILONS = (1e-5, 1e-6, 1e-12)
 

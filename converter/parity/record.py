@@ -15,7 +15,8 @@ from converter.mapping.entries import Tap
 from converter.mapping.load import load_table
 from converter.parity.capture import DETECTIONS, INPUT, Capture
 from converter.parity.device import DTYPES, deterministic, settings
-from converter.parity.family import Inputs, Subject
+from converter.parity.family import Inputs
+from converter.parity.subject import Subject
 from converter.parity.taps import collect, observe
 
 # what a capture says of its inputs, and no run decides

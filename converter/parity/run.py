@@ -22,8 +22,9 @@ from converter.parity.capture import Capture, Mode
 from converter.parity.compare import Comparison, TapResult, cut_axes
 from converter.parity.detections import DetectionResult, compare_detections
 from converter.parity.device import deterministic, settings
-from converter.parity.family import Derived, Subject
+from converter.parity.family import Derived
 from converter.parity.gates import Gate, find_gate
+from converter.parity.subject import Subject
 from converter.parity.taps import observe
 
 

@@ -16,9 +16,9 @@ from converter.errors import CaptureError
 from converter.glip import GLIP
 from converter.parity.certificate import certify
 from converter.parity.evidence import certificate_path
-from converter.parity.family import Subject
 from converter.parity.mutate import mutation_score
 from converter.parity.run import parity
+from converter.parity.subject import Subject
 from tests.support.certifying import read_weights, verify
 from tests.support.saved_glip import ledger, save, saved_glip
 from tests.support.small_capture import small_capture

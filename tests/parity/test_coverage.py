@@ -17,11 +17,11 @@ from converter.parity.capture import Capture, load_capture, write_capture
 from converter.parity.compare import Comparison
 from converter.parity.coverage import Coverage, Reason, coverage, work
 from converter.parity.coverage_report import headline, proof_of_rows, share, to_html, to_json, to_text
-from converter.parity.family import Subject
 from converter.parity.gates import Gate, find_gate
 from converter.parity.record import record
 from converter.parity.run import Run
 from converter.parity.sensitivity import CANCELS, NOTHING, SEEN, sensitivity
+from converter.parity.subject import Subject
 from tests.support.small_glip import small_glip, subject
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -19,9 +19,9 @@ from converter.parity.certificate import Verification, Weights, certify
 from converter.parity.coverage import coverage
 from converter.parity.coverage_report import proof_of_rows, to_json
 from converter.parity.evidence import certificate_path
-from converter.parity.family import Subject
 from converter.parity.mutate import mutation_score
 from converter.parity.run import parity
+from converter.parity.subject import Subject
 from converter.writing.in_memory import open_converted
 from tests.support.saved_glip import saved_glip
 from tests.support.small_capture import write

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from converter.glip import GLIP, GLIPConfig
 from converter.glip.family import FAMILY
-from converter.parity.family import Subject
+from converter.parity.subject import Subject
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 8,

@@ -1,0 +1,57 @@
+"""A model that is compared: with the family that knows how it is run and what its weights are called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from converter.mapping.spec import Config
+from converter.parity.family import Family
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """A model and its family."""
+
+    family: Family[Any]
+    model: nn.Module
+
+    @property
+    def config(self) -> Config:
+        """Its sizes."""
+        return self.family.config(self.model)
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """By their names in the spec."""
+        return self.family.parameters(self.model)
+
+    @property
+    def paths(self) -> Mapping[str, str]:
+        """By their names in the spec, the names that the parameters have in the model."""
+        names = {value: name for name, value in self.model.named_parameters()}
+        return {name: names[value] for name, value in self.parameters.items()}
+
+    @property
+    def parameter(self) -> Tensor:
+        """Any parameter, for the dtype and the device of the model."""
+        return next(self.model.parameters())
+
+    @property
+    def dtype(self) -> str:
+        """`float32`."""
+        return str(self.parameter.dtype).removeprefix("torch.")
+
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda`."""
+        return str(self.parameter.device.type)
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Any:
+        """The model's output."""
+        device = self.parameter.device
+        return self.family.run(self.model, {name: value.to(device) for name, value in inputs.items()})
