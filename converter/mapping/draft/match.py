@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from converter.mapping.draft.assignment import Judge, labels
-from converter.mapping.draft.names import Named, Signature, Unit, units
+from converter.mapping.draft.names import Named, Signature, Unit, take_apart, units
 from converter.mapping.draft.words import JOINED, Neighbours, Vocabulary, meaning
 
 Op = Literal["rename", "concat", "split", "transpose", "reshape"]
@@ -102,9 +102,11 @@ class _Round:
         left, right = self._units()
         self._join(_counted_siblings, left, right, _COUNTED_JOIN)
         self._reformed(left, right)
+        whole = len(self.matches)
         left, right = self._units(by_module=False)
         self._assign(_by_signature(left), _by_signature(right), "rename", None, torn=True)
         self._reformed(left, right)
+        self._undo_strangers(whole)
         return Matching(tuple(self.matches), tuple(self.sources.values()), tuple(self.targets.values()))
 
     def _units(self, by_module: bool = True) -> tuple[list[Unit], list[Unit]]:
@@ -118,6 +120,21 @@ class _Round:
         for unit in found.targets:
             for name in unit.names:
                 del self.targets[name]
+
+    def _undo_strangers(self, first: int) -> None:
+        """Give up matches, from `first` on, of one tensor of a module with one of a module that has little in common.
+
+        A pooler's bias is no norm's although both are as long, where the weights of neither have a counterpart.
+        """
+        parts = [{take_apart(name)[:2] for name in side} for side in (self.sources, self.targets)]
+        for found in self.matches[first:]:
+            one, other = (next(iter(unit.names)) for unit in (found.sources[0], found.targets[0]))
+            if take_apart(one)[:2] in parts[0] and take_apart(other)[:2] in parts[1]:
+                stems = [[name.removesuffix(take_apart(name)[2])] for name in (one, other)]
+                if self.judge.vocabulary.similarity(*stems)[0, 0] < _COUNTED_JOIN:
+                    self.matches.remove(found)
+                    for side, units_of in ((self.sources, found.sources), (self.targets, found.targets)):
+                        side |= {t.name: t for u in units_of for params in u.members.values() for t in params.values()}
 
     def _still(self, sources: Iterable[Unit], targets: Iterable[Unit]) -> bool:
         """Whether no tensor of either side is matched yet, nor in two of these units."""
