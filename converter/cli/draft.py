@@ -62,16 +62,17 @@ def draft(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Propose a mapping table from --src to --target, by names and shapes alone.
+    """Propose a mapping table from --src to --target, by names and shapes.
 
-    What is sure becomes rules, what is not becomes rules with a doubt for a person to settle. No weight is read.
+    What is sure becomes rules, what is not becomes rules with a doubt for a person to settle. Weights are read only to
+    see which of --src have the same numbers.
     """
     from converter.mapping.draft import propose
 
     if name is not None and not re.fullmatch(r"[a-z][a-z0-9-]*", name):
         raise click.BadParameter("a name is of a-z, 0-9 and '-', and begins with a letter", param_hint="--name")
     source, called = _located(source_text, quiet=as_json)
-    sources, aside = _tensors(source, root)
+    sources, aside = _tensors(source, root, equal=True)
     wanted = _target(target, target_root, sources, folder, quiet=as_json)
     table = name or called
     if table == wanted.name:
@@ -133,15 +134,18 @@ def _target(text: str, root: str | None, sources: list[Named], folder: Path, *, 
     return new_target(name, tensors)
 
 
-def _tensors(path: Path, root: str | None) -> tuple[list[Named], list[str]]:
-    """The tensors of a checkpoint, and sentences on what else is in it."""
+def _tensors(path: Path, root: str | None, *, equal: bool = False) -> tuple[list[Named], list[str]]:
+    """The tensors of a checkpoint, and sentences on what else is in it. `equal`: those of equal numbers are marked."""
     from converter.mapping.cast import is_float
     from converter.mapping.draft import Named
+    from converter.planning.equal import same_numbers
     from converter.planning.formats import open_known
 
     with open_known(path, root, merge=False) as checkpoint:
+        groups = same_numbers(checkpoint) if equal else []
+        marks = {name: names[0] for names in groups for name in names}
         found = [
-            Named(t.name, tuple(t.shape), "" if is_float(t.dtype) else t.dtype.name)
+            Named(t.name, tuple(t.shape), "" if is_float(t.dtype) else t.dtype.name, marks.get(t.name, ""))
             for t in checkpoint.tensors.values()
         ]
         return found, [*checkpoint.unsupported.values(), *checkpoint.objects.values()]
@@ -235,6 +239,7 @@ def _as_json(result: Draft, path: Path, spec: Path | None) -> dict[str, Any]:
         "doubtful": [{"rule": pointer, **entry} for pointer, entry in result.doubts.items()],
         "unmatched_source": tensors(result.matching.left_sources),
         "unmatched_target": tensors(result.matching.left_targets),
+        "copies": dict(result.copies),
         "squares_as_stored": squares_as_stored(result.matching),
     }
 
@@ -244,6 +249,7 @@ def _print(result: Draft, path: Path, sources: int, aside: list[str]) -> None:
 
     rules = len(result.table["rules"])
     left, missing = result.matching.left_sources, result.matching.left_targets
+    alone = [tensor for tensor in left if tensor.name not in result.copies]
     target = f"{result.table['target']}, {result.variant}"
     click.echo(f"{path.stem}: {sources - len(left)} of {sources} tensors matched to {target}")
     click.echo(f"{counted(rules, 'rule')}, {rules - len(result.doubtful)} sure; {counted(len(result.doubts), 'doubt')}")
@@ -252,8 +258,10 @@ def _print(result: Draft, path: Path, sources: int, aside: list[str]) -> None:
     if squares := squares_as_stored(result.matching):
         count = counted(len(squares), "matrix", "matrices")
         click.echo(f"square, and taken as not transposed, like others of their kind: {count}")
+    if result.copies:
+        click.echo(f"{counted(len(result.copies), 'tensor')} with the numbers of another, as its copies in 'ignore'")
     for items, what in (
-        (left, "of the source without a counterpart, in 'ignore'"),
+        (alone, "of the source without a counterpart, in 'ignore'"),
         (
             missing,
             "of the target made by no rule; write one by hand, or name in 'absent' what the source does not have",

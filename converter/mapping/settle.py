@@ -41,7 +41,9 @@ def settled(
             _transpose(table, pointer, entry)
         doubt = entry.pop("doubt", None)
         if pointer.startswith("/ignore/"):
-            entry["reason"] = note or "not needed by the target"
+            entry["reason"] = note or (
+                "one weight under several names" if entry["rebuild"] else "not needed by the target"
+            )
         elif note or doubt:
             entry["note"] = note or f"settled: {how}. The doubt was: {doubt}"
     _check(table, content, entries)

@@ -10,6 +10,7 @@ In the order in which data passes:
     nearest.py   names that no rule knows, and what reads like them
     export.py    the same table read backwards: from the target's tensors to a checkpoint of the format
     compose.py   two plans in a row as one
+    equal.py     tensors of one checkpoint with the same numbers
     values.py    doubts of a table that the values of two checkpoints settle
     plan.py      the plan itself, a value: what a dry run prints and a conversion carries out
 """

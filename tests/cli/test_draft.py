@@ -59,6 +59,40 @@ def test_json_says_all(files: tuple[Path, Path, Path]) -> None:
     assert content["unmatched_source"] == content["unmatched_target"] == []
 
 
+def test_a_copy_is_told_by_its_numbers(files: tuple[Path, Path, Path]) -> None:
+    source, target, out = files
+    norm = np.arange(4, dtype="float32")
+    save_file({**load_file(source), "norm.weight": norm, "ema.norm.weight": norm, "other.weight": norm + 1}, source)
+    said = run("--src", source, "--target", target, "--out", out).stdout
+    assert "1 tensor with the numbers of another, as its copies in 'ignore'\n" in said
+    assert "1 tensor of the source without a counterpart, in 'ignore':\n  other.weight (4,)\n" in said
+    content = json.loads(run("--src", source, "--target", target, "--out", out, "--force", "--json").stdout)
+    assert content["copies"] == {"ema.norm.weight": "norm.weight"}
+
+
+def test_heads_that_are_one_come_back_under_all_their_names(tmp_path: Path) -> None:
+    """draft, settle, convert, back: the file is as it was."""
+    weight, bias = (np.random.default_rng(0).random(shape).astype("float32") for shape in ((5, 4), (5,)))
+    heads = {f"heads.{i}.fc.{p}": value for i in range(3) for p, value in (("weight", weight), ("bias", bias))}
+    save_file(heads, source := tmp_path / "mine.safetensors")
+    save_file({"head.fc.weight": weight, "head.fc.bias": bias}, target := tmp_path / "theirs.safetensors")
+    out, there, back = tmp_path / "out", tmp_path / "there.safetensors", tmp_path / "back.safetensors"
+    assert run("--src", source, "--target", target, "--out", out).exit_code == 0
+    table = out / "mine.json"
+    for command in (
+        ["settle", table, "keep", *(f"/ignore/{i}" for i in range(2))],
+        ["lint", table],
+        ["convert", "--src", source, "--from", table, "--dst", there],
+        ["convert", "--src", there, "--to", table, "--dst", back],
+    ):
+        done = CliRunner().invoke(main, [*map(str, command)])
+        assert done.exit_code == 0, done.output
+    assert sorted(load_file(there)) == ["head.fc.bias", "head.fc.weight"]
+    assert {name: value.tobytes() for name, value in load_file(back).items()} == {
+        name: value.tobytes() for name, value in heads.items()
+    }
+
+
 def test_nothing_is_replaced_without_force(files: tuple[Path, Path, Path]) -> None:
     source, target, out = files
     run("--src", source, "--target", target, "--out", out)

@@ -3,7 +3,9 @@
     names.py       names as templates with numbers; the units that fold into one rule each
     words.py       how alike two names read
     assignment.py  the best assignment, and where another is nearly as good
+    order.py       what the order of the file says where names do not
     match.py       which unit becomes which, from the most consistent evidence to the least
+    copies.py      one tensor under several names
     squares.py     square matrices, of which no shape tells whether they are transposed
     captures.py    units as patterns
     rules.py       matches as rules and ignores

@@ -14,6 +14,7 @@ from converter.mapping.draft.words import Matrix, Neighbours, Vocabulary
 _AGREEMENT = 0.5  # weight of where the neighbours went, beside 1 for the name
 # cosines of weighted words; chosen so that drafts for known pairs of models have no wrong rule without a doubt
 _CLEAR_MARGIN = 0.12
+_HINT = 0.4  # weight of what else speaks for a pair, which chooses among doubtful ones only
 _FAINT = 0.12
 _COMPARABLE = 1500  # candidates of one signature; beyond, the similarity matrix alone takes gigabytes
 _EXACT_MARGIN = 300
@@ -42,21 +43,29 @@ class Judge:
     likely: Neighbours
     certain: Neighbours
 
-    def choose(self, sources: Sequence[str], targets: Sequence[str], several: bool = True) -> list[Choice]:
-        """Assign labels to labels. `several`: each stands for several tensors, which is evidence by itself."""
+    def choose(
+        self, sources: Sequence[str], targets: Sequence[str], several: bool = True, hints: Matrix | None = None
+    ) -> list[Choice]:
+        """Assign labels to labels. `several`: each stands for several tensors, which is evidence by itself.
+
+        `hints`: 0 to 1, how much the order of the file speaks for each pair. It makes none sure.
+        """
         if max(len(sources), len(targets)) > _COMPARABLE:
             return _by_order(sources, targets)
         # cosines of the same vectors must not differ in the last bit, or equal candidates would not tie
         similarity = self.vocabulary.similarity(sources, targets).round(9)
         agreement = self.certain.matrix(sources, targets)
         score = similarity + _AGREEMENT * agreement
-        rows, columns = assign(similarity + _AGREEMENT * self.likely.matrix(sources, targets))
+        guess = similarity + _AGREEMENT * self.likely.matrix(sources, targets)
+        rows, columns = assign(guess if hints is None else guess + _HINT * hints)
         margins = margins_of(score, rows, columns)
         choices = []
         for row, column, margin in zip(rows, columns, margins, strict=True):
             doubt = None
             if margin < _CLEAR_MARGIN:
                 doubt = _near(row, column, score, sources, targets)
+                if hints is not None and hints[row, column] > 0:
+                    doubt += "; proposed for what stands before it in the file"
             elif similarity[row, column] < _FAINT and not (several and agreement[row, column] > 0.5):
                 doubt = "only the shape speaks for it: the names have next to nothing in common"
             choices.append(Choice(row, column, doubt, float(similarity[row, column])))

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from converter.mapping.draft.assignment import Judge, labels
-from converter.mapping.draft.names import Named, Signature, Unit, units
+from converter.mapping.draft.names import Named, Signature, Unit, take_apart, units
+from converter.mapping.draft.order import Order
 from converter.mapping.draft.words import JOINED, Neighbours, Vocabulary, meaning
 
 Op = Literal["rename", "concat", "split", "transpose", "reshape"]
@@ -55,15 +56,17 @@ def match(
     """Match two models. `on_round` is told of every finished round."""
     vocabulary = Vocabulary({unit.label for side in (sources, targets) for unit in units(side) if not unit.fixed})
     likely = certain = Neighbours(())
+    order = Order(sources)
     result = Matching((), tuple(sources), tuple(targets))
     for number in range(_ROUNDS):
-        result = _Round(sources, targets, Judge(vocabulary, likely, certain)).run()
+        result = _Round(sources, targets, Judge(vocabulary, likely, certain), order).run()
         on_round(1)
         if not result.left_targets and not any(found.doubt for found in result.matches):
             break  # another round would give the same
         if number < _ROUNDS - 1:
             likely = Neighbours(_evidence(result.matches))
             certain = Neighbours(_evidence(found for found in result.matches if not found.doubt))
+            order = order.after((one, other) for m in result.matches for one in m.sources for other in m.targets)
     if result.left_targets:
         result = replace(result, matches=tuple(map(_less_sure, result.matches)))
     return result
@@ -87,10 +90,11 @@ def _evidence(matches: Iterable[Match]) -> Iterator[tuple[str, str, float]]:
 class _Round:
     """One pass over all ways to match; a tensor that is matched takes no further part."""
 
-    def __init__(self, sources: Sequence[Named], targets: Sequence[Named], judge: Judge) -> None:
+    def __init__(self, sources: Sequence[Named], targets: Sequence[Named], judge: Judge, order: Order) -> None:
         self.sources = {tensor.name: tensor for tensor in sources}
         self.targets = {tensor.name: tensor for tensor in targets}
         self.judge = judge
+        self.order = order
         self.matches: list[Match] = []
 
     def run(self) -> Matching:
@@ -102,9 +106,11 @@ class _Round:
         left, right = self._units()
         self._join(_counted_siblings, left, right, _COUNTED_JOIN)
         self._reformed(left, right)
+        whole = len(self.matches)
         left, right = self._units(by_module=False)
         self._assign(_by_signature(left), _by_signature(right), "rename", None, torn=True)
         self._reformed(left, right)
+        self._undo_strangers(whole)
         return Matching(tuple(self.matches), tuple(self.sources.values()), tuple(self.targets.values()))
 
     def _units(self, by_module: bool = True) -> tuple[list[Unit], list[Unit]]:
@@ -118,6 +124,21 @@ class _Round:
         for unit in found.targets:
             for name in unit.names:
                 del self.targets[name]
+
+    def _undo_strangers(self, first: int) -> None:
+        """Give up matches, from `first` on, of one tensor of a module with one of a module that has little in common.
+
+        A pooler's bias is no norm's although both are as long, where the weights of neither have a counterpart.
+        """
+        parts = [{take_apart(name)[:2] for name in side} for side in (self.sources, self.targets)]
+        for found in self.matches[first:]:
+            one, other = (next(iter(unit.names)) for unit in (found.sources[0], found.targets[0]))
+            if take_apart(one)[:2] in parts[0] and take_apart(other)[:2] in parts[1]:
+                stems = [[name.removesuffix(take_apart(name)[2])] for name in (one, other)]
+                if self.judge.vocabulary.similarity(*stems)[0, 0] < _COUNTED_JOIN:
+                    self.matches.remove(found)
+                    for side, units_of in ((self.sources, found.sources), (self.targets, found.targets)):
+                        side |= {t.name: t for u in units_of for params in u.members.values() for t in params.values()}
 
     def _still(self, sources: Iterable[Unit], targets: Iterable[Unit]) -> bool:
         """Whether no tensor of either side is matched yet, nor in two of these units."""
@@ -144,7 +165,8 @@ class _Round:
             some, others = _open(left[key], self.sources), _open(right[key], self.targets)
             if not some or not others:
                 continue
-            for choice in self.judge.choose(labels(some), labels(others), several=len(key) > 1):
+            hints = self.order.matrix(some, others)
+            for choice in self.judge.choose(labels(some), labels(others), several=len(key) > 1, hints=hints):
                 pair = (some[choice.source],), (others[choice.target],)
                 if self._still(*pair):  # units of one family may overlap
                     said = [text for text in (always, choice.doubt) if text]

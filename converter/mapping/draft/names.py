@@ -32,11 +32,15 @@ _LARGE = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A tensor of a checkpoint or spec: `kind` is empty for floating point, else the dtype's name."""
+    """A tensor of a checkpoint or spec: `kind` is empty for floating point, else the dtype's name.
+
+    `numbers` is the same text for tensors that are known to hold the same numbers, and empty for all others.
+    """
 
     name: str
     shape: Shape
     kind: str = ""
+    numbers: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from converter.errors import TableError
 from converter.mapping.documents import find_document, names_of
 from converter.mapping.doubts import in_doubt_of
 from converter.mapping.draft.captures import Names, is_writable
-from converter.mapping.draft.match import Matching, match
+from converter.mapping.draft.copies import match_shared, originals
+from converter.mapping.draft.match import Matching
 from converter.mapping.draft.names import Named
 from converter.mapping.draft.rules import Rule, Writer
 from converter.mapping.draft.spec import draft_spec
@@ -47,12 +48,16 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A table, the spec if it was drafted too, and what is left on either side."""
+    """A table, the spec if it was drafted too, and what is left on either side.
+
+    `copies`: those left of the source that hold the numbers of one that has a rule -> its name.
+    """
 
     table: dict[str, Any]
     spec: Mapping[str, Any] | None
     variant: str
     matching: Matching
+    copies: Mapping[str, str]
 
     @property
     def doubts(self) -> Mapping[str, Mapping[str, Any]]:
@@ -145,7 +150,7 @@ def propose(
         raise TableError(f"the {'target' if sources else 'source'} has no tensors; there is nothing to draft")
     sources = _without_wrappers(sources)
     check_names(sources, "source")
-    matching = doubt_squares(match(sources, target.tensors, on_round))
+    matching = doubt_squares(match_shared(sources, target.tensors, on_round))
     if not matching.matches:
         raise TableError("no tensor of the source has a counterpart in the target; there is nothing to draft")
     writer = Writer(
@@ -164,7 +169,8 @@ def propose(
     left = list(matching.left_sources)
     for option, tensor, axis in target.options:
         rules.append(_optional(option, tensor, axis, left))
-    ignores = list(writer.ignores(left))
+    copies = originals(sources, left)
+    ignores = list(writer.ignores(left, copies))
     table: dict[str, Any] = {
         "kind": "table",
         "name": name,
@@ -175,7 +181,7 @@ def propose(
     table |= {"part": target.part} if target.part else {}
     table |= {"words": writer.words} if writer.words else {}
     table |= {"rules": rules} | ({"ignore": ignores} if ignores else {})
-    return Draft(table, target.spec, target.variant, matching)
+    return Draft(table, target.spec, target.variant, matching, copies)
 
 
 def _without_wrappers(sources: Sequence[Named]) -> list[Named]:
@@ -185,7 +191,7 @@ def _without_wrappers(sources: Sequence[Named]) -> list[Named]:
     while all("." in tensor.name and tensor.name.partition(".")[0] in wrappers for tensor in current) and (
         len({tensor.name.partition(".")[0] for tensor in current}) == 1
     ):
-        current = [Named(t.name.partition(".")[2], t.shape, t.kind) for t in current]
+        current = [replace(t, name=t.name.partition(".")[2]) for t in current]
     return current
 
 

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
+from converter.display import counted
 from converter.mapping.draft.captures import Names, affine, capture_names, pattern_of, restrict
+from converter.mapping.draft.copies import pattern_of_original
 from converter.mapping.draft.match import TURNED, Match
 from converter.mapping.draft.names import Named, Unit, units
 from converter.mapping.draft.words import PARAMETERS
 
 Rule = dict[str, Any]
 _NO_COUNTERPART = "drafted: no counterpart found"
+_COPY = "drafted: the same numbers under another name"
 
 
 @dataclass(slots=True)
@@ -81,8 +85,14 @@ class Writer:
         self.words[name] = words
         return f"{{{name}}}"
 
-    def ignores(self, left: Sequence[Named]) -> Iterator[dict[str, Any]]:
-        """Entries for source tensors without a counterpart, folded into patterns that match these tensors only."""
+    def ignores(self, left: Sequence[Named], copies: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        """Entries for source tensors without a counterpart, folded into patterns that match these tensors only.
+
+        `copies`: which of them hold the numbers of which other tensor.
+        """
+        copied = [tensor for tensor in left if tensor.name in copies]
+        yield from self._copies(copied, copies)
+        left = [tensor for tensor in left if tensor.name not in copies]
         open_names = {tensor.name for tensor in left}
         for unit in sorted(units(left), key=lambda unit: -len(unit.names)):
             if not unit.names <= open_names:
@@ -98,6 +108,30 @@ class Writer:
                 text = next(iter(unit.names))
             open_names -= unit.names
             yield _ignore(text, list(_tensors(unit)))
+
+    def _copies(self, copied: Sequence[Named], of: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        """Entries for copies; each says how many it stands for, so that all of them are written on the way back."""
+        open_names = {tensor.name for tensor in copied}
+        parts = (restrict(unit, [p], {}) for unit in units(copied) for p in unit.parameters)
+        for unit in sorted(parts, key=lambda unit: -len(unit.names)):
+            counts = [len({index[i] for index in unit.members}) for i in range(len(unit.free))]
+            if not unit.names <= open_names or len(unit.members) != prod(counts):
+                continue
+            captures = capture_names(unit.template, unit.free, {*self.taken, *self.words})
+            numbers = _numbers(unit, captures, [False] * len(captures))
+            text = pattern_of(unit, numbers, unit.parameters[0])
+            original = pattern_of_original(unit, of, numbers)
+            if original is None or not self.sources.is_exactly(text, unit, self.words):
+                continue
+            open_names -= unit.names
+            yield {
+                "source": text,
+                "reason": _COPY,
+                "rebuild": {"as": "copy", "of": original},
+                "written": dict(zip(captures, counts, strict=True)),
+                "doubt": f"{counted(len(unit.names), 'tensor')} with the numbers of {original}: "
+                "is it one module in the model's code, or equal in this file only?",
+            }
 
 
 def _ignore(text: str, tensors: Sequence[Named]) -> dict[str, Any]:
