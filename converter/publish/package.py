@@ -15,6 +15,8 @@ from converter.errors import ModelError
 from converter.evaluation.record import NAME as EVALUATION
 from converter.evaluation.record import Evaluation, evaluations_beside
 from converter.evaluation.record import to_json as evaluations_json
+from converter.mapping.load import hub_table
+from converter.mapping.spec import as_config, load_spec
 from converter.parity.evidence import Evidence, read_evidence
 from converter.parity.family import Companions, Family
 from converter.parity.setup import Setup, read_setup
@@ -86,7 +88,8 @@ def make_package(
         dtypes = sorted({tensor.dtype.name for tensor in checkpoint.tensors.values()})
         parameters = sum(tensor.numel for tensor in checkpoint.tensors.values())
     documents |= companions.files
-    described = _config(config, ledger, companions, model_name)
+    library = hub_table(load_spec(config["model"])).config_document(as_config(config["config"]), set(dtypes))
+    described = {**(library or {}), **_config(config, ledger, companions, model_name)}
     documents[CONFIG] = to_json(described)
     if evidence is not None:
         documents[CERTIFICATE] = _certificate(conversion, evidence, companions, described)
