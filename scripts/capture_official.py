@@ -101,11 +101,13 @@ class NotWritten(Stop):
 
 
 class Tap(NamedTuple):
-    """`output` leads from what the module at the path `module` returns to the activation called `name`."""
+    """`output` leads from what the module at the path `module` returns to the activation called `name`; `axes`: the
+    order in which the capture has its axes, where it is another one."""
 
     name: str
     module: str
     output: tuple[Any, ...]
+    axes: tuple[int, ...] = ()
 
 
 class Taps(NamedTuple):
@@ -159,7 +161,10 @@ def read_taps(path: str) -> Taps:
         with open(path, "rb") as file:
             data = file.read()
         content = json.loads(data.decode("utf-8"))
-        taps = [Tap(str(t["name"]), str(t["module"]), tuple(t["output"])) for t in content["taps"]]
+        taps = [
+            Tap(str(t["name"]), str(t["module"]), tuple(t["output"]), tuple(map(int, t.get("axes", ()))))
+            for t in content["taps"]
+        ]
         names = [str(name) for name in content["tensors"]] if "tensors" in content else None
         read = Taps(str(content["table"]), str(content["model"]), hashlib.sha256(data).hexdigest(), taps, names)
     except OSError as error:
@@ -471,17 +476,16 @@ def predict(model: Any, batch: Batch, device: str, dtype: Any) -> list[tuple[Any
 
 
 @contextlib.contextmanager
-def observing(model: Any, taps: Sequence[Tap]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """While active, tapped activations and the model's inputs gather in the two dicts; nothing is changed."""
+def gathering(model: Any, taps: Sequence[Tap]) -> Iterator[dict[str, Any]]:
+    """While active, tapped activations gather in the dict; nothing is changed."""
     modules = dict(model.named_modules())
     by_module: dict[str, list[Tap]] = {}
     for tap in taps:
         by_module.setdefault(tap.module, []).append(tap)
-    missing = sorted({*by_module, BACKBONE, TEXT} - set(modules))
+    missing = sorted(set(by_module) - set(modules))
     if missing:
-        raise Stop(f"the model has no module {listed(missing)}; are --taps those of --config's variant?")
+        raise Stop(f"the model has no module {listed(missing)}; are --taps those of this model's variant?")
     activations: dict[str, Any] = {}
-    given: dict[str, Any] = {}
 
     def keep(of_module: Sequence[Tap]) -> Any:
         def hook(module: Any, inputs: Any, output: Any) -> None:
@@ -492,6 +496,22 @@ def observing(model: Any, taps: Sequence[Tap]) -> Iterator[tuple[dict[str, Any],
 
         return hook
 
+    handles = [modules[path].register_forward_hook(keep(of_module)) for path, of_module in by_module.items()]
+    try:
+        yield activations
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def observing(model: Any, taps: Sequence[Tap]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """While active, tapped activations and the model's inputs gather in the two dicts; nothing is changed."""
+    modules = dict(model.named_modules())
+    if not {BACKBONE, TEXT} <= set(modules):
+        raise Stop(f"the model has no module {listed(sorted({BACKBONE, TEXT} - set(modules)))}")
+    given: dict[str, Any] = {}
+
     def keep_images(module: Any, inputs: Any) -> None:
         images = inputs[0]["img"] if isinstance(inputs[0], dict) else inputs[0]
         given["input.images"] = copied(images)
@@ -500,14 +520,16 @@ def observing(model: Any, taps: Sequence[Tap]) -> Iterator[tuple[dict[str, Any],
         given["input.input_ids"] = copied(inputs[0]["input_ids"]).long()
         given["input.attention_mask"] = copied(inputs[0]["attention_mask"]).long()
 
-    handles = [modules[path].register_forward_hook(keep(of_module)) for path, of_module in by_module.items()]
-    handles.append(modules[BACKBONE].register_forward_pre_hook(keep_images))
-    handles.append(modules[TEXT].register_forward_pre_hook(keep_text))
-    try:
-        yield activations, given
-    finally:
-        for handle in handles:
-            handle.remove()
+    with gathering(model, taps) as activations:
+        handles = [
+            modules[BACKBONE].register_forward_pre_hook(keep_images),
+            modules[TEXT].register_forward_pre_hook(keep_text),
+        ]
+        try:
+            yield activations, given
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 def follow(value: Any, tap: Tap) -> Any:
@@ -521,7 +543,9 @@ def follow(value: Any, tap: Tap) -> Any:
             value = value[step] if isinstance(step, int) or isinstance(value, dict) else getattr(value, step)
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"a {type(value).__name__}, no tensor")
-    except (KeyError, IndexError, AttributeError, TypeError) as error:
+        if tap.axes:
+            value = value.permute(tap.axes)
+    except (KeyError, IndexError, AttributeError, TypeError, RuntimeError) as error:
         path = ", ".join(map(str, tap.output)) or "itself"
         raise Stop(f"tap {tap.name}: what {tap.module} returns leads nowhere by {path} ({named(error)})") from None
     return value
@@ -751,6 +775,15 @@ def write(path: str, tensors: dict[str, Any], facts: dict[str, Any]) -> None:
 def tool_versions(device: str) -> dict[str, str]:
     """Of what took part."""
     import maskrcnn_benchmark
+
+    return {
+        **common_versions(device),
+        "maskrcnn_benchmark": "sources sha256 " + sha256_of_sources(maskrcnn_benchmark.__path__[0]),
+    }
+
+
+def common_versions(device: str) -> dict[str, str]:
+    """Of what takes part whatever the model."""
     import numpy
     import safetensors
     import torch
@@ -761,7 +794,6 @@ def tool_versions(device: str) -> dict[str, str]:
         "torch": str(torch.__version__),
         "numpy": str(numpy.__version__),
         "safetensors": str(getattr(safetensors, "__version__", "unknown")),
-        "maskrcnn_benchmark": "sources sha256 " + sha256_of_sources(maskrcnn_benchmark.__path__[0]),
         "machine": torch.cuda.get_device_name(torch.device(device))
         if device.startswith("cuda")
         else platform.machine(),
