@@ -107,7 +107,8 @@ def test_families_are_found() -> None:
     ids=lambda path: str(path.relative_to(PACKAGE)),
 )
 def test_no_wing_but_its_own_and_the_command_line_names_a_family(path: Path) -> None:
-    assert not [family for family in FAMILIES if family in path.read_text(encoding="utf-8").lower()]
+    text = re.sub(r"[ _-]", "", path.read_text(encoding="utf-8").lower())  # nor as words of a sentence
+    assert not [family for family in FAMILIES if family.replace("_", "") in text]
 
 
 def test_families_do_not_know_each_other() -> None:

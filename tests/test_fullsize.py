@@ -217,6 +217,7 @@ def test_in_float64_every_activation_is_the_official_one(converted: Converted) -
         assert [d.limit for d in report.detections] == [1e-3] * len(capture.inputs["images"])
 
 
+@pytest.mark.parametrize("converted", ["glip-t"], indirect=True)
 def test_the_protocol_of_evaluations_gives_the_official_detections(converted: Converted) -> None:
     """Every caption beside every image, as classes in several captions are; the official code paired them."""
     model = GLIP.from_pretrained(converted.path, dtype="float64")
