@@ -88,8 +88,7 @@ def make_package(
         dtypes = sorted({tensor.dtype.name for tensor in checkpoint.tensors.values()})
         parameters = sum(tensor.numel for tensor in checkpoint.tensors.values())
     documents |= companions.files
-    library = hub_table(load_spec(config["model"])).config_document(as_config(config["config"]), set(dtypes))
-    described = {**(library or {}), **_config(config, ledger, companions, model_name)}
+    described = _config(config, ledger, companions, model_name, set(dtypes))
     documents[CONFIG] = to_json(described)
     if evidence is not None:
         documents[CERTIFICATE] = _certificate(conversion, evidence, companions, described)
@@ -153,9 +152,15 @@ def _certificate(conversion: Path, evidence: Evidence, companions: Companions, d
 
 
 def _config(
-    config: Mapping[str, Any], ledger: Mapping[str, Any], companions: Companions, model_name: str | None
+    config: Mapping[str, Any],
+    ledger: Mapping[str, Any],
+    companions: Companions,
+    model_name: str | None,
+    dtypes: set[str],
 ) -> dict[str, Any]:
+    library = hub_table(load_spec(config["model"])).config_document(as_config(config["config"]), dtypes)
     return {
+        **(library or {}),
         **{key: config[key] for key in ("model", "variant", "config")},
         "model_name": model_name,
         **companions.config,
