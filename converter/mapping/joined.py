@@ -6,30 +6,68 @@ says of Swin's names in one library, and what another says of them in a second, 
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from converter.errors import TableError
 from converter.mapping.documents import Document
 
-_Rule = Mapping[str, Any]
+_Rule: TypeAlias = Mapping[str, Any]
+_Names: TypeAlias = str | Sequence[str]
+
+_CAPTURE = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
 
 def joined(first: Mapping[str, Any], second: Document, at: str) -> dict[str, Any]:
     """`first`, whose rules lead to keys of `second`, with `at` before these, in place of the target that both share.
 
+    A rule of `first` for several words or numbers (`norm{number}`) makes one for each that `second` has a rule for.
     Rules of whose targets `second` knows nothing are left out: that nothing is lost by that is for the coverage of the
     table to prove. TableError for ops that cannot be read backwards here.
     """
-    beyond = {_key(rule["target"]): rule for rule in second.content.get("rules", ())}
+    words = first.get("words", {})
     rules: list[_Rule] = []
     for rule in first.get("rules", ()):
-        if (other := beyond.get(_key(rule["target"]))) is not None:
+        for other in second.content.get("rules", ()):
+            if (fixed := _fixed(rule["target"], other["target"], words)) is None:
+                continue
             try:
-                rules += _through(rule, other, at)
+                rules += _through({**rule, "source": _filled(rule["source"], fixed)}, other, at)
             except TableError as error:
                 raise TableError(f"{second.path}: {other['source']!r}: {error}") from None
-    return {**{name: value for name, value in first.items() if name != "absent"}, "rules": rules}
+    used = json.dumps([rules, first.get("ignore", ())])
+    return {
+        **{name: value for name, value in first.items() if name != "absent"},
+        "words": {name: value for name, value in words.items() if f"{{{name}}}" in used},
+        "rules": rules,
+    }
+
+
+def _fixed(target: _Names, other: _Names, words: Mapping[str, Sequence[str]]) -> dict[str, str] | None:
+    """The captures of `target` for which `other` has one word or number; None if they are not the same otherwise."""
+    if _listed(target) == _listed(other):
+        return {}
+    if not (isinstance(target, str) and isinstance(other, str)):
+        return None
+    expression, known = "", set()
+    for place, text in enumerate(_CAPTURE.split(target)):
+        if place % 2 == 0:
+            expression += re.escape(text)
+        elif text in known:
+            expression += f"(?P={text})"
+        else:
+            known.add(text)
+            values = "|".join(map(re.escape, words[text])) if text in words else "[0-9]+"
+            expression += rf"(?P<{text}>\{{{text}\}}|{values})"
+    found = re.fullmatch(expression, other)
+    return found and {name: value for name, value in found.groupdict().items() if value != f"{{{name}}}"}
+
+
+def _filled(names: _Names, fixed: Mapping[str, str]) -> _Names:
+    filled = [_CAPTURE.sub(lambda found: fixed.get(found[1], found[0]), name) for name in _listed(names)]
+    return filled[0] if isinstance(names, str) else filled
 
 
 def _through(rule: _Rule, other: _Rule, at: str) -> Iterator[_Rule]:
@@ -50,9 +88,5 @@ def _inverse(op: Mapping[str, Any]) -> dict[str, Any]:
     raise TableError(f"a rule with the op {op['op']!r} cannot be gone through; write the rule out")
 
 
-def _listed(names: str | Sequence[str]) -> list[str]:
+def _listed(names: _Names) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
-
-
-def _key(names: str | Sequence[str]) -> tuple[str, ...]:
-    return tuple(_listed(names))

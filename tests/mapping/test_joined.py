@@ -54,6 +54,38 @@ def test_a_rule_of_which_the_second_knows_nothing_is_left_out() -> None:
     assert rules_of({"source": "a", "target": "hub"}, {"source": "b", "target": "other"}) == []
 
 
+def test_a_rule_for_several_words_or_numbers_is_one_for_each_that_the_second_has() -> None:
+    first = {
+        "words": {"part": ["norm", "projection"], "param": ["weight", "bias"]},
+        "rules": [
+            {"source": "{i}.{part}.{param}", "target": "hub.{i}.{part}.{param}"},
+            {"source": "{i}.norm{number}.{param}", "target": "hub.{i}.norm{number}.{param}"},
+        ],
+    }
+    second = beyond(
+        {"source": "{i}.ln_after.{param}", "target": "hub.{i}.norm2.{param}"},
+        {"source": "{i}.ln.{param}", "target": "hub.{i}.norm.{param}"},
+        {"source": "{i}.other.{param}", "target": "hub.{i}.other.{param}"},
+    )
+    made = joined(first, second, "")
+    assert made["rules"] == [
+        {"source": "{i}.norm.{param}", "target": "{i}.ln.{param}"},
+        {"source": "{i}.norm2.{param}", "target": "{i}.ln_after.{param}"},
+    ]
+    assert list(made["words"]) == ["param"]
+
+
+def test_a_capture_that_comes_twice_stands_for_one_number() -> None:
+    rule = {"source": "a.{i}", "target": "hub.{i}.{i}"}
+    assert rules_of(rule, {"source": "b", "target": "hub.1.2"}) == []
+    assert rules_of(rule, {"source": "b", "target": "hub.2.2"}) == [{"source": "a.2", "target": "out.b"}]
+
+
+def test_ops_of_the_first_stay_as_they_are() -> None:
+    turned = {"source": "a", "target": "hub", "ops": [{"op": "transpose", "axes": [1, 0]}]}
+    assert rules_of(turned, {"source": "b", "target": "hub"}) == [{**turned, "target": ["out.b"], "source": ["a"]}]
+
+
 def test_ops_that_are_not_read_backwards_here_are_refused() -> None:
     turned = {"source": "b", "target": "hub", "ops": [{"op": "transpose", "axes": [1, 0]}]}
     with pytest.raises(TableError, match="transpose"):
