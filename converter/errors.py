@@ -130,6 +130,13 @@ EXTRAS = {
         "huggingface_hub": "huggingface_hub",
         "faster_coco_eval": "faster-coco-eval",
     },
+    "grounding-dino": {
+        "torch": "torch",
+        "transformers": "transformers",
+        "PIL": "pillow",
+        "tokenizers": "tokenizers",
+        "huggingface_hub": "huggingface_hub",
+    },
 }
 
 

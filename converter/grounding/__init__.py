@@ -8,6 +8,7 @@ In the order in which data passes:
     wording.py        likely mistakes in prompts, and phrases found in a sentence
     prompt.py         what to look for, as captions and token positions
     query.py          all that, before there are weights
+    faults.py         what is said where a model computes nothing that can be used
     best.py           the best boxes of a picture, over all captions
     found.py          what was found in one picture
     placement.py      where labels have room

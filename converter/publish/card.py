@@ -66,7 +66,7 @@ def model_card(facts: Facts) -> str:
     metadata = ModelCardData(
         language=card.get("language"),
         license=about["license"]["id"] if released else None,
-        library_name="converter",
+        library_name=card.get("library", "converter"),
         pipeline_tag=card.get("pipeline_tag"),
         tags=card.get("tags"),
         base_model=about["base_model"]["id"] if released else None,
@@ -117,7 +117,7 @@ def _head(facts: Facts, released: Mapping[str, Any]) -> str:
     if saved:
         done = "changed in memory, by training say, and saved as"
     text = (
-        f"# {_title(facts, released)} for plain PyTorch\n\n"
+        f"# {_title(facts, released)} for {card.get('platform', 'plain PyTorch')}\n\n"
         f"{introduction}These weights were {done} safetensors by `converter` "
         f"{code(facts.ledger['converter'])}, for {card.get('target', 'a model in plain PyTorch')}: "
         f"{facts.parameters / 1e6:.1f} million parameters, {', '.join(facts.dtypes)}."

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeAlias, TypeVar, overload
@@ -13,16 +12,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from converter.display import counted, listed, plain
+from converter.display import counted, plain
 from converter.errors import ModelError
 from converter.glip.detect.preprocessing import folder_settings, glip_preprocessing
 from converter.glip.model.config import DETECTIONS_PER_IMAGE, RULES, GLIPConfig, Rules
 from converter.glip.model.detection import Detections, detect
 from converter.glip.model.encoded import EncodedImages, EncodedText
 from converter.glip.model.glip import GLIP
-from converter.glip.model.head import Output
 from converter.glip.weights import Memory
 from converter.grounding.best import best, limits
+from converter.grounding.faults import SMALLER, memory_for, not_a_number
 from converter.grounding.found import Found
 from converter.grounding.images import Picture, as_image, batch, read_for, to_tensor
 from converter.grounding.preprocessing import Preprocessing
@@ -34,7 +33,6 @@ from converter.parity.device import DTYPES
 
 Wanted: TypeAlias = str | Sequence[str] | Prompt
 Parts: TypeAlias = tuple[tuple[Caption, EncodedText], ...]
-SMALLER = "Choose a smaller dtype, or another device."
 P = TypeVar("P", bound=Picture)  # so that list[str] is a list of pictures to a type checker
 
 
@@ -153,7 +151,7 @@ class Detector:
         """Each caption, and the same as the model reads it. ModelError if they are more than memory holds."""
         parts = []
         for caption in captions:
-            with self._memory_for(f"a caption of {len(caption.ids)} tokens"):
+            with memory_for(f"a caption of {len(caption.ids)} tokens", self.device):
                 ids = torch.tensor([caption.ids], device=self.device)
                 parts.append((caption, self.model.encode_text(ids, torch.ones_like(ids))))
         return tuple(parts)
@@ -238,35 +236,17 @@ class Detector:
         """
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         fewer = "Give fewer, or a smaller dtype." if len(images) > 1 else SMALLER
-        with self._memory_for(f"{counted(len(images), 'picture')} at once", fewer):
+        with memory_for(f"{counted(len(images), 'picture')} at once", self.device, fewer):
             encoded = self.model.encode_images(batch(images, self.settings.size_multiple).to(self.device))
             return [self._detections(encoded, sizes, *part, rules) for part in parts]
-
-    @contextmanager
-    def _memory_for(self, what: str, advice: str = SMALLER) -> Iterator[None]:
-        try:
-            yield
-        except torch.OutOfMemoryError:
-            raise ModelError(f"{what}: more than the memory of {self.device} holds. {advice}") from None
 
     def _detections(
         self, images: EncodedImages, sizes: list[tuple[int, int]], caption: Caption, text: EncodedText, rules: Rules
     ) -> list[Detections]:
         out = self.model.predict(images, text)
-        self._check_numbers(out)
+        if torch.stack([level.isnan().any() for part in out for level in part]).any():
+            raise not_a_number(self.model, self.dtype)
         return detect(self.model.config, out, sizes, caption.positive_map, rules)
-
-    def _check_numbers(self, out: Output) -> None:
-        """ModelError if there is NaN: of such scores nothing is found, and such boxes are nowhere."""
-        if not torch.stack([level.isnan().any() for part in out for level in part]).any():
-            return
-        spoiled = [name for name, value in self.model.named_parameters() if not value.isfinite().all()]
-        dtype = str(self.dtype).removeprefix("torch.")
-        if spoiled:
-            cause = f"Weights are NaN or infinite: {listed(spoiled)}. Training diverged, or the file is damaged."
-        else:
-            cause = f"The weights are finite, but what they make is beyond {dtype}. Try bfloat16 or float32."
-        raise ModelError(f"the model computes NaN in {dtype}, so nothing can be found. {cause}")
 
 
 def _title(config: GLIPConfig) -> str:
