@@ -264,7 +264,7 @@ def _print(result: Draft, path: Path, sources: int, aside: list[str]) -> None:
         (alone, "of the source without a counterpart, in 'ignore'"),
         (
             missing,
-            "of the target made by no rule; write one by hand, or name in 'absent' what the source does not have",
+            "of the target made by no rule, in 'absent'",
         ),
     ):
         if items:

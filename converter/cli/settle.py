@@ -24,9 +24,10 @@ Examples:
   converter settle tables/mine.json --values mine.pth theirs.safetensors
 \b
 A rule is named by its pointer or by its source. keep: it is right as it
-stands; of 'ignore', the target does not need the tensor. transpose: it is
-right, but the target stores two axes exchanged. exchange: two rules
-make each other's targets. Anything else is written into the table by hand.
+stands; of 'ignore', the target does not need the tensor, of 'absent', the
+source has none. transpose: it is right, but the target stores two axes
+exchanged. exchange: two rules make each other's targets. Anything else is
+written into the table by hand.
 --values: both files hold the same weights, so that their numbers tell.
 \b
 Exit codes: 0 no doubt is left, or some were settled now; 4 doubts are left and
@@ -128,7 +129,8 @@ def doubt_lines(doubts: Mapping[str, Any]) -> list[str]:
     for pointer, entry in doubts.items():
         sides = [entry[side] for side in ("source", "target") if side in entry]
         texts = [side if isinstance(side, str) else " + ".join(side) for side in sides]
-        lines += [f"  {pointer}  {' -> '.join(texts) if len(texts) > 1 else f'{texts[0]} is left out'}"]
+        alone = "is left out" if "source" in entry else "is made by no rule"
+        lines += [f"  {pointer}  {' -> '.join(texts) if len(texts) > 1 else f'{texts[0]} {alone}'}"]
         if ops := [op["op"] for op in entry.get("ops", ())]:
             lines[-1] += f" ({', then '.join(ops)})"
         lines.append(f"      {entry['doubt']}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from converter.display import counted
 
-_SECTIONS = ("rules", "ignore")
+_SECTIONS = ("rules", "ignore", "absent")
 
 Entry = Mapping[str, Any]
 

@@ -44,6 +44,8 @@ def settled(
             entry["reason"] = note or (
                 "one weight under several names" if entry["rebuild"] else "not needed by the target"
             )
+        elif pointer.startswith("/absent/"):
+            entry["reason"] = note or "the source has no such tensor"
         elif note or doubt:
             entry["note"] = note or f"settled: {how}. The doubt was: {doubt}"
     _check(table, content, entries)
@@ -51,11 +53,13 @@ def settled(
 
 
 def _found(content: Mapping[str, Any], name: str) -> tuple[str, Entry]:
-    """The entry of that pointer or source."""
-    every: dict[str, Any] = {p: entry for section in ("rules", "ignore") for p, entry in pointed(content, section)}
+    """The entry of that pointer or source; of what is absent, its target."""
+    every: dict[str, Any] = {
+        p: entry for section in ("rules", "ignore", "absent") for p, entry in pointed(content, section)
+    }
     if name in every:
         return name, every[name]
-    found = [(pointer, entry) for pointer, entry in every.items() if entry["source"] == name]
+    found = [(pointer, entry) for pointer, entry in every.items() if entry.get("source", entry.get("target")) == name]
     if len(found) != 1:
         known = [pointer for pointer, entry in every.items() if "doubt" in entry]
         hint = f"; in doubt are {listed(known, 20)}" if known else "; nothing is in doubt"

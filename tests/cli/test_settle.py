@@ -107,3 +107,22 @@ def test_what_cannot_be_done_leaves_the_table(table: Path) -> None:
     (table.parent / "link.json").symlink_to(table)
     run("settle", table.parent / "link.json", "keep", "mirror", code=6)
     assert table.read_bytes() == before
+
+
+def test_what_only_the_target_has_is_in_doubt_until_it_is_said_to_be_absent(table: Path) -> None:
+    one, other = (table.parents[1] / f"{name}.safetensors" for name in ("one", "other"))
+    save_file({**load_file(other), "pooler.weight": np.ones((7,), "float32")}, other)
+    said = run("draft", "--src", one, "--target", other, "--out", table.parent, "--force").stdout
+    assert "1 tensor of the target made by no rule, in 'absent':\n  pooler.weight (7,)\n" in said
+    assert (
+        "/absent/0  pooler.weight is made by no rule\n      1 of shape (7,): does the source hold it nowhere?" in said
+    )
+    run("settle", table, "transpose", "pooler.weight", code=4)
+    kept = ["joint.qkv", "text_projection", "mirror", "fresh.q", "/ignore/0"]
+    run("settle", table, "keep", *kept)
+    run("convert", "--src", one, "--from", table, "--dst", table.parent / "o.safetensors", code=4)
+    run("settle", table, "keep", "pooler.weight")
+    assert json.loads(table.read_text())["absent"] == [
+        {"target": "pooler.weight", "reason": "the source has no such tensor"}
+    ]
+    run("convert", "--src", one, "--from", table, "--dst", table.parent / "o.safetensors")

@@ -5,6 +5,7 @@
     assignment.py  the best assignment, and where another is nearly as good
     order.py       what the order of the file says where names do not
     match.py       which unit becomes which, from the most consistent evidence to the least
+    missing.py     what is in doubt because part of the target has no counterpart
     copies.py      one tensor under several names
     squares.py     square matrices, of which no shape tells whether they are transposed
     captures.py    units as patterns

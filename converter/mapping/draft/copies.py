@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from converter.mapping.draft.match import Matching, match
+from converter.mapping.draft.missing import less_sure
 from converter.mapping.draft.names import Named, Unit, take_apart
 from converter.mapping.draft.words import Vocabulary
 
@@ -44,6 +45,7 @@ def _match_some(
     """Match all sources but those names of each of `single` that are not chosen."""
     aside = {name for shared in single for name in shared.names if name != shared.chosen}
     found = match([tensor for tensor in sources if tensor.name not in aside], targets, on_round)
+    found = less_sure(found, len(targets))
     left = aside | {tensor.name for tensor in found.left_sources}
     return replace(found, left_sources=tuple(tensor for tensor in sources if tensor.name in left))
 

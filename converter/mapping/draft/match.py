@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from converter.mapping.draft.assignment import Judge, labels
@@ -23,9 +23,7 @@ from converter.mapping.draft.words import JOINED, Neighbours, Vocabulary, meanin
 Op = Literal["rename", "concat", "split", "transpose", "reshape"]
 _ROUNDS = 3
 _SURE, _DOUBTFUL = 1.0, 0.25  # weight of a pair as evidence for its neighbours
-_ALIKE = 0.75  # similarity that needs no other evidence
 _TORN = "the module as a whole has no counterpart, only its tensors one by one"
-_INCOMPLETE = "no other candidate comes near, but the names differ, and part of the target has no counterpart at all"
 TURNED = "only the transposed shape is there"
 _COUNTED_JOIN = 0.3  # similarity from which tensors that differ in a number may be parts of one
 
@@ -67,16 +65,7 @@ def match(
             likely = Neighbours(_evidence(result.matches))
             certain = Neighbours(_evidence(found for found in result.matches if not found.doubt))
             order = order.after((one, other) for m in result.matches for one in m.sources for other in m.targets)
-    if result.left_targets:
-        result = replace(result, matches=tuple(map(_less_sure, result.matches)))
     return result
-
-
-def _less_sure(found: Match) -> Match:
-    """Doubt a match of unlike names where target tensors are left over: its true source may be missing, too."""
-    if found.doubt or found.alike >= _ALIKE:
-        return found
-    return replace(found, doubt=_INCOMPLETE)
 
 
 def _evidence(matches: Iterable[Match]) -> Iterator[tuple[str, str, float]]:

@@ -161,8 +161,9 @@ def propose(
     written.sort(key=lambda piece: min(order[n] for unit in piece[1].targets for n in unit.names))
     rules: list[Rule] = []
     for rule, part in written:
-        conditions = {_condition(target, n) for unit in part.targets for n in unit.names}
-        if (when := conditions.pop()) and not conditions:
+        if when := _shared_condition(
+            target, [t for u in part.targets for ps in u.members.values() for t in ps.values()]
+        ):
             rule["when"] = when
         ordered: tuple[str, ...] = ("source", "target", "ops", "when", "doubt")
         rules.append({key: rule[key] for key in ordered if key in rule})
@@ -171,6 +172,11 @@ def propose(
         rules.append(_optional(option, tensor, axis, left))
     copies = originals(sources, left)
     ignores = list(writer.ignores(left, copies))
+    absents = []
+    for entry, tensors in writer.absents(matching.left_targets):
+        if when := _shared_condition(target, tensors):
+            entry["when"] = when
+        absents.append(entry)
     table: dict[str, Any] = {
         "kind": "table",
         "name": name,
@@ -181,6 +187,7 @@ def propose(
     table |= {"part": target.part} if target.part else {}
     table |= {"words": writer.words} if writer.words else {}
     table |= {"rules": rules} | ({"ignore": ignores} if ignores else {})
+    table |= {"absent": absents} if absents else {}
     return Draft(table, target.spec, target.variant, matching, copies)
 
 
@@ -193,6 +200,12 @@ def _without_wrappers(sources: Sequence[Named]) -> list[Named]:
     ):
         current = [replace(t, name=t.name.partition(".")[2]) for t in current]
     return current
+
+
+def _shared_condition(target: Target, tensors: Iterable[Named]) -> str | None:
+    """The `when` that the spec's entries of all these have."""
+    conditions = {_condition(target, tensor.name) for tensor in tensors}
+    return conditions.pop() if len(conditions) == 1 else None
 
 
 def _condition(target: Target, name: str) -> str | None:

@@ -92,22 +92,32 @@ class Writer:
         """
         copied = [tensor for tensor in left if tensor.name in copies]
         yield from self._copies(copied, copies)
-        left = [tensor for tensor in left if tensor.name not in copies]
+        for text, tensors in self._folded([t for t in left if t.name not in copies], self.sources):
+            yield _ignore(text, tensors)
+
+    def absents(self, left: Sequence[Named]) -> Iterator[tuple[dict[str, Any], list[Named]]]:
+        """Entries for target tensors that no rule makes, each with those that it stands for."""
+        for text, tensors in self._folded(left, self.targets):
+            doubt = f"{_counted(tensors)}: does the source hold it nowhere? Whoever loads the result gets chance there"
+            yield {"target": text, "reason": _NO_COUNTERPART, "doubt": doubt}, tensors
+
+    def _folded(self, left: Sequence[Named], side: Names) -> Iterator[tuple[str, list[Named]]]:
+        """Patterns for tensors of one side, which match no others of it, each with its tensors."""
         open_names = {tensor.name for tensor in left}
         for unit in sorted(units(left), key=lambda unit: -len(unit.names)):
             if not unit.names <= open_names:
                 continue
             captures = capture_names(unit.template, unit.free, {*self.taken, *self.words})
             text = pattern_of(unit, _numbers(unit, captures, [False] * len(captures)), self._parameter(unit))
-            if not self.sources.is_exactly(text, unit, self.words):
+            if not side.is_exactly(text, unit, self.words):
                 if unit.free or len(unit.names) > 1:
                     for tensor in _tensors(unit):
                         open_names.discard(tensor.name)
-                        yield _ignore(tensor.name, [tensor])
+                        yield tensor.name, [tensor]
                     continue
                 text = next(iter(unit.names))
             open_names -= unit.names
-            yield _ignore(text, list(_tensors(unit)))
+            yield text, list(_tensors(unit))
 
     def _copies(self, copied: Sequence[Named], of: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         """Entries for copies; each says how many it stands for, so that all of them are written on the way back."""
@@ -135,13 +145,17 @@ class Writer:
 
 
 def _ignore(text: str, tensors: Sequence[Named]) -> dict[str, Any]:
-    shapes = ", ".join(dict.fromkeys(f"{t.shape}{' ' + t.kind if t.kind else ''}" for t in tensors[:200]))
     return {
         "source": text,
         "reason": _NO_COUNTERPART,
         "rebuild": None,
-        "doubt": f"{len(tensors)} of shape {shapes[:200]}: does the target not need it, or compute it by itself?",
+        "doubt": f"{_counted(tensors)}: does the target not need it, or compute it by itself?",
     }
+
+
+def _counted(tensors: Sequence[Named]) -> str:
+    shapes = ", ".join(dict.fromkeys(f"{t.shape}{' ' + t.kind if t.kind else ''}" for t in tensors[:200]))
+    return f"{len(tensors)} of shape {shapes[:200]}"
 
 
 def _tensors(unit: Unit) -> Iterator[Named]:

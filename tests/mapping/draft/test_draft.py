@@ -98,7 +98,7 @@ def index_of(tensors: Iterable[Named]) -> dict[str, IndexEntry]:
 def loaded(draft: Draft, folder: Path, *, settled: bool = True) -> Table:
     """The draft as files, with every doubt taken out as if a person had."""
     table = json.loads(to_text(draft.table))
-    for entry in (*table["rules"], *table.get("ignore", ())) if settled else ():
+    for entry in (e for part in ("rules", "ignore", "absent") for e in table.get(part, ())) if settled else ():
         entry.pop("doubt", None)
     if draft.spec is not None:
         (folder / f"{draft.spec['name']}.json").write_text(to_text(draft.spec))
