@@ -130,7 +130,7 @@ EXTRAS = {
         "huggingface_hub": "huggingface_hub",
         "faster_coco_eval": "faster-coco-eval",
     },
-    "grounding-dino": {
+    "transformers": {
         "torch": "torch",
         "transformers": "transformers",
         "PIL": "pillow",

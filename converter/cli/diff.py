@@ -107,7 +107,7 @@ def _tables(a: Checkpoint, b: Checkpoint) -> list[Table | None]:
             table = recognise(checkpoint)
         except PlanError:  # unknown, or several: by key, then
             continue
-        if not table.is_hub and table.name not in [known.name for known in found]:
+        if (not table.is_hub or table.spec.files) and table.name not in [known.name for known in found]:
             found.append(table)
     if found and len({table.spec.name for table in found}) == 1:
         return list(found)

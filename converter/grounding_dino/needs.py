@@ -11,7 +11,7 @@ def needed(what: str) -> None:
     """MissingPackageError unless `what` can import torch and transformers; ModelError if transformers is too old."""
     from importlib.metadata import version
 
-    require(what, "grounding-dino", ("torch", "transformers"))
+    require(what, "transformers", ("torch", "transformers"))
     if int(version("transformers").split(".")[0]) < OLDEST:
         raise ModelError(
             f"{what}: found transformers {version('transformers')}, expected {OLDEST} or later: "

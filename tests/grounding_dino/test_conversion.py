@@ -80,7 +80,7 @@ def test_a_state_dict_in_memory_has_other_names_and_tied_copies(converted: Conve
     assert "equal" in told.output
     weights["bbox_embed.3.layers.2.bias"] = weights["bbox_embed.3.layers.2.bias"] + 1
     torch.save(weights, tmp_path / "own.pth")
-    error = refusal("convert", "--src", tmp_path / "own.pth", "--dst", tmp_path / "out", code=4)
+    error = refusal("convert", "--src", tmp_path / "own.pth", "--dst", tmp_path / "out", code=5)
     assert ["bbox_embed.3.layers.2.bias" in problem for problem in error["problems"]] == [True]
     (tmp_path / "own.pth").unlink()
 
@@ -101,9 +101,9 @@ def test_every_tensor_is_accounted_for(converted: Converted) -> None:
 
 @pytest.mark.parametrize("converted", ["groundingdino-swint"], indirect=True)
 def test_it_can_be_explained(converted: Converted) -> None:
-    said = run("explain", converted.source, "model.decoder.layers.2.self_attn.key.weight").output
+    said = run("explain", "model.decoder.layers.2.self_attn.key.weight", "--src", converted.source).output
     assert "transformer.decoder.layers.2.self_attn.in_proj_weight" in said
-    said = run("explain", converted.source, "module.transformer.decoder.bbox_embed.4.layers.1.bias").output
+    said = run("explain", "module.transformer.decoder.bbox_embed.4.layers.1.bias", "--src", converted.source).output
     assert "the decoder's name of the same box head" in said
 
 
