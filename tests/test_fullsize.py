@@ -87,12 +87,23 @@ def hub(running: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     clear(tmp_path / "hub")
 
 
+@pytest.fixture(scope="module")
+def grounding_dino(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("grounding-dino")
+    write_checkpoint("groundingdino-swint", folder / "official.pth", weights_only=True)
+    yield folder / "official.pth"
+    shutil.rmtree(folder)
+
+
 @pytest.fixture
-def folder(converted: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where a user is: the checkpoint, two pictures and the captures are here."""
+def folder(
+    converted: Converted, grounding_dino: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """Where a user is: the checkpoints, two pictures and the captures are here."""
     here = tmp_path / "here"
     here.mkdir()
     (here / "official.pth").symlink_to(converted.source)
+    (here / "groundingdino_swint_ogc.pth").symlink_to(grounding_dino)
     (here / "tests").symlink_to(ROOT / "tests")
     for name, picture in (("street", skimage.data.rocket()), ("park", skimage.data.astronaut())):
         Image.fromarray(picture).save(here / f"{name}.jpg")
