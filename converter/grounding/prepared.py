@@ -10,6 +10,7 @@ import numpy as np
 
 from converter.display import file_name
 from converter.errors import ModelError
+from converter.grounding.preprocessing import Preprocessing
 from converter.parity.family import Prepared
 
 if TYPE_CHECKING:
@@ -39,6 +40,16 @@ def prepare(
     seen = height + -height % multiple, width + -width % multiple
     is_unturned = image.getexif().get(_ORIENTATION, 1) != 1  # of what was turned this is taken out
     return Prepared(pixels, image.width, image.height, seen, is_unturned)
+
+
+def both_down(width: int, height: int, settings: Preprocessing) -> tuple[int, int]:
+    """(width, height) as MMDetection resizes: both sides rounded down. ModelError where one would vanish."""
+    shorter, longer = settings.shorter_side, settings.longer_side
+    scale = min(longer / max(width, height), shorter / min(width, height))
+    size = int(width * scale), int(height * scale)
+    if 0 in size:
+        raise ModelError(f"found {width}x{height} pixels: a side would vanish. Crop the picture.")
+    return size
 
 
 def _resized(image: Image.Image, size: tuple[int, int], how: str) -> NDArray[np.uint8]:

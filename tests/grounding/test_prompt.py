@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors import safe_open
 
 from converter.errors import ModelError
 from converter.glip.detect.preprocessing import glip_preprocessing
-from converter.grounding.prompt import Prompt, as_prompt, captions, parse_span, token_positions
+from converter.grounding.prompt import Prompt, as_prompt, captions, parse_span, read_prompt, token_positions
 from converter.grounding.tokenizer import Tokenizer
 from tests import DATA
 from tests.support.bert_vocabulary import WORDS, small_vocabulary
@@ -41,6 +42,23 @@ def test_names_are_joined_as_for_evaluation(tokenizer: Tokenizer) -> None:
     spoken = " ".join(tokenizer.pieces[i] for i in caption.ids)
     assert spoken == "[CLS] person . traffic light . hair dr ##ier [SEP]"
     assert caption.positive_map == {1: [1], 2: [3, 4], 3: [6, 7, 8]}
+
+
+def test_captions_end_and_are_lower_case_where_the_settings_say_so(tokenizer: Tokenizer) -> None:
+    ended = replace(SETTINGS, caption_end=".", lowercase=True, caption_tokens=8)
+    made = captions(Prompt.parse("Person. Traffic light. Umbrella"), tokenizer, ended)
+    assert [caption.text for caption in made] == ["person. traffic light.", "umbrella."]
+    assert [caption.positive_map for caption in made] == [{1: [1], 2: [3, 4]}, {3: [1]}]
+    assert max(len(caption.ids) for caption in made) == 7
+    for text in ("A Person", "A Person."):
+        (caption,) = captions(Prompt.of_phrases(text, ["Person"]), tokenizer, ended)
+        assert (caption.text, caption.positive_map) == ("a person.", {1: [2]})
+
+
+def test_what_a_command_line_says() -> None:
+    assert read_prompt("cat. dog", None, (), ()) == Prompt.parse("cat. dog")
+    assert read_prompt(["cat"], None, (), ()) == Prompt.of_names(["cat"])
+    assert read_prompt(None, "a cat", ["0:1"], ["cat"]).spans == ((2, 5), (0, 1))
 
 
 def test_a_name_may_hold_full_stops(tokenizer: Tokenizer) -> None:

@@ -27,18 +27,21 @@ CLASSES = [Class(7, "Traffic Light"), Class(3, "person"), Class(11, "hot-dog")]
 SMALL = {"shorter_side": "96", "longer_side": "160"}
 
 
-def task(data: str = "own", classes: list[Class] = CLASSES, **changed: str) -> GroundingDinoTask:
-    made = FAMILY.task(data, classes, Asked("official", changed), Path("x.pth"), SIZES, None)
+def task(
+    data: str = "own", classes: list[Class] = CLASSES, protocol: str = "official", **changed: str
+) -> GroundingDinoTask:
+    made = FAMILY.task(data, classes, Asked(protocol, changed), Path("x.pth"), SIZES, None)
     assert isinstance(made, GroundingDinoTask)
     return made
 
 
 def test_every_choice_has_a_source() -> None:
-    parts = DATA["protocols"]["official"]
-    assert list(parts) == ["all"]
-    assert list(parts["all"]) == NAMES == list(module._READERS)
-    assert {source for _, source in parts["all"].values()} == set(DATA["sources"])
-    assert all(" at " in text for text in DATA["sources"].values())
+    used = set()
+    for parts in DATA["protocols"].values():
+        assert list(parts["all"]) == NAMES == list(module._READERS)
+        used |= {source for part in parts.values() for _, source in part.values()}
+    assert used == set(DATA["sources"])
+    assert all(" at " in text or "3.3" in text or "2.1" in text for text in DATA["sources"].values())
 
 
 def test_classes_are_asked_for_as_the_official_script_does() -> None:
@@ -47,6 +50,27 @@ def test_classes_are_asked_for_as_the_official_script_does() -> None:
     assert asked.asked[0].positive_map == {3: [1], 7: [3, 4], 11: [6, 7, 8]}
     assert (asked.protocol.most, asked.protocol.token_scores, asked.protocol.upright) == (300, "mean", False)
     assert asked.metric == "coco"
+
+
+def test_mmdetection_asks_otherwise() -> None:
+    classes = [Class(1, "Bow_(weapon)"), Class(2, "T-shirt")]
+    asked = task("lvis", classes, "mmdet")
+    assert asked.captions == ["Bow . T-shirt. "]
+    assert (asked.protocol.per_caption, asked.metric) == (40, "lvis-fixed")
+    official, other = (load_protocol(Asked(name), "coco").to_dict() for name in ("official", "mmdet"))
+    assert {name for name in NAMES if official[name] != other[name]} == {
+        "names_cleaned", "lowercase", "separator", "caption_end", "size_rounding", "upright", "boxes_cut",
+    }  # fmt: skip
+
+
+def test_boxes_can_be_cut_at_the_edges(tmp_path: Path) -> None:
+    corners = []
+    for cut in ("true", "false"):
+        asked = task(protocol="mmdet", **SMALL, boxes_cut=cut)
+        (found,) = asked.runner(small_model())(prepared(asked, tmp_path, 1))
+        corners.append(np.concatenate([found.boxes[:, :2], found.boxes[:, :2] + found.boxes[:, 2:]], axis=1))
+    inside, whole = corners
+    np.testing.assert_allclose(inside, np.clip(whole, 0, [120, 90, 120, 90]), atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -62,10 +86,10 @@ def test_what_was_changed_is_part_of_the_name(changed: dict[str, str], told: str
 
 
 def test_what_it_has_no_protocol_for_is_told() -> None:
-    with pytest.raises(ModelError, match="has no protocol for LVIS"):
+    with pytest.raises(ModelError, match="has no protocol for LVIS; MMDetection has one: --protocol mmdet"):
         task("lvis")
-    with pytest.raises(ModelError, match="protocol: found 'mmdet', expected one of official"):
-        load_protocol(Asked("mmdet"), "coco")
+    with pytest.raises(ModelError, match="protocol: found 'odinw', expected one of official, mmdet"):
+        load_protocol(Asked("odinw"), "coco")
     with pytest.raises(ModelError, match="setting: token_scores is 'sum', expected one of mean, max"):
         task(token_scores="sum")
     with pytest.raises(ModelError, match="knows no benchmark odinw"):
@@ -75,6 +99,7 @@ def test_what_it_has_no_protocol_for_is_told() -> None:
 def test_sizes_are_rounded_as_the_official_code_or_as_transformers() -> None:
     assert task().size(20, 692) == (39, 1349)
     assert task(size_rounding="transformers").size(20, 692) == (39, 1333)
+    assert task(size_rounding="down").size(20, 692) == (38, 1333)
 
 
 def prepared(asked: GroundingDinoTask, folder: Path, count: int = 2) -> list[Any]:
@@ -109,13 +134,14 @@ def test_scores_are_means_over_the_tokens_of_a_class(tmp_path: Path) -> None:
         assert (x, y, width, height) == pytest.approx(expected, abs=1e-2)
 
 
-def test_the_best_pairs_of_all_captions_are_taken(tmp_path: Path) -> None:
+def test_the_best_pairs_of_each_caption_are_taken(tmp_path: Path) -> None:
     divided = task(**SMALL, per_caption="2", most="20")
     assert divided.captions == ["person . traffic light .", "hot-dog ."]
-    found = divided.runner(small_model())(prepared(divided, tmp_path))
-    assert [len(each.scores) for each in found] == [20, 20]
-    for each in found:
-        assert each.scores.tolist() == sorted(each.scores.tolist(), reverse=True)
+    for each in divided.runner(small_model())(prepared(divided, tmp_path)):
+        assert set(each.classes[:20].tolist()) <= {3, 7}
+        assert each.classes[20:].tolist() == [11] * 20
+        for scores in (each.scores[:20].tolist(), each.scores[20:].tolist()):
+            assert scores == sorted(scores, reverse=True)
 
 
 def test_a_batch_gives_what_each_picture_gives(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from converter.errors import ModelError
 from converter.glip.task.protocol import Protocol, load_protocol
 from converter.grounding.choices import told
 from converter.grounding.classes import class_captions
+from converter.grounding.prepared import both_down
 from converter.grounding.preprocessing import Preprocessing
 from converter.grounding.task import PhraseTask
 from converter.grounding.tokenizer import Tokenizer
@@ -50,12 +50,7 @@ class GLIPTask(PhraseTask[Protocol]):
         """(width, height) in which the model sees a picture of that size."""
         if self.protocol.size_rounding == "official":
             return self.settings.resized(width, height)
-        shorter, longer = self.settings.shorter_side, self.settings.longer_side
-        scale = min(longer / max(width, height), shorter / min(width, height))
-        size = int(width * scale), int(height * scale)
-        if 0 in size:
-            raise ModelError(f"found {width}x{height} pixels: a side would vanish. Crop the picture.")
-        return size
+        return both_down(width, height, self.settings)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

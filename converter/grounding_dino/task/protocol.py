@@ -35,11 +35,12 @@ class Protocol:
     per_caption             the most classes of a caption; None for as many as fit
     shorter_side, longer_side, size_rounding
                             pixels of a picture as the model sees it, and how the sides are rounded: as the official
-                            code does, or transformers' image processor
+                            code does, as transformers' image processor, or both down
     filter                  by which it is resized: one of Pillow's, or bilinear without averaging, as of tensors
     upright                 whether it is turned as its EXIF says
     token_scores            the score of a class for a box: the mean of those of its tokens, or the largest (max)
-    most                    boxes of a picture: the best pairs of a box and a class
+    most                    boxes of a picture, of each caption: the best pairs of a box and a class
+    boxes_cut               whether boxes end where the picture does
     metric                  'coco', 'lvis', or 'lvis-fixed'
     """
 
@@ -56,6 +57,7 @@ class Protocol:
     upright: bool
     token_scores: str
     most: int
+    boxes_cut: bool
     metric: str
 
     def preprocessing(self, settings: Preprocessing) -> Preprocessing:
@@ -75,7 +77,7 @@ class Protocol:
 
 
 def load_protocol(asked: Asked, data: str) -> Protocol:
-    """The protocol of that name for 'coco' or another data set, with the changes that are asked for.
+    """The protocol of that name for 'coco', 'lvis' or another data set, with the changes that are asked for.
 
     ModelError for an unknown name or setting, or a value that it cannot have.
     """
@@ -91,10 +93,11 @@ _READERS: Mapping[str, Reader] = {
     "per_caption": PER_CAPTION,
     "shorter_side": SIDE,
     "longer_side": SIDE,
-    "size_rounding": one_of(("official", "transformers")),
+    "size_rounding": one_of(("official", "transformers", "down")),
     "filter": FILTER,
     "upright": TRUTH,
     "token_scores": one_of(("mean", "max")),
     "most": whole(1, 10_000),
+    "boxes_cut": TRUTH,
     "metric": METRIC,
 }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from converter.errors import ModelError
 from converter.grounding.choices import told
 from converter.grounding.classes import class_captions
+from converter.grounding.prepared import both_down
 from converter.grounding.preprocessing import Preprocessing
 from converter.grounding.task import PhraseTask
 from converter.grounding.tokenizer import Tokenizer
@@ -16,6 +17,9 @@ from converter.grounding_dino.task.protocol import Protocol, load_protocol
 from converter.parity.family import Asked, Boxes, Class, Prepared
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from converter.grounding.prompt import Caption
     from converter.grounding_dino.detect.detector import Detector, Seen
 
 
@@ -28,10 +32,10 @@ class GroundingDinoTask(PhraseTask[Protocol]):
         cls, data: str, classes: Sequence[Class], asked: Asked, tokenizer: Tokenizer, settings: Preprocessing
     ) -> GroundingDinoTask:
         """ModelError for an unknown protocol or setting, a class that cannot be asked for, or LVIS."""
-        if data == "lvis":
+        if data == "lvis" and asked.name == "official":
             raise ModelError(
-                "--dataset lvis: the official code of Grounding DINO has no protocol for LVIS with its 1,203 "
-                "classes. A part of them in COCO's format is measured as a data set of your own."
+                "--dataset lvis: the official code of Grounding DINO has no protocol for LVIS; MMDetection has one: "
+                "--protocol mmdet."
             )
         protocol = load_protocol(asked, data)
         settings = protocol.preprocessing(settings)
@@ -42,8 +46,14 @@ class GroundingDinoTask(PhraseTask[Protocol]):
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) in which the model sees a picture of that size."""
-        official = self.settings.resized(width, height)
-        return official if self.protocol.size_rounding == "official" else rounded_late(width, height, self.settings)
+        rounding = self.protocol.size_rounding
+        if rounding == "official":
+            return self.settings.resized(width, height)
+        return (
+            both_down(width, height, self.settings)
+            if rounding == "down"
+            else rounded_late(width, height, self.settings)
+        )
 
     def runner(self, model: Any) -> Callable[[Sequence[Prepared]], Sequence[Boxes]]:
         """ModelError where the model computes NaN, or memory does not suffice."""
@@ -75,7 +85,7 @@ class _Runner:
     detector: Detector
 
     def __call__(self, pictures: Sequence[Prepared]) -> list[Boxes]:
-        """One forward for each caption; the best pairs of a box and a class are taken of all together."""
+        """One forward for each caption, of which the best pairs of a box and a class are taken."""
         import torch
 
         from converter.grounding.images import normalised
@@ -88,17 +98,24 @@ class _Runner:
     def _boxes(self, picture: Prepared, number: int, seen: Sequence[Seen]) -> Boxes:
         import torch
 
-        from converter.grounding_dino.detect.scores import corners, phrase_scores
-
-        parts = []
-        for caption, each in zip(self.task.asked, seen, strict=True):
-            scores = phrase_scores(each.tokens[number], caption.positive_map, self.task.protocol.token_scores)
-            boxes = corners(each.boxes[number], picture.width, picture.height)
-            labels = torch.tensor(list(caption.positive_map), device=scores.device)
-            pairs = boxes[:, None].expand(-1, scores.shape[1], -1), scores, labels.expand_as(scores)
-            parts.append([part.flatten(0, 1) for part in pairs])
-        boxes, scores, labels = (torch.cat(part) for part in zip(*parts, strict=True))
-        order = scores.argsort(descending=True, stable=True)[: self.task.protocol.most]
-        boxes, scores, labels = (part[order].cpu() for part in (boxes, scores, labels))
+        found = [
+            self._pairs(caption, each, number, picture) for caption, each in zip(self.task.asked, seen, strict=True)
+        ]
+        boxes, scores, labels = (torch.cat(part).cpu() for part in zip(*found, strict=True))
         sides = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=-1)
         return Boxes(labels.numpy(), sides.numpy(), scores.numpy())
+
+    def _pairs(self, caption: Caption, seen: Seen, number: int, picture: Prepared) -> tuple[Tensor, Tensor, Tensor]:
+        """Corners (N, 4), scores (N,) and ids of classes (N,): the best of one caption."""
+        import torch
+
+        from converter.grounding_dino.detect.scores import corners, phrase_scores
+
+        protocol = self.task.protocol
+        scores = phrase_scores(seen.tokens[number], caption.positive_map, protocol.token_scores)
+        classes = torch.tensor(list(caption.positive_map), device=scores.device)
+        order = scores.flatten().argsort(descending=True, stable=True)[: protocol.most]
+        boxes = corners(seen.boxes[number], picture.width, picture.height)[order // len(classes)]
+        if protocol.boxes_cut:
+            boxes = boxes.clamp(boxes.new_zeros(4), boxes.new_tensor([picture.width, picture.height] * 2))
+        return boxes, scores.flatten()[order], classes[order % len(classes)]
