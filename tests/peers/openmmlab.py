@@ -28,12 +28,12 @@ def backbone(model: str, **settings: Any) -> nn.Module:
     return net.eval()
 
 
-def configuration(name: str) -> Any:
-    """One of the configurations that come with MMDetection, by its path in configs/glip; its modules are registered."""
+def configuration(name: str, folder: str = "glip") -> Any:
+    """One of the configurations that come with MMDetection, by its path in configs/`folder`; its modules are registered."""
     mmdet = package("mmdet")
     with unheard():
         package("mmdet.utils").register_all_modules()
-        return package("mmengine").Config.fromfile(Path(mmdet.__file__).parent / ".mim" / "configs" / "glip" / name)
+        return package("mmengine").Config.fromfile(Path(mmdet.__file__).parent / ".mim" / "configs" / folder / name)
 
 
 def detector(model: str) -> nn.Module:
