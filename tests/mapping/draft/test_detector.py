@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from converter.mapping.draft import Draft, Named, new_target, propose
+from converter.mapping.draft import Draft, Named, known_target, new_target, propose
 from converter.mapping.draft.names import take_apart
 from converter.mapping.lint import lint
 from converter.mapping.pattern import compile_pattern
@@ -161,6 +161,13 @@ def test_the_draft_is_sound_once_all_is_settled(draft: Draft, tmp_path: Path) ->
     assert absent["target"] == f"{_HF_SWIN}swin.layernorm.{{param}}"
     assert "2 of shape (768,): does the source hold it nowhere?" in absent["doubt"]
     assert lint(loaded(draft, tmp_path)) == []
+
+
+def test_for_the_spec_that_people_wrote_all_is_found(tmp_path: Path) -> None:
+    draft = propose("official", sources(), known_target("transformers-grounding-dino", sources()))
+    plan = make_plan(loaded(draft, tmp_path), Index(index_of(sources())))
+    assert draft.variant == "grounding-dino-tiny"
+    assert pairs(plan).keys() == set(truth())
 
 
 def test_a_target_that_has_all_names_gets_all() -> None:
