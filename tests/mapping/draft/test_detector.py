@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from converter.mapping.draft.names import take_apart
 from converter.mapping.lint import lint
 from converter.mapping.pattern import compile_pattern
 from converter.planning.fit import make_plan
-from tests import DATA
+from tests import DATA, ROOT
 from tests.mapping.draft.test_draft import index_of, loaded, pairs, stored, wrong_though_sure
 from tests.support.official_keys import Index
 
@@ -225,3 +226,25 @@ def test_a_doubt_about_a_norm_names_the_one_that_is_left_over(draft: Draft) -> N
     )
     assert "backbone.0.layers.{layer}.blocks.{block}.attn.proj.{param}" not in doubts
     assert "input_proj.{input_proj_vision}.{item}.{param}" not in doubts
+
+
+def test_the_figures_that_the_document_states(draft: Draft, tmp_path: Path) -> None:
+    known = propose("official", sources(), known_target("transformers-grounding-dino", sources()))
+    text = (ROOT / "docs" / "new-model.md").read_text(encoding="utf-8")
+    stated = {
+        cells[1].strip(): [c.strip() for c in cells[3:5]]
+        for cells in map(re.compile(r"\|").split, text.splitlines())
+        if len(cells) == 6
+    }
+    for column, found in enumerate((draft, known)):
+        (folder := tmp_path / str(column)).mkdir()
+        made = pairs(make_plan(loaded(found, folder), Index(index_of(sources()))))
+        sure = {pair for pair, rule in made.items() if rule not in found.doubts}
+        measured = {
+            "rules": len(found.table["rules"]),
+            "of 978 target tensors, right": len(made.keys() & set(truth())),
+            "said to be sure": len(sure),
+            "sure and wrong": len(sure - set(truth())),
+            "doubts": len(found.doubts),
+        }
+        assert {label: int(stated[label][column]) for label in measured} == measured
