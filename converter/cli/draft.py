@@ -72,7 +72,7 @@ def draft(
     if name is not None and not re.fullmatch(r"[a-z][a-z0-9-]*", name):
         raise click.BadParameter("a name is of a-z, 0-9 and '-', and begins with a letter", param_hint="--name")
     source, called = _located(source_text, quiet=as_json)
-    sources, aside = _tensors(source, root, equal=True)
+    sources, aside, lies_in = _tensors(source, root, equal=True)
     wanted = _target(target, target_root, sources, folder, quiet=as_json)
     table = name or called
     if table == wanted.name:
@@ -82,7 +82,7 @@ def draft(
     _check(folder, [file for file in (spec, path) if file], force)
     is_there = spec is not None and _is_equal(spec, wanted, force)
     with progress(3, "matching", unit=" rounds") as advance:
-        result = propose(table, sources, wanted, advance)
+        result = propose(table, sources, wanted, advance, lies_in)
     documents = {} if spec is None or is_there else {spec: result.spec or {}}
     _write({**documents, path: result.table}, spec, force)
     if as_json:
@@ -134,8 +134,11 @@ def _target(text: str, root: str | None, sources: list[Named], folder: Path, *, 
     return new_target(name, tensors)
 
 
-def _tensors(path: Path, root: str | None, *, equal: bool = False) -> tuple[list[Named], list[str]]:
-    """The tensors of a checkpoint, and sentences on what else is in it. `equal`: those of equal numbers are marked."""
+def _tensors(path: Path, root: str | None, *, equal: bool = False) -> tuple[list[Named], list[str], str]:
+    """The tensors of a checkpoint, sentences on what else is in it, and the key of its state dict.
+
+    `equal`: those of equal numbers are marked.
+    """
     from converter.mapping.cast import is_float
     from converter.mapping.draft import Named
     from converter.planning.equal import same_numbers
@@ -148,7 +151,8 @@ def _tensors(path: Path, root: str | None, *, equal: bool = False) -> tuple[list
             Named(t.name, tuple(t.shape), "" if is_float(t.dtype) else t.dtype.name, marks.get(t.name, ""))
             for t in checkpoint.tensors.values()
         ]
-        return found, [*checkpoint.unsupported.values(), *checkpoint.objects.values()]
+        lies_in = checkpoint.root if checkpoint.root in checkpoint.roots and "." not in checkpoint.root else ""
+        return found, [*checkpoint.unsupported.values(), *checkpoint.objects.values()], lies_in
 
 
 def _identifier(path: Path) -> str:

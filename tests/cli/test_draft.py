@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from safetensors.numpy import load_file, save_file
 
@@ -71,12 +72,13 @@ def test_a_copy_is_told_by_its_numbers(files: tuple[Path, Path, Path]) -> None:
 
 
 def test_heads_that_are_one_come_back_under_all_their_names(tmp_path: Path) -> None:
-    """draft, settle, convert, back: the file is as it was."""
+    """draft, settle, convert, back: the file is as it was, its wrappers too."""
     weight, bias = (np.random.default_rng(0).random(shape).astype("float32") for shape in ((5, 4), (5,)))
     heads = {f"heads.{i}.fc.{p}": value for i in range(3) for p, value in (("weight", weight), ("bias", bias))}
-    save_file(heads, source := tmp_path / "mine.safetensors")
+    wrapped = {f"module.{name}": torch.from_numpy(value) for name, value in heads.items()}
+    torch.save({"model": wrapped}, source := tmp_path / "mine.pth")
     save_file({"head.fc.weight": weight, "head.fc.bias": bias}, target := tmp_path / "theirs.safetensors")
-    out, there, back = tmp_path / "out", tmp_path / "there.safetensors", tmp_path / "back.safetensors"
+    out, there, back = tmp_path / "out", tmp_path / "there.safetensors", tmp_path / "back.pth"
     assert run("--src", source, "--target", target, "--out", out).exit_code == 0
     table = out / "mine.json"
     for command in (
@@ -88,8 +90,9 @@ def test_heads_that_are_one_come_back_under_all_their_names(tmp_path: Path) -> N
         done = CliRunner().invoke(main, [*map(str, command)])
         assert done.exit_code == 0, done.output
     assert sorted(load_file(there)) == ["head.fc.bias", "head.fc.weight"]
-    assert {name: value.tobytes() for name, value in load_file(back).items()} == {
-        name: value.tobytes() for name, value in heads.items()
+    written = torch.load(back)["model"]
+    assert {name: value.numpy().tobytes() for name, value in written.items()} == {
+        f"module.{name}": value.tobytes() for name, value in heads.items()
     }
 
 

@@ -143,12 +143,19 @@ def check_names(tensors: Iterable[Named], side: str) -> None:
 
 
 def propose(
-    name: str, sources: Sequence[Named], target: Target, on_round: Callable[[int], None] = lambda _: None
+    name: str,
+    sources: Sequence[Named],
+    target: Target,
+    on_round: Callable[[int], None] = lambda _: None,
+    root: str = "",
 ) -> Draft:
-    """A table called `name` from `sources` to `target`. Raises TableError for names that a table cannot say."""
+    """A table called `name` from `sources` to `target`; `root` is the key of the state dict in its file.
+
+    Raises TableError for names that a table cannot say.
+    """
     if not sources or not target.tensors:
         raise TableError(f"the {'target' if sources else 'source'} has no tensors; there is nothing to draft")
-    sources = _without_wrappers(sources)
+    sources, prefix = _without_wrappers(sources)
     check_names(sources, "source")
     matching = doubt_squares(match_shared(sources, target.tensors, on_round))
     if not matching.matches:
@@ -185,21 +192,24 @@ def propose(
         "target": target.name,
     }
     table |= {"part": target.part} if target.part else {}
+    saved_as = {key: text for key, text in (("root", root), ("prefix", prefix)) if text}
+    table |= {"saved_as": saved_as} if saved_as else {}
     table |= {"words": writer.words} if writer.words else {}
     table |= {"rules": rules} | ({"ignore": ignores} if ignores else {})
     table |= {"absent": absents} if absents else {}
     return Draft(table, target.spec, target.variant, matching, copies)
 
 
-def _without_wrappers(sources: Sequence[Named]) -> list[Named]:
-    """The tensors without the wrappers that every name has; every table takes them off."""
-    current = list(sources)
+def _without_wrappers(sources: Sequence[Named]) -> tuple[list[Named], str]:
+    """The tensors without the wrappers that every name has, and these; every table takes them off."""
+    current, prefix = list(sources), ""
     wrappers = load_wrappers().segments
     while all("." in tensor.name and tensor.name.partition(".")[0] in wrappers for tensor in current) and (
         len({tensor.name.partition(".")[0] for tensor in current}) == 1
     ):
+        prefix += current[0].name.partition(".")[0] + "."
         current = [replace(t, name=t.name.partition(".")[2]) for t in current]
-    return current
+    return current, prefix
 
 
 def _shared_condition(target: Target, tensors: Iterable[Named]) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from converter.mapping.draft.captures import affine, capture_names
 from converter.mapping.draft.names import Named, Numbers, families, progression
+from converter.mapping.draft.words import PARAMETERS
 
 Entry = dict[str, Any]
 _FACTORS = (1, 2, 3, 4, 8)
@@ -58,7 +59,9 @@ def draft_spec(name: str, title: str, tensors: Sequence[Named]) -> dict[str, Any
     config = _Config()
     entries: list[Entry] = []
     for template, members in families(tensors).items():
-        for parameter in dict.fromkeys(p for params in members.values() for p in params):
+        found = dict.fromkeys(p for params in members.values() for p in params)
+        # a weight before its bias, whatever their order in the file, so that they become one entry
+        for parameter in sorted(found, key=lambda p: PARAMETERS.index(p) if p in PARAMETERS else -1):
             part = {numbers: params[parameter] for numbers, params in members.items() if parameter in params}
             entries += _entries(template, part, parameter, config)
     return {

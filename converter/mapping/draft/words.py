@@ -22,10 +22,12 @@ _DATA: Mapping[str, Any] = json.loads((Path(__file__).parent / "synonyms.json").
 _MEANING: Mapping[str, str] = {word: line[0] for line in _DATA["words"] for word in line}
 _GENERIC = frozenset(_DATA["generic"])
 PARAMETERS: tuple[str, ...] = tuple(_DATA["parameters"])
+_BESIDE: tuple[tuple[str, str, str], ...] = tuple(map(tuple, _DATA["beside"]))
 JOINED: tuple[tuple[str, ...], ...] = tuple(map(tuple, _DATA["joined"]))
 
 Matrix = npt.NDArray[np.float64]
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+_LETTER = re.compile(r"(?<![A-Za-z0-9])[a-z](?![A-Za-z0-9])")
 _GENERIC_WEIGHT = 0.3
 
 
@@ -59,11 +61,23 @@ def parents(label: str) -> list[str]:
     return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
 
 
+def _without(letter: re.Match[str]) -> str:
+    """The name with a hole for one letter, and no numbers."""
+    name = f"{letter.string[: letter.start()]}+{letter.string[letter.end() :]}"
+    return re.sub(r"[0-9]+", "#", name)
+
+
 class Vocabulary:
     """Weights of words, learned from all names of both sides: how few names have them."""
 
     def __init__(self, labels: Iterable[str]) -> None:
-        counts = Counter(word for label in labels for word in set(words_of(label)))
+        labels = list(labels)
+        # letters that stand alone: the name with a hole for each -> which there are
+        self._letters: defaultdict[str, set[str]] = defaultdict(set)
+        for label in labels:
+            for letter in _LETTER.finditer(label):
+                self._letters[_without(letter)].add(letter[0])
+        counts = Counter(word for label in labels for word in set(self._words(label)))
         self._total = sum(counts.values()) or 1
         self._weights = {
             word: (math.log1p(self._total / count) * (_GENERIC_WEIGHT if word in _GENERIC else 1.0))
@@ -72,16 +86,26 @@ class Vocabulary:
 
     def similarity(self, sources: Sequence[str], targets: Sequence[str]) -> Matrix:
         """(len(sources), len(targets)): 1 for the same words, 0 for none in common; cosine of the weighted words."""
-        words = sorted({word for label in (*sources, *targets) for word in words_of(label)})
+        words = sorted({word for label in (*sources, *targets) for word in self._words(label)})
         column = {word: i for i, word in enumerate(words)}
         left, right = (self._vectors(labels, column) for labels in (sources, targets))
         result: Matrix = left @ right.T
         return result
 
+    def _words(self, label: str) -> tuple[str, ...]:
+        """The meanings in a name. The v of `v_proj` is the image's where an `l_proj` of the language is beside it, and
+        else the value's."""
+
+        def read(letter: re.Match[str]) -> str:
+            beside = self._letters.get(_without(letter), set())
+            return next((means for one, other, means in _BESIDE if letter[0] == one and other in beside), letter[0])
+
+        return words_of(_LETTER.sub(read, label))
+
     def _vectors(self, labels: Sequence[str], column: Mapping[str, int]) -> Matrix:
         vectors = np.zeros((len(labels), max(1, len(column))))
         for row, label in enumerate(labels):
-            own = words_of(label)
+            own = self._words(label)
             for position, word in enumerate(own):
                 last = 2.0 if position >= len(own) - 2 else 1.0
                 vectors[row, column[word]] = max(vectors[row, column[word]], last * self._weights.get(word, 1.0))

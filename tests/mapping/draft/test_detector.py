@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from converter.mapping.draft import Draft, Named, new_target, propose
+from converter.mapping.draft import Draft, Named, known_target, new_target, propose
 from converter.mapping.draft.names import take_apart
 from converter.mapping.lint import lint
 from converter.mapping.pattern import compile_pattern
 from converter.planning.fit import make_plan
-from tests import DATA
+from tests import DATA, ROOT
 from tests.mapping.draft.test_draft import index_of, loaded, pairs, stored, wrong_though_sure
 from tests.support.official_keys import Index
 
@@ -163,6 +164,13 @@ def test_the_draft_is_sound_once_all_is_settled(draft: Draft, tmp_path: Path) ->
     assert lint(loaded(draft, tmp_path)) == []
 
 
+def test_for_the_spec_that_people_wrote_all_is_found(tmp_path: Path) -> None:
+    draft = propose("official", sources(), known_target("transformers-grounding-dino", sources()))
+    plan = make_plan(loaded(draft, tmp_path), Index(index_of(sources())))
+    assert draft.variant == "grounding-dino-tiny"
+    assert pairs(plan).keys() == set(truth())
+
+
 def test_a_target_that_has_all_names_gets_all() -> None:
     draft = propose("same", sources(), new_target("other", stored(SOURCE)))
     assert draft.matching.left_sources == draft.matching.left_targets == ()
@@ -218,3 +226,25 @@ def test_a_doubt_about_a_norm_names_the_one_that_is_left_over(draft: Draft) -> N
     )
     assert "backbone.0.layers.{layer}.blocks.{block}.attn.proj.{param}" not in doubts
     assert "input_proj.{input_proj_vision}.{item}.{param}" not in doubts
+
+
+def test_the_figures_that_the_document_states(draft: Draft, tmp_path: Path) -> None:
+    known = propose("official", sources(), known_target("transformers-grounding-dino", sources()))
+    text = (ROOT / "docs" / "new-model.md").read_text(encoding="utf-8")
+    stated = {
+        cells[1].strip(): [c.strip() for c in cells[3:5]]
+        for cells in map(re.compile(r"\|").split, text.splitlines())
+        if len(cells) == 6
+    }
+    for column, found in enumerate((draft, known)):
+        (folder := tmp_path / str(column)).mkdir()
+        made = pairs(make_plan(loaded(found, folder), Index(index_of(sources()))))
+        sure = {pair for pair, rule in made.items() if rule not in found.doubts}
+        measured = {
+            "rules": len(found.table["rules"]),
+            "of 978 target tensors, right": len(made.keys() & set(truth())),
+            "said to be sure": len(sure),
+            "sure and wrong": len(sure - set(truth())),
+            "doubts": len(found.doubts),
+        }
+        assert {label: int(stated[label][column]) for label in measured} == measured

@@ -158,14 +158,14 @@ def test_a_sure_rule_of_the_official_list_is_right(glip: tuple[Draft, Plan, Plan
     assert wrong_though_sure(draft, plan, pairs(truth)) == []
 
 
-def test_nearly_all_of_the_official_list_is_found(glip: tuple[Draft, Plan, Plan]) -> None:
+def test_all_of_the_official_list_is_found(glip: tuple[Draft, Plan, Plan]) -> None:
     draft, plan, truth = glip
     right = pairs(plan).keys() & pairs(truth).keys()
     doubted = {f"/rules/{i}" for i, rule in enumerate(draft.table["rules"]) if "doubt" in rule}
     sure = [pair for pair in right if pairs(plan)[pair] not in doubted]
-    # the fusion's `v_proj` reads as the value projection, not the image's: 24 or 32 tensors, which are in doubt
-    assert len(right) >= 0.94 * len(pairs(truth)), len(right) / len(pairs(truth))
-    assert len(sure) >= 0.65 * len(pairs(truth)), len(sure) / len(pairs(truth))
+    # also the fusion's `v_proj`, the image's, as there is an `l_proj` beside it
+    assert right == pairs(truth).keys()
+    assert len(sure) >= 0.7 * len(pairs(truth)), len(sure) / len(pairs(truth))
 
 
 def test_every_tensor_of_the_official_list_is_accounted_for(glip: tuple[Draft, Plan, Plan]) -> None:
