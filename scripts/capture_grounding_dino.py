@@ -63,9 +63,10 @@ from converter.grounding_dino.switches import exact, selecting
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SHORT, LONG = 800, 1333  # sides of a picture, groundingdino/util/inference.py
-# height, width and shapes of each: the second is padded, on no level by whole cells; their length makes proposals at
-# the ends lie outside of what may be proposed
-SYNTHETIC = ((180, 432, 24), (173, 405, 96))
+# height, width and shapes of each. The second is padded and has fewer cells than there are queries: some are made of
+# cells beside it, whose boxes begin at the limits of what a box can be. The first is so long that proposals at its ends
+# are no valid ones, either
+SYNTHETIC = ((180, 432, 24), (130, 300, 96))
 # ids of bert-base-uncased between [CLS] and [SEP]; the second is padded. The three phrases of it have three lengths
 CAPTIONS = (
     "person. bicycle. traffic light. new wooden boat. cell phone. fire. parking meter. umbrella. stop sign.",
