@@ -32,9 +32,9 @@ GROUNDING_DINO = ("groundingdino-swint", "groundingdino-swinb")
 _AFFINE = (
     # Grounding DINO's logits are products of these two: without a bias of their own, they are below zero on average
     # and of moderate size by these alone
-    (r"^transformer\.decoder\.norm\.bias$", 0.5, 0.1),
+    (r"^transformer\.decoder\.norm\.bias$", 0.25, 0.1),
     (r"^transformer\.encoder\.text_layers\.5\.norm2\.weight$", 0.1, 0.03),
-    (r"^transformer\.encoder\.text_layers\.5\.norm2\.bias$", -0.025, 0.01),
+    (r"^transformer\.encoder\.text_layers\.5\.norm2\.bias$", -0.054, 0.01),
     (r"^transformer\..*_norm\.weight$", 1.0, 0.1),
     (r"^input_proj\.\d\.1\.weight$", 1.0, 0.1),
     (r"^transformer\.level_embed$", 0.0, 0.5),
@@ -63,6 +63,7 @@ _GAINS = (
     (r"\.(sampling_offsets|attention_weights)\.weight$", 1.5),
     (r"\.(linear2|output_proj)\.weight$", 0.7),
     (r"^bbox_embed\.\d\.layers\.2\.weight$", 0.4),
+    (r"^transformer\.enc_out_bbox_embed\.layers\.2\.weight$", 2.0),
     (r"\.attn\.qkv\.weight$", 1.4),
     (r"\.attn\.proj\.weight$", 0.7),
     (r"\.mlp\.fc2\.weight$", 0.7),

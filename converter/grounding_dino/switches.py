@@ -1,8 +1,8 @@
-"""Where the official code and transformers compute something different, and how transformers' class computes the other.
+"""Where the official code and transformers compute something different, and how transformers' class does the other.
 
-A capture holds what the official code computes (groundingdino-py 0.4.0). To be compared with it, a model of transformers
-runs with these switches: weights stay as they are, and so does the model for everybody else. Each difference, its size
-and its places in both sources are in docs/families/grounding-dino.md.
+A capture holds what the official code computes (groundingdino-py 0.4.0). To be compared with it, a model of
+transformers runs with these switches: weights stay as they are, and so does the model for everybody else. Each
+difference, its size and its places in both sources are in docs/families/grounding-dino.md.
 """
 
 from __future__ import annotations
@@ -32,6 +32,13 @@ class _Functions(TorchFunctionMode):
 
 
 @contextmanager
+def changing(change: Callable[..., Any]) -> Iterator[None]:
+    """Every function of torch returns what `change` makes of it and its arguments."""
+    with _Functions(change):
+        yield
+
+
+@contextmanager
 def official_inverse_sigmoid() -> Iterator[None]:
     """Boxes are refined from references that are cut at 1e-3, not 1e-5."""
 
@@ -41,18 +48,24 @@ def official_inverse_sigmoid() -> Iterator[None]:
         x = arguments[0]
         return torch.log(x.clamp(min=OFFICIAL_EPSILON) / (1 - x).clamp(min=OFFICIAL_EPSILON))
 
-    with _Functions(change):
+    with changing(change):
         yield
 
 
+def mixed_in(pictures: int, heads: int) -> Tensor:
+    """Whose mask each head of each picture gets: (pictures, heads).
+
+    Head h of picture b gets that of picture (b * heads + h) % pictures: the official code repeats all masks once for
+    each head, where the heads of one picture lie together.
+    """
+    return (torch.arange(pictures * heads) % pictures).view(pictures, heads)
+
+
 def _mixed(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The masks (B, N, N) as the official code hands them to the heads: head h of picture b gets that of picture
-    (b * heads + h) % B, where it should be b."""
+    """The masks (B, N, N) for each head."""
     masks: Tensor = named["attention_masks"]
     hidden: Tensor = named["hidden_states"]
-    pictures = len(masks)
-    of = torch.arange(pictures * module.num_heads, device=masks.device) % pictures
-    allowed = masks[of].view(pictures, module.num_heads, *masks.shape[1:]).to(hidden.dtype)
+    allowed = masks[mixed_in(len(masks), module.num_heads).to(masks.device)].to(hidden.dtype)
     return arguments, {**named, "attention_masks": (1.0 - allowed) * torch.finfo(hidden.dtype).min}
 
 
@@ -68,7 +81,7 @@ def official_text_masks(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def exact() -> Iterator[None]:
-    """What both codes compute in float32 in any model, they compute in float64: positions, masks' sums, final logits."""
+    """What both codes compute in float32 in any model, they compute in float64: positions, sums of masks, logits."""
 
     def change(function: Any, *arguments: Any, **named: Any) -> Any:
         if named.get("dtype") is torch.float32:
@@ -80,7 +93,7 @@ def exact() -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with _Functions(change):
+        with changing(change):
             yield
     finally:
         torch.set_default_dtype(before)
@@ -102,7 +115,7 @@ def selecting(given: Tensor | None = None) -> Iterator[list[Tensor]]:
         seen.append(found.indices)
         return found
 
-    with _Functions(change):
+    with changing(change):
         yield seen
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
@@ -230,6 +230,11 @@ class Family(ABC, Generic[M]):
     def run(self, model: M, inputs: Mapping[str, Tensor]) -> Any:
         """What the model makes of `inputs`, which lie on its device."""
         return cast("nn.Module", model)(**inputs)
+
+    def comparing(self, model: M) -> AbstractContextManager[None]:
+        """A context in which the model, or a part of it, runs where it is compared: where it computes something else
+        than the captured one on purpose, it computes the same here."""
+        return nullcontext()
 
     def inputs(self, capture: Capture) -> Mapping[str, Tensor]:
         """What the model is called with to be compared with a capture; CaptureError if it cannot be.

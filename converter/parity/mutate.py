@@ -152,13 +152,18 @@ class _Suite:
     def _whole(self, mode: Mode) -> None:
         self.mode = mode
         with observe(self.run.subject.model, self.run.taps, self._measure):
-            self.run.again()
+            out = self.run.again()
+        for name, derived in self.run.derived.items():
+            self._judged(name, derived.method, derived.compute(out))
 
-    def _measure(self, tap: Tap, value: Tensor) -> Tensor | None:
-        result = self.run.comparison.measure(tap.source, tap.target, value, self.mode)
+    def _judged(self, name: str, module: str, value: Tensor) -> None:
+        result = self.run.comparison.measure(name, module, value, self.mode)
         if not result.passed:
             raise _Told(result)
         self.largest = max(self.largest, result.relative)
+
+    def _measure(self, tap: Tap, value: Tensor) -> Tensor | None:
+        self._judged(tap.source, tap.target, value)
         if self.mode == "propagated" or not tap.target:
             return None
         return self.run.comparison.expected(tap.source, value).to(value)
@@ -181,7 +186,8 @@ class _Suite:
             return  # the whole model is run anyway
         self.mode = "propagated" if self.capture.compact else "injected"
         arguments, named = self.inputs[path]
-        with observe(self.run.subject.model, self.run.taps, self._measure):
+        subject = self.run.subject
+        with subject.family.comparing(subject.model), observe(subject.model, self.run.taps, self._measure):
             self.modules[path](*arguments, **named)
 
     def _touched(self, targets: Iterable[str]) -> list[str]:

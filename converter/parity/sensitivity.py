@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from converter.mapping.entries import Tap
 from converter.parity.device import deterministic
 from converter.parity.run import Run, tensors_of
 from converter.parity.taps import observe
@@ -93,8 +92,8 @@ def _graph(run: Run, parameters: Mapping[str, nn.Parameter]) -> _Graph:
     scales: list[float] = []
     began: dict[str, int] = {}  # how many taps were computed when a module first ran
 
-    def keep(tap: Tap, value: Tensor) -> None:
-        limit = run.comparison.limit(tap.source, "propagated", value.shape)
+    def keep(name: str, value: Tensor) -> None:
+        limit = run.comparison.limit(name, "propagated", value.shape)
         if limit is not None and value.requires_grad:
             roots.append(value)
             scales.append(1 / (limit * (float(value.detach().norm()) or 1.0)))
@@ -115,8 +114,14 @@ def _graph(run: Run, parameters: Mapping[str, nn.Parameter]) -> _Graph:
     handles = [module.register_forward_pre_hook(begin(path)) for path, module in modules.items()]
     blocks = _innermost({tap.target for tap in run.taps})
     try:
-        with _recomputed([modules[path] for path in blocks]), observe(model, run.taps, keep):
-            outputs = [value for value in tensors_of(run.again()) if value.requires_grad]
+        with (
+            _recomputed([modules[path] for path in blocks]),
+            observe(model, run.taps, lambda tap, value: keep(tap.source, value)),
+        ):
+            out = run.again()
+            outputs = [value for value in tensors_of(out) if value.requires_grad]
+            for name, derived in run.derived.items():
+                keep(name, derived.compute(out))
     finally:
         for handle in handles:
             handle.remove()

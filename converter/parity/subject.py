@@ -54,4 +54,5 @@ class Subject:
     def run(self, inputs: Mapping[str, Tensor]) -> Any:
         """The model's output."""
         device = self.parameter.device
-        return self.family.run(self.model, {name: value.to(device) for name, value in inputs.items()})
+        with self.family.comparing(self.model):
+            return self.family.run(self.model, {name: value.to(device) for name, value in inputs.items()})

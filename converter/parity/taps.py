@@ -67,11 +67,13 @@ def _follow(value: Any, tap: Tap) -> Tensor:
 
 
 def _replace(value: Any, steps: Sequence[str | int], replacement: Tensor) -> Any:
-    """`value`, a tensor or a tuple with fields or without, with another tensor at the end of `steps`."""
+    """`value`, a tensor, a list or a tuple with fields or without, with another tensor at the end of `steps`."""
     if not steps:
         return replacement
     step, rest = steps[0], steps[1:]
     if isinstance(step, str):
         return value._replace(**{step: _replace(getattr(value, step), rest, replacement)})
     items = [_replace(item, rest, replacement) if index == step else item for index, item in enumerate(value)]
-    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if hasattr(value, "_fields"):
+        return type(value)(*items)
+    return items if isinstance(value, list) else tuple(items)
