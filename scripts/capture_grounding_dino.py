@@ -251,6 +251,7 @@ def of_tokens(value: torch.Tensor, tokens: int) -> torch.Tensor:
 def tensors_of(ran: Ran, given: Given) -> dict[str, torch.Tensor]:
     """All tensors of the capture, by name."""
     tensors = {**ran.activations, **{f"input.{name}": value for name, value in given.inputs.items()}}
+    tensors["input.pixel_mask"] = given.inputs["pixel_mask"].to(torch.uint8)  # an eighth of the size
     tensors["input.selected"] = ran.selected
     for index, found in enumerate(ran.detections):
         tensors |= {f"detections.{index}.{p}": v for p, v in zip(("boxes", "scores", "labels"), found, strict=True)}

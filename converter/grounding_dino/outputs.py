@@ -86,7 +86,7 @@ def inputs_of(capture: Capture) -> Mapping[str, Tensor]:
         and pixels.shape[:2] == (batch, 3)
         and mask.shape == (batch, *pixels.shape[2:])
         and ids.shape == given["attention_mask"].shape == given["token_type_ids"].shape == (batch, tokens)
-        and all(value.numel() and value.dtype == torch.int64 for name, value in given.items() if name != INPUTS[0])
+        and all(value.numel() and not value.is_floating_point() for n, value in given.items() if n != INPUTS[0])
         and isinstance(phrases, list)
         and [len(row) if isinstance(row, list) else 0 for row in phrases] == [tokens] * batch
         and all(isinstance(label, int) for row in phrases for label in row)
@@ -94,7 +94,8 @@ def inputs_of(capture: Capture) -> Mapping[str, Tensor]:
     )
     if not fits:
         raise CaptureError(f"{where}: its pictures, masks and tokens do not form a batch of {batch}. Capture again.")
-    return {name: given[name] for name in (*INPUTS, SELECTED) if name in given}
+    kept = {name: given[name] for name in (*INPUTS, SELECTED) if name in given}
+    return {name: value if name == INPUTS[0] else value.long() for name, value in kept.items()}
 
 
 def detections_of(out: Output, facts: Mapping[str, Any]) -> Sequence[Detections]:
