@@ -35,8 +35,8 @@ class EncodedPrompt:
 class Seen:
     """What the model makes of a batch and one caption.
 
-    tokens  (B, queries, T) float32: the probability that the box is of what the token names
-    boxes   (B, queries, 4) float32: centre, width and height in shares of the picture
+    tokens  (B, queries, T), at least float32: the probability that the box is of what the token names
+    boxes   (B, queries, 4), at least float32: centre, width and height in shares of the picture
     """
 
     tokens: Tensor
@@ -138,7 +138,8 @@ class Detector:
             token_type_ids=torch.zeros_like(ids),
             attention_mask=torch.ones_like(ids),
         )
-        logits, boxes = out.logits[..., : len(caption.ids)].float(), out.pred_boxes.float()
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        logits, boxes = out.logits[..., : len(caption.ids)].to(dtype), out.pred_boxes.to(dtype)
         if logits.isnan().any() or boxes.isnan().any():
             raise not_a_number(self.model, self.dtype)
         return Seen(logits.sigmoid(), boxes)
