@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from converter.errors import DestinationError, TableError
 
 if TYPE_CHECKING:
     from converter.mapping.settle import How
+    from converter.planning.values import Answers
 
 _EPILOG = """\b
 Examples:
@@ -52,18 +53,22 @@ def settle(
 ) -> None:  # fmt: skip
     """List the doubts of TABLE, or settle those of some RULEs."""
     if values and how:
-        raise click.UsageError("--values decides by itself what to keep and what to transpose; give no rules")
+        raise click.UsageError("--values decides by itself what to keep, transpose and exchange; give no rules")
     if bool(how) != bool(rules) and not values:
         raise click.UsageError("name the rules that it is about, by their pointers: keep /rules/4 /rules/5")
     if not how and note:
         raise click.UsageError("--note goes with rules: keep /rules/4 --note TEXT")
     if table.suffix != ".json":
         raise TableError(f"{file_name(table)}: built-in tables have no doubts; give the path of a table, NAME.json")
-    told = _by_values(table, values, quiet=as_json) if values else {}
-    changes: dict[How, list[str]] = {how: list(rules)} if how else {}
-    for pointer, answer in told.items():
-        if answer in ("keep", "transpose"):
-            changes.setdefault(answer, []).append(pointer)
+    changes: list[tuple[How, Sequence[str]]] = [(how, rules)] if how else []
+    told: Mapping[str, str] = {}
+    if values:
+        answers = _by_values(table, values, quiet=as_json)
+        told = answers.told
+        for one in ("keep", "transpose"):
+            if pointers := [pointer for pointer, answer in told.items() if answer == one]:
+                changes.append((one, pointers))
+        changes += [("exchange", pair) for pair in answers.exchanges]
     before, left = _settled(table, changes, note or ("the values of two checkpoints say so" if values else None))
     if as_json:
         print_json({"table": str(table), "doubts": len(left), "doubtful": _listed(left), "values": told})
@@ -73,7 +78,7 @@ def settle(
         click.get_current_context().exit(TableError.exit_code)
 
 
-def _by_values(table: Path, values: tuple[str, str], *, quiet: bool) -> Mapping[str, Any]:
+def _by_values(table: Path, values: tuple[str, str], *, quiet: bool) -> Answers:
     from converter.cli.sources import locate
     from converter.mapping.load import load_table
     from converter.planning.formats import open_known
@@ -84,7 +89,7 @@ def _by_values(table: Path, values: tuple[str, str], *, quiet: bool) -> Mapping[
         return told_by_values(load_table(table), one, other)
 
 
-def _settled(table: Path, changes: Mapping[How, list[str]], note: str | None) -> tuple[int, dict[str, Any]]:
+def _settled(table: Path, changes: Sequence[tuple[How, Sequence[str]]], note: str | None) -> tuple[int, dict[str, Any]]:
     """Write the table as it is changed; how many entries were in doubt, and those that still are."""
     from converter.mapping.documents import find_document, to_text
     from converter.mapping.doubts import in_doubt_of
@@ -96,7 +101,7 @@ def _settled(table: Path, changes: Mapping[How, list[str]], note: str | None) ->
     if changes:
         if table.is_symlink():
             raise DestinationError(f"{file_name(table)} is a symbolic link; give the path of the table itself")
-        for how, rules in changes.items():
+        for how, rules in changes:
             content = settled(table, content, how, rules, note)
         write_whole(table, to_text(content).encode(), on_done=done_with(file_name(table)))
     return before, dict(in_doubt_of(content))
@@ -107,12 +112,16 @@ def _listed(left: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _print(
-    table: Path, left: Mapping[str, Any], told: Mapping[str, str], changes: Mapping[How, list[str]], settled: int
+    table: Path,
+    left: Mapping[str, Any],
+    told: Mapping[str, str],
+    changes: Sequence[tuple[How, Sequence[str]]],
+    settled: int,
 ) -> None:
     for pointer, answer in told.items():
         click.echo(f"  {pointer}  by the values: {answer}")
     if changes:
-        count = sum(map(len, changes.values()))
+        count = len({rule for _, rules in changes for rule in rules})
         others = f", and {counted(count - settled, 'rule')} changed that had none" if count > settled else ""
         click.echo(f"settled: {counted(settled, 'doubt')}{others}; {len(left) or 'none'} left in {table}")
     else:

@@ -126,3 +126,29 @@ def test_what_only_the_target_has_is_in_doubt_until_it_is_said_to_be_absent(tabl
         {"target": "pooler.weight", "reason": "the source has no such tensor"}
     ]
     run("convert", "--src", one, "--from", table, "--dst", table.parent / "o.safetensors")
+
+
+def test_norms_that_make_each_others_targets_are_exchanged_by_their_values(tmp_path: Path) -> None:
+    """Three in a circle. A fourth that fits none, and one of other weights, stay in doubt."""
+    norms = {f"layers.{i}.norm{n}.weight": ROUND.random(4) for i in range(2) for n in range(1, 5)}
+    place = {1: "norm_c", 2: "norm_a", 3: "norm_b", 4: "norm_d"}
+    other = {
+        f"layers.{i}.{name}.weight": norms[f"layers.{i}.norm{n}.weight"] for i in range(2) for n, name in place.items()
+    }
+    other |= {f"layers.{i}.norm_d.weight": ROUND.random(4) for i in range(2)}
+    for name, weights in (("one", norms), ("other", other)):
+        save_file({n: value.astype("float32") for n, value in weights.items()}, tmp_path / f"{name}.safetensors")
+    one, there = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
+    run("draft", "--src", one, "--target", there, "--out", tmp_path / "tables")
+    table = tmp_path / "tables" / "one.json"
+    content = json.loads(table.read_text())
+    for n, rule in enumerate(content["rules"], 1):
+        rule |= {"source": f"layers.{{layer}}.norm{n}.weight", "doubt": "which?"}
+        rule["target"] = f"layers.{{layer}}.norm_{'abcd'[n - 1]}.weight"
+    table.write_text(json.dumps(content))
+    said = json.loads(run("settle", table, "--values", one, there, "--json").stdout)
+    assert sorted(said["values"].values()) == ["exchange", "exchange", "exchange", "fits neither way"]
+    assert [entry["source"] for entry in said["doubtful"]] == ["layers.{layer}.norm4.weight"]
+    assert {source: str(rule["target"]) for source, rule in rules(table).items()} == {
+        f"layers.{{layer}}.norm{n}.weight": f"layers.{{layer}}.{name}.weight" for n, name in place.items()
+    }
