@@ -25,8 +25,8 @@ CONFIGURATIONS = {
     "b": "grounding_dino_swin-t_pretrain_obj365.py",
     "l": "grounding_dino_swin-l_pretrain_all.py",
 }
-# release 3.3 comes without a configuration with Swin-B: what grounding_dino_swin-b_pretrain_obj365_goldg_v3det.py, which
-# is in the repository, changes of the one with Swin-T
+# release 3.3 comes without a configuration with Swin-B; of the one with Swin-T, this is what changes in that of the
+# repository, grounding_dino_swin-b_pretrain_obj365_goldg_v3det.py
 SWIN_B = {"embed_dims": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 12}
 TRAINING = "dn_query_generator.label_embedding.weight"
 OUTPUTS = DATA / "peers" / "mmdet_gdino_t.safetensors"
@@ -56,9 +56,16 @@ def loaded() -> nn.Module:
 
 
 def run(net: nn.Module) -> dict[str, Tensor]:
-    """What it computes of the two pictures, for the first queries: logits of each token, references after each decoder
-    layer, and boxes; as MMDetection's predict does, but that tokens are given as ids."""
-    given = inputs()
+    """What it computes of the two pictures in one batch, and of the first alone, which is not padded: `alone.NAME`."""
+    return predicted(net, slice(2)) | {f"alone.{name}": tensor for name, tensor in predicted(net, slice(1)).items()}
+
+
+def predicted(net: nn.Module, rows: slice) -> dict[str, Tensor]:
+    """For the first queries, logits of each token, references after each decoder layer, and boxes.
+
+    As MMDetection's predict does it, but that tokens are given as ids.
+    """
+    given = {name: tensor[rows] for name, tensor in inputs().items()}
     bert = package("mmdet.models.language_models.bert")
     with torch.inference_mode(), exact():
         masks, positions = bert.generate_masks_with_special_tokens_and_transfer_map(
@@ -72,8 +79,8 @@ def run(net: nn.Module) -> dict[str, Tensor]:
         )  # fmt: skip
         text |= {"position_ids": positions, "text_token_mask": given["attention_mask"].bool()}
         text["embedded"] = net.text_feat_map(text["embedded"])
-        samples = [package("mmdet.structures").DetDataSample() for _ in SIZES]
-        for sample, size in zip(samples, SIZES, strict=True):
+        samples = [package("mmdet.structures").DetDataSample() for _ in SIZES[rows]]
+        for sample, size in zip(samples, SIZES[rows], strict=True):
             sample.set_metainfo({"img_shape": size, "batch_input_shape": SIZES[0]})
         head = net.forward_transformer(net.extract_feat(given["pixel_values"]), text, samples)
         logits, boxes = net.bbox_head(**head)

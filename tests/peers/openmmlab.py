@@ -29,7 +29,7 @@ def backbone(model: str, **settings: Any) -> nn.Module:
 
 
 def configuration(name: str, folder: str = "glip") -> Any:
-    """One of the configurations that come with MMDetection, by its path in configs/`folder`; its modules are registered."""
+    """One of the configurations that come with MMDetection, by its path in configs/`folder`; modules are registered."""
     mmdet = package("mmdet")
     with unheard():
         package("mmdet.utils").register_all_modules()

@@ -1,7 +1,7 @@
 """MMDetection's MM-Grounding-DINO loads what we write for it, and computes what is recorded.
 
-That transformers' class computes the same is tested at full size in tests/grounding_dino: no environment holds both, since
-MMDetection 3.3 needs a transformers that does not have it.
+That transformers' class computes the same is tested at full size in tests/grounding_dino: no environment holds both,
+since MMDetection 3.3 needs a transformers that does not have it.
 """
 
 from __future__ import annotations
