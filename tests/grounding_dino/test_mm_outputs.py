@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import MMGroundingDinoForObjectDetection
+from transformers import AutoModelForZeroShotObjectDetection, MMGroundingDinoForObjectDetection
 
 from converter.checkpoint import open_checkpoint
 from converter.grounding_dino.switches import exact, official_inverse_sigmoid, official_text_masks
@@ -26,6 +26,7 @@ from converter.planning.formats import load_format, make_route
 from converter.writing.convert import convert
 from tests import DATA
 from tests.support.mm_grounding_dino import in_format, inputs, weights
+from tests.support.small_files import run
 from tests.support.small_formats import Weights, execute, same
 
 pytestmark = pytest.mark.fullsize
@@ -41,9 +42,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> MMGroundingDinoForObjectD
     here = tmp_path_factory.mktemp("mm")
     theirs = {name: torch.from_numpy(array) for name, array in in_format("mmdet-grounding-dino").arrays.items()}
     torch.save({"state_dict": theirs}, here / "mmdet.pth")
-    with open_checkpoint(here / "mmdet.pth") as checkpoint:
-        convert(checkpoint, make_route(load_format("mmdet-grounding-dino"), hub_table(SPEC), checkpoint), here / "hf")
-    loaded, report = MMGroundingDinoForObjectDetection.from_pretrained(here / "hf", output_loading_info=True)
+    told = run("convert", "--src", here / "mmdet.pth", "--dst", here / "hf")
+    assert "variant: mm-grounding-dino-tiny" in told.output
+    assert "bit for bit" in told.output
+    loaded, report = AutoModelForZeroShotObjectDetection.from_pretrained(here / "hf", output_loading_info=True)
+    assert isinstance(loaded, MMGroundingDinoForObjectDetection)
     assert not any(report.values()), report
     for path in (here / "mmdet.pth", here / "hf" / "model.safetensors"):
         path.unlink()  # gigabytes, and pytest would keep them for three runs
