@@ -84,7 +84,7 @@ class Detecting(Family["nn.Module"]):
         """The files by which transformers' AutoProcessor loads a folder: tokenizer and image processor."""
         import hashlib
 
-        require("the files of a processor", "transformers", ("tokenizers",))
+        require("a folder for AutoProcessor", "transformers", ("tokenizers",))
         tokenizer = _tokenizer(conversion, config, vocabulary)
         settings = folder_settings(conversion)
         files = tokenizer.files(settings.caption_tokens)

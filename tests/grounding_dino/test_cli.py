@@ -12,7 +12,7 @@ from PIL import Image
 
 from converter.cli import main
 from tests.support.evaluating import annotated, write_pictures
-from tests.support.small_grounding_dino import small_folder
+from tests.support.small_grounding_dino import MM, small_folder
 
 
 def run(*arguments: object) -> Result:
@@ -57,6 +57,16 @@ def test_a_data_set_is_measured_by_the_official_protocol(shared: Path, tmp_path:
     plan = run(*words, "--dry-run")
     assert plan.exit_code == 0, plan.output
     assert "person . dog ." in plan.stdout
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_mm_grounding_dino_is_searched_with_likewise(shared: Path, tmp_path: Path, dtype: str) -> None:
+    """Its scores are at most those of a logit whose bias is -4.6 at first."""
+    words = ["detect", small_folder(tmp_path / "mm", spec=MM), shared / "photos" / "coffee.png", "--prompt", "cup. cat"]
+    result = run(*words, "--threshold", 0.001, "--max-detections", 5, "--dtype", dtype)
+    assert result.exit_code == 0, result.output
+    head, *rows = result.stdout.splitlines()
+    assert (head.endswith(": 120x90, 5 found"), {row.split()[-1] for row in rows} <= {"cup", "cat"}) == (True, True)
 
 
 def test_what_only_another_family_knows_is_told(shared: Path) -> None:

@@ -17,7 +17,7 @@ from transformers import GroundingDinoImageProcessor as ImageProcessor
 from converter.grounding.tokenizer import SHIPPED
 from converter.grounding_dino.family import FAMILY
 from tests import ROOT
-from tests.support.small_grounding_dino import SIZES, small_folder, small_model
+from tests.support.small_grounding_dino import MM, SIZES, SPEC, small_folder, small_model
 
 NAMES = ["preprocessor_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"]
 
@@ -41,10 +41,13 @@ def test_the_processor_makes_what_that_of_transformers_makes(folder: Path) -> No
         assert own.tokenizer(line)["input_ids"] == theirs.tokenizer(line)["input_ids"]
 
 
-def test_the_model_loads_beside_them_with_nothing_missing(folder: Path) -> None:
+@pytest.mark.parametrize("spec", [SPEC, MM])
+def test_the_model_loads_beside_them_with_nothing_missing(tmp_path: Path, spec: str) -> None:
+    folder = small_folder(tmp_path / "small", spec=spec)
     model, report = AutoModelForZeroShotObjectDetection.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values())
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in small_model().state_dict().items())
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in small_model(spec).state_dict().items())
+    assert type(AutoProcessor.from_pretrained(folder)) is GroundingDinoProcessor
 
 
 def test_they_are_the_same_from_what_was_made_of_them(folder: Path) -> None:
