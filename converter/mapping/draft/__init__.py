@@ -9,6 +9,7 @@
     copies.py      one tensor under several names
     squares.py     square matrices, of which no shape tells whether they are transposed
     captures.py    units as patterns
+    buffers.py     buffers that follow from a size
     rules.py       matches as rules and ignores
     spec.py        a target that is known by a checkpoint only, as a spec
     propose.py     all of it, and the documents

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ class Target:
     """What is drafted for. `conditions`: pattern of names -> the `when` of the spec's entry.
 
     `options`: tensors that only some checkpoints have, by the config field that they decide. `spec`: its document,
-    where it is none that has a name. `part`: the module of the spec whose tensors these are, "" for the whole.
+    where it is none that has a name. `part`: the module of the spec whose tensors these are, "" for the whole. `lists`:
+    those of the config.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Target:
     options: tuple[tuple[str, Named, int], ...]
     spec: Mapping[str, Any] | None
     part: str = ""
+    lists: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,12 @@ def known_target(name: str, sources: Sequence[Named]) -> Target:
     fields = tuple(document.content["config"])
     at_path = name.endswith(".json")
     own = document.content if at_path and document.name not in names_of("spec") else None
-    return Target(spec.name, best.name, tensors, fields, tuple(conditions), tuple(options), own, spec.part)
+    lists = _lists(best.config)
+    return Target(spec.name, best.name, tensors, fields, tuple(conditions), tuple(options), own, spec.part, lists)
+
+
+def _lists(config: Mapping[str, Any]) -> dict[str, Sequence[int]]:
+    return {name: value for name, value in config.items() if isinstance(value, (list, tuple))}
 
 
 def specs_of(tensors: Iterable[Named], folder: Path) -> list[str]:
@@ -128,7 +135,8 @@ def new_target(name: str, tensors: Sequence[Named]) -> Target:
     """A target that is known by its tensors only."""
     check_names(tensors, "target")
     spec = draft_spec(name, f"Drafted from the names and shapes of a checkpoint of {len(tensors)} tensors", tensors)
-    return Target(name, name, tuple(tensors), tuple(spec["config"]), (), (), spec)
+    lists = _lists(spec["variants"][name]["config"])
+    return Target(name, name, tuple(tensors), tuple(spec["config"]), (), (), spec, lists=lists)
 
 
 def check_names(tensors: Iterable[Named], side: str) -> None:
@@ -161,7 +169,10 @@ def propose(
     if not matching.matches:
         raise TableError("no tensor of the source has a counterpart in the target; there is nothing to draft")
     writer = Writer(
-        Names(tensor.name for tensor in sources), Names(tensor.name for tensor in target.tensors), target.fields
+        Names(tensor.name for tensor in sources),
+        Names(tensor.name for tensor in target.tensors),
+        target.fields,
+        target.lists,
     )
     order = {tensor.name: i for i, tensor in enumerate(target.tensors)}
     written = [piece for found in matching.matches for piece in writer.rules(found)]

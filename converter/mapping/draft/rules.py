@@ -6,12 +6,12 @@ would match anything beyond its unit is replaced by rules without captures: long
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 from converter.display import counted
+from converter.mapping.draft.buffers import counts_of, rebuilt
 from converter.mapping.draft.captures import Names, affine, capture_names, pattern_of, restrict
 from converter.mapping.draft.copies import pattern_of_original
 from converter.mapping.draft.match import TURNED, Match
@@ -20,16 +20,21 @@ from converter.mapping.draft.words import PARAMETERS
 
 Rule = dict[str, Any]
 _NO_COUNTERPART = "drafted: no counterpart found"
+_BUFFER = "drafted: a buffer that follows from its size"
 _COPY = "drafted: the same numbers under another name"
 
 
 @dataclass(slots=True)
 class Writer:
-    """Writes rules and collects the `words` that they use. `taken`: names that no capture may have."""
+    """Writes rules and collects the `words` that they use.
+
+    `taken`: names that no capture may have. `lists`: those of the target's config.
+    """
 
     sources: Names
     targets: Names
     taken: Collection[str]
+    lists: Mapping[str, Sequence[int]]
     words: dict[str, list[str]] = field(default_factory=dict)
 
     def rules(self, match: Match) -> Iterator[tuple[Rule, Match]]:
@@ -92,7 +97,10 @@ class Writer:
         """
         copied = [tensor for tensor in left if tensor.name in copies]
         yield from self._copies(copied, copies)
-        for text, tensors in self._folded([t for t in left if t.name not in copies], self.sources):
+        buffers = [tensor for tensor in left if rebuilt(tensor)]
+        yield from self._buffers(buffers)
+        aside = {tensor.name for tensor in (*copied, *buffers)}
+        for text, tensors in self._folded([t for t in left if t.name not in aside], self.sources):
             yield _ignore(text, tensors)
 
     def absents(self, left: Sequence[Named]) -> Iterator[tuple[dict[str, Any], list[Named]]]:
@@ -120,28 +128,50 @@ class Writer:
             yield text, list(_tensors(unit))
 
     def _copies(self, copied: Sequence[Named], of: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-        """Entries for copies; each says how many it stands for, so that all of them are written on the way back."""
-        open_names = {tensor.name for tensor in copied}
-        parts = (restrict(unit, [p], {}) for unit in units(copied) for p in unit.parameters)
+        """Entries for tensors that hold the numbers of others."""
+
+        def original(unit: Unit, numbers: Mapping[int, str]) -> dict[str, Any] | None:
+            pattern = pattern_of_original(unit, of, numbers)
+            return {"as": "copy", "of": pattern} if pattern is not None else None
+
+        for entry, tensors in self._rebuilt(copied, original):
+            doubt = (
+                f"{counted(len(tensors), 'tensor')} with the numbers of {entry['rebuild']['of']}: "
+                "is it one module in the model's code, or equal in this file only?"
+            )
+            yield {**entry, "reason": _COPY, "doubt": doubt}
+
+    def _buffers(self, buffers: Sequence[Named]) -> Iterator[dict[str, Any]]:
+        """Entries for buffers that are made anew."""
+
+        def same(unit: Unit, _: Mapping[int, str]) -> dict[str, Any] | None:
+            first, *others = (rebuilt(tensor) for tensor in _tensors(unit))
+            return first if all(other == first for other in others) else None
+
+        for entry, tensors in self._rebuilt(buffers, same):
+            doubt = f"{_counted(tensors)}: does the target compute it by itself? convert compares the numbers"
+            yield {**entry, "reason": _BUFFER, "doubt": doubt}
+
+    def _rebuilt(
+        self, tensors: Sequence[Named], how: Callable[[Unit, Mapping[int, str]], dict[str, Any] | None]
+    ) -> Iterator[tuple[dict[str, Any], list[Named]]]:
+        """Entries for tensors that are rebuilt as `how` says of a unit and its numbers, and their tensors.
+
+        Each says how many it stands for, so that all of them are written on the way back.
+        """
+        open_names = {tensor.name for tensor in tensors}
+        parts = (restrict(unit, [p], {}) for unit in units(tensors) for p in unit.parameters)
         for unit in sorted(parts, key=lambda unit: -len(unit.names)):
-            counts = [len({index[i] for index in unit.members}) for i in range(len(unit.free))]
-            if not unit.names <= open_names or len(unit.members) != prod(counts):
+            if not unit.names <= open_names:
                 continue
             captures = capture_names(unit.template, unit.free, {*self.taken, *self.words})
             numbers = _numbers(unit, captures, [False] * len(captures))
             text = pattern_of(unit, numbers, unit.parameters[0])
-            original = pattern_of_original(unit, of, numbers)
-            if original is None or not self.sources.is_exactly(text, unit, self.words):
+            rebuild, counts = how(unit, numbers), counts_of(unit, captures, self.lists)
+            if rebuild is None or counts is None or not self.sources.is_exactly(text, unit, self.words):
                 continue
             open_names -= unit.names
-            yield {
-                "source": text,
-                "reason": _COPY,
-                "rebuild": {"as": "copy", "of": original},
-                "written": dict(zip(captures, counts, strict=True)),
-                "doubt": f"{counted(len(unit.names), 'tensor')} with the numbers of {original}: "
-                "is it one module in the model's code, or equal in this file only?",
-            }
+            yield {"source": text, "reason": "", "rebuild": rebuild, "written": counts}, list(_tensors(unit))
 
 
 def _ignore(text: str, tensors: Sequence[Named]) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def test_other_names_of_one_module_are_left_out_as_copies(draft: Draft) -> None:
     }
     assert len(shared) == 72
     assert all(name.endswith(draft.copies[name].removeprefix("bbox_embed.0.")) for name in draft.copies)
-    told = {entry["source"]: entry["doubt"] for entry in draft.table["ignore"] if "numbers" in entry["doubt"]}
+    told = {entry["source"]: entry["doubt"] for entry in draft.table["ignore"] if "with the numbers" in entry["doubt"]}
     assert told.keys() == {
         f"{stem}.layers.{{layer}}.{p}"
         for stem in ("bbox_embed.{bbox_embed + 1}", "transformer.decoder.bbox_embed.{bbox_embed}")
@@ -162,6 +162,15 @@ def test_the_draft_is_sound_once_all_is_settled(draft: Draft, tmp_path: Path) ->
     assert absent["target"] == f"{_HF_SWIN}swin.layernorm.{{param}}"
     assert "2 of shape (768,): does the source hold it nowhere?" in absent["doubt"]
     assert lint(loaded(draft, tmp_path)) == []
+
+
+@pytest.mark.parametrize(("known", "count"), [(True, "depths[layer]"), (False, "num_blocks[layer]")])
+def test_a_buffer_is_rebuilt_for_every_block_of_every_stage(known: bool, count: str, draft: Draft) -> None:
+    found = propose("official", sources(), known_target("transformers-grounding-dino", sources())) if known else draft
+    (entry,) = (e for e in found.table["ignore"] if e["source"].endswith("relative_position_index"))
+    assert entry["rebuild"] == {"as": "relative_position_index", "window_size": 7}
+    assert entry["written"] == {"layer": 4, "block": count}
+    assert "doubt" in entry
 
 
 def test_for_the_spec_that_people_wrote_all_is_found(tmp_path: Path) -> None:
