@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -174,27 +174,18 @@ def propose(
         target.fields,
         target.lists,
     )
-    order = {tensor.name: i for i, tensor in enumerate(target.tensors)}
-    written = [piece for found in matching.matches for piece in writer.rules(found)]
-    written.sort(key=lambda piece: min(order[n] for unit in piece[1].targets for n in unit.names))
-    rules: list[Rule] = []
-    for rule, part in written:
-        if when := _shared_condition(
-            target, [t for u in part.targets for ps in u.members.values() for t in ps.values()]
-        ):
-            rule["when"] = when
-        ordered: tuple[str, ...] = ("source", "target", "ops", "when", "doubt")
-        rules.append({key: rule[key] for key in ordered if key in rule})
+    rules = list(_rules(writer, matching, target))
     left = list(matching.left_sources)
     for option, tensor, axis in target.options:
         rules.append(_optional(option, tensor, axis, left))
     copies = originals(sources, left)
-    ignores = list(writer.ignores(left, copies))
-    absents = []
-    for entry, tensors in writer.absents(matching.left_targets):
-        if when := _shared_condition(target, tensors):
-            entry["when"] = when
-        absents.append(entry)
+    sections = {
+        "saved_as": {key: text for key, text in (("root", root), ("prefix", prefix)) if text},
+        "words": writer.words,
+        "rules": rules,
+        "ignore": list(writer.ignores(left, copies)),
+        "absent": [entry | _when(target, tensors) for entry, tensors in writer.absents(matching.left_targets)],
+    }
     table: dict[str, Any] = {
         "kind": "table",
         "name": name,
@@ -203,12 +194,19 @@ def propose(
         "target": target.name,
     }
     table |= {"part": target.part} if target.part else {}
-    saved_as = {key: text for key, text in (("root", root), ("prefix", prefix)) if text}
-    table |= {"saved_as": saved_as} if saved_as else {}
-    table |= {"words": writer.words} if writer.words else {}
-    table |= {"rules": rules} | ({"ignore": ignores} if ignores else {})
-    table |= {"absent": absents} if absents else {}
+    table |= {section: content for section, content in sections.items() if content}
     return Draft(table, target.spec, target.variant, matching, copies)
+
+
+def _rules(writer: Writer, matching: Matching, target: Target) -> Iterator[Rule]:
+    """The rules of all matches, in the order of the target's tensors."""
+    order = {tensor.name: i for i, tensor in enumerate(target.tensors)}
+    written = [piece for found in matching.matches for piece in writer.rules(found)]
+    written.sort(key=lambda piece: min(order[n] for unit in piece[1].targets for n in unit.names))
+    for rule, part in written:
+        rule |= _when(target, (t for u in part.targets for ps in u.members.values() for t in ps.values()))
+        ordered: tuple[str, ...] = ("source", "target", "ops", "when", "doubt")
+        yield {key: rule[key] for key in ordered if key in rule}
 
 
 def _without_wrappers(sources: Sequence[Named]) -> tuple[list[Named], str]:
@@ -223,10 +221,10 @@ def _without_wrappers(sources: Sequence[Named]) -> tuple[list[Named], str]:
     return current, prefix
 
 
-def _shared_condition(target: Target, tensors: Iterable[Named]) -> str | None:
-    """The `when` that the spec's entries of all these have."""
-    conditions = {_condition(target, tensor.name) for tensor in tensors}
-    return conditions.pop() if len(conditions) == 1 else None
+def _when(target: Target, tensors: Iterable[Named]) -> dict[str, str]:
+    """The `when` that the spec's entries of all these have, if they have the same one."""
+    (condition, *others) = {_condition(target, tensor.name) for tensor in tensors}
+    return {"when": condition} if condition and not others else {}
 
 
 def _condition(target: Target, name: str) -> str | None:
