@@ -12,7 +12,7 @@ import click
 from converter.cli.output import PATH, done_with, note, parse_size, print_json, progress, reports, told
 from converter.cli.places import FORMAT, destination, places, source
 from converter.display import counted, file_name, gigabytes, plain
-from converter.errors import MissingPackageError
+from converter.errors import MissingPackageError, ModelError
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
@@ -141,13 +141,14 @@ def convert(
 def _extras(source: Path, plan: Plan) -> Extras | None:
     """What lies beside weights that their own library reads: the files of its tokenizer and the like."""
     from converter.cli.families import family_of
+    from converter.mapping.documents import names_of
     from converter.writing.convert import Extras
 
-    if plan.written is not None or plan.config_of_library is None:
+    if plan.written is not None or plan.config_of_library is None or plan.target not in names_of("spec"):
         return None
     try:
         made = family_of(plan.target).companions(source, plan.config, None)
-    except MissingPackageError as error:
+    except (MissingPackageError, ModelError) as error:
         note(f"written without the files of tokenizer and preprocessing: {error}")
         return None
     return Extras(made.files, made.config)

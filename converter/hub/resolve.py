@@ -32,7 +32,7 @@ SHARD = "model-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].safetensor
 MODEL_FILES = (
     CONFIG, SINGLE, INDEX, SHARD, "conversion.json", "parity.json", "evaluation.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
-    "preprocessor_config.json",
+    "preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
 
 

@@ -96,11 +96,15 @@ def _unreadable(table: Table, bound: Bound, transfers: list[Transfer]) -> Iterat
 
 
 def _copies_of_nothing(bound: Bound, transfers: list[Transfer]) -> Iterator[str]:
-    """Copies that the table would write, of keys that no rule makes on the way back."""
-    made = {name for transfer in transfers for name, _ in transfer.sources}
+    """Copies of keys that no rule takes: their numbers would be nowhere."""
+    taken = {name for transfer in transfers for name, _ in transfer.sources}
     for ignore in bound.ignores:
-        for captures in ignore.written if ignore.copy_of else ():
-            if ignore.copy_of and (original := ignore.copy_of.format(captures)) not in made:
+        if ignore.copy_of is None:
+            continue
+        if not any(ignore.copy_of.among(taken)):
+            yield f"{ignore.pointer}: a copy of {ignore.copy_of.text!r}, which no rule takes"
+        for original in (ignore.copy_of.format(captures) for captures in ignore.written):
+            if original not in taken:
                 yield f"{ignore.pointer}: a copy of {original!r}, which no rule takes"
                 break
 

@@ -28,11 +28,13 @@ _MOST_REBUILT = 1 << 28  # elements of buffers, under all variants together; the
 @dataclass(frozen=True, slots=True)
 class SavedAs:
     """How a format's own tools save it. `root`: key of the state dict in a .pth, if any. `prefix`: what precedes every
-    name. `config`: their config.json; text after '=' in it is an expression of the config and of the weights' dtype."""
+    name. `config`: their config.json; text after '=' in it is an expression of the config and of the weights' dtype.
+    `unread`: keys of it, at any depth, that what a model computes does not depend on."""
 
     root: str = ""
     prefix: str = ""
     config: Mapping[str, Any] | None = None
+    unread: tuple[str, ...] = ()
 
 
 Entries = tuple[tuple[str, Mapping[str, Any]], ...]

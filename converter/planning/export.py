@@ -46,7 +46,8 @@ def _with_the_rest(fit: Fit, plan: Plan, dtype: DType | None) -> Plan:
     for ignore in fit.there.ignores:
         if ignore.without and not any(ignore.source.match(name) is not None for name in fit.kept):
             missing.append(Missing(ignore.source.text, ignore.pointer, ignore.without))
-    rebuilt, unfit = _rebuilt(fit, {tensor.name: tensor for step in plan.steps for tensor in step.targets})
+    made_of_steps = {tensor.name: tensor for step in plan.steps for tensor in step.targets}
+    rebuilt, unfit = _rebuilt(fit, {**fit.kept, **made_of_steps})
     kept = [
         replace(tensor, dtype=dtype if dtype and is_float(tensor.dtype) else tensor.dtype)
         for tensor in fit.kept.values()
@@ -91,7 +92,7 @@ def _misplaced(fit: Fit) -> Iterator[str]:
             yield f"{found}: {made[name]} makes it of what is there in the source, or needs more than the residue has"
         elif not claims and not counter_of(tensor):
             yield f"{found}: {fit.table.name} has no rule for it. Give the residue of this very conversion"
-        elif computed := next((claim for claim in claims if claim.is_rebuilt), None):
+        elif computed := next((claim for claim in claims if claim.rebuild), None):
             if not computed.accepts:
                 yield f"{found}: {computed.pointer} computes it, so no residue holds it"
             elif name.rpartition(".")[0] not in _modules(made):
@@ -127,12 +128,14 @@ def _rebuilt(fit: Fit, made: Mapping[str, Tensor]) -> tuple[list[Rebuilt], list[
         captures = (claim and claim.source.match(name)) or {}
         if claim is None or not claim.is_rebuilt:
             problems.append(f"{found}: {fit.table.name} computes no such buffer")
-        elif name not in names if claim.written else name.rpartition(".")[0] not in modules:
-            problems.append(f"{found}: {fit.variant.name} has no such layer")
         elif claim.copy_of is not None:
             original = claim.copy_of.format(captures)
             if original in made:
                 rebuilt.append(Rebuilt(replace(made[original], name=name), claim.pointer, None, original))
+            else:
+                problems.append(f"{name!r} is a copy of {original!r}, which is not written")
+        elif name not in names if claim.written else name.rpartition(".")[0] not in modules:
+            problems.append(f"{found}: {fit.variant.name} has no such layer")
         elif claim.rebuild is not None:
             make = partial(claim.rebuild, captures)
             value = make()

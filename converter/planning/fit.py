@@ -246,10 +246,18 @@ class Fit:
             if there is None and name in self.unreadable:
                 yield f"{self.unreadable[name]}; {transfer.rule.pointer} makes {made} of it"
             elif there is None:
-                yield f"{name!r} {shape} is missing; {transfer.rule.pointer} makes {made} of it"
+                yield f"{name!r} {shape} is missing; {transfer.rule.pointer} makes {made} of it{self._copy_of(name)}"
             elif there.shape != shape:
                 hint = " (it looks transposed)" if there.shape[::-1] == shape else ""
                 yield (f"{there.name!r} is {there.shape}{hint}; {transfer.rule.pointer} needs {shape} to make {made}")
+
+    def _copy_of(self, name: str) -> str:
+        """A clause, if a missing tensor is there under a name that the table calls a copy of it; else ""."""
+        for other, tensor in self.tensors.items():
+            for claim in self.bound.claims.of(other):
+                if claim.copy_of and claim.copy_of.format(claim.source.match(other) or {}) == name:
+                    return f". {tensor.name!r} is there, of which {claim.pointer} says that it is the same: rename it"
+        return ""
 
     def _account(self) -> tuple[tuple[LeftOut, ...], list[str]]:
         """What becomes of the tensors that no transfer needs; every one must be left out by exactly one entry."""
@@ -291,7 +299,8 @@ class Fit:
     def _left_out(self, tensor: Tensor, claim: Ignore, captures: Captures) -> LeftOut:
         accepts = claim.accepts and partial(claim.accepts, captures)
         rebuild = None if accepts or claim.rebuild is None else partial(claim.rebuild, captures)
-        original = self.tensors.get(claim.copy_of.format(captures)) if claim.copy_of else None
+        of = claim.copy_of.format(captures) if claim.copy_of else ""
+        original = self.tensors.get(of) if of in self.needed else None  # what nothing is made of stands for nothing
         return LeftOut(tensor, claim.pointer, claim.reason, rebuild, accepts, original)
 
     def _unread(self) -> list[str]:

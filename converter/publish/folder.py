@@ -38,8 +38,10 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 REQUIRED = ("config.json", "conversion.json", CARD)
-WRITTEN = (*MODEL_FILES, REPORT)  # what this package writes; a commit deletes those that the folder does not have
-KEPT = (CARD, "LICENSE", "NOTICE")  # may be uploaded; never deleted from the repository
+# may be uploaded; never deleted from the repository: other tools' files, of models of this one, too
+KEPT = (CARD, "LICENSE", "NOTICE", "preprocessor_config.json", "processor_config.json")
+# what this package writes; a commit deletes those that the folder does not have
+WRITTEN = (*(name for name in MODEL_FILES if name not in KEPT), REPORT)
 GIT_ATTRIBUTES = ".gitattributes"  # the Hub's own, which every snapshot of it has
 _SMALL = 10 << 20  # bytes up to which a file other than weights is sent with the commit, from memory
 

@@ -12,7 +12,6 @@ from converter.mapping.cast import can_hold, cast, is_float
 from converter.mapping.ops import Array
 from converter.mapping.rebuild import LARGEST_BUFFER
 from converter.planning.plan import Plan, Tensor
-from converter.writing.transfer import raw_bytes
 
 
 def verify_left_out(checkpoint: Checkpoint, plan: Plan) -> None:
@@ -46,7 +45,7 @@ def verify_left_out(checkpoint: Checkpoint, plan: Plan) -> None:
 def _are_equal(checkpoint: Checkpoint, one: Tensor, other: Tensor) -> bool:
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
-    return raw_bytes(checkpoint.read(one.name)) == raw_bytes(checkpoint.read(other.name))
+    return all(a == b for a, b in zip(checkpoint.chunks(one.name), checkpoint.chunks(other.name), strict=True))
 
 
 def _holds(checkpoint: Checkpoint, tensor: Tensor, rebuild: Callable[[], Array]) -> bool:

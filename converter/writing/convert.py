@@ -33,7 +33,7 @@ from converter.writing.ledger import (
 from converter.writing.names import ARCHIVES, is_file_name
 from converter.writing.residue import check_residue, prepare, residue_metadata, residue_path, steps_to_keep
 from converter.writing.shards import INDEX_NAME, Shard, lay_out, nbytes, shard_index
-from converter.writing.staging import Staging, read_at, write_at
+from converter.writing.staging import Staging, write_at
 from converter.writing.torch_archive import lay_out_archive
 from converter.writing.transfer import Transfer, raw_bytes
 
@@ -201,10 +201,10 @@ def _move(
         crcs |= again.crcs
     for rebuilt in plan.rebuilt:
         if rebuilt.make is None:
-            descriptor, position = places[rebuilt.copy_of]
-            data = read_at(descriptor, nbytes(rebuilt.tensor), position)
-        else:
-            data = raw_bytes(implied_value(rebuilt.make(), rebuilt.tensor))
+            transfer.copy(rebuilt.copy_of, nbytes(rebuilt.tensor), rebuilt.tensor.name)
+            hashes[rebuilt.tensor.name], crcs[rebuilt.tensor.name] = hashes[rebuilt.copy_of], crcs[rebuilt.copy_of]
+            continue
+        data = raw_bytes(implied_value(rebuilt.make(), rebuilt.tensor))
         hashes[rebuilt.tensor.name] = hashlib.sha256(data).hexdigest()
         crcs[rebuilt.tensor.name] = zlib.crc32(data)
         transfer.put(rebuilt.tensor.name, data)

@@ -16,14 +16,19 @@ from typing import Any
 from converter.checkpoint import Checkpoint, TensorInfo
 from converter.checkpoint.arrays import np
 from converter.checkpoint.hashes import tensor_hashes
+from converter.display import file_name
+from converter.errors import ModelError, TableError
 from converter.mapping.documents import names_of
+from converter.mapping.load import hub_table
 from converter.mapping.ops import Array
-from converter.mapping.spec import as_config, load_spec
+from converter.mapping.spec import Config, as_config, load_spec
+from converter.mapping.table import Table
+from converter.planning.fit import make_plan
 from converter.planning.formats import choose_formats, make_route, open_known
 from converter.planning.plan import Plan, Step
 from converter.writing.buffers import verify_left_out
 from converter.writing.ledger import TABLES, config_document, draft_ledger, fill_ledger, tables_of, to_json
-from converter.writing.records import find_record
+from converter.writing.records import check_library, find_record
 from converter.writing.transfer import made_by
 
 
@@ -38,20 +43,38 @@ def open_converted(path: Path, root: str | None = None, joined: str | None = "fl
     checkpoint = open_known(path, root)
     try:
         record = find_record(path, checkpoint, "config")
-        if record is not None and not _is_of_library(checkpoint, record):
-            return checkpoint
+        if record is not None:
+            known = _of_its_sizes(path, record)
+            if known is None or checkpoint.tensors.keys() <= known.spec.tensors(_sizes(record)).keys():
+                return checkpoint
+            plan = make_plan(known, checkpoint, dtype=joined, only_joins=True, refuse=False)
+            if not plan.problems:
+                check_library(path, known, plan)
+                return in_memory(checkpoint, plan)
         source, target = choose_formats(checkpoint, None, None)
-        return in_memory(checkpoint, make_route(source, target, checkpoint, dtype=joined, only_joins=True))
+        plan = make_route(source, target, checkpoint, dtype=joined, only_joins=True)
+        check_library(path, source, plan)
+        return in_memory(checkpoint, plan)
     except BaseException:
         checkpoint.close()
         raise
 
 
-def _is_of_library(checkpoint: Checkpoint, record: Mapping[str, Any]) -> bool:
-    """Whether the library whose class the spec is of has saved it again, by its own names; the record is there."""
+def _sizes(record: Mapping[str, Any]) -> Config:
+    return as_config(record["config"])
+
+
+def _of_its_sizes(path: Path, record: Mapping[str, Any]) -> Table | None:
+    """The naming of a spec that a library has a class of, for the sizes of a record alone: if that library saves the
+    weights again, its files hold more than the spec's tensors. None for any other spec; ModelError for wrong sizes."""
     if record["model"] not in names_of("spec") or not (spec := load_spec(record["model"])).files:
-        return False
-    return not checkpoint.tensors.keys() <= spec.tensors(as_config(record["config"])).keys()
+        return None
+    variant = replace(spec.variant_of(_sizes(record)), config=_sizes(record))
+    try:
+        spec.tensors(variant.config)
+    except TableError as error:
+        raise ModelError(f"{file_name(path)}: its record 'config' is invalid: {error}. Convert again.") from None
+    return hub_table(replace(spec, variants=(variant,)))
 
 
 def in_memory(checkpoint: Checkpoint, plan: Plan) -> Checkpoint:

@@ -5,16 +5,18 @@ A folder has them as `config.json` and `conversion.json` (the ledger), a single 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from converter.checkpoint import Checkpoint
 from converter.checkpoint.strict_json import parse_json, read_json
-from converter.display import file_name, quoted
-from converter.errors import ModelError
+from converter.display import file_name, plain, quoted
+from converter.errors import ModelError, PlanError
 from converter.mapping.documents import names_of
 from converter.mapping.spec import as_config, load_spec
+from converter.mapping.table import Table
+from converter.planning.plan import Plan
 
 _ENTRIES: Mapping[str, Mapping[str, type]] = {
     "config": {"model": str, "config": dict},
@@ -64,6 +66,39 @@ def find_record(
     if wrong := [name for name, kind in _ENTRIES[key].items() if not isinstance(content.get(name), kind)]:
         raise ModelError(f"{where} is invalid: {wrong[0]!r} is missing or of another kind. Convert again.")
     return content
+
+
+def check_library(path: Path, source: Table, plan: Plan) -> None:
+    """PlanError where the config.json of a library's own folder states what a conversion would lose: it differs from
+    what the plan's sizes imply, and no tensor shows it. A file that cannot be read is for the library to tell."""
+    if not source.is_hub or plan.config_of_library is None or not path.is_dir():
+        return
+    try:
+        stated = read_json(path / "config.json")
+    except (OSError, ValueError):
+        return
+    problems = [
+        f"{'.'.join(steps)} is {plain(repr(found))}, and {plan.variant.name} has {expected!r}"
+        for steps, expected, found in _differing(plan.config_of_library, stated)
+        if steps[-1] not in source.saved_as.unread
+    ]
+    if problems:
+        raise PlanError(
+            f"{file_name(path)}: its config.json states a model that computes something else. Only variants can be "
+            "converted",
+            problems,
+        )
+
+
+def _differing(expected: Mapping[str, Any], found: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[Any, Any, Any]]:
+    """Where a JSON object states another value for a key than expected: the key, both values."""
+    for key, value in expected.items():
+        if not isinstance(found, dict) or key not in found:
+            continue
+        if isinstance(value, dict):
+            yield from _differing(value, found[key], (*at, key))
+        elif found[key] != value:
+            yield (*at, key), value, found[key]
 
 
 def _of_sizes(sizes: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from converter.mapping.spec import as_config, load_spec
 from converter.planning.formats import choose_formats, hub_holding, make_route
 from converter.planning.plan import Plan
 from converter.writing.buffers import verify_left_out
-from converter.writing.records import find_record
+from converter.writing.records import check_library, find_record
 from converter.writing.residue import read_residue, residue_beside
 
 
@@ -33,7 +33,8 @@ def make_conversion(
     """The plan, with what it leaves out verified, and the residue that it reads, which `opened` closes.
 
     `path`: the file or folder that `checkpoint` was opened from.
-    `source`, `target`: formats by name or path; without one, the source is recognised, the target is the in-house one.
+    `source`, `target`: formats by name or path; without one, the source is recognised, the target is what the model's
+    own code loads.
     `residue_file`: by default the one beside the checkpoint; `say` is told why it is not used. Raises RootError for a
     residue of another format, and as `choose_formats`, `make_route` and `verify_left_out`.
     """
@@ -56,6 +57,7 @@ def make_conversion(
             wanted = hub_holding(known, wanted, kept.checkpoint.tensors)
     held = kept.residue(wanted) if kept else None
     plan = make_route(known, wanted, checkpoint, variant=variant, dtype=dtype, residue=held)
+    check_library(path, known, plan)
     verify_left_out(checkpoint, plan)
     return plan, residue
 

@@ -264,14 +264,6 @@ def write_at(descriptor: int, data: bytes | memoryview, position: int) -> None:
         position += written
 
 
-def read_at(descriptor: int, size: int, position: int) -> memoryview:
-    """So many bytes that were written there."""
-    data = bytearray()
-    while len(data) < size:
-        data += os.pread(descriptor, size - len(data), position + len(data))
-    return memoryview(data)
-
-
 def _link_or_copy(source: Path, path: Path) -> None:
     try:
         os.link(source, path)

@@ -113,3 +113,68 @@ def test_a_copy_of_nothing_is_no_sound_table(change: dict[str, Any], said: str, 
     except TableError as error:
         problems = list(error.problems)
     assert any(said in problem for problem in problems), problems
+
+
+def test_a_copy_beyond_those_that_are_written_comes_back_too(table: Path, tmp_path: Path) -> None:
+    source, there, back = (
+        saved(tmp_path, **tied("heads.7.embed.weight")),
+        tmp_path / "a.safetensors",
+        tmp_path / "b.pth",
+    )
+    run("convert", "--src", source, "--from", table, "--dst", there, "--keep-residue")
+    run("convert", "--src", there, "--to", table, "--dst", back)
+    assert torch.load(back).keys() == torch.load(source).keys()
+
+
+def test_a_file_that_has_the_numbers_under_another_name_alone_is_told_so(table: Path, tmp_path: Path) -> None:
+    weights = tiny_weights()
+    weights[f"module.{NAMES[0]}"] = weights.pop("module.embed.weight")
+    torch.save(weights, tmp_path / "s.pth")
+    with open_checkpoint(tmp_path / "s.pth") as checkpoint, pytest.raises(PlanError) as refused:
+        make_plan(load_table(table), checkpoint)
+    assert any(f"'module.{NAMES[0]}' is there" in problem for problem in refused.value.problems)
+
+
+def test_a_copy_of_what_nothing_is_made_of_is_kept_in_the_residue(table: Path, tmp_path: Path) -> None:
+    content = json.loads(table.read_text())
+    content["ignore"][-1] = {**COPY, "rebuild": {"as": "copy", "of": "training.weight"}}
+    del content["ignore"][-1]["written"]
+    table.write_text(json.dumps(content))
+    assert any("which no rule takes" in problem for problem in lint(load_table(table)))
+    weights = tiny_weights()
+    torch.save(weights | {f"module.{NAMES[0]}": weights["module.training.weight"]}, tmp_path / "s.pth")
+    there, back = tmp_path / "a.safetensors", tmp_path / "b.pth"
+    run("convert", "--src", tmp_path / "s.pth", "--from", table, "--dst", there, "--keep-residue")
+    run("convert", "--src", there, "--to", table, "--dst", back)
+    assert torch.load(back).keys() == torch.load(tmp_path / "s.pth").keys()
+
+
+def test_copies_in_shards_and_larger_than_a_chunk(tmp_path: Path) -> None:
+    """A table of one matrix of 2 MiB and its copy, each in a shard of its own."""
+    spec = {
+        "kind": "spec", "name": "large", "title": "t", "config": {"n": "size"},
+        "variants": {"large-1": {"title": "t", "config": {"n": 1024}}},
+        "tensors": [{"name": "x.weight", "shape": ["n", 512]}],
+    }  # fmt: skip
+    content = {
+        "kind": "table", "name": "large-table", "title": "t", "target": "large",
+        "rules": [{"source": "x.weight", "target": "x.weight"}],
+        "ignore": [{**COPY, "source": "y.weight", "rebuild": {"as": "copy", "of": "x.weight"}, "written": {}}],
+    }  # fmt: skip
+    (tmp_path / "large.json").write_text(json.dumps(spec))
+    (tmp_path / "large-table.json").write_text(json.dumps(content))
+    one = torch.randn(1024, 512)
+    torch.save({"x.weight": one, "y.weight": one.clone()}, tmp_path / "s.pth")
+    table = tmp_path / "large-table.json"
+    run("convert", "--src", tmp_path / "s.pth", "--from", table, "--dst", tmp_path / "a.safetensors")
+    run("convert", "--src", tmp_path / "a.safetensors", "--to", table, "--dst", tmp_path / "b",
+        "--max-shard-size", "2200000")  # fmt: skip
+    shards = sorted((tmp_path / "b").glob("model-*.safetensors"))
+    found = {name: value for shard in shards for name, value in load_file(shard).items()}
+    assert len(shards) == 2
+    assert torch.equal(found["x.weight"], one)
+    assert torch.equal(found["y.weight"], one)
+    with open_checkpoint(tmp_path / "b") as checkpoint:
+        assert (
+            json.loads((tmp_path / "b" / "conversion.json").read_text())["tensors"].keys() == checkpoint.tensors.keys()
+        )
