@@ -30,7 +30,7 @@ TABLE = "glip-official"
 
 def main() -> None:
     entries: dict[str, dict[str, str]] = {}
-    for path in sorted(CAPTURES.glob("*.safetensors")):
+    for path in sorted(CAPTURES.glob("glip-*.safetensors")):
         header, data = parts(path)
         facts = json.loads(header["__metadata__"]["capture"])
         model = facts["model"]

@@ -19,25 +19,33 @@ from tests.support.small_glip import random_inputs, small_config, small_glip
 
 CAPTURES = list((DATA / "captures").glob("*.safetensors"))
 COUNTS = {"glip-l": 163, "glip-t": 127, "glip-t-a": 85}  # activations with a module of their own
+DINO = {"grounding-dino-tiny": 72, "grounding-dino-base": 84}
+OF_GLIP = [path for path in CAPTURES if path.stem.startswith("glip-")]
 
 
 def test_every_official_capture_is_there() -> None:
     larger = {f"{model}-{kind}" for model in COUNTS for kind in ("large", "five")}
-    assert {path.stem for path in CAPTURES} == {*COUNTS, *larger, "glip-t-odd"}
+    assert {path.stem for path in CAPTURES} == {*COUNTS, *larger, "glip-t-odd", *DINO}
 
 
 @pytest.mark.parametrize("path", CAPTURES, ids=lambda path: path.stem)
 def test_taps_and_captured_activations_are_the_same_names(path: Path) -> None:
     capture = load_capture(path)
     table = load_table(capture.table or "")
-    taps = [tap.source for tap in table.bind(table.spec.variant(capture.model).config).taps]
-    stages = list(capture.activations)
-    anchors = [f"{ANCHORS}{level}" for level in range(5)]
-    assert len(taps) == COUNTS[capture.model]
-    assert sorted(stages) == sorted([*taps, *anchors])
+    bound = table.bind(table.spec.variant(capture.model).config)
+    assert len(bound.taps) == {**COUNTS, **DINO}[capture.model]
+    assert sorted(capture.activations) == sorted(tap.name for tap in bound.source_taps)
 
 
-@pytest.mark.parametrize("path", CAPTURES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", OF_GLIP, ids=lambda path: path.stem)
+def test_what_no_module_computes_are_the_anchors(path: Path) -> None:
+    capture = load_capture(path)
+    table = load_table(capture.table or "")
+    taps = {tap.source for tap in table.bind(table.spec.variant(capture.model).config).taps}
+    assert {*capture.activations} - taps == {f"{ANCHORS}{level}" for level in range(5)}
+
+
+@pytest.mark.parametrize("path", OF_GLIP, ids=lambda path: path.stem)
 def test_captures_are_small_and_hold_their_inputs_whole(path: Path) -> None:
     capture = load_capture(path)
     large = path.stem.endswith(("-large", "-five"))

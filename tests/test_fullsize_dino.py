@@ -1,0 +1,128 @@
+"""Grounding DINO of full size: what transformers' class computes of a converted file is what the official code did.
+
+Everything that is expected is from recordings of the official code (scripts/capture_grounding_dino.py).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from converter.checkpoint import open_checkpoint
+from converter.cli import main
+from converter.grounding_dino.family import FAMILY
+from converter.grounding_dino.outputs import SELECTED
+from converter.grounding_dino.switches import SWITCHES, as_official, selecting
+from converter.parity.capture import Capture, load_capture
+from converter.parity.run import Report, parity
+from converter.parity.subject import Subject
+from scripts.synthetic_checkpoint import write_checkpoint
+from tests import DATA
+
+pytestmark = pytest.mark.fullsize
+MODELS = {"groundingdino-swint": "grounding-dino-tiny", "groundingdino-swinb": "grounding-dino-base"}
+
+
+@dataclass(frozen=True)
+class Converted:
+    """In float32."""
+
+    name: str
+    subject: Subject
+    capture: Capture
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def converted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Converted]:
+    """What `convert` makes of the file that was recorded."""
+    folder, name = tmp_path_factory.mktemp(request.param), MODELS[request.param]
+    write_checkpoint(request.param, folder / "official.pth", weights_only=True)
+    said = CliRunner().invoke(main, ["convert", "--src", str(folder / "official.pth"), "--dst", str(folder / name)])
+    assert said.exit_code == 0, said.output
+    with open_checkpoint(folder / name) as checkpoint:
+        model = FAMILY.load(folder / name, checkpoint)
+    shutil.rmtree(folder)
+    with load_capture(DATA / "captures" / f"{name}.safetensors") as capture:
+        yield Converted(name, Subject(FAMILY, model), capture)
+
+
+@pytest.fixture(scope="module")
+def exact(converted: Converted) -> Iterator[Subject]:
+    """The same in float64."""
+    yield Subject(FAMILY, converted.subject.model.double())
+    converted.subject.model.float()
+
+
+def compared(subject: Subject, capture: Capture) -> Report:
+    return parity(subject, capture, modes=("propagated",))
+
+
+def test_in_float32_it_is_as_near_as_the_official_code_is_to_itself(converted: Converted) -> None:
+    report = compared(converted.subject, converted.capture)
+    assert report.problems == []
+    assert report.passed
+
+
+def test_in_float64_every_activation_and_detection_is_the_official_one(converted: Converted, exact: Subject) -> None:
+    with selecting() as selected:
+        report = compared(exact, converted.capture)
+    assert report.problems == []
+    assert len(report.modes["propagated"]) == {"grounding-dino-tiny": 88, "grounding-dino-base": 100}[converted.name]
+    assert max(result.relative for result in report.modes["propagated"]) < 1e-13
+    assert all(found.passed and found.expected >= 3 for found in report.detections)
+    assert_same_selection(converted.capture, selected[0])
+
+
+def assert_same_selection(capture: Capture, found: torch.Tensor) -> None:
+    """Of proposals that are not valid all have the same features, and score the same: which of them does not matter."""
+    differing = found != capture.inputs[SELECTED]
+    height, width = capture.inputs["pixel_mask"].shape[1:]
+    for row, theirs, (own_height, own_width) in zip(
+        differing, capture.inputs[SELECTED], capture.facts["image_sizes_hw"], strict=True
+    ):
+        assert not row.any() or (own_height, own_width) != (height, width)
+        assert row.sum() <= len(theirs) // 5
+
+
+@pytest.mark.parametrize("converted", ["groundingdino-swint"], indirect=True)
+@pytest.mark.parametrize(
+    ("switch", "first", "sizes"),
+    [
+        ("inverse sigmoid", "transformer.decoder.references.1", (1e-5, 1e-1)),
+        ("text masks", "transformer.encoder.text_layers.0", (1e-2, 1.0)),
+    ],
+)
+def test_without_its_switch_each_difference_is_there(
+    switch: str, first: str, sizes: tuple[float, float], converted: Converted, exact: Subject,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    assert switch in SWITCHES
+    monkeypatch.setattr(type(FAMILY), "comparing", lambda self, model: as_official(model, without=switch))
+    off = {r.name: r.relative for r in compared(exact, converted.capture).modes["propagated"] if not r.passed}
+    smallest, largest = sizes
+    assert smallest < off[first] < largest
+    assert "pred_boxes" in off
+
+
+@pytest.mark.parametrize("converted", ["groundingdino-swint"], indirect=True)
+def test_mistakes_in_detecting_are_noticed(converted: Converted, exact: Subject) -> None:
+    capture = converted.capture
+    with torch.inference_mode():
+        out = exact.run(FAMILY.inputs(capture))
+    expected = capture.detections
+    for mistake in FAMILY.mistakes(exact.model):
+        if mistake.detections:
+            with mistake.make(exact.model):
+                found = FAMILY.detect(exact.model, out, capture.facts)
+            same = [
+                len(a.labels) == len(b.labels)
+                and torch.equal(a.labels, b.labels)
+                and torch.allclose(a.boxes, b.boxes, atol=1e-3)
+                for a, b in zip(expected, found, strict=True)
+            ]
+            assert not all(same), mistake.name
