@@ -6,6 +6,7 @@ In the order in which data passes:
     formats.py   which table a checkpoint is in, and the plan from any format to any other
     fit.py       a table laid against tensors: the variant, what becomes of each tensor, everything that is wrong
     refusals.py  what is said where they do not fit
+    options.py   fields of the config that the checkpoint decides
     keys.py      the keys of a checkpoint as a table knows them
     nearest.py   names that no rule knows, and what reads like them
     export.py    the same table read backwards: from the target's tensors to a checkpoint of the format

@@ -20,13 +20,14 @@ from converter.mapping.load import hub_table
 from converter.mapping.names import form_of
 from converter.mapping.ops import Op, Shape, prove_bijective
 from converter.mapping.pattern import Captures
-from converter.mapping.spec import Config, Variant
+from converter.mapping.spec import Variant
 from converter.mapping.table import Table
 from converter.mapping.transfers import transfers
 from converter.mapping.wrappers import Counter as TrainersCounter
 from converter.mapping.wrappers import load_wrappers
 from converter.planning.keys import by_key, naming, wrappers_of
 from converter.planning.nearest import of_other_sizes, problems_of_unknown
+from converter.planning.options import with_options
 from converter.planning.plan import Contents, LeftOut, Missing, Naming, Plan, Residue, Step, Tensor
 from converter.planning.refusals import refusal
 
@@ -151,7 +152,7 @@ class Fit:
     def __post_init__(self) -> None:
         table, variant, tensors, backwards = self.table, self.variant, self.tensors, self.backwards
         self.kept: Mapping[str, Tensor] = self.residue.tensors if self.residue else {}
-        self.config = _with_options(table, variant, tensors, self.kept if backwards else None)
+        self.config = with_options(table, variant, tensors, self.kept if backwards else None)
         self.there: Bound = table.bind(self.config)
         self.transfers, self.static_problems = transfers(table, self.there, self.config)
         stored = {**self.naming.shapes, **{name: t.shape for name, t in (self.kept if backwards else tensors).items()}}
@@ -330,27 +331,3 @@ def counter_of(tensor: Tensor) -> TrainersCounter | None:
 def _folded(pattern: str, transfer: Transfer) -> str:
     """What a rule would have made: its pattern, or the name where it makes a single one."""
     return pattern if "{" in pattern else transfer.targets[0][0]
-
-
-def _with_options(
-    table: Table, variant: Variant, tensors: Mapping[str, Tensor], kept: Mapping[str, Tensor] | None
-) -> Config:
-    """The variant's config, with the fields that the checkpoint decides; with `kept`, `tensors` are the spec's own."""
-    config = dict(variant.config)
-    for option in table.spec.options:
-        if kept is not None and option.tensor in tensors:
-            if len(tensors[option.tensor].shape) > option.axis:
-                config[option.field] = tensors[option.tensor].shape[option.axis]
-            continue
-        bound = table.bind({**config, option.field: 1}, making=option.tensor)
-        rule = next((r for r in bound.rules if any(t.match(option.tensor) == {} for t in r.targets)), None)
-        if rule is None:  # the format has no such tensor
-            continue
-        if rule.ops({}):
-            raise TableError(
-                f"{table.name}: option {option.field!r} needs a rule that only renames to {option.tensor!r}"
-            )
-        tensor = (tensors if kept is None else kept).get(rule.sources[0].format({}))
-        if tensor is not None and len(tensor.shape) > option.axis:
-            config[option.field] = tensor.shape[option.axis]
-    return config

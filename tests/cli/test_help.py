@@ -124,7 +124,7 @@ PROGRAM = [sys.executable, "-c", "from converter.cli import converter_main; conv
         (["inspect", "sou"], ["file,sou"]),
         (["convert", "--src", "sou"], ["file,sou"]),
         (["convert", "a.pth", "--dtype", "b"], ["plain,bfloat16"]),
-        (["convert", "a.pth", "--to", "mmd"], ["plain,mmdet-glip"]),
+        (["convert", "a.pth", "--to", "mmdet-gl"], ["plain,mmdet-glip"]),
         (["convert", "a.pth", "--to", "./m"], ["file,./m"]),
         (["detect", "model/", "pic"], ["file,pic"]),
     ],
