@@ -101,7 +101,7 @@ def source_taps(table: Table, model: str, config: Config) -> dict[str, Any]:
 @reports
 def lint(names: tuple[str, ...], as_json: bool) -> None:
     """Check tables, built-in ones and the list of wrappers by default: schema, coverage of every variant, ambiguity,
-    reversibility."""
+    reversibility; and what the spec of each says of files."""
     from converter.errors import TableError
     from converter.mapping.documents import list_documents
     from converter.mapping.doubts import unsettled
@@ -110,7 +110,8 @@ def lint(names: tuple[str, ...], as_json: bool) -> None:
     from converter.mapping.load import hub_table, load_table
     from converter.mapping.spec import load_spec
 
-    problems = []
+    problems: list[str] = []
+    checked = set()
     in_doubt = None  # the table of which nothing but doubts is wrong, if it is the only one
     if not names:
         for document in list_documents("spec"):  # the schema checks them
@@ -118,6 +119,9 @@ def lint(names: tuple[str, ...], as_json: bool) -> None:
         problems += lint_wrappers()
     for name in names or [document.name for document in list_documents("table")]:
         table = load_table(name)
+        if names and table.spec.files and table.spec.sha256 not in checked:
+            checked.add(table.spec.sha256)
+            problems += [f"{table.spec.name}: {said}" for said in problems_of(hub_table(table.spec))]
         found = problems_of(table)
         in_doubt = table.path if not problems and len(found) == len(table.doubts()) else None
         problems += [f"{table.name}: {problem}" for problem in found]

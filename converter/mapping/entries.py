@@ -302,6 +302,9 @@ class Binder:
         def steps(output: Sequence[str | int], captures: Mapping[str, int]) -> tuple[str | int, ...]:
             return tuple(captures.get(step, step) if isinstance(step, str) else step for step in output)
 
+        axes = tuple(entry.get("axes", ()))
+        if sorted(axes) != list(range(len(axes))):
+            raise TableError(f"axes {list(axes)} are not each of 0 to {len(axes) - 1} once")
         source = compiled(entry["source"])
         # an empty one is the model itself
         module = compiled(origin["module"]) if origin["module"] else None
@@ -314,7 +317,7 @@ class Binder:
             if entry["target"] is not None:
                 tap = Tap(name, target.format(captures) if target else "", steps(entry["output"], captures))
             place = (module.format(captures) if module else "", steps(origin["output"], captures))
-            taps.append((SourceTap(pointer, name, *place, tuple(entry.get("axes", ()))), tap))
+            taps.append((SourceTap(pointer, name, *place, axes), tap))
         return taps
 
 

@@ -13,11 +13,15 @@ from typing import Any, TypeAlias
 
 from converter.errors import TableError
 from converter.mapping.documents import Document
+from converter.mapping.pattern import compile_pattern
 
 _Rule: TypeAlias = Mapping[str, Any]
 _Names: TypeAlias = str | Sequence[str]
+_Words: TypeAlias = Mapping[str, Sequence[str]]
 
 _CAPTURE = re.compile(r"\{([a-z][a-z0-9_]*)\}")
+_CALCULATED = re.compile(r"\{(?![a-z][a-z0-9_]*\})[^{}]*\}")
+_CARRIED = {"source", "target", "ops", "note"}  # what of a rule of the second is read backwards, and what says nothing
 
 
 def joined(first: Mapping[str, Any], second: Document, at: str) -> dict[str, Any]:
@@ -25,9 +29,11 @@ def joined(first: Mapping[str, Any], second: Document, at: str) -> dict[str, Any
 
     A rule of `first` for several words or numbers (`norm{number}`) makes one for each that `second` has a rule for.
     Rules of whose targets `second` knows nothing are left out: that nothing is lost by that is for the coverage of the
-    table to prove. TableError for ops that cannot be read backwards here.
+    table to prove. TableError for patterns that are not sound, and for what of a rule cannot be read backwards here.
     """
-    words = first.get("words", {})
+    words = _with_captures(first.get("words", {}))
+    for content in (first, second.content):
+        _check_targets(content, _with_captures(content.get("words", {})))
     rules: list[_Rule] = []
     for rule in first.get("rules", ()):
         for other in second.content.get("rules", ()):
@@ -40,12 +46,28 @@ def joined(first: Mapping[str, Any], second: Document, at: str) -> dict[str, Any
     used = json.dumps([rules, first.get("ignore", ())])
     return {
         **{name: value for name, value in first.items() if name != "absent"},
-        "words": {name: value for name, value in words.items() if f"{{{name}}}" in used},
+        "words": {name: value for name, value in first.get("words", {}).items() if f"{{{name}}}" in used},
         "rules": rules,
     }
 
 
-def _fixed(target: _Names, other: _Names, words: Mapping[str, Sequence[str]]) -> dict[str, str] | None:
+def _with_captures(words: _Words) -> _Words:
+    """`words`, each list with the capture itself, which may stand in the other target: neither is read in two ways."""
+    return {name: list(dict.fromkeys((*values, f"{{{name}}}"))) for name, values in words.items()}
+
+
+def _check_targets(content: Mapping[str, Any], words: _Words) -> None:
+    """TableError for targets that could be read in several ways, and so take long to compare."""
+    for rule in content.get("rules", ()):
+        for target in _listed(rule["target"]):
+            try:
+                # what is calculated may need the config, and is compared as it stands
+                compile_pattern(_CALCULATED.sub("*", target), words, {})
+            except TableError as error:
+                raise TableError(f"{content.get('name')}: {target[:80]!r}: {error}") from None
+
+
+def _fixed(target: _Names, other: _Names, words: _Words) -> dict[str, str] | None:
     """The captures of `target` for which `other` has one word or number; None if they are not the same otherwise."""
     if _listed(target) == _listed(other):
         return {}
@@ -59,8 +81,8 @@ def _fixed(target: _Names, other: _Names, words: Mapping[str, Sequence[str]]) ->
             expression += f"(?P={text})"
         else:
             known.add(text)
-            values = "|".join(map(re.escape, words[text])) if text in words else "[0-9]+"
-            expression += rf"(?P<{text}>\{{{text}\}}|{values})"
+            values = "|".join(map(re.escape, words[text])) if text in words else rf"\{{{text}\}}|[0-9]+"
+            expression += rf"(?P<{text}>{values})"
     found = re.fullmatch(expression, other)
     return found and {name: value for name, value in found.groupdict().items() if value != f"{{{name}}}"}
 
@@ -71,6 +93,10 @@ def _filled(names: _Names, fixed: Mapping[str, str]) -> _Names:
 
 
 def _through(rule: _Rule, other: _Rule, at: str) -> Iterator[_Rule]:
+    if beyond := sorted(other.keys() - _CARRIED):
+        raise TableError(
+            f"a rule with {beyond[0]!r} cannot be gone through, for it would be dropped; write the rule out"
+        )
     sources, targets = _listed(rule["source"]), [at + name for name in _listed(other["source"])]
     about = {name: value for name, value in rule.items() if name not in ("source", "target", "ops")}
     ops, back = list(rule.get("ops", ())), list(other.get("ops", ()))

@@ -95,6 +95,10 @@ class _Merged:
             name = document.name
             content_of = document.content
             if (through := include.get("through")) is not None:
+                if "include" in content_of:
+                    raise TableError(
+                        f"{path[0]}: /include: {name!r} includes others, and cannot be gone through; include these"
+                    )
                 beyond = find_document(through["table"], "fragment")
                 self.included.append(beyond.sha256)
                 content_of = joined(content_of, beyond, through["at"])

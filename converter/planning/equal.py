@@ -1,11 +1,13 @@
 """Tensors of one checkpoint that hold the same numbers: a module that its model uses under several names.
 
 Where two names look at the same bytes of the file, nothing is read. Otherwise a few bytes of each tensor are compared
-with those of others of its shape, and all bytes only where these agree.
+with those of others of its shape, and all bytes only where these agree. What is read is bounded by the size of the
+file, in which views of one memory may be many, and each larger than that.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from hashlib import blake2b
 
@@ -16,18 +18,19 @@ from converter.mapping.cast import is_float
 
 _SAMPLE = 64  # bytes, at each of _PLACES
 _PLACES = 5
+_MOST_VIEWS = 4  # times the bytes of one storage; a flat tensor of all weights, and these as parts of it, take 2
 
 
 def same_numbers(checkpoint: Checkpoint) -> list[list[str]]:
     """Names of floating-point tensors in groups of equal shape, type and numbers; alone stands none.
 
     Tensors of one number throughout (fresh norms, zero biases) are equal by chance, and in a group only where they are
-    the same bytes of the file. Raises CorruptCheckpointError if bytes that were read are damaged.
+    the same bytes of the file. Views are left out that are larger than their storage, or many that overlap. Raises
+    CorruptCheckpointError if bytes that were read are damaged.
     """
     infos = checkpoint.tensors
-    candidates = [name for name, info in infos.items() if is_float(info.dtype) and info.numel > 1]
     groups = []
-    for alike in _several(candidates, lambda name: (infos[name].shape, infos[name].dtype.name)):
+    for alike in _several(_candidates(checkpoint), lambda name: (infos[name].shape, infos[name].dtype.name)):
         # of names for the same bytes of the file, the first stands for all
         views = {names[0]: names for names in _apart(alike, lambda name: _view(checkpoint, infos[name]))}
         for sampled in _several(views, lambda name: _sample(checkpoint, infos[name])):
@@ -35,6 +38,17 @@ def same_numbers(checkpoint: Checkpoint) -> list[list[str]]:
                 views[first] = views[first] + [name for other in others for name in views.pop(other)]
         groups += [names for names in views.values() if len(names) > 1]
     return groups
+
+
+def _candidates(checkpoint: Checkpoint) -> list[str]:
+    floats = [info for info in checkpoint.tensors.values() if is_float(info.dtype) and info.numel > 1]
+    computed = set(checkpoint.computed)
+    stored = [info for info in floats if info.name not in computed and info.nbytes <= info.storage.nbytes]
+    sizes: Counter[str] = Counter()  # of the different views of each storage, together
+    for info in {_view(checkpoint, info): info for info in stored}.values():
+        sizes[info.storage.key] += info.nbytes
+    kept = computed | {info.name for info in stored if sizes[info.storage.key] <= _MOST_VIEWS * info.storage.nbytes}
+    return [info.name for info in floats if info.name in kept]
 
 
 def _apart(names: Iterable[str], key: Callable[[str], Hashable]) -> list[list[str]]:

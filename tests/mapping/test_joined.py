@@ -13,6 +13,7 @@ from converter.mapping.documents import Document
 from converter.mapping.joined import joined
 from converter.mapping.lint import lint
 from converter.mapping.load import load_table
+from tests.mapping.test_hostile_tables import LETTERS, MANY_WAYS, at_most
 from tests.mapping.test_table import content_of, problems_of
 
 QKV = {"op": "concat", "axis": 0, "sizes": ["w", "w", "w"]}
@@ -92,6 +93,40 @@ def test_ops_that_are_not_read_backwards_here_are_refused() -> None:
         rules_of({"source": "a", "target": "hub"}, turned)
 
 
+@pytest.mark.parametrize("said", [{"doubt": "d"}, {"when": "n"}, {"optional": "o"}, {"also_shape": [6]}])
+def test_what_the_second_says_beside_names_and_ops_is_not_dropped(said: dict[str, Any]) -> None:
+    rule = {"source": "b.{i}", "target": "hub.{i}"}
+    with pytest.raises(TableError, match=f"beyond.json: 'b.{{i}}': .*'{next(iter(said))}'"):
+        rules_of({"source": "a.{i}", "target": "hub.{i}"}, rule | said)
+    assert rules_of({"source": "a.{i}", "target": "other.{i}"}, rule | said) == []
+    assert rules_of({"source": "a.{i}", "target": "hub.{i}"}, rule | {"note": "n"})
+
+
+WORDS = {letter: [f"{{{letter}}}", "x"] for letter in LETTERS}
+SIDE_BY_SIDE = "".join(f"{{{letter}}}" for letter in LETTERS)
+
+
+@pytest.mark.parametrize("target", [f"{SIDE_BY_SIDE}x", MANY_WAYS])
+@pytest.mark.parametrize("other", ["1" * 60, f"a.{'1' * 60}"])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_patterns_that_can_be_read_in_several_ways_are_refused_at_once(target: str, other: str, is_first: bool) -> None:
+    rules = [{"source": "a", "target": target}, {"source": "b", "target": other}]
+    with at_most(2), pytest.raises(TableError, match=r"side by side|a digit behind"):
+        rules_of(*rules if is_first else reversed(rules))
+
+
+def test_a_word_that_is_written_like_its_capture_takes_no_time() -> None:
+    target = ".".join(f"{{{letter}}}" for letter in LETTERS)
+    first = {"words": WORDS, "rules": [{"source": "a", "target": f"{target}.x"}]}
+    with at_most(2):
+        assert joined(first, beyond({"source": "b", "target": f"{target}.y"}), "")["rules"] == []
+
+
+def test_what_is_calculated_with_a_field_of_the_config_is_compared_as_it_stands() -> None:
+    target = "hub.{i}.{block + depth}"
+    assert rules_of({"source": "a.{i}", "target": target}, {"source": "b.{i}", "target": target})
+
+
 def test_the_table_that_uses_it_is_sound_and_depends_on_both() -> None:
     table = load_table("groundingdino-official")
     assert lint(table) == []
@@ -105,6 +140,14 @@ def test_a_rule_that_is_left_out_is_missed(tmp_path: Path) -> None:
     del content["include"][1]
     problems = problems_of(content, tmp_path)
     assert any("model.text_backbone.embeddings.word_embeddings.weight" in p and "no rule" in p for p in problems)
+
+
+def test_a_table_that_includes_others_is_not_gone_through(tmp_path: Path) -> None:
+    """Their rules would not be those of the way, but would lead to keys that the target does not have."""
+    content = content_of("groundingdino-official")
+    content["include"][0]["table"] = "groundingdino-official"
+    (problem,) = problems_of(content, tmp_path)
+    assert "'groundingdino-official' includes others, and cannot be gone through" in problem
 
 
 def test_a_table_of_ones_own_may_go_through_one(tmp_path: Path) -> None:

@@ -56,6 +56,13 @@ def never_hold(taps: list[dict[str, Any]]) -> None:
     taps[0]["when"] = 0
 
 
+def turn_by(*axes: int) -> Callable[[list[dict[str, Any]]], None]:
+    def turn(taps: list[dict[str, Any]]) -> None:
+        taps[0]["axes"] = list(axes)
+
+    return turn
+
+
 @pytest.mark.parametrize(
     ("break_taps", "message"),
     [
@@ -63,6 +70,8 @@ def never_hold(taps: list[dict[str, Any]]) -> None:
         (share_a_name, "/taps/0 taps 'backbone.body.patch_embed' as well"),
         (count_nothing, "captures 'level', which 'each' does not count"),
         (never_hold, "/taps/0: its 'when' holds for no variant"),
+        (turn_by(1, 2, 0, 4), "/taps/0: axes [1, 2, 0, 4] are not each of 0 to 3 once"),
+        (turn_by(1, 1), "/taps/0: axes [1, 1] are not each of 0 to 1 once"),
     ],
 )
 def test_taps_that_are_wrong_are_found_by_the_linter(

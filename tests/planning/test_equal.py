@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,4 +58,40 @@ def test_what_is_equal_by_chance_is_no_copy(tmp_path: Path) -> None:
 def test_one_memory_is_one_tensor_whatever_it_holds(tmp_path: Path) -> None:
     ones = torch.ones(8)
     torch.save({"a": ones, "b": ones, "c": ones.clone(), "whole": torch.ones(16)}, path := tmp_path / "ones.pth")
+    assert groups(path) == {frozenset("ab")}
+
+
+def test_views_that_are_larger_than_what_is_stored_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of some kilobytes may have any number of them, each of 30 MB."""
+    memory, weight = torch.randn(5700), torch.randn(9, 9)
+    views = {f"view.{at}": memory.as_strided((2800, 2800), (1, 1), at) for at in range(100)}
+    expanded = {f"expanded.{at}": memory[at : at + 2].expand(4000, 2) for at in range(2)}
+    torch.save(views | expanded | {"a": weight, "b": weight.clone()}, path := tmp_path / "views.pth")
+    assert path.stat().st_size < 60_000
+    monkeypatch.setattr(Storage, "read_into", lambda *_: pytest.fail("a view was read"))
+    assert groups(path) == {frozenset("ab")}
+
+
+def test_many_views_that_overlap_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, weight = torch.arange(4096) % 2 * 1.0, torch.randn(9, 9)
+    views = {f"view.{at}": memory[2 * at : 2 * at + 2048] for at in range(1000)}
+    torch.save(views | {"a": weight, "b": weight.clone()}, path := tmp_path / "views.pth")
+    read: list[int] = []
+    stream = Storage.stream
+
+    def counted(self: Storage, start: int, stop: int, *more: Any) -> Iterator[memoryview]:
+        read.append(stop - start)
+        return stream(self, start, stop, *more)
+
+    monkeypatch.setattr(Storage, "stream", counted)
+    assert groups(path) == {frozenset("ab")}
+    assert sum(read) < path.stat().st_size
+
+
+def test_parts_of_one_memory_are_compared(tmp_path: Path) -> None:
+    """Wrapped models keep all weights in one flat tensor, and may save it beside those."""
+    flat = torch.randn(200).repeat(2)
+    torch.save({"flat": flat, "a": flat[:200], "b": flat[200:]}, path := tmp_path / "flat.pth")
     assert groups(path) == {frozenset("ab")}

@@ -1,0 +1,50 @@
+"""`converter lint` on a table of one's own: what its spec says of files of the library is checked, too."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from converter.cli import main
+from tests.support.tiny import SPEC, write_table
+
+COPY = {"source": "tied.weight", "reason": "one matrix", "written": {}}
+
+
+def problems_of(*tables: Path) -> list[str]:
+    result = CliRunner().invoke(main, ["lint", *map(str, tables), "--json"])
+    content = json.loads(result.stdout)
+    return content["error"]["problems"] if result.exit_code else content["problems"]
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (
+            {"saved_as": {"config": {"depth": "=nope"}}},
+            "tiny: tiny-2: tiny: /saved_as/config/depth: expression 'nope': unknown name",
+        ),
+        (
+            {"ignore": [{**COPY, "rebuild": {"as": "copy", "of": "nothing"}}]},
+            "/ignore/0: a copy of 'nothing', which no",
+        ),
+        ({"ignore": [{**COPY, "rebuild": {"as": "copy", "of": "embed.weight"}}]}, None),
+    ],
+)
+def test_what_the_spec_says_of_files_is_checked(files: dict[str, Any], said: str | None, tmp_path: Path) -> None:
+    table = write_table(tmp_path)
+    (tmp_path / "tiny.json").write_text(json.dumps(SPEC | files))
+    found = problems_of(table)
+    assert any(said in problem for problem in found) if said else found == [], found
+
+
+def test_a_spec_of_two_tables_is_checked_once(tmp_path: Path) -> None:
+    table = write_table(tmp_path)
+    (tmp_path / "tiny.json").write_text(json.dumps(SPEC | {"saved_as": {"config": {"depth": "=nope"}}}))
+    other = tmp_path / "other.json"
+    other.write_text(table.read_text().replace('"tiny-table"', '"other"'))
+    assert len(problems_of(table, other)) == len(SPEC["variants"])
