@@ -149,19 +149,19 @@ def test_the_transcript_in_the_readme_is_what_is_printed(folder: Path) -> None:
         assert [line for line in expected if line not in printed] == []
 
 
-@pytest.mark.parametrize("layout", ["", "--max-shard-size 300MB"])
 @pytest.mark.parametrize("converted", ["glip-t"], indirect=True)
 def test_a_stranger_loads_and_checks_what_was_published(
-    hub: HubServer, folder: Path, layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: HubServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(f"convert --src official.pth --dst glip-t {layout}")
+    """In shards; in one file is what README types."""
+    run("convert --src official.pth --dst glip-t --max-shard-size 300MB")
     run("converter certify glip-t --reference tests/data/captures/glip-t.safetensors --mutate 0")
     run("converter package glip-t to-publish --model-name glip-t --repo-id org/glip-t")
     run("converter publish to-publish org/glip-t")
     listed = json.loads(run("converter publish to-publish org/glip-t --dry-run --json"))
     assert not listed["uploaded"]
     weights = [entry["name"] for entry in listed["unchanged"] if entry["name"].endswith(".safetensors")]
-    assert len(weights) == (4 if layout else 1)
+    assert len(weights) == 4
     shutil.rmtree("glip-t")
     shutil.rmtree("to-publish")
 
