@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from converter.checkpoint.dtypes import DTYPES
 from converter.errors import TableError
 from converter.mapping.documents import pointer_to
 from converter.mapping.doubts import in_doubt
@@ -122,10 +123,12 @@ class Table:
         return next((reason for part, reason in self.parts_of_others.items() if part in name), None)
 
     def config_document(self, config: Config, dtypes: set[str]) -> dict[str, Any] | None:
-        """The config.json that the format's own tools read, if they read one; `dtypes` are those of the weights."""
+        """The config.json that the format's own tools read, if they read one. `dtypes`: those of all tensors, of
+        which the floating-point ones are those of the weights."""
         if self.saved_as.config is None:
             return None
-        (dtype,) = dtypes if len(dtypes) == 1 else {""}
+        floats = {name for name in dtypes if DTYPES[name].kind == "float"}
+        (dtype,) = floats if len(floats) == 1 else {""}
         stated = {k: v for k, v in self.saved_as.config.items() if dtype or v != "=dtype"}
         names = {"dtype": dtype, **self._names(config)}
         try:

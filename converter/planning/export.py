@@ -68,7 +68,7 @@ def _with_the_rest(fit: Fit, plan: Plan, dtype: DType | None) -> Plan:
     )
     if fit.table.is_hub:
         return made
-    config = fit.table.config_document(fit.config, {t.dtype.name for t in made.targets if t.dtype.kind == "float"})
+    config = fit.table.config_document(fit.config, {tensor.dtype.name for tensor in made.targets})
     return replace(made, written=Format(fit.table.name, fit.table.sha256, fit.table.saved_as.root, config))
 
 

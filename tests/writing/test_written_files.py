@@ -14,9 +14,12 @@ from safetensors.numpy import save_file
 from converter.checkpoint import DTYPES, open_checkpoint
 from converter.errors import DestinationError, ModelError, UnsupportedCheckpointError
 from converter.glip import GLIP
+from converter.mapping.load import load_table
+from converter.planning.fit import make_plan
 from converter.planning.plan import Tensor
 from converter.writing.shards import lay_out
 from tests.support.small_files import equal, official, official_of, refusal, run, tensors_in
+from tests.support.tiny import SPEC, TABLE, tiny_weights, write_table
 
 pytestmark = pytest.mark.usefixtures("small_mappings")
 
@@ -102,3 +105,16 @@ def test_no_file_is_written_that_is_not_read_again(tmp_path: Path) -> None:
         whole.header({})
     for shard in lay_out(tensors, "model.safetensors", max_shard_size=40_000):
         shard.header({})
+
+
+def test_a_whole_number_among_the_tensors_does_not_hide_the_dtype_of_the_weights(tmp_path: Path) -> None:
+    counter = {"name": "counter", "shape": [], "dtype": "int64"}
+    files = {"saved_as": {"config": {"dtype": "=dtype", "model_type": "tiny"}}, "tensors": [*SPEC["tensors"], counter]}
+    table = write_table(tmp_path)
+    (tmp_path / "tiny.json").write_text(json.dumps(SPEC | files))
+    rules = [*TABLE["rules"], {"source": "counter", "target": "counter"}]
+    table.write_text(json.dumps(TABLE | {"rules": rules}))
+    torch.save(tiny_weights() | {"module.counter": torch.tensor(7)}, tmp_path / "source.pth")
+    with open_checkpoint(tmp_path / "source.pth") as checkpoint:
+        config = make_plan(load_table(table), checkpoint).config_of_library
+    assert config == {"model_type": "tiny", "dtype": "float32"}
