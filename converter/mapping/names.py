@@ -50,15 +50,18 @@ class Names:
 
     def short(self, name: str) -> str:
         """`name` as the rules call it; as it is where they do not know it."""
-        cuts = self._cuts(form_of(name))
-        if cuts:
-            name = ".".join(part for at, part in enumerate(name.split(".")) if at not in cuts)
+        name = self.unwrapped(name)
         longest = max(_LONGEST_KEY, len(name))
         for other, ours in self._aliases.items():
             name = name.replace(other, ours)
             if len(name) > longest:  # each can make it a hundred times as long
                 raise TableError(f"/aliases make a key of more than {longest} characters")
         return name
+
+    def unwrapped(self, name: str) -> str:
+        """`name` without wrappers, its parts as they are called in the file."""
+        cuts = self._cuts(form_of(name)) or ()
+        return ".".join(part for at, part in enumerate(name.split(".")) if at not in cuts) if cuts else name
 
     def taken_off(self, name: str) -> list[str]:
         """The segments that `short` takes off."""

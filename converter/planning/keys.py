@@ -25,7 +25,7 @@ def by_key(tensors: Mapping[str, Described], table: Table) -> tuple[dict[str, Te
             same.setdefault((_around(table, first), _around(table, name)), []).append((first, name))
         else:
             found[short] = Tensor(name, info.shape, info.dtype)
-    problems = [_twice(wrappers, pairs) for wrappers, pairs in same.items()]
+    problems = [_twice(table, wrappers, pairs) for wrappers, pairs in same.items()]
     if len(copies) > 1 and not problems:
         shown = " and ".join(map(quoted, copies.values()))
         roots = [table.names.prefix(name) for name in copies.values()]
@@ -49,9 +49,11 @@ def _around(table: Table, name: str) -> str:
     return "".join(f"{segment}." for segment in table.names.taken_off(name))
 
 
-def _twice(wrappers: tuple[str, str], pairs: list[tuple[str, str]]) -> str:
+def _twice(table: Table, wrappers: tuple[str, str], pairs: list[tuple[str, str]]) -> str:
     first, second = pairs[0]
     said = f"{quoted(first)} and {quoted(second)} are the same key once wrappers are taken off"
+    if any(table.names.unwrapped(one) != table.names.unwrapped(other) for one, other in pairs):
+        said += " and other names are replaced"
     if len(pairs) > 1:
         said += f", and so are {counted(len(pairs) - 1, 'other pair')}"
     roots = [wrapper for wrapper, name in zip(wrappers, pairs[0], strict=True) if name.startswith(wrapper)]

@@ -15,6 +15,7 @@ from converter.checkpoint import DTYPES
 from converter.errors import PlanError
 from converter.mapping.load import load_table
 from converter.planning.fit import Fit, make_plan
+from converter.planning.keys import by_key
 from converter.planning.plan import Plan
 from tests.support.official_keys import Index, IndexEntry, official_index
 
@@ -166,6 +167,20 @@ def test_each_fault_is_named_and_nothing_else(
     problems = problems_of(index)
     assert all(any(repr(name) in problem for problem in problems) for name in names)
     assert all(any(repr(name) in problem for name in names) for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ("embeddings.LayerNorm.gamma", "same key once wrappers are taken off and other names are replaced"),
+        ("module.embeddings.LayerNorm.gamma", "same key once wrappers are taken off and other names are replaced"),
+        ("module.embeddings.LayerNorm.weight", "same key once wrappers are taken off."),
+    ],
+)
+def test_an_older_name_beside_the_newer_one_is_said_to_be_that(other: str, said: str) -> None:
+    names = ["embeddings.LayerNorm.weight", other]
+    (problem,) = by_key({n: IndexEntry(n, (768,), F32) for n in names}, load_table("transformers-bert"))[1]
+    assert said in problem
 
 
 def test_all_faults_are_reported_at_once(index: dict[str, IndexEntry]) -> None:
