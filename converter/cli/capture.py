@@ -1,4 +1,4 @@
-"""`converter capture`: what the in-house model makes of some inputs, for comparing others with."""
+"""`converter capture`: what a converted model makes of some inputs, for comparing others with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`convert`: a checkpoint of any known format becomes one of any other, by default of the in-house model."""
+"""`convert`: a checkpoint of any known format becomes one of any other, by default what its model's own code loads."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def convert(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Convert a checkpoint from one format to another, by default to safetensors for the in-house GLIP.
+    """Convert a checkpoint from one format to another, by default to what the model's own code loads.
 
     Format and variant are recognised; every tensor is accounted for, or nothing is written.
     """

@@ -35,7 +35,7 @@ Examples:
 def explain(
     key: str, source: str, table_name: str | None, root: str | None, variant: str | None, as_json: bool
 ) -> None:
-    """Say what becomes of KEY, a name of the checkpoint (with or without its prefix) or of the in-house model.
+    """Say what becomes of KEY, a name of the checkpoint (with or without its prefix) or of the converted model.
 
     Names the rule by its JSON pointer in the table, the ops and both shapes; for an unknown key, the nearest ones.
     Also works on a checkpoint that does not fit. Exit code 5 if KEY is unknown.

@@ -56,7 +56,7 @@ def package(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Build the folder OUT to publish from CONVERSION, a file or folder that `convert` wrote for the in-house model.
+    """Build the folder OUT to publish from CONVERSION, a file or folder that `convert` wrote for the model's own code.
 
     Weights (hard links where possible), configuration, tokenizer, evidence and a model card. It appears whole or not
     at all.

@@ -46,6 +46,11 @@ def test_a_command_says_in_a_line_what_it_is_for(name: str) -> None:
     assert f"    converter {name}" in run(name, "--help").stdout
 
 
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_speaks_of_no_model_in_particular_as_ours(name: str) -> None:
+    assert "in-house" not in run(name, "--help").stdout
+
+
 @pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"schema"}))  # which prints JSON, and that alone
 def test_options_have_one_name_for_one_thing(name: str) -> None:
     options = options_of(COMMANDS[name])
