@@ -32,7 +32,10 @@ def convert(
     residue: str | os.PathLike[str] | None = None,
     force: bool = False,
 ) -> Conversion:
-    """Convert a checkpoint as `converter convert` does; what was written, with the ledger of every tensor.
+    """Convert a checkpoint to another format; what was written, with the ledger of every tensor.
+
+    A folder gets weights, config.json and conversion.json, as from `converter convert`; the files of tokenizer and
+    preprocessing that transformers reads beside them are written by the command alone.
 
         done = convert("official.pth", "model.safetensors")
         print(done.destination, done.size, done.ledger["sha256"])
