@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # two captions of three phrases and of two, of ids that any vocabulary of a few words has; the second is padded
 CAPTIONS = ((101, 7, 1012, 8, 9, 1012, 10, 11, 12, 1012, 102), (101, 13, 14, 1012, 15, 1012, 102))
 
+COMPARED = ("inverse sigmoid", "text masks")  # the switches of switches.py, which needs torch
+
 
 class GroundingDinoFamily(Detecting):
     """Grounding DINO, which transformers' own class runs."""
@@ -62,6 +64,10 @@ class GroundingDinoFamily(Detecting):
         from converter.grounding_dino.switches import as_official
 
         return as_official(model)
+
+    def settings(self) -> Mapping[str, Any]:
+        """And which differences are set aside where a model is compared: a certificate says so."""
+        return {**super().settings(), "compared_as_official_in": list(COMPARED)}
 
     def run(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Output:
         """In less than float64 the queries are made of the proposals that the capture says, where it says it."""

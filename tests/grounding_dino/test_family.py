@@ -16,6 +16,7 @@ from converter.errors import CaptureError, ConverterWarning, ModelError
 from converter.grounding_dino import model as models
 from converter.grounding_dino.family import FAMILY
 from converter.grounding_dino.outputs import Output, detections_of, inputs_of
+from converter.grounding_dino.switches import SWITCHES
 from converter.mapping.spec import load_spec
 from converter.parity.capture import Capture, load_capture, write_capture
 from converter.parity.record import record
@@ -114,6 +115,10 @@ def test_each_mistake_is_noticed(mistake: Any, sound: Subject, capture: Capture)
 
 def test_a_mistake_is_gone_afterwards(sound: Subject, capture: Capture) -> None:
     assert parity(sound, capture).passed
+
+
+def test_a_certificate_says_which_differences_are_set_aside() -> None:
+    assert FAMILY.settings()["compared_as_official_in"] == list(SWITCHES)
 
 
 def test_heads_are_of_weights_that_are_divided(sound: Subject) -> None:
