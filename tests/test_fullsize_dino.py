@@ -83,7 +83,7 @@ def test_in_float64_every_activation_and_detection_is_the_official_one(converted
         report = compared(exact, converted.capture)
     assert report.problems == []
     assert len(report.modes["propagated"]) == {"grounding-dino-tiny": 88, "grounding-dino-base": 100}[converted.name]
-    assert max(result.relative for result in report.modes["propagated"]) < 1e-13
+    assert max(result.relative for result in report.modes["propagated"]) < 1e-12
     assert all(found.passed and found.expected >= 3 for found in report.detections)
     assert_same_selection(converted.capture, selected[0])
 
