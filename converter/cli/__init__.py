@@ -102,7 +102,7 @@ class _Program(click.Group):
 @click.version_option(__version__, "-V", "--version", prog_name="converter")
 @click.pass_context
 def main(context: click.Context) -> None:
-    """Move GLIP weights between implementations and prove that nothing was lost.
+    """Move a model's weights between implementations and prove that nothing was lost: GLIP, Grounding DINO.
 
     Checkpoints are never executed: no pickle is loaded, nothing in one is imported or called.
     """

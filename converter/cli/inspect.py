@@ -113,7 +113,9 @@ def _next(file: str, root: str | None, checkpoint: Checkpoint, formats: list[Tab
         return None
     stem = Path(file.partition("@")[0]).name.partition(".")[0] or "converted"
     name = f"{stem}.{formats[0].spec.name}" if formats else stem
-    free = (f"{name}{number}.safetensors" for number in chain([""], (f"-{n}" for n in count(2))))
+    # a library reads a folder, with its config.json and more
+    ending = "" if formats and "saved_as" in formats[0].spec.files else ".safetensors"
+    free = (f"{name}{number}{ending}" for number in chain([""], (f"-{n}" for n in count(2))))
     words = ["converter", "convert", "--src", file]
     words += ["--root", root] if root else []
     words += ["--from", formats[0].name] if len(formats) > 1 else []

@@ -35,7 +35,7 @@ other weights."""
     type=PATH,
     help="vocab.txt or tokenizer.json. Default: in CONVERSION's folder, else that of BERT base uncased.",
 )
-@click.option("--model-name", metavar="NAME", help="The released model that this is: glip-t-a, -b, -c, glip-t, glip-l.")
+@click.option("--model-name", metavar="NAME", help="The released model that this is: glip-t-b, for example.")
 @click.option("--repo-id", metavar="OWNER/NAME", help="Where it will be on the Hub; the card's example loads it there.")
 @click.option(
     "--report",

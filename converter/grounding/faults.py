@@ -30,5 +30,6 @@ def not_a_number(model: nn.Module, dtype: torch.dtype) -> ModelError:
     if spoiled:
         cause = f"Weights are NaN or infinite: {listed(spoiled)}. Training diverged, or the file is damaged."
     else:
-        cause = f"The weights are finite, but what they make is beyond {name}. Try bfloat16 or float32."
+        others = " or ".join(other for other in ("bfloat16", "float32") if other != name)
+        cause = f"The weights are finite, but what they make is beyond {name}. Try {others}."
     return ModelError(f"the model computes NaN in {name}, so nothing can be found. {cause}")

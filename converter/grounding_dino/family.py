@@ -144,7 +144,8 @@ class GroundingDinoFamily(Detecting):
     def mistakes(self, model: nn.Module) -> Sequence[Mistake]:
         from converter.grounding_dino.mistakes import MISTAKES
 
-        return MISTAKES
+        kind = getattr(getattr(model, "config", None), "model_type", "")
+        return () if kind.startswith("mm-") else MISTAKES  # whose class has copies of its own of the code
 
     def heads(self, model: nn.Module) -> Mapping[str, int]:
         config = self.config(model)

@@ -139,3 +139,9 @@ def test_a_vocabulary_of_another_size_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ncat\n")
     with pytest.raises(ModelError, match="the vocabulary has 6 entries, the model 30522"):
         FAMILY.detector(small_model(), tmp_path, None)
+
+
+@pytest.mark.parametrize(("width", "height"), [(3000, 3), (200, 1)])
+def test_a_strip_with_fewer_cells_than_queries_is_refused(width: int, height: int, detector: Detector) -> None:
+    with pytest.raises(ModelError, match=r"cells, and makes 30 queries of them. Crop|would vanish"):
+        detector.detect(Image.new("RGB", (width, height)), ["cat"])

@@ -96,7 +96,7 @@ def test_a_model_passes_beside_itself_in_float64_and_float32(sound: Subject, cap
     assert parity(subject(torch.float32), capture).passed
 
 
-# no box of the small model comes to the limits, and nothing scores enough: tests/test_fullsize_dino.py has these
+# no box of the small model comes to the limits; tests/test_fullsize_dino.py has the first, as a switch
 AT_FULL_SIZE = {"inverse sigmoid cut at 1e-5, not 1e-3", "inverse sigmoid not cut"}
 
 

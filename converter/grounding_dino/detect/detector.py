@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from converter.display import counted, plain
+from converter.errors import ModelError
 from converter.grounding.best import best, limits
 from converter.grounding.faults import SMALLER, memory_for, not_a_number
 from converter.grounding.found import Found
@@ -130,6 +131,7 @@ class Detector:
             return [self._seen(pixels, mask, caption) for caption in captions]
 
     def _seen(self, pixels: Tensor, mask: Tensor, caption: Caption) -> Seen:
+        check_cells(pixels.shape[-2], pixels.shape[-1], self.model)
         ids = torch.tensor([caption.ids] * len(pixels), device=self.device)
         out = self.model(
             pixel_values=pixels,
@@ -143,6 +145,21 @@ class Detector:
         if logits.isnan().any() or boxes.isnan().any():
             raise not_a_number(self.model, self.dtype)
         return Seen(logits.sigmoid(), boxes)
+
+
+def check_cells(height: int, width: int, model: nn.Module) -> None:
+    """ModelError for a picture with fewer cells, on all levels, than the model makes queries of."""
+    config: Any = model.config
+    sides = [-(-side // config.backbone_config.patch_size) for side in (height, width)]
+    cells = 0
+    for _ in range(config.num_feature_levels):
+        sides = [-(-side // 2) for side in sides]
+        cells += sides[0] * sides[1]
+    if cells < config.num_queries:
+        raise ModelError(
+            f"the model sees a picture of {width}x{height} pixels as {cells} cells, and makes {config.num_queries} "
+            "queries of them. Crop long strips, or give a larger picture."
+        )
 
 
 def _labelled(tokens: Tensor, boxes: Tensor, phrases: Mapping[int, Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:

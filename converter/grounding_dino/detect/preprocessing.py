@@ -37,7 +37,7 @@ def folder_settings(model: Path) -> Preprocessing:
     own = released_preprocessing()
     if not model.is_dir():
         return own
-    for name, key in ((PREPROCESSOR, None), (PROCESSOR, "image_processor")):
+    for name, key in ((PROCESSOR, "image_processor"), (PREPROCESSOR, None)):  # of both, 5 takes its own
         if not (model / name).is_file():
             continue
         try:
