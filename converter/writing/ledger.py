@@ -44,8 +44,10 @@ def draft_ledger(
     target = {"name": plan.target, "variant": plan.variant.name, "also": list(plan.variant.also)}
     records = _records(checkpoint)
     earlier = list(dict.fromkeys(table for record in records for table in custom_tables(record)))
-    # only a conversion makes the target's own format, so a source in it has been converted already
-    is_unknown = any(map(is_by_unknown_table, records)) or (not records and plan.table == plan.target)
+    # only a conversion makes this package's own format, so a source in it has been converted already; a library's own
+    # is what it saves, too
+    is_converted = plan.table == plan.target and plan.config_of_library is None
+    is_unknown = any(map(is_by_unknown_table, records)) or (not records and is_converted)
     return {
         "converter": __version__,
         "table": table_entry(plan.table, plan.table_sha256),
