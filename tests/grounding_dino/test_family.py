@@ -19,6 +19,7 @@ from converter.grounding_dino.outputs import Output, detections_of, inputs_of
 from converter.grounding_dino.switches import SWITCHES
 from converter.mapping.spec import load_spec
 from converter.parity.capture import Capture, load_capture, write_capture
+from converter.parity.mutate import mutation_score
 from converter.parity.record import record
 from converter.parity.run import parity
 from converter.parity.subject import Subject
@@ -147,3 +148,10 @@ def test_a_capture_without_the_facts_of_detection_is_refused(capture: Capture) -
     short = {**capture.facts, "phrases_of_tokens": [[1], [1]]}
     with pytest.raises(CaptureError, match="do not form a batch of 2"):
         inputs_of(SimpleNamespace(path=capture.path, inputs=capture.inputs, facts=short))  # type: ignore[arg-type]
+
+
+def test_faults_in_weights_are_noticed(sound: Subject, capture: Capture) -> None:
+    score = mutation_score(sound, [capture], 60)
+    unnoticed = {outcome.mutation.name for outcome in score.survivors if not outcome.equivalent}
+    assert unnoticed <= {*AT_FULL_SIZE, "boxes in shares of the padded picture"}
+    assert score.value > 0.9
