@@ -192,8 +192,6 @@ class GLIPFamily(Family["GLIP"]):
 
     def companions(self, conversion: Path, config: Config, vocabulary: Path | None) -> Companions:
         """The tokenizer's files, and the preprocessing."""
-        import hashlib
-
         from converter.glip.detect.preprocessing import folder_settings
         from converter.grounding.tokenizer import find_tokenizer
 
@@ -201,16 +199,10 @@ class GLIPFamily(Family["GLIP"]):
         tokenizer.check_size(config.get("vocab_size"))
         settings = folder_settings(conversion)
         files = tokenizer.files(settings.caption_tokens)
-        described = {
-            "entries": tokenizer.size,
-            "sha256": hashlib.sha256(files["vocab.txt"]).hexdigest(),
-            "bert_base_uncased": tokenizer.is_bert_base_uncased,
-        }
-        doubt = "**The vocabulary is not that of BERT base uncased**, with which the released models were trained."
         return Companions(
             files,
-            {"preprocessing": settings.to_dict(), "vocabulary": described},
-            () if tokenizer.is_bert_base_uncased else (doubt,),
+            {"preprocessing": settings.to_dict(), "vocabulary": tokenizer.described()},
+            tokenizer.doubts,
         )
 
     def about(self) -> Mapping[str, Any]:

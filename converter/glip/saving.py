@@ -28,6 +28,7 @@ from converter.mapping.spec import load_spec
 from converter.planning.plan import Plan, Step
 from converter.planning.plan import Tensor as Described
 from converter.writing.convert import Extras, convert
+from converter.writing.fitting import FLOATS
 from converter.writing.ledger import (
     SAVED,
     TABLES,
@@ -44,7 +45,6 @@ from converter.writing.records import find_record
 from converter.writing.shards import shard_limit
 from converter.writing.transfer import sha256_of
 
-FLOATS = ("float16", "bfloat16", "float32", "float64")
 _CURE = (
     "Merge adapters (merge_and_unload()), remove parametrizations, and give a state_dict without a wrapper's prefixes"
 )

@@ -18,14 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from converter.checkpoint import Checkpoint
-from converter.display import file_name, listed, plain, quoted
+from converter.display import file_name, listed, quoted
 from converter.errors import CaptureError, CheckpointError, ConverterWarning, ModelError
 from converter.glip.model.config import GLIPConfig
-from converter.glip.saving import FLOATS, Origin, origin_of, stated_hashes
+from converter.glip.saving import Origin, origin_of, stated_hashes
 from converter.glip.unfilled import Unfilled
 from converter.mapping.spec import load_spec
 from converter.parity.device import DTYPES, find_device
 from converter.writing.changes import compared_meanwhile
+from converter.writing.fitting import FLOATS, check_fits
 from converter.writing.in_memory import open_converted
 from converter.writing.records import read_record
 from converter.writing.transfer import sha256_of
@@ -102,7 +103,7 @@ def load(
     """
     memory = memory or Memory()
     model = _on_meta(build, _config(path, checkpoint), checkpoint)
-    _check(model, checkpoint)
+    check_fits({name: tuple(value.shape) for name, value in dict(model.named_parameters()).items()}, checkpoint)
     fill(model.to(memory.dtype), tensors(checkpoint, hashes), path, memory.device)
     return model
 
@@ -161,22 +162,6 @@ def _config(path: Path, checkpoint: Checkpoint) -> GLIPConfig:
         return GLIPConfig.from_dict(document["config"])
     except ModelError as error:
         raise ModelError(f"{file_name(path)}: {error}") from None
-
-
-def _check(model: nn.Module, checkpoint: Checkpoint) -> None:
-    parameters, there = dict(model.named_parameters()), checkpoint.tensors
-    problems = [f"missing: {n} {tuple(p.shape)}" for n, p in parameters.items() if n not in there]
-    problems += [f"unexpected: {plain(n)} {t.shape}" for n, t in there.items() if n not in parameters]
-    problems += [*checkpoint.unsupported.values()]
-    for name, parameter in parameters.items():
-        if (found := there.get(name)) is None:
-            continue
-        if found.shape != tuple(parameter.shape):
-            problems.append(f"shape: {name} is {found.shape}, expected {tuple(parameter.shape)}")
-        if found.dtype.name not in FLOATS:
-            problems.append(f"dtype: {name} is {found.dtype}, expected one of {', '.join(FLOATS)}")
-    if problems:
-        raise ModelError(f"{file_name(checkpoint.path)}: does not fit the model.", problems)
 
 
 def tensors(checkpoint: Checkpoint, hashes: dict[str, str] | None = None) -> Iterator[tuple[str, Tensor]]:

@@ -123,6 +123,17 @@ class Tokenizer:
         spans = tuple(None if special else span for special, span in zip(added, encoding.offsets, strict=True))
         return Encoded(tuple(encoding.ids), spans)
 
+    def described(self) -> dict[str, Any]:
+        """What `config.json` says of the vocabulary."""
+        sha256 = hashlib.sha256(self.files(1)["vocab.txt"]).hexdigest()
+        return {"entries": self.size, "sha256": sha256, "bert_base_uncased": self.is_bert_base_uncased}
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What a card says of a vocabulary that is not the one of the released models."""
+        doubt = "**The vocabulary is not that of BERT base uncased**, with which the released models were trained."
+        return () if self.is_bert_base_uncased else (doubt,)
+
     def files(self, caption_tokens: int) -> dict[str, bytes]:
         """What `transformers.AutoTokenizer` loads: four files by name. Equal vocabularies give equal bytes."""
         config = {

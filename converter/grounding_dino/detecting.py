@@ -82,22 +82,14 @@ class Detecting(Family["nn.Module"]):
 
     def companions(self, conversion: Path, config: Config, vocabulary: Path | None) -> Companions:
         """The files by which transformers' AutoProcessor loads a folder: tokenizer and image processor."""
-        import hashlib
-
         require("a folder for AutoProcessor", "transformers", ("tokenizers",))
         tokenizer = _tokenizer(conversion, config, vocabulary)
         settings = folder_settings(conversion)
         files = tokenizer.files(settings.caption_tokens)
-        described = {
-            "entries": tokenizer.size,
-            "sha256": hashlib.sha256(files["vocab.txt"]).hexdigest(),
-            "bert_base_uncased": tokenizer.is_bert_base_uncased,
-        }
-        doubt = "**The vocabulary is not that of BERT base uncased**, with which the released models were trained."
         return Companions(
             {**files, PREPROCESSOR: to_json(image_processor(settings))},
-            {"vocabulary": described},
-            () if tokenizer.is_bert_base_uncased else (doubt,),
+            {"vocabulary": tokenizer.described()},
+            tokenizer.doubts,
         )
 
     def about(self) -> Mapping[str, Any]:

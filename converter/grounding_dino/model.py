@@ -25,9 +25,9 @@ from converter.errors import ConverterWarning, ModelError, TableError
 from converter.mapping.load import hub_table
 from converter.mapping.spec import Config, Spec, load_spec
 from converter.mapping.table import Table
+from converter.writing.fitting import check_fits
 
 SPECS = ("transformers-grounding-dino", "transformers-mm-grounding-dino")
-FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 # of the configuration, what says how large a model is: the field of the spec, and where it stands
 _SIZES: Mapping[str, tuple[str, ...]] = {
@@ -148,7 +148,7 @@ def loaded(path: Path, checkpoint: Checkpoint, sizes: Config) -> nn.Module:
     """
     with torch.device("meta"):
         model = made(sizes)
-    _check(model, checkpoint)
+    check_fits({name: tuple(value.shape) for name, value in named(model).items()}, checkpoint)
     model.to_empty(device="cpu")
     model.tie_weights()  # type: ignore[operator]
     parameters = named(model)
@@ -166,22 +166,6 @@ def loaded(path: Path, checkpoint: Checkpoint, sizes: Config) -> nn.Module:
     if spoiled:
         warnings.warn(f"{path}: weights that are NaN in the file: {listed(spoiled)}.", ConverterWarning, stacklevel=3)
     return model
-
-
-def _check(model: nn.Module, checkpoint: Checkpoint) -> None:
-    expected, there = named(model), checkpoint.tensors
-    problems = [f"missing: {n} {tuple(p.shape)}" for n, p in expected.items() if n not in there]
-    problems += [f"unexpected: {plain(n)} {t.shape}" for n, t in there.items() if n not in expected]
-    problems += [*checkpoint.unsupported.values()]
-    for name, parameter in expected.items():
-        if (found := there.get(name)) is None:
-            continue
-        if found.shape != tuple(parameter.shape):
-            problems.append(f"shape: {name} is {found.shape}, expected {tuple(parameter.shape)}")
-        if found.dtype.name not in FLOATS:
-            problems.append(f"dtype: {name} is {found.dtype}, expected one of {', '.join(FLOATS)}")
-    if problems:
-        raise ModelError(f"{file_name(checkpoint.path)}: does not fit the model.", problems)
 
 
 def _fill_buffers(model: nn.Module) -> None:

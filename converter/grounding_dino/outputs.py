@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from converter.errors import CaptureError
+from converter.grounding_dino.detect.scores import corners
 from converter.parity.capture import Capture, Detections
 
 INPUTS = ("pixel_values", "pixel_mask", "input_ids", "attention_mask", "token_type_ids")
@@ -110,9 +111,6 @@ def detections_of(out: Output, facts: Mapping[str, Any]) -> Sequence[Detections]
         best, token = scores.max(dim=1)
         kept = best > facts["score_threshold"]
         order = best[kept].argsort(descending=True, stable=True)
-        centre, extent = boxes[kept][order].split(2, dim=1)
-        corners = torch.cat([centre - extent / 2, centre + extent / 2], dim=1)
-        size = corners.new_tensor([width, height, width, height])
         labels = torch.tensor(phrases, device=token.device)[token[kept][order]]
-        found.append(Detections(corners * size, best[kept][order], labels))
+        found.append(Detections(corners(boxes[kept][order], width, height), best[kept][order], labels))
     return found

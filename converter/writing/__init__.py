@@ -12,6 +12,7 @@ In the order in which data passes:
     residue.py        what a conversion leaves out, kept beside the result for the way back
     ledger.py         conversion.json: where every tensor came from, and the hash of each
     state_dict.py     the one hash by which weights are known, whichever file they are in
+    fitting.py        whether a checkpoint holds just the weights of a model
     records.py        conversion.json and config.json, read back
     changes.py        which tensors of a converted file are not what its ledger says
     names.py          what the name of a destination says: a file, a folder, or by mistake neither
