@@ -130,6 +130,9 @@ EXTRAS = {
         "huggingface_hub": "huggingface_hub",
         "faster_coco_eval": "faster-coco-eval",
     },
+    "onnx": {"torch": "torch", "onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
+    "package": {"cyclonedx": "cyclonedx-python-lib"},
+    "sign": {"model_signing": "model-signing"},
     "transformers": {
         "torch": "torch",
         "transformers": "transformers",
