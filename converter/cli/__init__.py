@@ -36,6 +36,7 @@ _SECTIONS = {
         "inspect": ("inspect", "Show what a checkpoint holds"),
         "convert": ("convert", "Write a checkpoint in another format"),
         "explain": ("explain", "Say what becomes of one tensor"),
+        "export": ("export", "Write a model as an ONNX file"),
         "diff": ("diff", "Compare the weights of two checkpoints"),
     },
     "Run": {
