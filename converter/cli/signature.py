@@ -132,9 +132,9 @@ def _asked(
             "--require-signature: by Sigstore it needs --signature-issuer URL, as anybody may vouch for a name; for a "
             "signer's certificate --signature-certificate; a key is given by --signature-key"
         )
-    if (issuer or sigstore_config) and not identity:
-        raise click.UsageError("--signature-issuer and --sigstore-config need --require-signature IDENTITY")
-    if not (signature_key or signature_certificates or identity):
+    if issuer and not identity:
+        raise click.UsageError("--signature-issuer vouches for somebody: give --require-signature IDENTITY, too")
+    if not (signature_key or signature_certificates or identity or sigstore_config):
         return Asked(signature, None)
     return Asked(signature, Trust(signature_key, signature_certificates, identity, issuer, sigstore_config))
 
@@ -185,7 +185,7 @@ def check_signed(subject: str, located: Located, asked: Asked, as_json: bool) ->
 
 def _checked(located: Located, bundle: Bundle, trust: Trust | None) -> Signed:
     from converter.publish.bundle import GIT, hash_folder
-    from converter.publish.signature import check_signature
+    from converter.publish.signature import Trust, check_signature
 
     size = sum(path.stat().st_size for path in located.path.iterdir() if path.is_file())
     with progress(size, "hashing for the signature") as advance:
@@ -200,7 +200,14 @@ def _checked(located: Located, bundle: Bundle, trust: Trust | None) -> Signed:
     if trust is not None:
         who, why = check_signature(located.path, bundle, trust)
         return Signed(*about, who, claims, None, () if who else (f"{plain(bundle.path.name)}: {why}",))
-    return Signed(*about, None, claims, _how_to_check(bundle))
+    unchecked = _how_to_check(bundle)
+    if located.origin and bundle.method == "sigstore":  # the network is there, and needs no key to say by whom
+        try:
+            who, why = check_signature(located.path, bundle, Trust())
+            return Signed(*about, who, claims, None, () if who else (f"{plain(bundle.path.name)}: {why}",))
+        except (CaptureError, ModuleNotFoundError) as error:
+            unchecked = f"{unchecked} ({plain(str(error), 1024)})"
+    return Signed(*about, None, claims, unchecked)
 
 
 def _claims(bundle: Bundle) -> str | None:

@@ -5,8 +5,9 @@ Who signed is said only where trust was given for it: a public key, a certificat
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Iterator
+import threading
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from converter.publish.bundle import Bundle
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
-_PATIENCE = 30.0  # seconds for one answer of Sigstore's servers, some of whose requests have no limit of their own
+PATIENCE = 120.0  # seconds for all that is asked of Sigstore's servers at once
 _PUBLIC = "openssl pkey -in KEY.pem -pubout"
 MODULES = ("model_signing", "OpenSSL")
 METHODS = {
@@ -38,6 +39,7 @@ class Trust:
 
     A public `key`; or certificates, `roots`, that issue those of signers, of whom `identity` is wanted; or else
     Sigstore: `identity` as `issuer` vouches for it, by what the file `sigstore` names instead of its public servers.
+    Without `identity` it may be anybody.
     """
 
     key: Path | None = None
@@ -50,6 +52,10 @@ class Trust:
     def method(self) -> str:
         """Of the bundles that it is for."""
         return "key" if self.key else "certificate" if self.roots else "sigstore"
+
+    @property
+    def identity_shown(self) -> str:
+        return f"{plain(str(self.identity))}, as {plain(str(self.issuer))} told Sigstore"
 
     @property
     def roots_shown(self) -> str:
@@ -135,7 +141,8 @@ def check_signature(folder: Path, bundle: Bundle, trust: Trust) -> tuple[str | N
         copy = Path(private) / SIGNATURE  # what was read, whatever becomes of the file
         copy.write_bytes(bundle.content)
         try:
-            with patient():
+            with warnings.catch_warnings():  # about the library's own code
+                warnings.simplefilter("ignore")
                 config.set_hashing_config(whole_folder()).verify(folder, copy)
         except Exception as error:  # three libraries, and what a crafted bundle leads to in them
             return None, _why(error, bundle, trust)
@@ -169,13 +176,17 @@ def _trusting(config: Any, bundle: Bundle, trust: Trust) -> str:
         if trust.identity is not None and trust.identity not in names:
             raise _Refused(f"it is by {_first(names)}, expected {plain(trust.identity)}")
         return f"{plain(trust.identity or _first(names))}, as {trust.roots_shown} certified"
-    assert trust.identity is not None
-    assert trust.issuer is not None
-    if trust.identity not in names_of(bundle) or identity_of(bundle)[1] != trust.issuer:
-        raise _Refused(f"it is by {claimed(bundle)}, expected {plain(trust.identity)}, as {plain(trust.issuer)} told")
-    with reaching(trust.sigstore), patient():
-        config.use_sigstore_verifier(identity=trust.identity, oidc_issuer=trust.issuer, trust_config=trust.sigstore)
-    return f"{plain(trust.identity)}, as {plain(trust.issuer)} told Sigstore"
+    identity, issuer = identity_of(bundle)
+    if trust.identity is not None:
+        if trust.identity not in names_of(bundle) or issuer != trust.issuer:
+            raise _Refused(f"it says it is by {claimed(bundle)}, expected {trust.identity_shown}")
+        identity = trust.identity
+    if not identity or not issuer:
+        raise _Refused("its certificate does not say who signed, or not who vouches for it")
+    wanted: Any = {"identity": identity, "oidc_issuer": issuer, "trust_config": trust.sigstore}
+    with reaching(trust.sigstore):
+        within(PATIENCE, lambda: config.use_sigstore_verifier(**wanted))
+    return f"{plain(identity)}, as {plain(issuer)} told Sigstore"
 
 
 def _first(names: list[str]) -> str:
@@ -223,6 +234,8 @@ def _why(error: Exception, bundle: Bundle, trust: Trust) -> str:
         return f"it is not by {whose} over what it states: {plain(bundle.path.name)} was changed, or made with another"
     if "Key mismatch" in str(error):
         return f"it was made with another key, whose hash is {bundle.key}"
+    if "certificate chain" in str(error):
+        return f"its certificate is not of this Sigstore: {text_of(error)}"
     if "cannot be used for signing" in str(error):
         return "its certificate is not one for signing: it has neither of the usages digitalSignature and codeSigning"
     return f"it does not hold: {text_of(error)}"
@@ -254,15 +267,23 @@ def reaching(sigstore: Path | None) -> Iterator[None]:
         ) from None
 
 
-@contextmanager
-def patient() -> Iterator[None]:
-    """No answer is waited for without end."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_PATIENCE)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+def within(seconds: float, request: Callable[[], object]) -> None:
+    """Do what asks servers, some of whose libraries would wait for an answer for ever. TimeoutError after `seconds`."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            request()
+        except BaseException as error:  # for whoever waits
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer within {seconds:.0f} seconds")
+    if failures:
+        raise failures[0]
 
 
 def text_of(error: BaseException) -> str:

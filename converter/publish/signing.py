@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,8 +15,11 @@ from converter.hub.resolve import SIGNATURE
 from converter.parity.family import Family
 from converter.publish.bundle import Bundle, read_bundle
 from converter.publish.folder import LocalFile, read_folder
-from converter.publish.signature import MODULES, patient, reaching, reading, whole_folder
+from converter.publish.signature import MODULES, PATIENCE, reaching, reading, whole_folder, within
 from converter.writing.staging import write_whole
+
+_SLOWEST = 5e6  # bytes that are read in a second, at least
+_BROWSER = 600.0  # seconds for somebody to log in
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,29 +97,40 @@ def make_signature(folder: Path, signer: Signer) -> Bundle:
     from model_signing import signing
 
     config = signing.Config()  # type: ignore[no-untyped-call]
+    patience = 0.0
     if signer.key is None:
-        _use_sigstore(config, signer)
+        patience = _use_sigstore(config, signer)
     else:
         _use_key(config, signer, signer.key)
     with TemporaryDirectory() as private:
         path = Path(private) / SIGNATURE
-        with reaching(signer.sigstore) if signer.key is None else nullcontext(), patient():
-            config.set_hashing_config(whole_folder()).sign(folder, path)
+        config.set_hashing_config(whole_folder())
+        if signer.key is not None:
+            config.sign(folder, path)
+            return read_bundle(path)
+        size = sum(file.stat().st_size for file in folder.iterdir())  # what the slowest disk takes to read
+        with reaching(signer.sigstore):
+            within(patience + size / _SLOWEST, lambda: config.sign(folder, path))
         return read_bundle(path)
 
 
-def _use_sigstore(config: Any, signer: Signer) -> None:
-    """By the token of an identity, the one that a CI job has, or a browser where somebody is there to use it."""
+def _use_sigstore(config: Any, signer: Signer) -> float:
+    """By the token of an identity, the one that a CI job has, or a browser where somebody is there to use it.
+
+    The seconds to wait for a signature.
+    """
     from sigstore.oidc import detect_credential
 
-    with reaching(signer.sigstore), patient():
+    with reaching(signer.sigstore):
         token = signer.token or detect_credential()
         if token is None and not sys.stdin.isatty():
             raise CaptureError(
                 "no identity to sign with by Sigstore: no token is given, this is no CI job that has one, and nobody "
                 "is at a terminal to use a browser. Set SIGSTORE_ID_TOKEN, or sign with a key."
             )
-        config.use_sigstore_signer(identity_token=token, use_staging=signer.staging, trust_config=signer.sigstore)
+        given: Any = {"identity_token": token, "use_staging": signer.staging, "trust_config": signer.sigstore}
+        within(PATIENCE, lambda: config.use_sigstore_signer(**given))
+    return PATIENCE if token else _BROWSER
 
 
 def _use_key(config: Any, signer: Signer, key: Path) -> None:
