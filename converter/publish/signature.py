@@ -229,7 +229,7 @@ def _of_chain(error: Any, trust: Trust) -> str:
 
 def _why(error: Exception, bundle: Bundle, trust: Trust) -> str:
     """Why the libraries refuse a signature, in words."""
-    if type(error).__name__ == "InvalidSignature" or "Signature is invalid" in str(error):
+    if type(error).__name__ == "InvalidSignature" or str(error) == "DSSE: invalid signature":
         whose = "this key" if trust.key else "its certificate's key"
         return f"it is not by {whose} over what it states: {plain(bundle.path.name)} was changed, or made with another"
     if "Key mismatch" in str(error):
