@@ -23,7 +23,7 @@ from converter.publish.bundle import Bundle
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
-PATIENCE = 120.0  # seconds for all that is asked of Sigstore's servers at once
+PATIENCE = 60.0  # seconds for all that is asked of Sigstore's servers at once
 _PUBLIC = "openssl pkey -in KEY.pem -pubout"
 MODULES = ("model_signing", "OpenSSL")
 METHODS = {

@@ -145,6 +145,6 @@ def _use_key(config: Any, signer: Signer, key: Path) -> None:
 
             load_pem_x509_certificates(path.read_bytes())
     with reading(key, f"the key of {plain(signer.certificate.name)}, not encrypted, on P-256, P-384 or P-521"):
-        config.use_certificate_signer(
-            private_key=key, signing_certificate=signer.certificate, certificate_chain=signer.chain
-        )
+        # the library reads no certificate at all as a damaged one; the signer's own, once more, changes nothing
+        chain = signer.chain or (signer.certificate,)
+        config.use_certificate_signer(private_key=key, signing_certificate=signer.certificate, certificate_chain=chain)
