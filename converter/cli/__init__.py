@@ -47,11 +47,12 @@ _SECTIONS = {
         "parity": ("parity", "Compare activations with a capture"),
         "capture": ("capture", "Record activations to compare with"),
         "certify": ("certify", "Compare, and write a certificate"),
-        "verify": ("certify", "Check weights against their certificate"),
+        "verify": ("verify", "Check weights against their certificate"),
         "compare": ("compare", "Compare recorded outputs of two models"),
     },
     "Publish": {
         "package": ("package", "Build the folder to publish"),
+        "sign": ("sign", "Sign that folder"),
         "publish": ("publish", "Put that folder on the Hub"),
     },
     "Describe a format": {

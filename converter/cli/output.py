@@ -48,6 +48,7 @@ _NEEDS = {
     "detect": ("detect", ("torch", "PIL", "tokenizers")),
     "evaluate": ("evaluate", ("faster_coco_eval",)),
     "package": ("detect", ("tokenizers", "huggingface_hub")),
+    "sign": ("sign", ("model_signing", "OpenSSL", "torch", "huggingface_hub")),
     "publish": ("detect", ("huggingface_hub",)),
 }
 
