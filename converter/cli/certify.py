@@ -221,7 +221,7 @@ def verify(
     Configuration, preprocessing, vocabulary and every tensor are compared with what was certified, then the fingerprint
     is computed again. The reference is not needed. Where there is no certificate, every tensor is compared with the
     record that the conversion left, which shows that none was changed since; this needs no torch. Evaluations beside
-    the weights (evaluation.json) are shown, and must be of them.
+    the weights (evaluation.json) are shown, and must be of them, as must a bill of materials (bom.cdx.json).
     """
     from converter.cli.sources import locate
 
@@ -239,9 +239,11 @@ def verify(
     from converter.cli.families import family_of_weights, load_subject, open_weights
     from converter.evaluation.record import evaluations_beside
     from converter.parity.certificate import verify
+    from converter.publish.bom_record import BOM, bill_beside
 
-    evaluations = evaluations_beside(model)
+    evaluations, bill = evaluations_beside(model), bill_beside(model)
     beside: Any = {"certificate": certificate, "evaluations": [evaluation.entry for evaluation in evaluations]}
+    beside["stated"] = {BOM: bill.sha256} if bill else {}
     with open_weights(model, root) as checkpoint, progress(checkpoint.size, "hashing") as advance:
         family = family_of_weights(model, checkpoint)
         load = partial(load_subject, model, checkpoint, device, dtype, tf32, threads)

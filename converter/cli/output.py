@@ -46,7 +46,7 @@ _NEEDS = {
     "verify": ("model", ()),
     "detect": ("detect", ("torch", "PIL", "tokenizers")),
     "evaluate": ("evaluate", ("faster_coco_eval",)),
-    "package": ("detect", ("tokenizers", "huggingface_hub")),
+    "package": ("package", ("tokenizers", "huggingface_hub", "cyclonedx")),
     "publish": ("detect", ("huggingface_hub",)),
 }
 

@@ -30,7 +30,7 @@ CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.i
 SHARD = "model-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].safetensors"
 # the files of a model that are downloaded; nothing here reads the card and the report
 MODEL_FILES = (
-    CONFIG, SINGLE, INDEX, SHARD, "conversion.json", "parity.json", "evaluation.json",
+    CONFIG, SINGLE, INDEX, SHARD, "conversion.json", "parity.json", "evaluation.json", "bom.cdx.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
