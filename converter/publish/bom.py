@@ -20,7 +20,7 @@ from uuid import NAMESPACE_URL, uuid5
 from converter.display import plain
 from converter.errors import ModelError
 from converter.hub.resolve import SINGLE
-from converter.publish.bom_record import BOM, PREFIX, TITLE, WEIGHTS
+from converter.publish.bom_record import BOM, LONGEST, PREFIX, TITLE, WEIGHTS
 from converter.publish.facts import Facts
 from converter.publish.figures import figures, libraries
 from converter.publish.markdown import code, section, table, text
@@ -58,7 +58,9 @@ def bill_of_materials(facts: Facts, files: Mapping[str, str]) -> Bill:
         "mapping table": list(_tables(facts.ledger)),
         "base model": list(_base_model(facts, "base-model")),
         "data sets": list(_data_sets(facts)),
-        "files": [_component("file", f"file:{plain(name)}", name, file=sha256) for name, sha256 in files.items()],
+        "files": [
+            _component("file", f"file:{plain(name, LONGEST)}", name, file=sha256) for name, sha256 in files.items()
+        ],
     }
     tools = [
         _component(_KINDS.get(name, "library"), f"tool:{name}@{version}", name, version=version,
@@ -121,8 +123,8 @@ def _component(
     return Component(
         type=ComponentType(kind),
         bom_ref=ref,
-        name=plain(name),
-        version=None if version is None else plain(version),
+        name=plain(name, LONGEST),
+        version=None if version is None else plain(version, LONGEST),
         hashes=[] if file is None else [HashType(alg=HashAlgorithm.SHA_256, content=file)],
         description=description,
         properties=[Property(name=key, value=value) for key, value in (properties or {}).items()],
@@ -143,7 +145,8 @@ def _model(facts: Facts, files: Mapping[str, str]) -> Component:
         str(facts.released.get("title", f"{family} ({plain(str(facts.config['variant']))})")),
         version=sha256,
         file=files.get(SINGLE),  # shards have one each, as components
-        description="Its version is the SHA-256 of all its tensors.",
+        description="Its version is the SHA-256 of all its tensors."
+        + ("" if facts.evidence else " UNVERIFIED: nothing shows that it computes what the official code computes."),
         properties={WEIGHTS: sha256, **figures(facts)},
         licenses=_licenses(facts),
         purl=_purl(facts.repo_id),
@@ -160,7 +163,7 @@ def _source(facts: Facts, ref: str) -> Component:
     origin = origin if isinstance(origin, dict) else {}
     files = origin.get("files")
     hashes = {str(name): str(each) for name, each in files.items()} if isinstance(files, dict) else {}
-    named = {} if "reference" not in origin else {f"{PREFIX}reference": plain(str(origin["reference"]), 1000)}
+    named = {} if "reference" not in origin else {f"{PREFIX}reference": plain(str(origin["reference"]), LONGEST)}
     stated = facts.released.get("checkpoint")
     sha256 = str(source.get("sha256"))
     return _component(
@@ -174,8 +177,8 @@ def _source(facts: Facts, ref: str) -> Component:
         properties={WEIGHTS: plain(sha256), **named, f"{PREFIX}layout": plain(str(source.get("layout")))},
         licenses=_licenses(facts),
         components=[
-            _component("file", f"{ref}:{plain(name)}", name, file=each)
-            for name, each in hashes.items()
+            _component("file", f"{ref}:{number}", name, file=each)
+            for number, (name, each) in enumerate(hashes.items())
             if re.fullmatch("[0-9a-f]{64}", each)
         ],
     )

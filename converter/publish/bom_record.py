@@ -15,11 +15,12 @@ BOM = "bom.cdx.json"
 PREFIX = "converter:"  # of the names of properties
 WEIGHTS = f"{PREFIX}sha256"  # the property with the hash that is no file's: of all tensors, or of a table
 TITLE = "Bill of materials"  # of the card's section
+LONGEST = 1000  # characters of a text out of a file: names of files have less, and stay apart
 
 
 @dataclass(frozen=True, slots=True)
 class StatedBill:
-    """`sha256`: of all tensors of the weights that it is of; `files`: the SHA-256 of each file, by its shown name."""
+    """`sha256`: of all tensors of its weights; `files`: the SHA-256 of each file, by its name, made printable."""
 
     path: Path
     sha256: str
@@ -64,7 +65,7 @@ def check_bill(bill: StatedBill, sha256: str, files: Mapping[str, str]) -> None:
 
     `files`: the SHA-256 of each file of the folder, by name.
     """
-    here = {plain(name): file_sha256 for name, file_sha256 in files.items()}
+    here = {plain(name, LONGEST): file_sha256 for name, file_sha256 in files.items()}
     problems = of_other_weights(bill, sha256)
     problems += [
         f"{plain(name)}: {'other content than' if name in here else 'not here, but'} listed in {BOM}"

@@ -8,11 +8,9 @@ from typing import Any
 from converter import __version__
 from converter.display import plain
 from converter.parity.evidence import Evidence
-from converter.publish.bom_record import PREFIX
+from converter.publish.bom_record import LONGEST, PREFIX
 from converter.publish.facts import Facts
 from converter.writing.ledger import saved_from
-
-_LONGEST = 1000  # characters of a text out of a file
 
 
 def figures(facts: Facts) -> dict[str, str]:
@@ -90,5 +88,5 @@ def libraries(facts: Facts) -> dict[tuple[str, str], list[str]]:
 def _text(value: Any) -> str:
     """`true`, `0.4658`, or a text, made printable and cut."""
     if isinstance(value, str):
-        return plain(value, _LONGEST)
+        return plain(value, LONGEST)
     return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -79,6 +79,7 @@ def test_it_is_valid_and_has_the_hash_of_every_file(what: str, more: tuple[str, 
     ledger = json.loads((out / "conversion.json").read_text())
     assert model["version"] == properties(model)["sha256"] == ledger["sha256"]
     assert "bom.cdx.json" in ledger["folder"]
+    assert ("UNVERIFIED" in model["description"]) == (what == "not certified")
     assert Bom.from_json(bill).serial_number.version == 5  # type: ignore[attr-defined]
 
 
@@ -198,7 +199,7 @@ def test_names_out_of_files_leave_it_valid(hostile: str, conversions: Path) -> N
     changed = {key: value[:1000] if isinstance(value, str) else value for key, value in changed.items()}
     evaluate(conversions / "glip", evaluated(**changed, library=hostile[:1000] or "x"))
     (conversions / "glip" / "parity.json").unlink()  # which would refuse another table
-    origin = {"reference": hostile, "files": {hostile: hostile, "a.pth": "c" * 64}}
+    origin = {"reference": hostile, "files": {hostile: hostile, hostile + "a": "b" * 64, hostile + "b": "c" * 64}}
     for change in (
         lambda c: c["source"].update(origin=origin, sha256=hostile, layout=hostile),
         lambda c: c.update(converter=hostile, table={"name": hostile, "sha256": hostile}, earlier=[{"name": hostile}]),
@@ -208,6 +209,8 @@ def test_names_out_of_files_leave_it_valid(hostile: str, conversions: Path) -> N
     out = packaged(conversions, "glip", "--repo-id", "a/b.c_d-e")
     bill = bill_of(out)
     assert all(text.isprintable() and len(text) < 1100 for text in texts(bill))
+    assert run(conversions, "glip", conversions / "again", "--repo-id", "a/b.c_d-e").exit_code == 0
+    assert (conversions / "again" / "bom.cdx.json").read_bytes() == (out / "bom.cdx.json").read_bytes()
     section = card_of(out).split("\n## Bill of materials\n")[1].split("\n## ")[0]
     html = MarkdownIt("gfm-like", {"html": True, "linkify": False}).render(section)
     assert not [tag for tag in ("<script", "<a ", "<h") if tag in html]
