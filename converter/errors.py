@@ -131,7 +131,11 @@ EXTRAS = {
         "faster_coco_eval": "faster-coco-eval",
     },
     "onnx": {"torch": "torch", "onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
-    "package": {"cyclonedx": "cyclonedx-python-lib"},
+    "package": {
+        "tokenizers": "tokenizers",
+        "huggingface_hub": "huggingface_hub",
+        "cyclonedx": "cyclonedx-python-lib",
+    },
     # model-signing 1.1.1 imports OpenSSL and does not say that it needs it
     "sign": {
         "torch": "torch",

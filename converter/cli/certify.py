@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.job import summarize, summary_option, tells_failures
+from converter.cli.opened import known_weights
 from converter.cli.output import PATH, done_with, note, print_json, progress, reports
-from converter.cli.parity import compared, coverage, known_weights, mutation_score
+from converter.cli.parity import compared, coverage, mutation_score
 from converter.cli.places import places, source
 from converter.cli.run_options import MODEL, references, root
 from converter.cli.summaries import of_certificate, of_refusal, score_text

@@ -128,8 +128,6 @@ def _about(
     path: Path, checkpoint: Checkpoint, subject: Subject, opset: int, size: tuple[int, int], tokens: int | None
 ) -> About:
     """What the file will say of itself, but for what is in it."""
-    import torch
-
     from converter import __version__
     from converter.checkpoint.hashes import tensor_hashes
     from converter.onnx.file import About
@@ -141,7 +139,7 @@ def _about(
         weights = digest_of_checkpoint(checkpoint, tensor_hashes(checkpoint, advance))
     return About(
         converter=__version__,
-        torch=str(torch.__version__),
+        torch=str(subject.settings["torch"]),
         model=str(read_record(path, checkpoint, "config")["model"]),
         config=subject.config,
         dtype=subject.dtype,

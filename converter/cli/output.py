@@ -47,7 +47,7 @@ _NEEDS = {
     "verify": ("model", ()),
     "detect": ("detect", ("torch", "PIL", "tokenizers")),
     "evaluate": ("evaluate", ("faster_coco_eval",)),
-    "package": ("detect", ("tokenizers", "huggingface_hub")),
+    "package": ("package", ("tokenizers", "huggingface_hub", "cyclonedx")),
     "sign": ("sign", ("model_signing", "OpenSSL", "torch", "huggingface_hub")),
     "publish": ("detect", ("huggingface_hub",)),
 }

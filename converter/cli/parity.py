@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from converter.checkpoint import Checkpoint
-    from converter.onnx.file import OnnxFile
     from converter.parity.capture import Capture, Mode
     from converter.parity.coverage import Coverage
     from converter.parity.mutate import Score
@@ -108,7 +107,7 @@ def parity(
     as_json: bool,
 ) -> None:
     """Compare MODEL, here or on the Hub (org/name, hf://org/name/file.pth), with a capture, tap by tap."""
-    from converter.cli.exported import is_exported, refuse_options
+    from converter.cli.opened import is_exported, open_compared, refuse_options
     from converter.cli.sources import locate
 
     if cover and dtype != "float64":
@@ -122,7 +121,7 @@ def parity(
     modes = [each for each in _BOTH if mode in (each, "both")]
     options: Any = {"modes": modes, "gate": gate, "pictures": html is not None}
     with ExitStack() as stack:
-        opened = _opened(stack, model, root)
+        opened = stack.enter_context(open_compared(model, root))
         check_outputs([html, junit], [*opened.files, *references])
         captures = [stack.enter_context(load_capture(path)) for path in references]
         weights = opened.weights(captures, None if other_weights else _OTHER)
@@ -138,73 +137,6 @@ def parity(
         _print(result, proof, rows, asked=cover or mutate is not None)
     if not _passed(found):
         sys.exit(1 if any(report.passed is False for report in found) else CaptureError.exit_code)
-
-
-class _Opened(NamedTuple):
-    """What is compared: weights, of which `checkpoint` is opened, or an exported graph."""
-
-    path: Path
-    checkpoint: Checkpoint | None
-    graph: OnnxFile | None
-
-    @property
-    def files(self) -> Sequence[Path]:
-        """All that it is read from."""
-        return self.checkpoint.files if self.checkpoint else self.graph.paths if self.graph else ()
-
-    def weights(self, captures: Sequence[Capture], refusal: str | None) -> list[Weights]:
-        """As `known_weights`."""
-        from converter.cli.exported import weights_of
-
-        if self.graph:
-            return weights_of(self.graph, captures, refusal)
-        assert self.checkpoint is not None
-        return known_weights(self.path, self.checkpoint, captures, refusal)
-
-    def load(self, device: str, dtype: str, tf32: bool, threads: int | None) -> Subject:
-        """Where and as it is to run."""
-        from converter.cli.exported import open_graph
-        from converter.cli.families import load_subject
-
-        if self.graph:
-            return open_graph(self.graph, threads)
-        assert self.checkpoint is not None
-        return load_subject(self.path, self.checkpoint, device, dtype, tf32, threads)
-
-    def suspected(self, reports: list[Report]) -> list[Report]:
-        """With what the record of the weights tells of them."""
-        from converter.parity.suspects import with_suspects
-
-        return with_suspects(reports, self.checkpoint, self.path) if self.checkpoint else reports
-
-
-def _opened(stack: ExitStack, model: Path, root: str | None) -> _Opened:
-    from converter.cli.exported import is_exported
-    from converter.cli.families import open_weights
-
-    if not is_exported(model):
-        return _Opened(model, stack.enter_context(open_weights(model, root)), None)
-    from converter.onnx.file import read_onnx
-
-    return _Opened(model, None, read_onnx(model))
-
-
-def known_weights(
-    model: Path, checkpoint: Checkpoint, captures: Sequence[Capture], refusal: str | None = ""
-) -> list[Weights]:
-    """For each capture what is known of the weights; OtherWeightsError, with `refusal` at its end, if it is of others.
-
-    None refuses nothing.
-    """
-    from converter.cli.families import family_of_weights
-    from converter.parity.run import Weights
-    from converter.parity.same_weights import refuse_other_weights, same_weights
-
-    family = family_of_weights(model, checkpoint)
-    same = [same_weights(capture, model, checkpoint, family) for capture in captures]
-    if refusal is not None:
-        refuse_other_weights(model, list(zip(captures, same, strict=True)), refusal)
-    return [Weights(model, checkpoint.layout == "in-memory", is_same) for is_same in same]
 
 
 def compared(subject: Subject, captures: Sequence[Capture], weights: Sequence[Weights], **options: Any) -> list[Report]:

@@ -66,11 +66,10 @@ def verify(
 ) -> None:
     """Check that MODEL, here or on the Hub (org/name[@revision]), is what was certified, and computes the same here.
 
-
     Configuration, preprocessing, vocabulary and every tensor are compared with what was certified, then the fingerprint
     is computed again. The reference is not needed. Where there is no certificate, every tensor is compared with the
     record that the conversion left, which shows that none was changed since; this needs no torch. Evaluations beside
-    the weights (evaluation.json) are shown, and must be of them. A signature (model.sig) comes before all of that.
+    the weights (evaluation.json) and a bill of materials must be of them. A signature (model.sig) comes first.
     """
     from converter.cli.sources import locate
 
@@ -82,16 +81,16 @@ def verify(
     if certificate is None and verify_by_record(model, root, accepted_tables, signed, located.origin, as_json):
         return
     if located.origin and not model.is_dir() and certificate is None:
-        raise CaptureError(
-            f"{plain(model_source)}: is one file; a certificate is of a whole model, so verify that: "
-            "converter verify org/name"
-        )
+        said = "is one file; a certificate is of a whole model, so verify that: converter verify org/name"
+        raise CaptureError(f"{plain(model_source)}: {said}")
     from converter.cli.families import family_of_weights, load_subject, open_weights
     from converter.evaluation.record import evaluations_beside
     from converter.parity.certificate import verify
+    from converter.publish.bom_record import BOM, bill_beside
 
-    evaluations = evaluations_beside(model)
-    beside: Any = {"certificate": certificate, "evaluations": [evaluation.entry for evaluation in evaluations]}
+    evaluations, bill = evaluations_beside(model), bill_beside(model)
+    beside: Any = {"certificate": certificate, "stated": {BOM: bill.sha256} if bill else {}}
+    beside["evaluations"] = [evaluation.entry for evaluation in evaluations]
     with open_weights(model, root) as checkpoint, progress(checkpoint.size, "hashing") as advance:
         family = family_of_weights(model, checkpoint)
         load = partial(load_subject, model, checkpoint, device, dtype, tf32, threads)

@@ -31,7 +31,7 @@ SHARD = "model-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].safetensor
 SIGNATURE = "model.sig"  # a bundle over all other files of the folder, which `converter sign` writes
 # the files of a model that are downloaded; nothing here reads the card and the report, but a signature is of these, too
 MODEL_FILES = (
-    CONFIG, SINGLE, INDEX, SHARD, "conversion.json", "parity.json", "evaluation.json",
+    CONFIG, SINGLE, INDEX, SHARD, "conversion.json", "parity.json", "evaluation.json", "bom.cdx.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "preprocessor_config.json", "processor_config.json", SIGNATURE,
 )  # fmt: skip

@@ -4,7 +4,11 @@ In the order in which data passes:
 
     checks.py      whether configuration, ledger, certificate and evaluations belong to the weights
     markdown.py    names and sentences out of files, and tables
+    facts.py       what card and bill of materials are made of
     evaluated.py   what the card says of evaluations on data sets, and the Hub's model-index
+    bom_record.py  what a bill of materials states, read back
+    figures.py     its figures, and the versions of what took part
+    bom.py         the bill of materials, CycloneDX's, and what the card says of it
     card.py        the model card: what was verified by which numbers, what was not
     package.py     the folder to publish, made of a conversion
     bundle.py      a signature's bundle as a stranger's file: which files it names
