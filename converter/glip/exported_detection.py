@@ -21,7 +21,7 @@ torch.library.define(
 )
 
 
-@torch.library.register_fake("converter::non_max_suppression")
+@torch.library.register_fake("converter::non_max_suppression")  # type: ignore[untyped-decorator]
 def _shape(boxes: Tensor, scores: Tensor, most: int, iou: float, score: float) -> Tensor:
     return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), 3, dtype=torch.int64)
 
@@ -30,7 +30,7 @@ def _operator(boxes: Any, scores: Any, most: int, iou: float, score: float) -> A
     """ONNX's NonMaxSuppression, since opset 11: (image, class, box) of each box that is kept."""
     from onnxscript import opset18 as op
 
-    limits = op.Constant(value_int=most), op.Constant(value_float=iou), op.Constant(value_float=score)
+    limits: list[Any] = [op.Constant(value_int=most), op.Constant(value_float=iou), op.Constant(value_float=score)]
     return op.NonMaxSuppression(boxes, scores, *limits)
 
 
@@ -105,7 +105,7 @@ def _candidates(
     best, place = torch.cat([scores, scores.new_full((scores.shape[0], most), _NONE)], dim=1).topk(most)
     cell = (place // count).clamp(max=anchors.shape[0] - 1)
     deltas = box_deltas.to(dtype).flatten(2).mT.gather(1, cell[..., None].expand(-1, -1, 4))  # (B, K, 4)
-    boxes = decode(deltas.flatten(0, 1), anchors[cell.flatten()]).unflatten(0, cell.shape)
+    boxes = decode(deltas.flatten(0, 1), anchors[cell.flatten()]).view(*cell.shape, 4)
     roots = torch.where(best > _IS_ONE, best.clamp(min=0).sqrt(), _NONE)
     return boxes.float(), roots, place - cell * count
 
