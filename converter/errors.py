@@ -132,7 +132,13 @@ EXTRAS = {
     },
     "onnx": {"torch": "torch", "onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
     "package": {"cyclonedx": "cyclonedx-python-lib"},
-    "sign": {"model_signing": "model-signing"},
+    # model-signing 1.1.1 imports OpenSSL and does not say that it needs it
+    "sign": {
+        "torch": "torch",
+        "huggingface_hub": "huggingface_hub",
+        "model_signing": "model-signing",
+        "OpenSSL": "pyopenssl",
+    },
     "transformers": {
         "torch": "torch",
         "transformers": "transformers",

@@ -22,6 +22,7 @@ ORDER = [
     "writing",
     "hub",
     "parity",
+    "onnx",
     "evaluation",
     "publish",
     "grounding",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from converter.checkpoint import Checkpoint
+    from converter.onnx.file import OnnxFile
     from converter.parity.capture import Capture, Mode
     from converter.parity.coverage import Coverage
     from converter.parity.mutate import Score
@@ -107,28 +108,29 @@ def parity(
     as_json: bool,
 ) -> None:
     """Compare MODEL, here or on the Hub (org/name, hf://org/name/file.pth), with a capture, tap by tap."""
-    from converter.cli.families import load_subject, open_weights
+    from converter.cli.exported import is_exported, refuse_options
     from converter.cli.sources import locate
 
     if cover and dtype != "float64":
         raise click.UsageError(f"--coverage needs float64; leave out --dtype {dtype}")
     model = locate(model_source, quiet=as_json).path
+    if is_exported(model):
+        refuse_options()
     from converter.checkpoint.hashes import file_sha256
     from converter.parity.capture import load_capture
-    from converter.parity.suspects import with_suspects
 
     modes = [each for each in _BOTH if mode in (each, "both")]
     options: Any = {"modes": modes, "gate": gate, "pictures": html is not None}
     with ExitStack() as stack:
-        checkpoint = stack.enter_context(open_weights(model, root))
-        check_outputs([html, junit], [*checkpoint.files, *references])
+        opened = _opened(stack, model, root)
+        check_outputs([html, junit], [*opened.files, *references])
         captures = [stack.enter_context(load_capture(path)) for path in references]
-        weights = known_weights(model, checkpoint, captures, None if other_weights else _OTHER)
-        subject = load_subject(model, checkpoint, device, dtype, tf32, threads)
-        hashes = {str(path): file_sha256(path) for path in (*checkpoint.files, *references)}
-        found = with_suspects(compared(subject, captures, weights, **options), checkpoint, model)
+        weights = opened.weights(captures, None if other_weights else _OTHER)
+        subject = opened.load(device, dtype, tf32, threads)
+        hashes = {str(path): file_sha256(path) for path in (*opened.files, *references)}
+        found = opened.suspected(compared(subject, captures, weights, **options))
         result = _result(found, subject, captures, gate, cover, mutate)
-        proof = _proof_of_rows(model, checkpoint) if cover else ""
+        proof = _proof_of_rows(model, opened.checkpoint) if cover and opened.checkpoint else ""
     _write_reports(model_source, result, hashes, proof, html, junit)
     if as_json:
         print_json(_json(result, hashes, proof))
@@ -136,6 +138,55 @@ def parity(
         _print(result, proof, rows, asked=cover or mutate is not None)
     if not _passed(found):
         sys.exit(1 if any(report.passed is False for report in found) else CaptureError.exit_code)
+
+
+class _Opened(NamedTuple):
+    """What is compared: weights, of which `checkpoint` is opened, or an exported graph."""
+
+    path: Path
+    checkpoint: Checkpoint | None
+    graph: OnnxFile | None
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """All that it is read from."""
+        return self.checkpoint.files if self.checkpoint else self.graph.paths if self.graph else ()
+
+    def weights(self, captures: Sequence[Capture], refusal: str | None) -> list[Weights]:
+        """As `known_weights`."""
+        from converter.cli.exported import weights_of
+
+        if self.graph:
+            return weights_of(self.graph, captures, refusal)
+        assert self.checkpoint is not None
+        return known_weights(self.path, self.checkpoint, captures, refusal)
+
+    def load(self, device: str, dtype: str, tf32: bool, threads: int | None) -> Subject:
+        """Where and as it is to run."""
+        from converter.cli.exported import open_graph
+        from converter.cli.families import load_subject
+
+        if self.graph:
+            return open_graph(self.graph, threads)
+        assert self.checkpoint is not None
+        return load_subject(self.path, self.checkpoint, device, dtype, tf32, threads)
+
+    def suspected(self, reports: list[Report]) -> list[Report]:
+        """With what the record of the weights tells of them."""
+        from converter.parity.suspects import with_suspects
+
+        return with_suspects(reports, self.checkpoint, self.path) if self.checkpoint else reports
+
+
+def _opened(stack: ExitStack, model: Path, root: str | None) -> _Opened:
+    from converter.cli.exported import is_exported
+    from converter.cli.families import open_weights
+
+    if not is_exported(model):
+        return _Opened(model, stack.enter_context(open_weights(model, root)), None)
+    from converter.onnx.file import read_onnx
+
+    return _Opened(model, None, read_onnx(model))
 
 
 def known_weights(

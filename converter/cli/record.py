@@ -17,6 +17,7 @@ from converter.display import file_name, plain
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
+    from converter.cli.signature import Signed
     from converter.evaluation.record import Evaluation
     from converter.writing.changes import Changes
     from converter.writing.ledger import CustomTable
@@ -28,9 +29,14 @@ _PROVES = (
 
 
 def verify_by_record(
-    model: Path, root: str | None, accepted_tables: Collection[str], origin: dict[str, Any] | None, as_json: bool
+    model: Path,
+    root: str | None,
+    accepted_tables: Collection[str],
+    signed: Signed | None,
+    origin: dict[str, Any] | None,
+    as_json: bool,
 ) -> bool:
-    """Compare every tensor with the record, and tell.
+    """Compare every tensor with the record, and tell, with what is known of the signature.
 
     False, and nothing is told, if there is no record, or a certificate lies beside the weights, or should: the record
     of a folder names all its files. Ends the program with 1 where a tensor differs, or an evaluation beside the
@@ -57,10 +63,13 @@ def verify_by_record(
         found = changes_from(record, checkpoint, hashes)
         others = _of_others(evaluations, digest_of_checkpoint(checkpoint, hashes))
         checkpoint.verify_unchanged()
-    summarize(lambda: _markdown(model, found, others, evaluations))
+    summarize(lambda: _markdown(model, found, others, evaluations, signed))
     if as_json:
-        print_json(_json(found, others, evaluations, custom, is_by_unknown_table(record)) | {"origin": origin})
+        more = {"signature": signed and signed.json, "origin": origin}
+        print_json(_json(found, others, evaluations, custom, is_by_unknown_table(record)) | more)
     else:
+        if signed is not None:
+            click.echo(": ".join(signed.line))
         _print(model, found, others, evaluations, custom, record)
     if found or others:
         sys.exit(1)
@@ -114,10 +123,12 @@ def _json(
     }
 
 
-def _markdown(model: Path, found: Changes, others: list[str], evaluations: Sequence[Evaluation]) -> str:
+def _markdown(
+    model: Path, found: Changes, others: list[str], evaluations: Sequence[Evaluation], signed: Signed | None
+) -> str:
     rows = [[prose(problem)] for problem in (*found.problems, *others)]
     lines = [("no certificate", found.summary), *([] if found else [("shows", f"that {_PROVES}")])]
-    lines += of_evaluations(evaluations)
+    lines += [*([signed.line] if signed else []), *of_evaluations(evaluations)]
     verdict = _verdict(found, others)
     return page(f"converter verify {model}", verdict, lines, as_table(["difference"], rows, "differences"))
 

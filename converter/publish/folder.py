@@ -18,10 +18,11 @@ from converter.evaluation.record import NAME as EVALUATION
 from converter.evaluation.record import evaluations_beside
 from converter.hub.hashes import Hashes, hash_bytes, hash_file
 from converter.hub.requests import holds_token
-from converter.hub.resolve import MODEL_FILES
+from converter.hub.resolve import MODEL_FILES, SIGNATURE
 from converter.parity.evidence import check_tables, read_evidence
 from converter.parity.family import Family
 from converter.parity.setup import read_setup
+from converter.publish.bundle import bundle_beside, is_inside
 from converter.publish.card import UNVERIFIED, mark_unverified
 from converter.publish.checks import (
     check_architecture,
@@ -107,6 +108,23 @@ def read_folder(
     return [_card(folder, file, stated, unverified, evaluation) if file.name == CARD else file for file in files]
 
 
+def check_signed(folder: Path, files: Sequence[LocalFile]) -> None:
+    """HubError unless the bundle of a signature in the folder, if there is one, names these files as they are.
+
+    Whether the signature holds needs what it is held against: `converter verify` has it. CaptureError for a file that
+    is no bundle.
+    """
+    if (bundle := bundle_beside(folder)) is None:
+        return
+    hashes = {file.name: file.hashes.sha256 for file in files if file.name != SIGNATURE}
+    if differing := bundle.differences(hashes):
+        raise HubError(
+            f"{file_name(folder)}: {SIGNATURE} is not the signature of what would be published. Sign it again, or "
+            f"remove {SIGNATURE}",
+            differing,
+        )
+
+
 def _check_names(folder: Path, paths: Iterable[Path], unverified: bool) -> None:
     foreign = [path.name for path in paths if not path.is_file() or not _is_allowed(path.name)]
     if foreign:
@@ -114,7 +132,7 @@ def _check_names(folder: Path, paths: Iterable[Path], unverified: bool) -> None:
             f"{file_name(folder)}: holds what is not published: {listed(map(plain, foreign), 10)}. "
             f"Move it elsewhere; expected only {', '.join((*KEPT, *WRITTEN))}."
         )
-    if links := [path.name for path in paths if path.is_symlink() and not _is_inside(path.resolve(), folder.resolve())]:
+    if links := [path.name for path in paths if path.is_symlink() and not is_inside(path.resolve(), folder.resolve())]:
         raise HubError(
             f"{file_name(folder)}: {', '.join(map(plain, links))}: linked to files elsewhere. Copy here what is "
             "to be published."
@@ -136,12 +154,6 @@ def _check_names(folder: Path, paths: Iterable[Path], unverified: bool) -> None:
             f"code does. Write it: converter certify {shlex.quote(str(folder))} --reference CAPTURE; then run "
             "`converter package` again, whose card states its numbers."
         )
-
-
-def _is_inside(target: Path, folder: Path) -> bool:
-    """Whether a link's target is in the folder, or in huggingface_hub's cache, whose snapshots are links."""
-    in_cache = target.parent.name == "blobs" and (target.parent.parent / "snapshots").is_dir()
-    return in_cache or folder in target.parents
 
 
 def _check_contents(
