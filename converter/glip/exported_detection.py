@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,9 +13,11 @@ from converter.glip.model.config import RULES, GLIPConfig
 from converter.glip.model.detection import decode, level_anchors
 from converter.glip.model.head import Output
 from converter.glip.model.precision import accumulation_dtype
+from converter.parity.graph import Axis, Graph
 
 _NONE = -1.0  # the score of what is no candidate; of candidates it is 0 at least
 _IS_ONE = -0.5
+_LABELS = 5  # of the example
 
 torch.library.define(
     "converter::non_max_suppression", "(Tensor boxes, Tensor scores, int most, float iou, float score) -> Tensor"
@@ -37,17 +40,33 @@ def _operator(boxes: Any, scores: Any, most: int, iou: float, score: float) -> A
 OPERATORS: Mapping[Any, Callable[..., Any]] = {torch.ops.converter.non_max_suppression.default: _operator}
 
 
+def with_detection(graph: Graph, config: GLIPConfig) -> Graph:
+    """The graph of a model that also gives `Boxes`."""
+    images, mask = graph.inputs["images"], graph.inputs["attention_mask"]
+    phrases = torch.eye(_LABELS, mask.shape[1], dtype=torch.bool)
+    sizes = torch.tensor([images.shape[2:]] * len(images))
+    caption, batch = dict(graph.axes["attention_mask"]), {0: graph.axes["images"][0]}
+    return replace(
+        graph,
+        axes={**graph.axes, "image_sizes": batch, "phrases": caption | {0: Axis("labels")}},
+        operators={**graph.operators, **OPERATORS},
+        detection=ExportedDetection(config),
+        asked={"image_sizes": sizes, "phrases": phrases},
+        found=Boxes._fields,
+    )
+
+
 class Boxes(NamedTuple):
     """What is found in a batch of pictures: picture by picture, in each the highest score first.
 
     boxes: (N, 4) float32, pixels of the unpadded picture, corners x1 y1 x2 y2, the last pixel included; scores: (N,)
-    float32; labels: (N,) int64, rows of `phrases` counted from 1; images: (N,) int64, the picture in the batch.
+    float32; labels: (N,) int64, rows of `phrases` counted from 1; pictures: (N,) int64, which one of the batch, from 0.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
-    images: Tensor
+    pictures: Tensor
 
 
 class ExportedDetection(nn.Module):

@@ -104,9 +104,9 @@ def both(
     found = run(session, parts, sizes, phrases)
     positive_map = {label: row.nonzero()[:, 0].tolist() for label, row in enumerate(phrases, 1) if row.any()}
     expected = detect(CONFIG, _output(*parts), sizes, positive_map)
-    assert found.images.tolist() == [image for image, each in enumerate(expected) for _ in each.scores]
+    assert found.pictures.tolist() == [image for image, each in enumerate(expected) for _ in each.scores]
     for image, each in enumerate(expected):
-        own = found.images == image
+        own = found.pictures == image
         yield Detections(found.boxes[own], found.scores[own], found.labels[own]), each
 
 
