@@ -28,6 +28,7 @@ Examples:
   converter export glip-t.safetensors --dst glip-t.onnx
   converter export glip-t.safetensors glip-t.onnx --size 800x1344 --tokens 256
   converter export glip-t.safetensors glip-t.onnx --taps
+  converter export glip-t.safetensors glip-t.onnx --with-detection
   converter parity glip-t.onnx --reference captures/glip-t.safetensors
 \b
 It takes minutes: with --size a third of the time that any size takes. Inputs and
@@ -59,6 +60,7 @@ class _Size(click.ParamType[tuple[int, int]]):
 @click.option("--tokens", type=click.IntRange(1), help="Length of captions. Default: any.")
 @click.option("--size", type=_Size(), default="dynamic", show_default=True, help="Of pictures; any multiple of 32.")
 @click.option("--taps", is_flag=True, help="Also give the activations that captures have, to be compared.")
+@click.option("--with-detection", is_flag=True, help="Also give boxes: what is found of phrases that are asked for.")
 @click.option("--gathers", is_flag=True, help="For runtimes without DeformConv: more memory, and slower.")
 @click.option("--external-data", is_flag=True, help="Weights in a file of their own, as is done above 2 GB.")
 @click.option("--force", is_flag=True, help="Replace files that are there.")
@@ -73,6 +75,7 @@ def export(
     tokens: int | None,
     size: tuple[int, int],
     taps: bool,
+    with_detection: bool,
     gathers: bool,
     external_data: bool,
     force: bool,
@@ -97,9 +100,13 @@ def export(
     with open_weights(path, root) as checkpoint:
         _check_destination(destination, checkpoint, force)
         subject = load_subject(path, checkpoint, "cpu", dtype)
-        graph = subject.family.graph(subject.model, size if any(size) else None, tokens, gathers=gathers)
+        graph = subject.family.graph(
+            subject.model, size if any(size) else None, tokens, gathers=gathers, detection=with_detection
+        )
         wanted = load_table(subject.family.table).bind(subject.config).taps
-        about = _about(path, checkpoint, subject, opset, size, tokens)
+        about = replace(
+            _about(path, checkpoint, subject, opset, size, tokens), asked=tuple(graph.asked), found=graph.found
+        )
     if dry_run:
         _tell(destination, None, about, as_json)
         return
@@ -151,6 +158,8 @@ def _about(
         weights=weights,
         state_dicts=state_dicts(path, checkpoint, subject.family),
         unused=(),
+        asked=(),
+        found=(),
     )
 
 
@@ -164,7 +173,7 @@ def _tell(destination: Path, exported: Exported | None, about: About, as_json: b
         sizes = {path.name: path.stat().st_size for path in there if path.is_file()}
     if as_json:
         content = {"destination": str(destination), "written": exported is not None, "files": sizes}
-        keys = ("model", "dtype", "opset", "tokens", "outputs", "weights", "unused")
+        keys = ("model", "dtype", "opset", "tokens", "outputs", "found", "weights", "unused")
         print_json(content | {"size": about.size and list(about.size)} | {key: getattr(about, key) for key in keys})
         return
     for name, count in sizes.items():
@@ -172,6 +181,8 @@ def _tell(destination: Path, exported: Exported | None, about: About, as_json: b
     size = "any multiple of 32" if about.size is None else "x".join(map(str, about.size))
     tokens = "any" if about.tokens is None else about.tokens
     click.echo(f"{about.dtype}, opset {about.opset}; pictures: {size}; tokens: {tokens}")
+    if about.asked:
+        click.echo(f"gives boxes, and takes {listed(about.asked)} for it")
     if about.unused:
         click.echo(f"{counted(len(about.unused), 'weight')} that nothing uses left out: {listed(about.unused, 5)}")
     click.echo(f"written: {destination}" if exported is not None else "nothing written: dry run")

@@ -7,6 +7,7 @@
     weights.py      loading: what `convert` wrote becomes a model
     saving.py       saving: a model becomes a folder as `convert` writes it, which says what it was loaded from
     unfilled.py     a model without memory, made without what torch would import for it
+    exported_detection.py  from predictions to boxes in an exported graph
     detect/         from pictures and words to boxes: the detector, and GLIP's preprocessing
     task/           from a data set to boxes that can be measured: protocols, captions, `evaluate`
     zoo.py          models by name, including MMPretrain's two, from weights of any format

@@ -120,10 +120,38 @@ class GLIPFamily(Family["GLIP"]):
 
         return mistakes_of(model)
 
-    def graph(self, model: GLIP, size: tuple[int, int] | None, tokens: int | None, *, gathers: bool = False) -> Graph:
+    def graph(
+        self,
+        model: GLIP,
+        size: tuple[int, int] | None,
+        tokens: int | None,
+        *,
+        gathers: bool = False,
+        detection: bool = False,
+    ) -> Graph:
         from converter.glip.exported import graph_of
 
-        return graph_of(model, size, tokens, gathers)
+        graph = graph_of(model, size, tokens, gathers)
+        if not detection:
+            return graph
+        from converter.glip.exported_detection import with_detection
+
+        return with_detection(graph, model.config)
+
+    def asked(self, inputs: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Mapping[str, Tensor]:
+        import torch
+
+        words = {int(label): tokens for label, tokens in facts["positive_map_label_to_token"].items()}
+        phrases = torch.zeros(max(words), inputs["input_ids"].shape[1], dtype=torch.bool)
+        for label, tokens in words.items():
+            phrases[label - 1, tokens] = True
+        return {"image_sizes": torch.tensor(facts["image_sizes_hw"]), "phrases": phrases}
+
+    def objects(self, named: Mapping[str, Tensor], pictures: int) -> Sequence[Detections]:
+        from converter.parity.capture import Detections
+
+        own = [named["pictures"] == picture for picture in range(pictures)]
+        return [Detections(*(named[name][each] for name in ("boxes", "scores", "labels"))) for each in own]
 
     def output(self, named: Mapping[str, Tensor]) -> Output:
         from converter.glip.model.config import LEVELS

@@ -1,25 +1,26 @@
-"""Reading picture files, and making the model's input of them."""
+"""Reading picture files, and making the model's input of them. Only the latter needs torch."""
 
 from __future__ import annotations
 
 import os
 import re
 import stat
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
-from torch.nn import functional as F
 
 from converter.display import file_name, plain
 from converter.errors import ModelError
 from converter.grounding.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # formats that Pillow decodes by itself; it would hand EPS and the like to other programs
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
@@ -144,7 +145,8 @@ def _array_hints(array: NDArray[Any]) -> list[str]:
 def _other(picture: object) -> str:
     """What was found in place of a picture, and what to do."""
     found, hint = type(picture).__name__, "Several pictures are given as a list."
-    if isinstance(picture, Tensor):
+    torch = sys.modules.get("torch")  # without it there is no tensor
+    if torch is not None and isinstance(picture, torch.Tensor):
         found = f"a tensor {tuple(picture.shape)}"
         hint = "Give the picture as it was before it became a tensor, or tensor.cpu().numpy() where it is (H, W, 3)."
     elif isinstance(picture, bytes | bytearray | memoryview):
@@ -158,13 +160,15 @@ def to_tensor(image: Image.Image, settings: Preprocessing) -> Tensor:
     Resized by Pillow's bilinear filter, which averages where it shrinks. For a PIL image, torchvision's `F.resize` in
     the reference calls the same filter. Interpolating a tensor without antialiasing gives other pixels.
     """
+    import torch
+
     resized = image.resize(settings.resized(image.width, image.height), Image.Resampling.BILINEAR)
     return normalised(torch.from_numpy(np.asarray(resized).copy()), settings)
 
 
 def normalised(pixels: Tensor, settings: Preprocessing) -> Tensor:
     """(3, H, W) float32 of RGB pixels (H, W, 3) of uint8, on their device: minus the mean, over the deviation."""
-    values = (pixels.flip(-1) if settings.channel_order == "bgr" else pixels).permute(2, 0, 1).to(torch.float32)
+    values = (pixels.flip(-1) if settings.channel_order == "bgr" else pixels).permute(2, 0, 1).float()
     if settings.value_range == (0, 1):
         values = values / 255
     mean, std = (values.new_tensor(v)[:, None, None] for v in (settings.mean, settings.std))
@@ -173,6 +177,9 @@ def normalised(pixels: Tensor, settings: Preprocessing) -> Tensor:
 
 def batch(images: Sequence[Tensor], multiple: int) -> Tensor:
     """(B, 3, H, W) of images (3, h, w): zeros below and to the right, up to the largest of them and to a multiple."""
+    import torch
+    from torch.nn import functional as F
+
     height, width = (max(image.shape[side] for image in images) for side in (-2, -1))
     height, width = height + -height % multiple, width + -width % multiple
     return torch.stack([F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2])) for image in images])

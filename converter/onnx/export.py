@@ -48,12 +48,14 @@ class Exported:
 
 
 class _Traced(nn.Module):
-    """The model, returning what `taps` name, in their order."""
+    """The model, returning what `taps` name, in their order, and then what its detection finds."""
 
-    def __init__(self, model: nn.Module, taps: Sequence[Tap]) -> None:
+    def __init__(self, model: nn.Module, taps: Sequence[Tap], graph: Graph) -> None:
         super().__init__()
         self.model = model
         self.taps = taps
+        self.detection = graph.detection
+        self.own = len(graph.inputs)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         found: dict[str, Tensor] = {}
@@ -62,8 +64,11 @@ class _Traced(nn.Module):
             found[output_name(tap)] = value
 
         with observe(self.model, self.taps, keep):
-            self.model(*inputs)
-        return tuple(found[output_name(tap)] for tap in self.taps)
+            out = self.model(*inputs[: self.own])
+        activations = tuple(found[output_name(tap)] for tap in self.taps)
+        if self.detection is None:
+            return activations
+        return (*activations, *self.detection(out, *inputs[self.own :]))
 
 
 def output_name(tap: Tap) -> str:
@@ -82,12 +87,12 @@ def export(
 
     `on_step` is told what is begun. ModelError if a weight would not be in the graph as it is in the model.
     """
-    traced = _Traced(subject.model, taps)
+    traced = _Traced(subject.model, taps, graph)
     on_step("tracing the model")
     with torch.no_grad(), graph.context, _quiet():
         program = torch.export.export(
             traced,
-            tuple(graph.inputs.values()),
+            tuple(graph.all_inputs.values()),
             dynamic_shapes=(tuple(_dims(graph).values()),),
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,
@@ -102,7 +107,7 @@ def export(
     # not torch's own optimizer: its patterns take most of an hour for a large graph, and runtimes have theirs
     for tidy in (InlinePass(), CommonSubexpressionEliminationPass(), RemoveUnusedNodesPass()):
         tidy(model)
-    _rename(model, graph, [output_name(tap) for tap in taps])
+    _rename(model, graph, [*map(output_name, taps), *graph.found])
     return Exported(
         model,
         {output_name(tap): tap.source for tap in taps},
@@ -120,7 +125,7 @@ def _dims(graph: Graph) -> dict[str, dict[int, Any]]:
             dims[axis] = own if axis.multiple == 1 else axis.multiple * own
         return dims[axis]
 
-    return {name: {number: dim(axis) for number, axis in graph.axes.get(name, {}).items()} for name in graph.inputs}
+    return {name: {number: dim(axis) for number, axis in graph.axes.get(name, {}).items()} for name in graph.all_inputs}
 
 
 @contextmanager
@@ -139,7 +144,7 @@ def _quiet() -> Iterator[None]:
 
 def _rename(model: ir.Model, graph: Graph, outputs: Sequence[str]) -> None:
     """Give inputs, outputs and lengths the names that documents have, and take away those of this machine's files."""
-    for value, name in zip(model.graph.inputs, graph.inputs, strict=True):
+    for value, name in zip(model.graph.inputs, graph.all_inputs, strict=True):
         value.name = name
     symbols: dict[str, str] = {}
     for value in model.graph.inputs:
@@ -150,6 +155,8 @@ def _rename(model: ir.Model, graph: Graph, outputs: Sequence[str]) -> None:
             value.shape[number] = axis.name
     for value, name in zip(model.graph.outputs, outputs, strict=True):
         value.name = name
+        assert value.shape is not None
+        symbols |= dict.fromkeys(re.findall(r"u\d+", str(value.shape[0])), "found")  # known by its values alone
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None
@@ -168,7 +175,7 @@ def _rename_lengths(value: ir.Value, symbols: Mapping[str, str]) -> None:
         return
     for number, length in enumerate(value.shape):
         if not isinstance(length, int) and length.value is not None:
-            value.shape[number] = re.sub(r"s\d+", lambda m: symbols.get(m[0], m[0]), length.value)
+            value.shape[number] = re.sub(r"[su]\d+", lambda m: symbols.get(m[0], m[0]), length.value)
 
 
 def _check_weights(

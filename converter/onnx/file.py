@@ -40,6 +40,7 @@ class About:
     weights     hash of all tensors that it was made of
     state_dicts what these are known by to captures, where it is known
     unused      weights that are not in it, since no output depends on them
+    asked       inputs that only what is found depends on, `found`: outputs of what is found; none without detection
     """
 
     converter: str
@@ -55,12 +56,15 @@ class About:
     weights: str
     state_dicts: tuple[Mapping[str, str], ...]
     unused: tuple[str, ...]
+    asked: tuple[str, ...]
+    found: tuple[str, ...]
 
 
 _KINDS: Mapping[str, type | tuple[type, ...]] = {
     "converter": str, "torch": str, "model": str, "config": dict, "dtype": str, "opset": int,
     "size": (list, type(None)), "tokens": (int, type(None)), "table": str, "outputs": dict, "weights": str,
     "state_dicts": list, "unused": list,
+    "asked": list, "found": list,
 }  # fmt: skip
 
 
@@ -171,7 +175,7 @@ def _about(text: str, where: str) -> About:
         outputs = {str(name): str(tap) for name, tap in content["outputs"].items()}
         return About(**{
             **content, "size": size, "outputs": outputs, "state_dicts": tuple(content["state_dicts"]),
-            "unused": tuple(map(str, content["unused"])),
+            **{name: tuple(map(str, content[name])) for name in ("unused", "asked", "found")},
         })  # fmt: skip
     except (ValueError, TypeError) as error:
         raise ModelError(

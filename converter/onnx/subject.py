@@ -15,7 +15,7 @@ from converter.display import file_name, listed, plain
 from converter.errors import CaptureError, ModelError
 from converter.mapping.entries import Tap
 from converter.onnx.file import OnnxFile
-from converter.parity.capture import Capture
+from converter.parity.capture import Capture, Detections
 from converter.parity.family import Family
 from converter.parity.subject import Subject
 from converter.parity.taps import OnValue
@@ -49,12 +49,14 @@ class Graph:
         """Outputs by their names. ModelError if the inputs do not fit it."""
         given = {}
         for node in self.session.get_inputs():
-            if node.name not in inputs:
+            if node.name not in inputs and node.name not in self.file.about.asked:
                 raise ModelError(f"{file_name(self.file.path)}: needs the input {plain(node.name)}, which is not here.")
-            value = inputs[node.name]
-            given[node.name] = (value if node.type == "tensor(int64)" else value.to(self.dtype)).numpy(force=True)
+            value = inputs.get(node.name, _unasked(node))
+            given[node.name] = (value.to(self.dtype) if value.is_floating_point() else value).numpy(force=True)
+        options = onnxruntime.RunOptions()
+        options.only_execute_path_to_fetches = True
         try:
-            found = self.session.run(list(names), given)
+            found = self.session.run(list(names), given, options)
         except Exception as error:
             raise ModelError(
                 f"{file_name(self.file.path)}: onnxruntime does not run it on these inputs: {plain(str(error), 300)}"
@@ -116,6 +118,12 @@ class GraphSubject(Subject):
                 raise CaptureError("an exported graph runs as a whole: no activation of it can be replaced")
         return self.family.output(found)
 
+    def detected(self, inputs: Mapping[str, Tensor], out: Any, facts: Mapping[str, Any]) -> Sequence[Detections]:
+        if not self.graph.file.about.found:
+            return super().detected(inputs, out, facts)
+        found = self.graph.run({**inputs, **self.family.asked(inputs, facts)}, self.graph.file.about.found)
+        return self.family.objects(found, len(facts["image_sizes_hw"]))
+
     def run(self, inputs: Mapping[str, Tensor]) -> Any:
         return self.observed(inputs, (), lambda tap, value: None)
 
@@ -130,6 +138,12 @@ class GraphSubject(Subject):
                     f"{file_name(self.graph.file.path)}: takes {name} of {listed(map(str, node.shape))}, and these are "
                     f"of {listed(map(str, value.shape))}. Export with --size {'x'.join(map(str, value.shape[2:]))}."
                 )
+
+
+def _unasked(node: Any) -> Tensor:
+    """Something of the type of an input that nothing depends on that is computed, since onnxruntime insists on each."""
+    shape = [length if isinstance(length, int) else 1 for length in node.shape]
+    return torch.zeros(shape, dtype=torch.bool if node.type == "tensor(bool)" else torch.int64)
 
 
 def same_weights(file: OnnxFile, capture: Capture) -> bool | None:

@@ -257,11 +257,28 @@ class Family(ABC, Generic[M]):
         """Known mistakes of re-implementations that this model has the place for."""
         return ()
 
-    def graph(self, model: M, size: tuple[int, int] | None, tokens: int | None, *, gathers: bool = False) -> Graph:
+    def graph(
+        self,
+        model: M,
+        size: tuple[int, int] | None,
+        tokens: int | None,
+        *,
+        gathers: bool = False,
+        detection: bool = False,
+    ) -> Graph:
         """How `model` is exported, for pictures of (height, width) and so many tokens, or any where that is None.
 
-        `gathers`: without operators that some runtimes lack. ModelError if it cannot be exported like that.
+        gathers: without operators that some runtimes lack; detection: with what `detect` makes of its output.
+        ModelError if it cannot be exported like that.
         """
+        raise ModelError(f"{type(self).__name__}: models of this family cannot be exported.")
+
+    def asked(self, inputs: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Mapping[str, Tensor]:
+        """What a graph with detection is given beside `inputs`: `Graph.asked`, of what a capture states."""
+        raise ModelError(f"{type(self).__name__}: models of this family cannot be exported.")
+
+    def objects(self, named: Mapping[str, Tensor], pictures: int) -> Sequence[Detections]:
+        """As `detect`, of what such a graph found in so many pictures."""
         raise ModelError(f"{type(self).__name__}: models of this family cannot be exported.")
 
     def output(self, named: Mapping[str, Tensor]) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,9 @@ class Graph:
 
     inputs     example tensors by the names of the forward's arguments, in their order; none of a length like another's
     axes       of each input those that are not fixed, by their number
+    detection  makes of the model's output and of `asked` what is found, a tuple of tensors; None: left out
+    asked      example tensors of its further inputs, by their names
+    found      names of what it makes
     context    in which the model runs while it is exported
     operators  what operators of `torch.library` become: functions of onnxscript
     """
@@ -34,3 +37,11 @@ class Graph:
     axes: Mapping[str, Mapping[int, Axis]]
     context: AbstractContextManager[None] = field(default_factory=nullcontext)
     operators: Mapping[Any, Callable[..., Any]] = field(default_factory=dict)
+    detection: nn.Module | None = None
+    asked: Mapping[str, Tensor] = field(default_factory=dict)
+    found: tuple[str, ...] = ()
+
+    @property
+    def all_inputs(self) -> Mapping[str, Tensor]:
+        """Those of the model, then those of its detection."""
+        return {**self.inputs, **self.asked}

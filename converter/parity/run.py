@@ -219,7 +219,7 @@ class Run:
     def detections(self, out: Any) -> tuple[DetectionResult, ...]:
         """What is detected beside what was captured, image by image. Raises CaptureError for other images."""
         capture = self.comparison.capture
-        found = self.subject.family.detect(self.subject.model, out, capture.facts)
+        found = self.subject.detected(self.inputs, out, capture.facts)
         if len(found) != len(capture.detections):
             raise CaptureError(
                 f"capture {capture.name!r}: holds the detections of {len(capture.detections)} images, the model gives "

@@ -13,6 +13,7 @@ from converter.parity.family import Family
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from converter.parity.capture import Detections
     from converter.parity.taps import OnValue
 
 
@@ -72,6 +73,10 @@ class Subject:
 
         with observe(self.model, taps, on_value):
             return self.run(inputs)
+
+    def detected(self, inputs: Mapping[str, Tensor], out: Any, facts: Mapping[str, Any]) -> Sequence[Detections]:
+        """What is found in each picture: of its output, or as an exported graph finds it itself."""
+        return self.family.detect(self.model, out, facts)
 
     def run(self, inputs: Mapping[str, Tensor]) -> Any:
         """The model's output."""

@@ -33,7 +33,7 @@ def level_anchors(config: GLIPConfig, sizes: Sequence[tuple[int, int]], device: 
     for stride, side, (height, width) in zip(config.anchor_strides, config.anchor_sizes, sizes, strict=True):
         y = torch.arange(height, device=device, dtype=torch.float32) * stride + (stride - 1) / 2
         x = torch.arange(width, device=device, dtype=torch.float32) * stride + (stride - 1) / 2
-        centre = torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=-1)  # (H*W, 2)
+        centre = torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1).flatten(0, 1)
         reach = (side - 1) / 2
         levels.append(torch.cat([centre - reach, centre + reach], dim=-1))
     return tuple(levels)
