@@ -94,8 +94,10 @@ def _signed_with(material: dict[str, Any]) -> tuple[str, str | None, tuple[bytes
     if len(kinds) != 1 or (kinds == ["publicKey"] and logged):
         raise ValueError("it does not say in one way with what it was signed")
     if kinds == ["publicKey"]:
-        hint = _at(_at(material, "publicKey", dict), "hint", str)
-        return "key", _sha256(hint), ()
+        key = _at(material, "publicKey", dict)
+        if key.get("hint") is None:
+            raise ValueError("it does not say which key it is by, as model-signing before 1.1 did not")
+        return "key", _sha256(_at(key, "hint", str)), ()
     if kinds == ["certificate"]:
         chain = [_at(material, "certificate", dict)]
     else:

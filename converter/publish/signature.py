@@ -180,7 +180,7 @@ def _trusting(config: Any, bundle: Bundle, trust: Trust) -> str:
     if trust.identity is not None:
         if trust.identity not in names_of(bundle) or issuer != trust.issuer:
             raise _Refused(f"it says it is by {claimed(bundle)}, expected {trust.identity_shown}")
-        identity = trust.identity
+        identity, issuer = trust.identity, trust.issuer
     if not identity or not issuer:
         raise _Refused("its certificate does not say who signed, or not who vouches for it")
     wanted: Any = {"identity": identity, "oidc_issuer": issuer, "trust_config": trust.sigstore}

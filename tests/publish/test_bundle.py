@@ -68,6 +68,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "deep": (b'{"a":' * 90_000 + b"1" + b"}" * 90_000, "nested too deeply"),
     "many values": (b"[" + b"1," * 400_000 + b"1]", "more than 300000 commas"),
     "a name twice": (b'{"verificationMaterial": {}, "verificationMaterial": {}}', "is there twice"),
+    "no hash of the key": (b'{"verificationMaterial": {"publicKey": {}}}', "as model-signing before 1.1 did not"),
     "a type": (b'{"verificationMaterial": {"publicKey": {"hint": 5}}}', "it has no 'hint' as it should be"),
     "two ways": (b'{"verificationMaterial": {"publicKey": {}, "certificate": {}}}', "not say in one way with what"),
     "no certificates": (b'{"verificationMaterial": {"x509CertificateChain": {"certificates": []}}}', "it has 0 certif"),
