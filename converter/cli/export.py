@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
     from converter.onnx.export import Exported
     from converter.onnx.file import About
+    from converter.parity.graph import Graph
     from converter.parity.subject import Subject
 
 _EPILOG = f"""{MODEL}
@@ -104,9 +105,7 @@ def export(
             subject.model, size if any(size) else None, tokens, gathers=gathers, detection=with_detection
         )
         wanted = load_table(subject.family.table).bind(subject.config).taps
-        about = replace(
-            _about(path, checkpoint, subject, opset, size, tokens), asked=tuple(graph.asked), found=graph.found
-        )
+        about = _about(path, checkpoint, subject, graph, opset, size, tokens)
     if dry_run:
         _tell(destination, None, about, as_json)
         return
@@ -132,7 +131,13 @@ def _check_destination(destination: Path, checkpoint: Checkpoint, force: bool) -
 
 
 def _about(
-    path: Path, checkpoint: Checkpoint, subject: Subject, opset: int, size: tuple[int, int], tokens: int | None
+    path: Path,
+    checkpoint: Checkpoint,
+    subject: Subject,
+    graph: Graph,
+    opset: int,
+    size: tuple[int, int],
+    tokens: int | None,
 ) -> About:
     """What the file will say of itself, but for what is in it."""
     from converter import __version__
@@ -158,8 +163,8 @@ def _about(
         weights=weights,
         state_dicts=state_dicts(path, checkpoint, subject.family),
         unused=(),
-        asked=(),
-        found=(),
+        asked=tuple(graph.asked),
+        found=graph.found,
     )
 
 
