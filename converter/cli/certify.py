@@ -36,6 +36,7 @@ Examples:
   converter certify glip-t.safetensors --reference captures/glip-t.safetensors
   converter certify glip-t/ --reference captures/glip-t.safetensors --mutate 500
   converter certify glip-t/ --reference captures/one.safetensors --reference captures/two.safetensors
+  converter certify glip-t/ --reference captures/glip-t.safetensors --export glip-t/glip-t.onnx
   converter certify official.pth --reference captures/glip-t.safetensors"""
 
 
@@ -45,6 +46,13 @@ Examples:
 @root
 @click.option(
     "--mutate", type=click.IntRange(0), default=200, show_default=True, help="Faults to make on purpose for the score."
+)
+@click.option(
+    "--export",
+    "graphs",
+    multiple=True,
+    type=PATH,
+    help="A graph that `export` made of MODEL and that lies beside it: compared and certified, too. Repeatable.",
 )
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads. Default: torch's.")
 @click.option("--force", is_flag=True, help="Replace a certificate that is there.")
@@ -56,6 +64,7 @@ def certify(
     references: tuple[Path, ...],
     root: str | None,
     mutate: int,
+    graphs: tuple[Path, ...],
     threads: int | None,
     force: bool,
     as_json: bool,
@@ -85,19 +94,20 @@ def certify(
         known = known_weights(model, checkpoint, captures)
         with progress(checkpoint.size, "hashing") as advance:
             weights = read_weights(model, checkpoint, family, advance)
-        evaluations = _evaluated(model, weights.sha256)
+        lists: Any = {"evaluations": _evaluated(model, weights.sha256)}
         subject = load_subject(model, checkpoint, "cpu", "float32", False, threads)
         runs = with_suspects(_in_both(subject, captures, known), checkpoint, model)
         _refuse_failed(model, runs, as_json)
+        lists["exports"] = [_exported(graph, model, captures, weights.sha256, threads, as_json) for graph in graphs]
         covered = coverage(subject, captures)
         score = mutation_score(subject, captures, mutate, None, covered) if mutate else None
         seen = to_json(covered, proof_of_rows(weights.ledger, weights.sha256))
         done = done_with(file_name(path))
-        certify(weights, captures, runs, score, subject, seen, evaluations=evaluations, force=force, on_done=done)
+        certify(weights, captures, runs, score, subject, seen, **lists, force=force, on_done=done)
     summarize(lambda: of_certificate(str(model), path, runs, covered, score))
     if as_json:
-        result = {"certificate": str(path), "passed": True, "mutation_score": score and score.value}
-        print_json(result | {"unknown_table": is_by_unknown_table(weights.tables), "evaluations": evaluations})
+        found = {"unknown_table": is_by_unknown_table(weights.tables), "evaluations": lists["evaluations"]}
+        print_json({"certificate": str(path), "passed": True, "mutation_score": score and score.value} | found)
     else:
         _print_certified(path, runs, covered, score)
 
@@ -107,6 +117,31 @@ def _evaluated(model: Path, sha256: str) -> list[dict[str, Any]]:
     from converter.evaluation.record import evaluations_beside
 
     return [evaluation.entry for evaluation in evaluations_beside(model, sha256) if not evaluation.is_limited]
+
+
+def _exported(
+    path: Path, model: Path, captures: Sequence[Capture], sha256: str, threads: int | None, as_json: bool
+) -> dict[str, Any]:
+    """What a certificate says of a graph: its files, and what it was compared with. Ends the program as `certify`."""
+    from converter.cli.opened import open_compared
+    from converter.parity.exports import beside
+    from converter.parity.report import to_json
+
+    if path.resolve() != beside(model, path.name).resolve():
+        raise CaptureError(f"{path}: is not beside the weights, where its certificate would be looked for. Move it.")
+    with open_compared(path) as opened:
+        if opened.graph is None:
+            raise CaptureError(f"{path}: is no graph that `converter export` wrote, whose name ends in .onnx.")
+        about = opened.graph.about
+        if about.weights != sha256:
+            raise CaptureError(f"{path}: was exported from other weights than {file_name(model)}. Export it again.")
+        note(f"comparing {file_name(path)} with {counted(len(captures), 'capture')}")
+        known = opened.weights(captures)
+        reports = compared(opened.load("cpu", about.dtype, False, threads), captures, known)
+        _refuse_failed(path, reports, as_json)
+        made = {"files": dict(opened.graph.files), "weights": about.weights, "dtype": about.dtype}
+        shape = {"opset": about.opset, "size": about.size and list(about.size), "tokens": about.tokens}
+        return made | shape | {"runs": [to_json(report) for report in reports]}
 
 
 def _refuse_failed(model: Path, runs: list[Report], as_json: bool) -> None:
@@ -165,6 +200,8 @@ def _print_certified(path: Path, runs: list[Report], covered: Coverage, score: S
     if score is not None:
         click.echo(f"mutations: {score_text(score)}")
     evidence = read_evidence(path)
+    for exported in evidence.exports:
+        click.echo(f"exported: {', '.join(exported.files)}: beside {counted(len(exported.runs), 'capture')}")
     for entry in evidence.evaluations:
         click.echo(f"names the evaluation on {plain(entry['dataset'])}, sha256 {entry['sha256']}")
     for table in evidence.custom:

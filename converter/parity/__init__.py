@@ -28,6 +28,7 @@ In the order in which data passes:
     mutate.py        how many of them a capture notices
     setup.py         what decides results beside the weights: configuration, preprocessing, vocabulary; no torch
     consistency.py   whether a certificate agrees with itself
+    exports.py       exported graphs in a certificate
     evidence.py      reading a certificate, and the tables that it names; it needs no torch
     certificate.py   writing a certificate, and checking a copy of weights by it
     diff.py          two checkpoints, tensor by tensor, across formats; it needs no torch

@@ -39,6 +39,7 @@ from converter.parity.evidence import (
     made_by_unknown_table,
     read_evidence,
 )
+from converter.parity.exports import changed
 from converter.parity.family import Family
 from converter.parity.mutate import Score
 from converter.parity.record import record
@@ -166,15 +167,17 @@ def certify(
     coverage: Mapping[str, Any] | None = None,
     *,
     evaluations: Sequence[Mapping[str, Any]] = (),
+    exports: Sequence[Mapping[str, Any]] = (),
     force: bool = True,
     on_done: Callable[[], object] = lambda: None,
 ) -> Path:
     """Write the certificate of `weights`, from which `subject`, in float64, was loaded afterwards.
 
     `reports`: of each capture in float64, and in other dtypes as there are. `coverage`: which weights the captures
-    depend on, JSON. `evaluations`: on whole data sets, as their records name themselves. `force`: replace the
-    certificate that is there. `on_done` is called once it is there, before anything else can fail. CaptureError if a
-    report did not pass, if the files changed since `read_weights`, or if the certificate would not be one.
+    depend on, JSON. `evaluations`: on whole data sets, as their records name themselves. `exports`: graphs
+    that were made of the weights, as the schema has them. `force`: replace the certificate that is there. `on_done` is
+    called once it is there, before anything else can fail. CaptureError if a report did not pass, if the files changed
+    since `read_weights`, or if the certificate would not be one.
     """
     where, family = file_name(weights.path), subject.family
     if not reports or not all(report.passed for report in reports):
@@ -199,7 +202,7 @@ def certify(
         "runs": [to_json(report) for report in reports],
         "mutations": None if score is None else score_json(score),
         **({} if coverage is None else {"coverage": coverage}),
-        **({"evaluations": list(evaluations)} if evaluations else {}),
+        **{name: list(those) for name, those in (("evaluations", evaluations), ("exports", exports)) if those},
         "fingerprint": _fingerprint(subject),
     }
     path = certificate_path(weights.path)
@@ -279,6 +282,7 @@ def verify(
     setup = (
         *_of_other_weights(named, evidence),
         *evaluation_differences(evaluations, evidence),
+        *changed(evidence.exports, weights),
         *read_setup(weights, checkpoint, family).differences(evidence.setup),
     )
     tensors = compare_tensors(checkpoint, evidence, on_bytes)

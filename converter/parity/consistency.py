@@ -27,6 +27,7 @@ def contradictions(content: Mapping[str, Any]) -> Iterator[str]:
     for index, run in enumerate(content["runs"]):
         for problem in (*_versions(content, run), *_gate(run), *_taps(run), *_detections(run)):
             yield f"runs/{index}: {problem}"
+    yield from _exports(content)
     if content["mutations"] is not None:
         yield from _mutations(content["mutations"])
     if "coverage" in content:
@@ -88,6 +89,22 @@ def _evaluations(content: Mapping[str, Any]) -> Iterator[str]:
             yield f"evaluations: that on {plain(entry['dataset'])} is of other weights, with sha256 {entry['weights']}"
     if len({evaluation_key(entry) for entry in entries}) < len(entries):
         yield "evaluations: two are of the same data set, protocol, device and dtype"
+
+
+def _exports(content: Mapping[str, Any]) -> Iterator[str]:
+    """Each is of the weights that are certified, and its runs are of the captures and within their limits."""
+    captures = {capture["name"] for capture in content["captures"]}
+    names = [name for entry in content.get("exports", ()) for name in entry["files"]]
+    if len(set(names)) < len(names):
+        yield "exports: two have a file of the same name"
+    for index, entry in enumerate(content.get("exports", ())):
+        if entry["weights"] != content["weights"]["sha256"]:
+            yield f"exports/{index}: is of other weights, with sha256 {entry['weights']}"
+        for run in entry["runs"]:
+            if run["capture"] not in captures or run["dtype"] != entry["dtype"]:
+                yield f"exports/{index}: a run of {plain(run['capture'])!r} in {run['dtype']} is none of it"
+            for problem in (*_versions(content, run), *_gate(run), *_taps(run), *_detections(run)):
+                yield f"exports/{index}: {problem}"
 
 
 def evaluation_key(entry: Mapping[str, Any]) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from converter.checkpoint.strict_json import read_json
 from converter.display import file_name, plain
 from converter.errors import CaptureError
 from converter.parity.consistency import contradictions, evaluation_key
+from converter.parity.exports import Exported
 from converter.parity.schemas import problem_of
 from converter.parity.setup import Setup
 from converter.writing.ledger import CustomTable, custom_tables, is_by_unknown_table
@@ -68,6 +69,7 @@ class Evidence:
     made, caught      of the mutations, and `equivalent`: those that no input can show
     coverage          which weights the comparisons depend on, if it was measured
     evaluations       on data sets, each as its record was named when this was certified
+    exports           graphs that were made of the weights: the hashes of their files, and what they were compared with
     """
 
     path: Path
@@ -85,6 +87,7 @@ class Evidence:
     equivalent: int
     coverage: Mapping[str, Any] | None
     evaluations: tuple[Mapping[str, Any], ...]
+    exports: tuple[Exported, ...] = ()
 
 
 def certificate_path(weights: Path) -> Path:
@@ -142,6 +145,7 @@ def evidence_of(content: Any, path: Path) -> Evidence:
         runs=tuple(map(_run, content["runs"])),
         coverage=content.get("coverage"),
         evaluations=tuple(content.get("evaluations", ())),
+        exports=tuple(map(_exported, content.get("exports", ()))),
         **{key: int(mutations[key]) for key in ("made", "caught", "equivalent")},
     )
 
@@ -211,6 +215,10 @@ def _captured(capture: Mapping[str, Any]) -> Captured:
         capture["compact"],
         tuple((int(height), int(width)) for height, width in facts.get("image_sizes_hw", ())),
     )
+
+
+def _exported(entry: Mapping[str, Any]) -> Exported:
+    return Exported(entry["files"], entry["dtype"], entry["opset"], tuple(map(_run, entry["runs"])))
 
 
 def _run(run: Mapping[str, Any]) -> Run:

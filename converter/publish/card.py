@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from converter.display import counted
-from converter.parity.evidence import Captured
+from converter.parity.evidence import Captured, Evidence
 from converter.publish.bom import Bill, bill_section
 from converter.publish.evaluated import eval_results, evaluated, not_evaluated
 from converter.publish.facts import Facts
@@ -133,7 +133,7 @@ def _verification(facts: Facts) -> str:
         )
     else:
         lines.append("How much the comparison would notice was not measured: no faults were made on purpose.")
-    lines += ["", _seen(evidence.coverage)]
+    lines += ["", _seen(evidence.coverage), *_exported(evidence)]
     lines += [
         "",
         "`parity.json` holds the numbers of every activation, the hashes of weights, table and capture "
@@ -148,6 +148,20 @@ def _verification(facts: Facts) -> str:
         "It is evidence, not a signature: whoever can change the weights can change it, too.",
     ]
     return "\n".join(lines)
+
+
+def _exported(evidence: Evidence) -> list[str]:
+    """The graphs that were made of the weights, and how far off these are."""
+    if not evidence.exports:
+        return []
+    rows = []
+    for exported in evidence.exports:
+        worst = max(exported.runs, key=lambda run: run.worst)
+        files, count = ", ".join(map(code, exported.files)), sum(run.activations for run in exported.runs)
+        found = f"{worst.worst:.1e} ({code(worst.worst_name)})"
+        rows.append([files, code(exported.dtype), str(exported.opset), str(count), found, text(worst.gate)])
+    header = ["exported graph", "dtype", "opset", "comparisons", "largest relative error", "allowed"]
+    return ["", "Also compared, as onnxruntime runs them:", "", *table(header, rows)]
 
 
 def _seen(coverage: Mapping[str, Any] | None) -> str:

@@ -19,7 +19,8 @@ from converter.evaluation.record import evaluations_beside
 from converter.hub.hashes import Hashes, hash_bytes, hash_file
 from converter.hub.requests import holds_token
 from converter.hub.resolve import MODEL_FILES, SIGNATURE
-from converter.parity.evidence import check_tables, read_evidence
+from converter.parity.evidence import Evidence, check_tables, read_evidence
+from converter.parity.exports import changed, files_of
 from converter.parity.family import Family
 from converter.parity.setup import read_setup
 from converter.publish.bom_record import BOM, StatedBill, bill_beside, bill_problem, check_bill
@@ -43,7 +44,7 @@ REQUIRED = ("config.json", "conversion.json", CARD)
 # may be uploaded; never deleted from the repository: other tools' files, of models of this one, too
 KEPT = (CARD, "LICENSE", "NOTICE", "preprocessor_config.json", "processor_config.json")
 # what this package writes; a commit deletes those that the folder does not have
-WRITTEN = (*(name for name in MODEL_FILES if name not in KEPT), REPORT)
+WRITTEN = (*(name for name in MODEL_FILES if name not in KEPT), REPORT, "*.onnx", "*.onnx.data")
 GIT_ATTRIBUTES = ".gitattributes"  # the Hub's own, which every snapshot of it has
 _SMALL = 10 << 20  # bytes up to which a file other than weights is sent with the commit, from memory
 
@@ -185,6 +186,7 @@ def _check_contents(
             with open_fingerprint(evidence):
                 pass  # a stranger will compare with it
             check_setup(folder, read_setup(folder, checkpoint, family_of(config["model"])), evidence.setup)
+        _check_exported(folder, evidence)
         custom = check_tables(folder, ledger, evidence, accepted_tables)
         evaluations = evaluations_beside(folder)
         check_evaluations(folder, evaluations, ledger, evidence)
@@ -192,6 +194,19 @@ def _check_contents(
         about = family_of(config["model"]).about() if evaluations else {}
         results = eval_results(about, evaluations) if evaluations else ()
         return _Stated(str(ledger["sha256"]), custom, results, bill_beside(folder))
+
+
+def _check_exported(folder: Path, evidence: Evidence | None) -> None:
+    """HubError for a graph that the certificate does not name, or that is not as it was certified."""
+    exports = evidence.exports if evidence else ()
+    known = files_of(exports)
+    there = sorted(path.name for path in folder.iterdir() if path.name.endswith((".onnx", ".onnx.data")))
+    problems = [*changed(exports, folder)] + [f"{plain(name)}: not certified" for name in there if name not in known]
+    if problems:
+        raise HubError(
+            f"{file_name(folder)}: holds graphs that no comparison is of. Certify with --export, and package again",
+            problems,
+        )
 
 
 def _card(folder: Path, file: LocalFile, stated: _Stated, unverified: bool, hashes: Mapping[str, str]) -> LocalFile:

@@ -11,14 +11,15 @@ from typing import Any
 from converter import __version__
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.checkpoint.hashes import file_sha256
-from converter.display import plain
-from converter.errors import ModelError
+from converter.display import file_name, plain
+from converter.errors import CaptureError, ModelError
 from converter.evaluation.record import NAME as EVALUATION
 from converter.evaluation.record import Evaluation, evaluations_beside
 from converter.evaluation.record import to_json as evaluations_json
 from converter.mapping.load import hub_table
 from converter.mapping.spec import as_config, load_spec
 from converter.parity.evidence import Evidence, read_evidence
+from converter.parity.exports import beside, changed, files_of
 from converter.parity.family import Companions, Family
 from converter.parity.setup import Setup, read_setup
 from converter.publish.bom import bill_of_materials
@@ -87,7 +88,7 @@ def make_package(
         check_architecture(conversion, checkpoint, config)
         evidence, evaluations = _evidence(conversion, checkpoint, family, ledger)
         check_weights(conversion, checkpoint, ledger, evidence, on_bytes)
-        weights, documents = _weights(checkpoint)
+        weights, documents = _weights(checkpoint, _exported(conversion, evidence))
         hashes = {name: file_sha256(path) for name, path in weights.items()}
         checkpoint.verify_unchanged()
         dtypes = sorted({tensor.dtype.name for tensor in checkpoint.tensors.values()})
@@ -144,12 +145,23 @@ def _report(path: Path) -> dict[str, bytes]:
     return {REPORT: content_of(path)} if path.exists() else {}
 
 
-def _weights(checkpoint: Checkpoint) -> tuple[dict[str, Path], dict[str, bytes]]:
+def _weights(checkpoint: Checkpoint, graphs: Mapping[str, Path]) -> tuple[dict[str, Path], dict[str, bytes]]:
     """The files that hold the weights, by the names that they will have, and the index of shards."""
     if checkpoint.layout != "safetensors-sharded":
         (source,) = checkpoint.files
-        return {"model.safetensors": source}, {}
-    return {source.name: source for source in checkpoint.files}, {INDEX_NAME: content_of(checkpoint.path)}
+        return {"model.safetensors": source, **graphs}, {}
+    return {source.name: source for source in checkpoint.files} | dict(graphs), {
+        INDEX_NAME: content_of(checkpoint.path)
+    }
+
+
+def _exported(conversion: Path, evidence: Evidence | None) -> dict[str, Path]:
+    """The graphs that were certified with the weights, as far as they are there. CaptureError for one that changed."""
+    exports = evidence.exports if evidence else ()
+    if problems := list(changed(exports, conversion)):
+        raise CaptureError(f"{file_name(conversion)}: what is beside it is not as it was certified", problems)
+    paths = {name: beside(conversion, name) for name in files_of(exports)}
+    return {name: path for name, path in paths.items() if path.is_file()}
 
 
 def _certificate(conversion: Path, evidence: Evidence, companions: Companions, described: Mapping[str, Any]) -> bytes:
