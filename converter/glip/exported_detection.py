@@ -77,10 +77,11 @@ class ExportedDetection(nn.Module):
 
     Only an exported graph can run it: the suppression is an operator of ONNX. What is found is what `GLIP.detect`
     finds, ties included: of equal scores the first cell is first, and all that tie with the hundredth are kept. The
-    last digits of float32 are the runtime's, though, which rounds exponentials and sums in its own way. So these may
-    differ: phrases that score 0.05 before centerness but for 1e-7; the order of scores that differ by less than that,
-    and so which of them is the thousandth of its level or the hundredth of all; and whether a box is dropped for
-    another where a corner that moves by 2e-4 pixels would decide it. Corners in whole pixels are compared exactly.
+    last digits of float32 are the runtime's, though, which rounds exponentials and sums in its own way, as PyTorch
+    rounds those of equal logits by their place in a map. So these may differ: phrases that score 0.05 before centerness
+    but for 1e-7; the order of scores that differ by less than that, and so which of them is the thousandth of its level
+    or the hundredth of all; and whether a box is dropped for another where a corner that moves by 2e-4 pixels would
+    decide it. Corners in whole pixels are compared exactly.
     """
 
     def __init__(self, config: GLIPConfig) -> None:
