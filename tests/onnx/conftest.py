@@ -40,8 +40,10 @@ def capture(model: GLIP, path: Path, height: int, width: int, tokens: int) -> Pa
 
 
 class Small(NamedTuple):
-    """The weights, the graph that was made of them, a capture, what `export` said, and the names of all activations."""
+    """The weights, the model's sizes, the graph that was made of it, a capture, what `export` said, and the names of
+    all activations."""
 
+    config: dict[str, Any]
     weights: Path
     graph: Path
     capture: Path
@@ -58,6 +60,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     assert result.exit_code == 0, result.output
     taps = load_table(FAMILY.table).bind(asdict(model.config)).taps
     return Small(
+        model.config.to_dict(),
         weights,
         folder / "small.onnx",
         capture(model, folder / "capture.safetensors", 96, 160, 13),
