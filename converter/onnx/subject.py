@@ -48,15 +48,18 @@ class Graph:
     def run(self, inputs: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
         """Outputs by their names. ModelError if the inputs do not fit it."""
         given = {}
-        for node in self.session.get_inputs():
+        nodes = self.session.get_inputs()
+        lengths: dict[Any, int] = {}
+        for node in nodes:
+            if node.name in inputs:
+                lengths |= dict(zip(node.shape, inputs[node.name].shape, strict=True))
+        for node in nodes:
             if node.name not in inputs and node.name not in self.file.about.asked:
                 raise ModelError(f"{file_name(self.file.path)}: needs the input {plain(node.name)}, which is not here.")
-            value = inputs.get(node.name, _unasked(node))
+            value = inputs[node.name] if node.name in inputs else _nothing_asked(node, lengths)
             given[node.name] = (value.to(self.dtype) if value.is_floating_point() else value).numpy(force=True)
-        options = onnxruntime.RunOptions()
-        options.only_execute_path_to_fetches = True
         try:
-            found = self.session.run(list(names), given, options)
+            found = self.session.run(list(names), given)
         except Exception as error:
             raise ModelError(
                 f"{file_name(self.file.path)}: onnxruntime does not run it on these inputs: {plain(str(error), 300)}"
@@ -140,9 +143,9 @@ class GraphSubject(Subject):
                 )
 
 
-def _unasked(node: Any) -> Tensor:
-    """Something of the type of an input that nothing depends on that is computed, since onnxruntime insists on each."""
-    shape = [length if isinstance(length, int) else 1 for length in node.shape]
+def _nothing_asked(node: Any, lengths: Mapping[Any, int]) -> Tensor:
+    """Zeros for an input of detection where its results are not wanted: onnxruntime insists on it, and computes all."""
+    shape = [length if isinstance(length, int) else lengths.get(length, 1) for length in node.shape]
     return torch.zeros(shape, dtype=torch.bool if node.type == "tensor(bool)" else torch.int64)
 
 

@@ -10,17 +10,24 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import skimage.data
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
+from converter.cli import main
 from converter.glip import Detector
+from converter.parity.capture import write_capture
+from converter.parity.family import Inputs
+from converter.parity.record import record
 from tests import ROOT
 from tests.support.saved_glip import save
-from tests.support.small_glip import small_glip
+from tests.support.small_glip import random_inputs, small_glip, subject
 
 TEXT = (ROOT / "docs" / "onnx.md").read_text(encoding="utf-8").split("## Without PyTorch")[1]
 EXPORT, START = re.findall(r"^\$ (.*)$", TEXT, re.MULTILINE)
@@ -80,3 +87,36 @@ def test_the_documents_command_prints_it(folder: Path) -> None:
 
 def test_the_program_is_short() -> None:
     assert len(PROGRAM.splitlines()) <= 50
+
+
+@pytest.fixture(scope="module")
+def capture(folder: Path) -> Path:
+    """What the model itself finds in two pictures, in float64."""
+    model = Detector.from_pretrained(folder / "glip-t.safetensors", dtype="float64").model
+    images, ids, mask = random_inputs(2, 96, 160, 13)
+    words = {"1": [1], "2": [3, 4]}
+    facts = {"captions": ["", ""], "image_sizes_hw": [[96, 160], [87, 140]], "positive_map_label_to_token": words}
+    inputs = Inputs({"images": images, "input_ids": ids, "attention_mask": mask}, facts)
+    write_capture(folder / "capture.safetensors", *record(subject(model), inputs, "capture"), compact=False)
+    return folder / "capture.safetensors"
+
+
+def test_parity_compares_the_boxes_that_a_file_gives_itself(folder: Path, capture: Path) -> None:
+    def told(name: str) -> list[dict[str, Any]]:
+        arguments = ["parity", str(folder / name), "--reference", str(capture), "--json"]
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 0, result.output  # the raw outputs are the same in any case
+        found: list[dict[str, Any]] = json.loads(result.stdout)["detections"]
+        return found
+
+    for image in told("glip-t.onnx"):
+        assert image["same_order"]
+        assert image["expected"] > 50
+        assert image["pixels"] < 1e-3
+        assert image["scores"] < 1e-5
+    graph = onnx.load(folder / "glip-t.onnx")
+    (suppression,) = (node for node in graph.graph.node if node.op_type == "NonMaxSuppression")
+    (limit,) = (node for node in graph.graph.node if suppression.input[3] in node.output)
+    limit.attribute[0].f = 0.3  # the overlap above which boxes are dropped
+    onnx.save(graph, folder / "changed.onnx")
+    assert [image["same_order"] for image in told("changed.onnx")] == [False, False]
