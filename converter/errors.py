@@ -131,8 +131,18 @@ EXTRAS = {
         "faster_coco_eval": "faster-coco-eval",
     },
     "onnx": {"torch": "torch", "onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
-    "package": {"cyclonedx": "cyclonedx-python-lib"},
-    "sign": {"model_signing": "model-signing"},
+    "package": {
+        "tokenizers": "tokenizers",
+        "huggingface_hub": "huggingface_hub",
+        "cyclonedx": "cyclonedx-python-lib",
+    },
+    # model-signing 1.1.1 imports OpenSSL and does not say that it needs it
+    "sign": {
+        "torch": "torch",
+        "huggingface_hub": "huggingface_hub",
+        "model_signing": "model-signing",
+        "OpenSSL": "pyopenssl",
+    },
     "transformers": {
         "torch": "torch",
         "transformers": "transformers",

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests import ROOT
+from tests.support.packaging import bill_of
 
 PACKAGE = ROOT / "tests" / "support" / "second_family"
 
@@ -49,6 +50,7 @@ def test_it_goes_the_whole_way(folder: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     old, again = torch.load(folder / "old.pth"), torch.load(folder / "again.pth")
     assert all(torch.equal(old[name], again[name]) for name in old)
+    assert bill_of(folder / "to-publish")["metadata"]["component"]["name"].startswith("two-layers (")
 
 
 def test_its_own_checkpoint_is_taken_wherever_weights_are(folder: Path) -> None:

@@ -36,6 +36,7 @@ _SECTIONS = {
         "inspect": ("inspect", "Show what a checkpoint holds"),
         "convert": ("convert", "Write a checkpoint in another format"),
         "explain": ("explain", "Say what becomes of one tensor"),
+        "export": ("export", "Write a model as an ONNX file"),
         "diff": ("diff", "Compare the weights of two checkpoints"),
     },
     "Run": {
@@ -46,11 +47,12 @@ _SECTIONS = {
         "parity": ("parity", "Compare activations with a capture"),
         "capture": ("capture", "Record activations to compare with"),
         "certify": ("certify", "Compare, and write a certificate"),
-        "verify": ("certify", "Check weights against their certificate"),
+        "verify": ("verify", "Check weights against their certificate"),
         "compare": ("compare", "Compare recorded outputs of two models"),
     },
     "Publish": {
         "package": ("package", "Build the folder to publish"),
+        "sign": ("sign", "Sign that folder"),
         "publish": ("publish", "Put that folder on the Hub"),
     },
     "Describe a format": {

@@ -40,13 +40,15 @@ SHOWN = 40  # lines of a list, unless all are asked for
 _DATA = ("as_json", "format_", "taps")  # options that ask for data on stdout, which -q leaves there
 # command -> the extra that brings what it needs, and what it cannot even begin without
 _NEEDS = {
+    "export": ("onnx", ("torch", "onnx", "onnxscript")),
     "parity": ("model", ("torch",)),
     "certify": ("model", ("torch",)),
     "capture": ("model", ("torch",)),
     "verify": ("model", ()),
     "detect": ("detect", ("torch", "PIL", "tokenizers")),
     "evaluate": ("evaluate", ("faster_coco_eval",)),
-    "package": ("detect", ("tokenizers", "huggingface_hub")),
+    "package": ("package", ("tokenizers", "huggingface_hub", "cyclonedx")),
+    "sign": ("sign", ("model_signing", "OpenSSL", "torch", "huggingface_hub")),
     "publish": ("detect", ("huggingface_hub",)),
 }
 

@@ -108,28 +108,29 @@ def parity(
     as_json: bool,
 ) -> None:
     """Compare MODEL, here or on the Hub (org/name, hf://org/name/file.pth), with a capture, tap by tap."""
-    from converter.cli.families import load_subject, open_weights
+    from converter.cli.opened import is_exported, open_compared, refuse_options
     from converter.cli.sources import locate
 
     if cover and dtype != "float64":
         raise click.UsageError(f"--coverage needs float64; leave out --dtype {dtype}")
     model = locate(model_source, quiet=as_json).path
+    if is_exported(model):
+        refuse_options()
     from converter.checkpoint.hashes import file_sha256
     from converter.parity.capture import load_capture
-    from converter.parity.suspects import with_suspects
 
     modes = [each for each in _BOTH if mode in (each, "both")]
     options: Any = {"modes": modes, "gate": gate, "pictures": html is not None}
     with ExitStack() as stack:
-        checkpoint = stack.enter_context(open_weights(model, root))
-        check_outputs([html, junit], [*checkpoint.files, *references])
+        opened = stack.enter_context(open_compared(model, root))
+        check_outputs([html, junit], [*opened.files, *references])
         captures = [stack.enter_context(load_capture(path)) for path in references]
-        weights = known_weights(model, checkpoint, captures, None if other_weights else _OTHER)
-        subject = load_subject(model, checkpoint, device, dtype, tf32, threads)
-        hashes = {str(path): file_sha256(path) for path in (*checkpoint.files, *references)}
-        found = with_suspects(compared(subject, captures, weights, **options), checkpoint, model)
+        weights = opened.weights(captures, None if other_weights else _OTHER)
+        subject = opened.load(device, dtype, tf32, threads)
+        hashes = {str(path): file_sha256(path) for path in (*opened.files, *references)}
+        found = opened.suspected(compared(subject, captures, weights, **options))
         result = _result(found, subject, captures, gate, cover, mutate)
-        proof = _proof_of_rows(model, checkpoint) if cover else ""
+        proof = _proof_of_rows(model, opened.checkpoint) if cover and opened.checkpoint else ""
     _write_reports(model_source, result, hashes, proof, html, junit)
     if as_json:
         print_json(_json(result, hashes, proof))
@@ -137,24 +138,6 @@ def parity(
         _print(result, proof, rows, asked=cover or mutate is not None)
     if not _passed(found):
         sys.exit(1 if any(report.passed is False for report in found) else CaptureError.exit_code)
-
-
-def known_weights(
-    model: Path, checkpoint: Checkpoint, captures: Sequence[Capture], refusal: str | None = ""
-) -> list[Weights]:
-    """For each capture what is known of the weights; OtherWeightsError, with `refusal` at its end, if it is of others.
-
-    None refuses nothing.
-    """
-    from converter.cli.families import family_of_weights
-    from converter.parity.run import Weights
-    from converter.parity.same_weights import refuse_other_weights, same_weights
-
-    family = family_of_weights(model, checkpoint)
-    same = [same_weights(capture, model, checkpoint, family) for capture in captures]
-    if refusal is not None:
-        refuse_other_weights(model, list(zip(captures, same, strict=True)), refusal)
-    return [Weights(model, checkpoint.layout == "in-memory", is_same) for is_same in same]
 
 
 def compared(subject: Subject, captures: Sequence[Capture], weights: Sequence[Weights], **options: Any) -> list[Report]:

@@ -17,7 +17,9 @@ from converter.display import file_name, plain
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
+    from converter.cli.signature import Signed
     from converter.evaluation.record import Evaluation
+    from converter.publish.bom_record import StatedBill
     from converter.writing.changes import Changes
     from converter.writing.ledger import CustomTable
 
@@ -28,18 +30,24 @@ _PROVES = (
 
 
 def verify_by_record(
-    model: Path, root: str | None, accepted_tables: Collection[str], origin: dict[str, Any] | None, as_json: bool
+    model: Path,
+    root: str | None,
+    accepted_tables: Collection[str],
+    signed: Signed | None,
+    origin: dict[str, Any] | None,
+    as_json: bool,
 ) -> bool:
-    """Compare every tensor with the record, and tell.
+    """Compare every tensor with the record, and tell, with what is known of the signature.
 
     False, and nothing is told, if there is no record, or a certificate lies beside the weights, or should: the record
-    of a folder names all its files. Ends the program with 1 where a tensor differs, or an evaluation beside the
-    weights is of others. CaptureError for a table that is not accepted or evaluations that are not sound, ModelError
-    for a record that is not, CheckpointError.
+    of a folder names all its files. Ends the program with 1 where a tensor differs, or an evaluation or a bill of
+    materials beside the weights is of others. CaptureError for a table that is not accepted or evaluations that are
+    not sound, ModelError for a record that is not, CheckpointError.
     """
     from converter.checkpoint.hashes import tensor_hashes
     from converter.parity.evidence import certificate_path, check_tables
     from converter.planning.formats import open_known
+    from converter.publish.bom_record import of_other_weights
     from converter.writing.changes import changes_from, find_record_of_tensors
     from converter.writing.ledger import digest_of_checkpoint, files_of, is_by_unknown_table
 
@@ -51,16 +59,20 @@ def verify_by_record(
         if record is None or beside.name in files_of(record):
             return False
         custom = check_tables(model, record, None, accepted_tables)
-        evaluations = _evaluations(model, checkpoint)
+        evaluations, bill = _evaluations(model, checkpoint), _bill(model, checkpoint)
         with progress(checkpoint.size, "hashing") as advance:
             hashes = tensor_hashes(checkpoint, advance)
         found = changes_from(record, checkpoint, hashes)
-        others = _of_others(evaluations, digest_of_checkpoint(checkpoint, hashes))
+        digest = digest_of_checkpoint(checkpoint, hashes)
+        others = [*_of_others(evaluations, digest), *of_other_weights(bill, digest)]
         checkpoint.verify_unchanged()
-    summarize(lambda: _markdown(model, found, others, evaluations))
+    summarize(lambda: _markdown(model, found, others, evaluations, signed))
     if as_json:
-        print_json(_json(found, others, evaluations, custom, is_by_unknown_table(record)) | {"origin": origin})
+        more = {"signature": signed and signed.json, "origin": origin}
+        print_json(_json(found, others, evaluations, custom, is_by_unknown_table(record)) | more)
     else:
+        if signed is not None:
+            click.echo(": ".join(signed.line))
         _print(model, found, others, evaluations, custom, record)
     if found or others:
         sys.exit(1)
@@ -74,6 +86,14 @@ def _evaluations(model: Path, checkpoint: Checkpoint) -> Sequence[Evaluation]:
 
     evaluations = evaluations_beside(model)
     return evaluations if evaluations and find_record(model, checkpoint, "config") is not None else ()
+
+
+def _bill(model: Path, checkpoint: Checkpoint) -> StatedBill | None:
+    """That of a folder that `package` wrote; in folders of others it may be of anything."""
+    from converter.publish.bom_record import bill_beside
+    from converter.writing.records import find_record
+
+    return bill_beside(model) if find_record(model, checkpoint, "config") is not None else None
 
 
 def _of_others(evaluations: Sequence[Evaluation], sha256: str) -> list[str]:
@@ -114,10 +134,12 @@ def _json(
     }
 
 
-def _markdown(model: Path, found: Changes, others: list[str], evaluations: Sequence[Evaluation]) -> str:
+def _markdown(
+    model: Path, found: Changes, others: list[str], evaluations: Sequence[Evaluation], signed: Signed | None
+) -> str:
     rows = [[prose(problem)] for problem in (*found.problems, *others)]
     lines = [("no certificate", found.summary), *([] if found else [("shows", f"that {_PROVES}")])]
-    lines += of_evaluations(evaluations)
+    lines += [*([signed.line] if signed else []), *of_evaluations(evaluations)]
     verdict = _verdict(found, others)
     return page(f"converter verify {model}", verdict, lines, as_table(["difference"], rows, "differences"))
 

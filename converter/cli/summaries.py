@@ -10,6 +10,7 @@ from converter.cli.job import as_table, bullets, code, page, prose
 from converter.display import figure
 
 if TYPE_CHECKING:
+    from converter.cli.signature import Signed
     from converter.evaluation.record import Evaluation
     from converter.parity.certificate import Verification
     from converter.parity.coverage import Coverage
@@ -45,12 +46,14 @@ def of_certificate(model: str, path: Path, reports: Sequence[Report], coverage: 
     return page(f"converter certify {model}", "pass", lines)
 
 
-def of_verification(model: str, result: Verification, evaluations: Sequence[Evaluation] = ()) -> str:
+def of_verification(
+    model: str, result: Verification, evaluations: Sequence[Evaluation] = (), signed: Signed | None = None
+) -> str:
     """A copy beside its certificate, with all that differs."""
     from converter.parity.summary import verdict
     from converter.writing.ledger import UNKNOWN_TABLE
 
-    lines = [("certificate", str(result.certificate))]
+    lines = [*([signed.line] if signed else []), ("certificate", str(result.certificate))]
     lines += [("rests on", f"{custom}, as accepted") for custom in result.custom]
     lines += [("table", UNKNOWN_TABLE)] if result.by_unknown_table else []
     if (report := result.report) is not None:

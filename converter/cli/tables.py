@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -96,12 +97,15 @@ def source_taps(table: Table, model: str, config: Config) -> dict[str, Any]:
     }
 
 
-@click.command(epilog="\b\nExamples:\n  converter lint\n  converter lint my-table.json")
+@click.command(
+    epilog="\b\nExamples:\n  converter lint\n  converter lint my-table.json\n  converter lint mappings/*.json"
+)
 @click.argument("names", metavar="[TABLE]...", nargs=-1)
 @reports
 def lint(names: tuple[str, ...], as_json: bool) -> None:
     """Check tables, built-in ones and the list of wrappers by default: schema, coverage of every variant, ambiguity,
-    reversibility; and what the spec of each says of files."""
+    reversibility; and what the spec of each says of files. A spec or a fragment is checked with all tables of its
+    folder, whose meaning it changes."""
     from converter.errors import TableError
     from converter.mapping.documents import list_documents
     from converter.mapping.doubts import unsettled
@@ -117,7 +121,7 @@ def lint(names: tuple[str, ...], as_json: bool) -> None:
         for document in list_documents("spec"):  # the schema checks them
             problems += [f"{document.name}: {said}" for said in problems_of(hub_table(load_spec(document.name)))]
         problems += lint_wrappers()
-    for name in names or [document.name for document in list_documents("table")]:
+    for name in _tables_of(names) if names else [document.name for document in list_documents("table")]:
         table = load_table(name)
         if names and table.spec.files and table.spec.sha256 not in checked:
             checked.add(table.spec.sha256)
@@ -133,3 +137,21 @@ def lint(names: tuple[str, ...], as_json: bool) -> None:
         )
     if as_json:
         print_json({"problems": []})
+
+
+def _tables_of(names: Sequence[str]) -> list[str]:
+    """Those tables, and in place of a spec or a fragment, once it is sound by itself, all tables of its folder."""
+    from converter.mapping.documents import find_document, kind_of, tables_beside
+    from converter.mapping.spec import load_spec
+
+    found: dict[str, None] = {}
+    for name in names:
+        kind = kind_of(name)
+        if kind not in ("spec", "fragment"):
+            found[name] = None
+            continue
+        if kind == "spec":
+            load_spec(name)
+        document = find_document(name, kind)
+        found |= dict.fromkeys(str(path) for path in tables_beside(document.path))
+    return list(found)

@@ -3,6 +3,7 @@
     from converter.glip import GLIP, Detector, get_model
 
     model/          the model alone: it needs torch, and of conversion nothing but to load and to save
+    exported.py     the model as it is exported as a graph
     weights.py      loading: what `convert` wrote becomes a model
     saving.py       saving: a model becomes a folder as `convert` writes it, which says what it was loaded from
     unfilled.py     a model without memory, made without what torch would import for it

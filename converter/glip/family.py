@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from converter.glip.model.head import Output
     from converter.grounding.prompt import Prompt
     from converter.parity.capture import Capture, Detections
+    from converter.parity.graph import Graph
 
 ANCHORS = "rpn.anchor_generator."  # + level: an official module; here the method GLIP.anchors makes the anchors
 
@@ -118,6 +119,17 @@ class GLIPFamily(Family["GLIP"]):
         from converter.glip.mistakes import mistakes_of
 
         return mistakes_of(model)
+
+    def graph(self, model: GLIP, size: tuple[int, int] | None, tokens: int | None, *, gathers: bool = False) -> Graph:
+        from converter.glip.exported import graph_of
+
+        return graph_of(model, size, tokens, gathers)
+
+    def output(self, named: Mapping[str, Tensor]) -> Output:
+        from converter.glip.model.config import LEVELS
+        from converter.glip.model.head import Output
+
+        return Output(*(tuple(named[f"{part}.{level}"] for level in range(LEVELS)) for part in Output._fields))
 
     def heads(self, model: GLIP) -> Mapping[str, int]:
         heads = {}

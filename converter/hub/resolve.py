@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from converter.checkpoint.folders import weights_among
 from converter.checkpoint.shards import INDEX_SUFFIX
 from converter.checkpoint.shards import SHARD as NUMBERED
-from converter.display import file_name, plain, quoted
+from converter.display import file_name, listed, plain, quoted
 from converter.errors import HubError, missing_package
 from converter.hub.hashes import hash_file
 from converter.hub.reference import SCHEME, Reference, is_on_hub, parse_reference
@@ -28,23 +28,28 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 SHARD = "model-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].safetensors"
-# the files of a model that are downloaded; nothing here reads the card and the report
+SIGNATURE = "model.sig"  # a bundle over all other files of the folder, which `converter sign` writes
+# the files of a model that are downloaded; nothing here reads the card and the report, but a signature is of these, too
 MODEL_FILES = (
-    CONFIG, SINGLE, INDEX, SHARD, "conversion.json", "parity.json", "evaluation.json",
+    CONFIG, SINGLE, INDEX, SHARD, "conversion.json", "parity.json", "evaluation.json", "bom.cdx.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
-    "preprocessor_config.json", "processor_config.json",
+    "preprocessor_config.json", "processor_config.json", SIGNATURE,
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A local file (`file` is its name there), or a folder with a model; its commit, and the SHA-256 of each file."""
+    """A local file (`file` is its name there), or a folder with a model; its commit, and the SHA-256 of each file.
+
+    `others`: files of that commit that were not downloaded; of a model in the cache, without the Hub, none is known.
+    """
 
     path: Path
     repo_id: str
     file: str | None
     commit: str
     files: Mapping[str, str]
+    others: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def reference(self) -> str:
@@ -56,6 +61,17 @@ class Resolved:
     def origin(self) -> dict[str, Any]:
         """What a ledger and --json say of where it is from."""
         return {"reference": self.reference, "files": dict(self.files)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Ways:
+    """How to get something: what `resolve` was given."""
+
+    cache_dir: Path | None
+    retry: Retry
+    also: Callable[[Path], Collection[str]]
+    on_bytes: Callable[[int], object]
+    say: Callable[[str], object]
 
 
 def local_path(path: str | os.PathLike[str], *, revision: str | None = None) -> Path:
@@ -79,6 +95,7 @@ def resolve(
     revision: str | None = None,
     cache_dir: Path | None = None,
     retry: Retry | None = None,
+    also: Callable[[Path], Collection[str]] = lambda folder: (),
     on_bytes: Callable[[int], object] = lambda count: None,
     say: Callable[[str], object] = lambda line: None,
 ) -> Resolved:
@@ -86,7 +103,8 @@ def resolve(
 
     Every file is hashed and compared with what the Hub states for that commit; a damaged one is downloaded once more.
     With HF_HUB_OFFLINE the cache alone is asked, and hashes are compared with those that it names its files by.
-    `on_bytes` gets the number of bytes hashed, `say` lines about retries. Raises HubError.
+    `also` says by the folder of a model which other files belong to it, and are to be there as well, if the Hub has
+    them. `on_bytes` gets the number of bytes hashed, `say` lines about retries. Raises HubError.
     """
     parsed = parse_reference(reference)
     if parsed is None:
@@ -100,37 +118,29 @@ def resolve(
             "for. Give one of them."
         )
     wanted = Reference(parsed.repo_id, parsed.file, revision or parsed.revision)
-    retry = retry or Retry()
+    ways = _Ways(cache_dir, retry or Retry(), also, on_bytes, say)
     try:
         from huggingface_hub import constants
     except ModuleNotFoundError:
         raise HubError(f"{quoted(reference)}: {missing_package('the Hub', 'hub')}") from None
     with quiet():
         if constants.HF_HUB_OFFLINE:
-            return _from_cache(wanted, cache_dir, on_bytes)
+            return _from_cache(wanted, ways)
         if wanted.file and re.fullmatch("[0-9a-f]{40}", wanted.revision or ""):  # it cannot have changed
             with suppress(HubError):  # not there, or damaged
-                return _from_cache(wanted, cache_dir, on_bytes)
-        return _downloaded(wanted, cache_dir, retry, on_bytes, say, is_path=not reference.startswith(SCHEME))
+                return _from_cache(wanted, ways)
+        return _downloaded(wanted, ways, is_path=not reference.startswith(SCHEME))
 
 
-def _downloaded(
-    wanted: Reference,
-    cache_dir: Path | None,
-    retry: Retry,
-    on_bytes: Callable[[int], object],
-    say: Callable[[str], object],
-    *,
-    is_path: bool,
-) -> Resolved:
+def _downloaded(wanted: Reference, ways: _Ways, *, is_path: bool) -> Resolved:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
     api = HfApi(library_name="converter")
-    at = f"{wanted.repo_id}@{wanted.revision}" if wanted.revision else wanted.repo_id
+    at = _shown(wanted)
 
     def ask(request: Callable[[], T], first: bool = False) -> T:
-        answer = (reach if first else insist)(request, retry, say)
+        answer = (reach if first else insist)(request, ways.retry, ways.say)
         if isinstance(answer, Failure):
             raise HubError(f"{plain(at)}: {_not_downloaded(answer, wanted, is_path=is_path)}")
         return answer
@@ -147,22 +157,29 @@ def _downloaded(
         _check_model(at, set(remote))
         # Ctrl-C ends a download of this thread at once; for those that snapshot_download makes in others it would wait
         for name in filter(is_model_file, remote):
-            ask(partial(_fetch, api, Reference(wanted.repo_id, name, info.sha), cache_dir))
-    local = ask(lambda: _fetch(api, wanted, cache_dir))  # of a model: nothing but which commit its revision is now
+            ask(partial(_fetch, api, Reference(wanted.repo_id, name, info.sha), ways.cache_dir))
+    local = ask(lambda: _fetch(api, wanted, ways.cache_dir))  # of a model: nothing but which commit its revision is now
     folder = _snapshot(local, wanted)
     commit = folder.name
     if commit != info.sha or not remote:
         remote = files_of(commit)
     if wanted.file is None:
         _check_model(at, set(remote))
+
+    def fetch(name: str, again: bool = False) -> None:
+        if again:
+            ways.say(f"{plain(name)}: damaged in the cache; downloading it again")
+        ask(lambda: _fetch(api, Reference(wanted.repo_id, name, commit), ways.cache_dir, again=again))
+
     names = [wanted.file] if wanted.file else list(filter(is_model_file, remote))
-
-    def again(name: str) -> None:
-        say(f"{plain(name)}: damaged in the cache; downloading it again")
-        ask(lambda: _fetch(api, Reference(wanted.repo_id, name, commit), cache_dir, again=True))
-
-    sums = {name: _checked(at, folder / name, remote[name], partial(again, name), on_bytes) for name in names}
-    return Resolved(local, wanted.repo_id, wanted.file, commit, sums)
+    more = [] if wanted.file else sorted(remote.keys() & set(ways.also(folder)) - set(names))
+    for name in more:
+        fetch(name)
+    names += more
+    again = {name: partial(fetch, name, True) for name in names}
+    sums = {name: _checked(at, folder / name, remote[name], again[name], ways.on_bytes) for name in names}
+    others = () if wanted.file else tuple(sorted(remote.keys() - sums.keys()))
+    return Resolved(local, wanted.repo_id, wanted.file, commit, sums, others)
 
 
 def _checked(
@@ -183,11 +200,11 @@ def _checked(
     return found.sha256
 
 
-def _from_cache(wanted: Reference, cache_dir: Path | None, on_bytes: Callable[[int], object]) -> Resolved:
+def _from_cache(wanted: Reference, ways: _Ways) -> Resolved:
     from huggingface_hub import HfApi
 
-    at = f"{wanted.repo_id}@{wanted.revision}" if wanted.revision else wanted.repo_id
-    found = attempt(lambda: _fetch(HfApi(), wanted, cache_dir, offline=True))
+    at = _shown(wanted)
+    found = attempt(lambda: _fetch(HfApi(), wanted, ways.cache_dir, offline=True))
     if isinstance(found, Failure):
         raise HubError(
             f"{plain(at)}: {plain(wanted.file or 'the model')} is not in the cache, and HF_HUB_OFFLINE is set, so "
@@ -197,10 +214,17 @@ def _from_cache(wanted: Reference, cache_dir: Path | None, on_bytes: Callable[[i
     if wanted.file is None:
         _check_model(at, {path.name for path in folder.iterdir()})
     names = [wanted.file] if wanted.file else [path.name for path in folder.iterdir() if is_model_file(path.name)]
+    if wanted.file is None:
+        names += (more := [name for name in ways.also(folder) if name not in names])
+        if absent := [name for name in more if not (folder / name).is_file()]:
+            raise HubError(
+                f"{plain(at)}: {listed(map(plain, absent))} belongs to it and is not in the cache, and HF_HUB_OFFLINE "
+                "is set, so nothing is downloaded. Unset it and try again."
+            )
     sums: dict[str, str] = {}
     for name in names:
         path = folder / name
-        hashes = hash_file(path, on_bytes)
+        hashes = hash_file(path, ways.on_bytes)
         sums[name] = hashes.sha256
         stated = path.resolve().name  # the cache's own: sha256 of LFS files, git's sha1 of others
         is_named_by_hash = path.is_symlink() and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", stated)
@@ -253,6 +277,10 @@ def _remove_leftovers(blob: Path) -> None:
             with WeakFileLock(lock, timeout=0.1):
                 for path in leftovers:
                     path.unlink()
+
+
+def _shown(wanted: Reference) -> str:
+    return f"{wanted.repo_id}@{wanted.revision}" if wanted.revision else wanted.repo_id
 
 
 def _snapshot(path: Path, wanted: Reference) -> Path:

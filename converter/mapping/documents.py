@@ -7,6 +7,7 @@ import hashlib
 import json
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -71,6 +72,15 @@ def known_paths() -> tuple[Path, ...]:
 def kind_of(path: str | Path) -> str | None:
     """The kind that the document at a path says it is; None for a name."""
     return str(_parse(Path(path))[0].get("kind")) if str(path).endswith(".json") else None
+
+
+def tables_beside(path: Path) -> list[Path]:
+    """The tables in the folder of a document, by name; files there that are no documents are nobody's concern here."""
+    found = []
+    for other in sorted(path.parent.glob("*.json")):
+        with suppress(TableError):
+            found += [other] if kind_of(other) == "table" else []
+    return found
 
 
 def list_documents(kind: str) -> list[Document]:

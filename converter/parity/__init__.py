@@ -4,6 +4,7 @@ In the order in which data passes:
 
     family.py        what a family of models offers to be run and compared
     subject.py       a model as it is compared
+    graph.py         how a family's models are exported
     taps.py          looking at activations while a model runs, and replacing them
     probes.py        a few hundred numbers that stand for a large tensor
     schemas.py       what a capture's metadata and a certificate have to be

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from converter import __version__
@@ -252,6 +253,7 @@ def verify(
     *,
     certificate: Path | None = None,
     evaluations: Sequence[Mapping[str, Any]] = (),
+    stated: Mapping[str, str] = MappingProxyType({}),
     accepted_tables: Collection[str] = (),
     on_bytes: Callable[[int], object] = lambda count: None,
 ) -> Verification:
@@ -260,6 +262,7 @@ def verify(
     `checkpoint` is the copy, as `open_converted` opened it from `weights`.
     `load` gives the model where and in the dtype in which it is to be checked. `certificate`: by default beside it.
     `evaluations`: on data sets, those that lie beside it, as their records name themselves.
+    `stated`: by the names of other documents beside it, the hash of all tensors of the weights that each is of.
     `accepted_tables`: hashes of tables that were never released, and may have made it.
     Raises CaptureError if there is no sound certificate or such a table is not accepted, CheckpointError or ModelError
     if the weights cannot be read.
@@ -272,8 +275,9 @@ def verify(
     tables = ledger or tables_in(checkpoint)
     custom = tuple(check_tables(weights, tables, evidence, accepted_tables))
     is_unknown = made_by_unknown_table(tables, evidence)
+    named = stated if ledger is None else {"the ledger of the conversion": ledger["sha256"], **stated}
     setup = (
-        *_other_ledger(ledger, evidence),
+        *_of_other_weights(named, evidence),
         *evaluation_differences(evaluations, evidence),
         *read_setup(weights, checkpoint, family).differences(evidence.setup),
     )
@@ -287,13 +291,11 @@ def verify(
     return Verification(path, *tensors, setup, evidence.evaluations, custom, is_unknown, report)
 
 
-def _other_ledger(ledger: Mapping[str, Any] | None, evidence: Evidence) -> Iterator[str]:
-    """A line if the ledger is of other weights than the certificate."""
-    if ledger is not None and ledger["sha256"] != evidence.sha256:
-        yield (
-            f"the ledger of the conversion: of weights with sha256 {plain(ledger['sha256'])} here, "
-            f"{evidence.sha256} certified"
-        )
+def _of_other_weights(stated: Mapping[str, str], evidence: Evidence) -> Iterator[str]:
+    """A line for each document that is of other weights than the certificate."""
+    for name, sha256 in stated.items():
+        if sha256 != evidence.sha256:
+            yield f"{name}: of weights with sha256 {plain(sha256)} here, {evidence.sha256} certified"
 
 
 def compare_tensors(

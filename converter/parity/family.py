@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from converter.checkpoint import Checkpoint
     from converter.parity.capture import Capture, Detections
+    from converter.parity.graph import Graph
 
 M = TypeVar("M")  # the class of the family's models, an nn.Module
 
@@ -255,6 +256,17 @@ class Family(ABC, Generic[M]):
     def mistakes(self, model: M) -> Sequence[Mistake]:
         """Known mistakes of re-implementations that this model has the place for."""
         return ()
+
+    def graph(self, model: M, size: tuple[int, int] | None, tokens: int | None, *, gathers: bool = False) -> Graph:
+        """How `model` is exported, for pictures of (height, width) and so many tokens, or any where that is None.
+
+        `gathers`: without operators that some runtimes lack. ModelError if it cannot be exported like that.
+        """
+        raise ModelError(f"{type(self).__name__}: models of this family cannot be exported.")
+
+    def output(self, named: Mapping[str, Tensor]) -> Any:
+        """The model's output, of its tensors by the steps of their taps: `boxes.0`."""
+        raise ModelError(f"{type(self).__name__}: models of this family cannot be exported.")
 
     def heads(self, model: M) -> Mapping[str, int]:
         """Weights whose rows are divided into heads, by name, with the number of blocks."""

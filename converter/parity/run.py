@@ -21,11 +21,10 @@ from converter.mapping.load import load_table
 from converter.parity.capture import Capture, Mode
 from converter.parity.compare import Comparison, TapResult, cut_axes
 from converter.parity.detections import DetectionResult, compare_detections
-from converter.parity.device import deterministic, settings
+from converter.parity.device import deterministic
 from converter.parity.family import Derived
 from converter.parity.gates import Gate, find_gate
 from converter.parity.subject import Subject
-from converter.parity.taps import observe
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +151,16 @@ def parity(
             if mode == "injected" and capture.compact:
                 skipped[mode] = "a compact capture keeps no activation whole, so none can be injected"
                 continue
+            if mode == "injected" and subject.is_whole:
+                skipped[mode] = "an exported graph runs as a whole, so nothing can be injected"
+                continue
             out, results[mode] = run.compared(mode)
             if mode == "propagated":
                 detections = run.detections(out)
                 noise = _noise(out, run.again()) if twice else None
     if not results:
         raise CaptureError(f"capture {capture.name!r}: nothing was compared: {'; '.join(skipped.values())}")
-    made, used = capture.facts, settings(subject.parameter)
+    made, used = capture.facts, subject.settings
     report = Report(
         capture.name, made, subject.device, subject.dtype, found_gate, used, results, detections, noise, skipped,
         capture.path, weights,
@@ -173,7 +175,7 @@ def _parameters(subject: Subject, block: str | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """A model and a capture that fit together: `taps` and `derived` are exactly what was captured."""
+    """A model and a capture that fit together: `taps` and `derived` are what was captured, as far as it can be seen."""
 
     subject: Subject
     inputs: Mapping[str, Tensor]
@@ -188,6 +190,7 @@ class Run:
         taps = load_table(table).bind(subject.config).taps
         derived = subject.family.derived(subject.model)
         _check_names(capture, table, {*(tap.source for tap in taps), *derived})
+        taps = tuple(tap for tap in taps if subject.computes(tap))
         inputs = subject.family.inputs(capture)
         comparison = Comparison(capture, gate, subject.dtype, cut_axes(capture.inputs, inputs), pictures)
         return cls(subject, inputs, taps, derived, comparison)
@@ -206,8 +209,7 @@ class Run:
                 return None
             return self.comparison.expected(tap.source, value).to(value)
 
-        with observe(self.subject.model, self.taps, judge):
-            out = self.again()
+        out = self.subject.observed(self.inputs, self.taps, judge)
         for name, derived in self.derived.items():
             measured.append(self.comparison.measure(name, derived.method, derived.compute(out), mode))
         if silent := {tap.source for tap in self.taps} - {result.name for result in measured}:

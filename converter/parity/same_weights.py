@@ -46,6 +46,14 @@ def same_weights(capture: Capture, path: Path, checkpoint: Checkpoint, family: F
     return None if claimed is None or claimed["dtype"] != captured["dtype"] else False
 
 
+def state_dicts(path: Path, checkpoint: Checkpoint, family: Family[Any]) -> tuple[Mapping[str, str], ...]:
+    """All that weights are known by to captures of the family's table: what they were made of, and what they are."""
+    table = load_table(family.table)
+    ledger = find_record(path, checkpoint, "conversion")
+    claimed, found = _claimed(ledger, table), state_dict_of(checkpoint, table)
+    return tuple(entry for entry in ({} if claimed is None else claimed, found or {}) if entry)
+
+
 def _claimed(ledger: Mapping[str, Any] | None, table: Table) -> Mapping[str, Any] | None:
     """What a ledger says of the state dict, if this very table read it: another release may read other tensors."""
     if ledger is None or ledger["table"].get("sha256") != table.sha256:

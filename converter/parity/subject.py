@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from converter.mapping.entries import Tap
 from converter.mapping.spec import Config
 from converter.parity.family import Family
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from converter.parity.taps import OnValue
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Subject:
-    """A model and its family."""
+    """A model and its family. `is_whole`: it runs as it is, and no activation of it can be replaced meanwhile."""
 
     family: Family[Any]
     model: nn.Module
+    is_whole: ClassVar[bool] = False
 
     @property
     def config(self) -> Config:
@@ -50,6 +54,24 @@ class Subject:
     def device(self) -> str:
         """`cpu` or `cuda`."""
         return str(self.parameter.device.type)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the numbers of a run, as JSON."""
+        from converter.parity.device import settings
+
+        return settings(self.parameter)
+
+    def computes(self, tap: Tap) -> bool:
+        """Whether the activation that a tap names can be looked at."""
+        return True
+
+    def observed(self, inputs: Mapping[str, Tensor], taps: Sequence[Tap], on_value: OnValue) -> Any:
+        """As `run`; `on_value` sees, and may replace, what `taps` name."""
+        from converter.parity.taps import observe
+
+        with observe(self.model, taps, on_value):
+            return self.run(inputs)
 
     def run(self, inputs: Mapping[str, Tensor]) -> Any:
         """The model's output."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from converter.display import counted
-from converter.evaluation.record import Evaluation
-from converter.parity.evidence import Captured, Evidence, made_by_unknown_table
+from converter.parity.evidence import Captured
+from converter.publish.bom import Bill, bill_section
 from converter.publish.evaluated import eval_results, evaluated, not_evaluated
+from converter.publish.facts import Facts
 from converter.publish.markdown import code, section, table, text
-from converter.writing.ledger import CustomTable, custom_tables, saved_from, unknown_origin
+from converter.writing.ledger import custom_tables, saved_from
 
 UNVERIFIED = "> **UNVERIFIED.**"  # how a card says that there is no certificate
 _UNVERIFIED = (
@@ -22,45 +22,12 @@ _UNVERIFIED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What the card is made of.
-
-    about   what the family says of itself and of its released models. `card`: texts, with `{where}` for the model's
-            place; `models`: by name their title, checkpoint, data, figures and source; `license`, `base_model`, `data`,
-            `figures`, `sources`: what these refer to; `benchmarks`: by the key of a figure what it was measured on.
-            Families without such a thing leave it out
-    doubts  what of the files beside the weights was not verified
-    """
-
-    about: Mapping[str, Any]
-    model_name: str | None
-    repo_id: str | None
-    config: dict[str, Any]
-    ledger: dict[str, Any]
-    evidence: Evidence | None
-    dtypes: tuple[str, ...]
-    parameters: int
-    doubts: tuple[str, ...]
-    evaluations: tuple[Evaluation, ...]
-
-    @property
-    def custom(self) -> tuple[CustomTable, ...]:
-        """Tables of the conversion and the comparisons that were never released."""
-        return tuple(dict.fromkeys([*custom_tables(self.ledger), *(self.evidence.custom if self.evidence else ())]))
-
-    @property
-    def unknown_origin(self) -> str:
-        """Why nothing says which table made the weights, if that is so."""
-        return unknown_origin(self.ledger) if made_by_unknown_table(self.ledger, self.evidence) else ""
-
-
-def model_card(facts: Facts) -> str:
-    """README.md, with the metadata that the Hub reads at its top."""
+def model_card(facts: Facts, bill: Bill) -> str:
+    """README.md, with the metadata that the Hub reads at its top. `bill`: the bill of materials beside it."""
     from huggingface_hub import ModelCard, ModelCardData
 
     about, card = facts.about, facts.about.get("card", {})
-    released = about.get("models", {}).get(facts.model_name, {})
+    released = facts.released
     data = [about["data"][key] for key in released.get("data", ())]
     results = eval_results(about, facts.evaluations)
     metadata = ModelCardData(
@@ -81,6 +48,7 @@ def model_card(facts: Facts) -> str:
         _not_verified(facts, released),
         _use(facts),
         _origin(facts, released),
+        bill_section(bill),
         _reported(facts, released),
         section("Intended use", card.get("intended_use")),
         section("Licence", _license(card, released)),

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter import __version__
-from converter.display import plain, quoted
+from converter.display import listed, plain, quoted
 from converter.errors import HubError
 from converter.hub.requests import Failure, Retry, attempt, pause, quiet
+from converter.hub.resolve import SIGNATURE
 from converter.parity.family import Family
-from converter.publish.folder import GIT_ATTRIBUTES, LocalFile, is_written, read_folder
+from converter.publish.folder import GIT_ATTRIBUTES, LocalFile, check_signed, is_written, read_folder
 from converter.publish.repository import MAIN, Repository, check_repository_name, command_line
 from converter.publish.upload import upload
 
@@ -83,6 +84,7 @@ def publish(
     check_repository_name(repo_id)
     _check_options(revision, message, create_pr)
     files = read_folder(folder, family_of, unverified=unverified, accepted_tables=accepted_tables, on_bytes=on_bytes)
+    check_signed(folder, files)
     with quiet():
         repository = Repository(
             repo_id=repo_id,
@@ -156,6 +158,11 @@ class _Publisher:
         more = sorted(remote.keys() - {file.name for file in self._files} - {GIT_ATTRIBUTES})
         deleted = tuple(name for name in more if is_written(name))
         other = tuple(name for name in more if not is_written(name))
+        if other and any(file.name == SIGNATURE for file in self._files):
+            raise HubError(
+                f"{self._repo_id}: holds {listed(map(plain, other))}, of which {SIGNATURE} is not, and `converter "
+                f"verify` refuses what is not signed. Delete it there, or publish elsewhere: {repository.again}"
+            )
 
         def publication(commit: str | None, pull_request: str | None, verified: int) -> Publication:
             return Publication(

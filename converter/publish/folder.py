@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -18,10 +18,12 @@ from converter.evaluation.record import NAME as EVALUATION
 from converter.evaluation.record import evaluations_beside
 from converter.hub.hashes import Hashes, hash_bytes, hash_file
 from converter.hub.requests import holds_token
-from converter.hub.resolve import MODEL_FILES
+from converter.hub.resolve import MODEL_FILES, SIGNATURE
 from converter.parity.evidence import check_tables, read_evidence
 from converter.parity.family import Family
 from converter.parity.setup import read_setup
+from converter.publish.bom_record import BOM, StatedBill, bill_beside, bill_problem, check_bill
+from converter.publish.bundle import bundle_beside, is_inside
 from converter.publish.card import UNVERIFIED, mark_unverified
 from converter.publish.checks import (
     check_architecture,
@@ -58,11 +60,13 @@ class LocalFile:
 
 @dataclass(frozen=True, slots=True)
 class _Stated:
-    """What a card has to state: the hash of all tensors, tables that were never released, figures of evaluations."""
+    """What a card has to state: the hash of all tensors, tables that were never released, figures of evaluations; and
+    what the bill of materials states."""
 
     sha256: str
     custom: Sequence[CustomTable]
     results: Sequence[EvalResult]
+    bill: StatedBill | None
 
 
 def read_folder(
@@ -103,8 +107,25 @@ def read_folder(
             f"{file_name(folder)}: {', '.join(map(plain, told))} holds the token that is in use. Take it out, and make "
             "another token: this one is not secret any more."
         )
-    evaluation = next((file.hashes.sha256 for file in files if file.name == EVALUATION), None)
-    return [_card(folder, file, stated, unverified, evaluation) if file.name == CARD else file for file in files]
+    hashes = {file.name: file.hashes.sha256 for file in files}
+    return [_card(folder, file, stated, unverified, hashes) if file.name == CARD else file for file in files]
+
+
+def check_signed(folder: Path, files: Sequence[LocalFile]) -> None:
+    """HubError unless the bundle of a signature in the folder, if there is one, names these files as they are.
+
+    Whether the signature holds needs what it is held against: `converter verify` has it. CaptureError for a file that
+    is no bundle.
+    """
+    if (bundle := bundle_beside(folder)) is None:
+        return
+    hashes = {file.name: file.hashes.sha256 for file in files if file.name != SIGNATURE}
+    if differing := bundle.differences(hashes):
+        raise HubError(
+            f"{file_name(folder)}: {SIGNATURE} is not the signature of what would be published. Sign it again, or "
+            f"remove {SIGNATURE}",
+            differing,
+        )
 
 
 def _check_names(folder: Path, paths: Iterable[Path], unverified: bool) -> None:
@@ -114,7 +135,7 @@ def _check_names(folder: Path, paths: Iterable[Path], unverified: bool) -> None:
             f"{file_name(folder)}: holds what is not published: {listed(map(plain, foreign), 10)}. "
             f"Move it elsewhere; expected only {', '.join((*KEPT, *WRITTEN))}."
         )
-    if links := [path.name for path in paths if path.is_symlink() and not _is_inside(path.resolve(), folder.resolve())]:
+    if links := [path.name for path in paths if path.is_symlink() and not is_inside(path.resolve(), folder.resolve())]:
         raise HubError(
             f"{file_name(folder)}: {', '.join(map(plain, links))}: linked to files elsewhere. Copy here what is "
             "to be published."
@@ -136,12 +157,6 @@ def _check_names(folder: Path, paths: Iterable[Path], unverified: bool) -> None:
             f"code does. Write it: converter certify {shlex.quote(str(folder))} --reference CAPTURE; then run "
             "`converter package` again, whose card states its numbers."
         )
-
-
-def _is_inside(target: Path, folder: Path) -> bool:
-    """Whether a link's target is in the folder, or in huggingface_hub's cache, whose snapshots are links."""
-    in_cache = target.parent.name == "blobs" and (target.parent.parent / "snapshots").is_dir()
-    return in_cache or folder in target.parents
 
 
 def _check_contents(
@@ -175,12 +190,14 @@ def _check_contents(
         check_evaluations(folder, evaluations, ledger, evidence)
         check_weights(folder, checkpoint, ledger, evidence, on_bytes)
         about = family_of(config["model"]).about() if evaluations else {}
-        return _Stated(str(ledger["sha256"]), custom, eval_results(about, evaluations) if evaluations else ())
+        results = eval_results(about, evaluations) if evaluations else ()
+        return _Stated(str(ledger["sha256"]), custom, results, bill_beside(folder))
 
 
-def _card(folder: Path, file: LocalFile, stated: _Stated, unverified: bool, evaluation: str | None) -> LocalFile:
+def _card(folder: Path, file: LocalFile, stated: _Stated, unverified: bool, hashes: Mapping[str, str]) -> LocalFile:
     """The card as it is published: of the certified weights, or marked as UNVERIFIED; naming each table that was never
-    released, and the evaluations by the SHA-256 of their file, with no other figures in its metadata."""
+    released, and the evaluations by the SHA-256 of their file, with no other figures in its metadata. Last, the bill of
+    materials, which must be of this folder, and named too. `hashes`: the SHA-256 of each file."""
     again = f"Make it again: converter package {shlex.quote(str(folder))} OUT"
     try:
         text = (file.content or b"").decode()
@@ -188,18 +205,22 @@ def _card(folder: Path, file: LocalFile, stated: _Stated, unverified: bool, eval
         raise HubError(f"{file_name(file.path)}: is not UTF-8 text. {again}") from None
     if unnamed := [table for table in stated.custom if table.sha256 not in text]:
         raise HubError(f"{file_name(file.path)}: does not name {unnamed[0]}. {again}")
-    if problem := card_problem(text, evaluation, stated.results):
+    if problem := card_problem(text, hashes.get(EVALUATION), stated.results):
         raise HubError(f"{file_name(file.path)}: {problem}. {again}")
-    if unverified:
-        content = mark_unverified(text).encode()
-        return replace(file, hashes=hash_bytes(content), content=content)
-    if UNVERIFIED in text:
+    if not unverified and UNVERIFIED in text:
         raise HubError(f"{file_name(file.path)}: says UNVERIFIED, but there is {CERTIFICATE}. {again}")
-    if stated.sha256 not in text:
+    if not unverified and stated.sha256 not in text:
         raise HubError(
             f"{file_name(file.path)}: is not of these weights, whose hash {stated.sha256} is not in it. {again}"
         )
-    return file
+    if stated.bill is not None:
+        check_bill(stated.bill, stated.sha256, hashes)
+    if problem := bill_problem(text, hashes.get(BOM)):
+        raise HubError(f"{file_name(file.path)}: {problem}. {again}")
+    if not unverified:
+        return file
+    content = mark_unverified(text).encode()
+    return replace(file, hashes=hash_bytes(content), content=content)
 
 
 def _read_file(path: Path, on_bytes: Callable[[int], object]) -> LocalFile:

@@ -10,6 +10,7 @@ from typing import Any
 
 from converter import __version__
 from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.checkpoint.hashes import file_sha256
 from converter.display import plain
 from converter.errors import ModelError
 from converter.evaluation.record import NAME as EVALUATION
@@ -20,7 +21,9 @@ from converter.mapping.spec import as_config, load_spec
 from converter.parity.evidence import Evidence, read_evidence
 from converter.parity.family import Companions, Family
 from converter.parity.setup import Setup, read_setup
-from converter.publish.card import Facts, model_card
+from converter.publish.bom import bill_of_materials
+from converter.publish.bom_record import BOM
+from converter.publish.card import model_card
 from converter.publish.checks import (
     check_architecture,
     check_evaluations,
@@ -29,6 +32,7 @@ from converter.publish.checks import (
     content_of,
     read_records,
 )
+from converter.publish.facts import Facts
 from converter.writing.destination import CONFIG, LEDGER, check_destination, writing
 from converter.writing.ledger import FOLDER, CustomTable, saved_from, to_json
 from converter.writing.names import check_folder_name
@@ -70,7 +74,7 @@ def make_package(
     report: Path | None = None,
     on_bytes: Callable[[int], object] = lambda count: None,
 ) -> Package:
-    """All that is to be published of what `convert` wrote, checked: every tensor is hashed.
+    """All that is to be published of what `convert` wrote, checked: every tensor is hashed, and every file.
 
     `vocabulary`: the file for the family's tokenizer, if not the one that the family finds; `model_name`: the released
     model that this is, if any, which no checkpoint tells; `repo_id`: where it will be on the Hub. Raises ModelError,
@@ -83,8 +87,9 @@ def make_package(
         check_architecture(conversion, checkpoint, config)
         evidence, evaluations = _evidence(conversion, checkpoint, family, ledger)
         check_weights(conversion, checkpoint, ledger, evidence, on_bytes)
-        checkpoint.verify_unchanged()
         weights, documents = _weights(checkpoint)
+        hashes = {name: file_sha256(path) for name, path in weights.items()}
+        checkpoint.verify_unchanged()
         dtypes = sorted({tensor.dtype.name for tensor in checkpoint.tensors.values()})
         parameters = sum(tensor.numel for tensor in checkpoint.tensors.values())
     documents |= companions.files
@@ -107,9 +112,19 @@ def make_package(
         doubts=tuple(companions.doubts),
         evaluations=evaluations,
     )
-    documents[CARD] = model_card(facts).encode()
-    documents[LEDGER] = to_json({**ledger, FOLDER: sorted((LEDGER, *documents, *weights))})
+    documents |= _told(facts, documents, hashes)
     return Package(documents, weights, evidence, evaluations, facts.custom, facts.unknown_origin)
+
+
+def _told(facts: Facts, documents: Mapping[str, bytes], weights: Mapping[str, str]) -> dict[str, bytes]:
+    """The ledger, which names all files, the bill of materials, which has their hashes, and the card, which has its.
+
+    `weights`: the SHA-256 of each file that holds some.
+    """
+    ledger = to_json({**facts.ledger, FOLDER: sorted((LEDGER, BOM, CARD, *documents, *weights))})
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in {**documents, LEDGER: ledger}.items()}
+    bill = bill_of_materials(facts, {**weights, **hashes})
+    return {LEDGER: ledger, BOM: bill.content, CARD: model_card(facts, bill).encode()}
 
 
 def _evidence(

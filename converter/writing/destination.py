@@ -57,7 +57,10 @@ def check_destination(
     with writing(destination):
         _check_name(destination)
         _check_inputs(destination, inputs)
-        _check_there(destination, force, replaces, not is_file_name(destination) if is_folder is None else is_folder)
+        if is_folder is None:
+            _check_meant(destination)
+            is_folder = not is_file_name(destination)
+        _check_there(destination, force, replaces, is_folder)
 
 
 def _check_name(destination: Path) -> None:
@@ -93,12 +96,15 @@ def _check_inputs(destination: Path, inputs: list[Path]) -> None:
             raise DestinationError(f"{destination} holds the source {path.name}; choose another destination")
 
 
-def _check_there(destination: Path, force: bool, replaces: Collection[str], is_folder: bool) -> None:
+def _check_meant(destination: Path) -> None:
     if meant := meant_file(destination):
         raise DestinationError(
             f"{file_name(destination)}: looks like the name of a file, but only {', '.join(WRITTEN)} files are "
             f"written. Did you mean {quoted(meant)}? For a folder choose a name without {plain(destination.suffix)}"
         )
+
+
+def _check_there(destination: Path, force: bool, replaces: Collection[str], is_folder: bool) -> None:
     if not destination.exists():
         return
     if not destination.is_dir() and not destination.is_file():

@@ -10,13 +10,17 @@ from pathlib import Path
 import pytest
 import skimage.data
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, BertTokenizerFast, GroundingDinoProcessor
 from transformers import GroundingDinoImageProcessor as ImageProcessor
 
+from converter.cli import main
 from converter.grounding.tokenizer import SHIPPED
 from converter.grounding_dino.family import FAMILY
 from tests import ROOT
+from tests.support.packaging import bill_of
+from tests.support.saved_glip import ledger
 from tests.support.small_grounding_dino import MM, SIZES, SPEC, small_folder, small_model
 
 NAMES = ["preprocessor_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"]
@@ -58,6 +62,19 @@ def test_they_are_the_same_from_what_was_made_of_them(folder: Path) -> None:
     changed = json.loads(made.files[NAMES[0]]) | {"size": {"shortest_edge": 96, "longest_edge": 160}}
     (folder / NAMES[0]).write_text(json.dumps(changed))
     assert json.loads(FAMILY.companions(folder, SIZES, None).files[NAMES[0]]) == changed
+
+
+def test_a_package_has_a_bill_of_materials(tmp_path: Path) -> None:
+    folder = small_folder(tmp_path / "small")
+    made_of = ledger(folder / "model.safetensors", name=SPEC, variant="grounding-dino-tiny", also=[])
+    (folder / "conversion.json").write_text(json.dumps(made_of))
+    words = ["package", folder, tmp_path / "out", "--model-name", "grounding-dino-tiny"]
+    result = CliRunner().invoke(main, list(map(str, words)))
+    assert result.exit_code == 0, result.output
+    bill = bill_of(tmp_path / "out")
+    assert bill["metadata"]["component"]["licenses"][0]["license"]["id"] == "Apache-2.0"
+    listed = {part["name"] for part in bill["components"]}
+    assert {*NAMES, "Objects365", "GoldG", "Cap4M", "ShilongLiu/GroundingDINO"} < listed
 
 
 def test_another_vocabulary_is_told(tmp_path: Path) -> None:

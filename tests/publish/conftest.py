@@ -1,4 +1,4 @@
-"""Conversions to make packages of."""
+"""Conversions to make packages of, keys to sign with, and what a signature is of."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from converter.parity.run import parity
 from tests.support.bert_vocabulary import small_vocabulary
 from tests.support.certifying import read_weights
 from tests.support.saved_glip import ledger, saved_glip
+from tests.support.signing import Pair, pair
 from tests.support.small_capture import small_capture
 from tests.support.small_glip import subject
 
@@ -57,3 +58,18 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def conversions(originals: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(originals, tmp_path / "in"))
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return pair(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """What a signature sees of a model: files."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("model.safetensors", "config.json", "vocab.txt", "parity.json", "conversion.json", "README.md"):
+        (folder / name).write_text(f"content of {name}\n" * 100)
+    return folder

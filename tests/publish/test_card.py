@@ -218,6 +218,6 @@ def test_names_out_of_files_stay_names(hostile: str) -> None:
 def test_the_tables_are_tables(conversions: Path) -> None:
     card = card_of(packaged(conversions, "glip", "--model-name", "glip-t")).split("---\n", 2)[2]
     html = MarkdownIt("gfm-like", {"linkify": False}).render(card)
-    assert html.count("<table>") == 3
+    assert html.count("<table>") == 4
     assert html.count("<h1>") == 1
     assert "|" not in re.sub(r"<code.*?</code>", "", html, flags=re.DOTALL)

@@ -23,8 +23,8 @@ from tests.support.packaging import edit, packaged, run
 from tests.support.small_glip import loading
 
 FILES = [
-    "README.md", "config.json", "conversion.json", "model.safetensors", "parity.json", "special_tokens_map.json",
-    "tokenizer.json", "tokenizer_config.json", "vocab.txt",
+    "README.md", "bom.cdx.json", "config.json", "conversion.json", "model.safetensors", "parity.json",
+    "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
 ]  # fmt: skip
 
 

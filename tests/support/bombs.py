@@ -102,6 +102,7 @@ BESIDE = {
     "conversion.json": ("verify", "publish"),
     "parity.json": ("verify", "package"),
     "evaluation.json": ("verify", "package"),
+    "bom.cdx.json": ("verify", "publish"),
     "tokenizer.json": ("detect",),
     "vocab.txt": ("detect",),
     "model.safetensors.index.json": ("open_checkpoint", "convert"),

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner, Result
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from converter.cli import main
 
@@ -26,6 +28,14 @@ def packaged(folder: Path, conversion: str = "glip.safetensors", *more: object) 
 
 def card_of(out: Path) -> str:
     return (out / "README.md").read_text(encoding="utf-8")
+
+
+def bill_of(out: Path) -> dict[str, Any]:
+    """The bill of materials, which the library's own strict validator takes, formats of addresses included."""
+    content = (out / "bom.cdx.json").read_text(encoding="ascii")
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(content) is None
+    bill: dict[str, Any] = json.loads(content)
+    return bill
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:

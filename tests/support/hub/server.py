@@ -34,7 +34,7 @@ import shutil
 import sys
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
@@ -118,14 +118,18 @@ class HubServer:
         assert commit is not None
         return self.storage.path_of(commit.files[path]).read_bytes()
 
-    def push(self, name: str, files: dict[str, bytes], title: str = "by somebody else", ref: str = "main") -> Commit:
+    def push(
+        self, name: str, files: Mapping[str, bytes | None], title: str = "by somebody else", ref: str = "main"
+    ) -> Commit:
         """A commit of another client; `None` deletes."""
         repository = self.repository(name)
         parent = repository.find(ref)
         assert parent is not None
         entries = dict(parent.files)
         for path, content in files.items():
-            if is_lfs(path, len(content)):
+            if content is None:
+                del entries[path]
+            elif is_lfs(path, len(content)):
                 sha256 = hashlib.sha256(content).hexdigest()
                 self.storage.lfs_path(sha256).write_bytes(content)
                 entries[path] = self.storage.lfs_entry(sha256, len(content))

@@ -1,0 +1,142 @@
+"""An exported graph, run by onnxruntime, as parity compares it with a capture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import onnxruntime
+import torch
+from torch import Tensor
+
+from converter.display import file_name, listed, plain
+from converter.errors import CaptureError, ModelError
+from converter.mapping.entries import Tap
+from converter.onnx.file import OnnxFile
+from converter.parity.capture import Capture
+from converter.parity.family import Family
+from converter.parity.subject import Subject
+from converter.parity.taps import OnValue
+
+_ERRORS = 3  # of onnxruntime's severities
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Graph:
+    """A file that onnxruntime has opened, on the CPU."""
+
+    file: OnnxFile
+    session: onnxruntime.InferenceSession
+
+    @classmethod
+    def open(cls, file: OnnxFile, threads: int | None = None) -> Graph:
+        """ModelError if onnxruntime does not take it."""
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _ERRORS
+        if threads:
+            options.intra_op_num_threads = threads
+        try:
+            session = onnxruntime.InferenceSession(file.path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # of onnxruntime, which has no class above its own
+            raise ModelError(
+                f"{file_name(file.path)}: onnxruntime does not take it: {plain(str(error), 300)}"
+            ) from None
+        return cls(file, session)
+
+    def run(self, inputs: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+        """Outputs by their names. ModelError if the inputs do not fit it."""
+        given = {}
+        for node in self.session.get_inputs():
+            if node.name not in inputs:
+                raise ModelError(f"{file_name(self.file.path)}: needs the input {plain(node.name)}, which is not here.")
+            value = inputs[node.name]
+            given[node.name] = (value if node.type == "tensor(int64)" else value.to(self.dtype)).numpy(force=True)
+        try:
+            found = self.session.run(list(names), given)
+        except Exception as error:
+            raise ModelError(
+                f"{file_name(self.file.path)}: onnxruntime does not run it on these inputs: {plain(str(error), 300)}"
+            ) from None
+        return {name: torch.from_numpy(value) for name, value in zip(names, found, strict=True)}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which it computes."""
+        found = {"float32": torch.float32, "float16": torch.float16}.get(self.file.about.dtype)
+        if found is None:
+            raise ModelError(f"{file_name(self.file.path)}: says that it computes in {plain(self.file.about.dtype)}.")
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class GraphSubject(Subject):
+    """A graph as it is compared. `model`: of its sizes, without numbers; what is computed of outputs needs it."""
+
+    is_whole: ClassVar[bool] = True
+    graph: Graph = field(kw_only=True)
+
+    @classmethod
+    def of(cls, family: Family[Any], graph: Graph) -> GraphSubject:
+        """ModelError if its sizes are none of the family's."""
+        with torch.device("meta"):
+            model = family.build(graph.file.about.config)
+        return cls(family, model.to(graph.dtype), graph=graph)
+
+    @cached_property
+    def outputs(self) -> Mapping[str, str]:
+        """Of each activation that the graph gives its output's name."""
+        there = {node.name for node in self.graph.session.get_outputs()}
+        return {tap: name for name, tap in self.graph.file.about.outputs.items() if name in there}
+
+    @property
+    def device(self) -> str:
+        return "cpu"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        about = self.graph.file.about
+        return {
+            **super().settings,
+            "onnxruntime": onnxruntime.__version__,
+            "opset": about.opset,
+            "exported_by": about.torch,
+        }
+
+    def computes(self, tap: Tap) -> bool:
+        return tap.source in self.outputs
+
+    def observed(self, inputs: Mapping[str, Tensor], taps: Sequence[Tap], on_value: OnValue) -> Any:
+        for name, value in inputs.items():
+            self._check(name, value)
+        found = self.graph.run(inputs, list(self.outputs.values()))
+        for tap in taps:
+            if on_value(tap, found[self.outputs[tap.source]]) is not None:
+                raise CaptureError("an exported graph runs as a whole: no activation of it can be replaced")
+        return self.family.output(found)
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Any:
+        return self.observed(inputs, (), lambda tap, value: None)
+
+    def _check(self, name: str, value: Tensor) -> None:
+        """ModelError, with what to do, where an input is of a length that the graph is not made for."""
+        node = next((node for node in self.graph.session.get_inputs() if node.name == name), None)
+        if node is None:
+            return
+        for length, wanted in zip(value.shape, node.shape, strict=True):
+            if isinstance(wanted, int) and length != wanted:
+                raise ModelError(
+                    f"{file_name(self.graph.file.path)}: takes {name} of {listed(map(str, node.shape))}, and these are "
+                    f"of {listed(map(str, value.shape))}. Export with --size {'x'.join(map(str, value.shape[2:]))}."
+                )
+
+
+def same_weights(file: OnnxFile, capture: Capture) -> bool | None:
+    """Whether the capture was made of the weights that a file was exported from; None where nothing says so."""
+    captured = capture.facts.get("state_dict")
+    if captured is None or not file.about.state_dicts:
+        return None
+    if captured in file.about.state_dicts:
+        return True
+    return False if any(known.get("dtype") == captured["dtype"] for known in file.about.state_dicts) else None
