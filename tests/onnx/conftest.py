@@ -1,4 +1,4 @@
-"""A small GLIP, exported once for any size, with all that captures have, and a capture of it."""
+"""A small GLIP, exported, and a capture of it."""
 
 from __future__ import annotations
 
@@ -51,12 +51,11 @@ class Small(NamedTuple):
     taps: list[str]
 
 
-@pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
-    folder = tmp_path_factory.mktemp("onnx")
+def exported(folder: Path, *options: object) -> Small:
+    """A small model, exported with such options."""
     model = small_glip(**SMALLER)
     weights = save(small_glip(torch.float32, **SMALLER), folder / "small.safetensors")
-    result = run("export", weights, folder / "small.onnx", "--taps", "--json", "-q")
+    result = run("export", weights, folder / "small.onnx", *options, "--json", "-q")
     assert result.exit_code == 0, result.output
     taps = load_table(FAMILY.table).bind(asdict(model.config)).taps
     return Small(

@@ -11,10 +11,15 @@ import pytest
 from converter.cli.families import family_of
 from converter.errors import HubError
 from converter.publish.folder import read_folder
-from tests.onnx.conftest import Small, run
+from tests.onnx.conftest import Small, exported, run
 from tests.support.bert_vocabulary import small_vocabulary
 from tests.support.packaging import bill_of
 from tests.support.saved_glip import ledger
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    return exported(tmp_path_factory.mktemp("onnx"), "--size", "96x160", "--tokens", "13")
 
 
 @pytest.fixture
