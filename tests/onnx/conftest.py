@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
 import torch
 from click.testing import CliRunner, Result
 
