@@ -20,6 +20,7 @@ from tests import ROOT
 from tests.support.evaluating import annotated, write_pictures
 from tests.support.hub.server import HubServer
 from tests.support.saved_glip import save, saved_glip
+from tests.support.signing import pair, signed
 from tests.support.small_capture import write
 from tests.support.small_folder import small_folder
 from tests.support.small_glip import small_glip
@@ -191,6 +192,21 @@ def test_the_action_verifies_what_is_on_the_hub(runner: Runner, published: HubSe
         assert verify(model=hostile) not in (0, 1)
         assert verify(model="absent", revision=hostile) not in (0, 1)
     assert not (runner.folder / "pwned").exists()
+
+
+def test_the_action_asks_for_a_signature(runner: Runner, published: HubServer, certified: Path, tmp_path: Path) -> None:
+    keys = pair(runner.folder)
+    folder = signed(Path(shutil.copytree(certified, tmp_path / "signed")), keys.signer)
+
+    def verify(**values: str) -> int:
+        return runner.step(ACTION, "Verify", given(ACTION, {"model": REPOSITORY, **values}))
+
+    assert verify(**{"signature-key": "signer.pub"}) == 8  # it is not signed
+    published.push(REPOSITORY, {"model.sig": (folder / "model.sig").read_bytes()})
+    assert verify(**{"signature-key": "signer.pub"}) == 0, runner.said
+    pair(runner.folder, "another")
+    assert verify(**{"signature-key": "another.pub"}) == 1, runner.said
+    assert verify(**{"require-signature": "me@example.org", "signature-issuer": "https://issuer.example"}) == 1
 
 
 @needs_jq

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -36,18 +36,14 @@ It takes minutes: with --size a third of the time that any size takes. Inputs an
 outputs are in docs/onnx.md."""
 
 
-class _Size(click.ParamType[tuple[int, int]]):
-    """`800x1344`, or `dynamic` as (0, 0)."""
-
-    name = "HxW|dynamic"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        if value == "dynamic":
-            return 0, 0
-        found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", str(value), re.ASCII)
-        if not found or not int(found[1]) or not int(found[2]):
-            self.fail(f"{value!r} is neither height x width in pixels, as 800x1344, nor 'dynamic'", param, ctx)
-        return int(found[1]), int(found[2])
+def _size(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, int]:
+    """Option callback: `800x1344`, or `dynamic` as (0, 0)."""
+    if value == "dynamic":
+        return 0, 0
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", value, re.ASCII)
+    if not found or not int(found[1]) or not int(found[2]):
+        raise click.BadParameter(f"{value!r} is neither height x width in pixels, as 800x1344, nor 'dynamic'")
+    return int(found[1]), int(found[2])
 
 
 @click.command(epilog=_EPILOG)
@@ -59,7 +55,14 @@ class _Size(click.ParamType[tuple[int, int]]):
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True)
 @click.option("--opset", type=click.IntRange(18, 23), help="Of ONNX. Default: 20, with --gathers 18.")
 @click.option("--tokens", type=click.IntRange(1), help="Length of captions. Default: any.")
-@click.option("--size", type=_Size(), default="dynamic", show_default=True, help="Of pictures; any multiple of 32.")
+@click.option(
+    "--size",
+    metavar="HxW|dynamic",
+    callback=_size,
+    default="dynamic",
+    show_default=True,
+    help="Of pictures; any multiple of 32.",
+)
 @click.option("--taps", is_flag=True, help="Also give the activations that captures have, to be compared.")
 @click.option("--with-detection", is_flag=True, help="Also give boxes: what is found of phrases that are asked for.")
 @click.option("--gathers", is_flag=True, help="For runtimes without DeformConv: more memory, and slower.")

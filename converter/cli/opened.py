@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
+from converter.cli.output import note
 from converter.display import file_name
 from converter.errors import ModelError
 from converter.mapping.documents import names_of
@@ -76,6 +77,8 @@ class Opened:
         if self.graph.about.model not in names_of("spec"):
             where = file_name(self.path)
             raise ModelError(f"{where}: is of a model that is not known here. Install the family that brings it.")
+        if all(name != tap for name, tap in self.graph.about.outputs.items()):
+            note(f"{file_name(self.path)}: has the outputs alone to compare; --taps of export adds what is between")
         return GraphSubject.of(family_of(self.graph.about.model), Graph.open(self.graph, threads))
 
     def suspected(self, reports: list[Report]) -> list[Report]:

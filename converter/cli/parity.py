@@ -47,17 +47,13 @@ _BOTH: Sequence[Mode] = ("propagated", "injected")
 _OTHER = " (--other-weights compares anyway)"
 
 
-class _Mutations(click.ParamType[int]):
-    """A number of mutations, or `all`, as 0."""
-
-    name = "N|all"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if value == "all":
-            return 0
-        if not str(value).isdigit() or not int(value):
-            self.fail(f"{value!r} is neither a number from 1 on nor 'all'", param, ctx)
-        return int(value)
+def _mutations(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """Option callback: a number of mutations, or `all`, as 0."""
+    if value is None or value == "all":
+        return None if value is None else 0
+    if not value.isdigit() or not int(value):
+        raise click.BadParameter(f"{value!r} is neither a number from 1 on nor 'all'")
+    return int(value)
 
 
 @click.command(epilog=_EPILOG)
@@ -77,7 +73,12 @@ class _Mutations(click.ParamType[int]):
 @click.option("--gate", help="Another tolerance: a relative error like 1e-8, or 6x the captured model's own error.")
 @run_options("float64")
 @click.option("--coverage", "cover", is_flag=True, help="Also tell which elements of the weights the captures see.")
-@click.option("--mutate", type=_Mutations(), help="Make so many faults on purpose, and count those that are noticed.")
+@click.option(
+    "--mutate",
+    metavar="N|all",
+    callback=_mutations,
+    help="Make so many faults on purpose, and count those that are noticed.",
+)
 @click.option(
     "--rows",
     type=click.IntRange(1),

@@ -153,7 +153,11 @@ def _rename(model: ir.Model, graph: Graph, outputs: Sequence[str]) -> None:
             for symbol in re.findall(r"s\d+", str(value.shape[number])):
                 symbols[symbol] = axis.name if axis.multiple == 1 else f"({axis.name}/{axis.multiple})"
             value.shape[number] = axis.name
-    for value, name in zip(model.graph.outputs, outputs, strict=True):
+    for number, name in enumerate(outputs):
+        if (value := model.graph.outputs[number]) in model.graph.outputs[:number]:  # one activation under two names
+            model.graph.append(again := ir.Node("", "Identity", [value]))
+            again.outputs[0].shape, again.outputs[0].type = value.shape, value.type
+            value = model.graph.outputs[number] = again.outputs[0]
         value.name = name
         assert value.shape is not None
         symbols |= dict.fromkeys(re.findall(r"u\d+", str(value.shape[0])), "found")  # known by its values alone

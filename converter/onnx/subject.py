@@ -91,9 +91,13 @@ class GraphSubject(Subject):
 
     @cached_property
     def outputs(self) -> Mapping[str, str]:
-        """Of each activation that the graph gives its output's name."""
+        """Of each activation that the graph gives its output's name. ModelError if it does not give what it says."""
         there = {node.name for node in self.graph.session.get_outputs()}
-        return {tap: name for name, tap in self.graph.file.about.outputs.items() if name in there}
+        stated = self.graph.file.about.outputs
+        if missing := sorted(stated.keys() - there):
+            where = file_name(self.graph.file.path)
+            raise ModelError(f"{where}: does not give the output {plain(missing[0])}, as it says. Export it again.")
+        return {tap: name for name, tap in stated.items()}
 
     @property
     def device(self) -> str:

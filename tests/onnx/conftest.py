@@ -1,4 +1,4 @@
-"""A small GLIP, exported once for any size, with all that captures have, and a capture of it."""
+"""A small GLIP, exported, and a capture of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
 import torch
 from click.testing import CliRunner, Result
 
@@ -40,8 +39,10 @@ def capture(model: GLIP, path: Path, height: int, width: int, tokens: int) -> Pa
 
 
 class Small(NamedTuple):
-    """The weights, the graph that was made of them, a capture, what `export` said, and the names of all activations."""
+    """The weights, the model's sizes, the graph that was made of it, a capture, what `export` said, and the names of
+    all activations."""
 
+    config: dict[str, Any]
     weights: Path
     graph: Path
     capture: Path
@@ -49,15 +50,15 @@ class Small(NamedTuple):
     taps: list[str]
 
 
-@pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
-    folder = tmp_path_factory.mktemp("onnx")
+def exported(folder: Path, *options: object) -> Small:
+    """A small model, exported with such options."""
     model = small_glip(**SMALLER)
     weights = save(small_glip(torch.float32, **SMALLER), folder / "small.safetensors")
-    result = run("export", weights, folder / "small.onnx", "--taps", "--json", "-q")
+    result = run("export", weights, folder / "small.onnx", *options, "--json", "-q")
     assert result.exit_code == 0, result.output
     taps = load_table(FAMILY.table).bind(asdict(model.config)).taps
     return Small(
+        model.config.to_dict(),
         weights,
         folder / "small.onnx",
         capture(model, folder / "capture.safetensors", 96, 160, 13),

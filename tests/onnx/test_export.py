@@ -13,11 +13,15 @@ import torch
 from onnx.numpy_helper import to_array
 from safetensors.torch import load_file
 
-from converter.glip import GLIP
 from tests import ROOT
-from tests.onnx.conftest import SMALLER, Small, capture, run
-from tests.support.saved_glip import save
+from tests.onnx.conftest import SMALLER, Small, capture, exported, run
 from tests.support.small_glip import random_inputs, small_glip
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    """For any size, with all that captures have."""
+    return exported(tmp_path_factory.mktemp("onnx"), "--taps")
 
 
 def session(path: Path) -> onnxruntime.InferenceSession:
@@ -91,13 +95,13 @@ def test_it_is_compared_with_a_capture_tap_by_tap(small: Small, tmp_path: Path) 
 
 def test_a_weight_that_was_changed_in_it_is_found(small: Small, tmp_path: Path) -> None:
     graph = onnx.load(small.graph)
-    (bias,) = (tensor for tensor in graph.graph.initializer if tensor.name == "fpn.inner.2.bias")
+    (bias,) = (tensor for tensor in graph.graph.initializer if tensor.name == "backbone.norms.0.bias")
     changed = to_array(bias) + np.float32(0.01)
     bias.CopyFrom(onnx.numpy_helper.from_array(changed, bias.name))
     onnx.save(graph, tmp_path / "changed.onnx")
     result = run("parity", tmp_path / "changed.onnx", "--reference", small.capture)
     assert result.exit_code == 1
-    assert "fpn" in result.stdout
+    assert "backbone.norms.0" in result.stdout
 
 
 def test_a_capture_of_other_weights_is_refused(small: Small, tmp_path: Path) -> None:
@@ -119,12 +123,18 @@ def test_what_is_of_models_is_refused_for_a_graph(options: list[str], small: Sma
     assert "an exported graph runs as it is" in result.stderr
 
 
-def test_a_size_in_pixels_and_weights_beside_it(small: Small, tmp_path: Path) -> None:
+def test_a_size_in_pixels_weights_beside_it_and_the_same_bytes_again(small: Small, tmp_path: Path) -> None:
     graph, odd = tmp_path / "fixed.onnx", tmp_path / "odd.safetensors"
     capture(small_glip(**SMALLER), odd, 75, 101, 13)
-    made = run("export", small.weights, graph, "--size", "75x101", "--tokens", "13", "--external-data", "-q", "--json")
+    options = ["--size", "75x101", "--tokens", "13", "--external-data", "-q", "--json"]
+    made = run("export", small.weights, graph, *options)
     assert made.exit_code == 0, made.output
     assert set(json.loads(made.stdout)["files"]) == {"fixed.onnx", "fixed.onnx.data"}
+    again = tmp_path / "again" / "fixed.onnx"
+    again.parent.mkdir()
+    assert run("export", small.weights, again, *options).exit_code == 0
+    for name in ("fixed.onnx", "fixed.onnx.data"):
+        assert again.with_name(name).read_bytes() == graph.with_name(name).read_bytes()
     assert run("parity", graph, "--reference", odd).exit_code == 0
     other = run("parity", graph, "--reference", small.capture)
     assert other.exit_code == 7
@@ -156,11 +166,3 @@ def test_what_cannot_be_exported_is_refused_before_any_work(small: Small, tmp_pa
     dry = run("export", small.weights, tmp_path / "graph.onnx", "--dry-run", "--json")
     assert (dry.exit_code, json.loads(dry.stdout)["written"]) == (0, False)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_saved_model_gives_the_same_bytes_again(small: Small, tmp_path: Path) -> None:
-    again = save(GLIP.from_pretrained(small.weights), tmp_path / "small.safetensors")
-    options = ["--size", "96x160", "--tokens", "13", "-q"]
-    for name in ("one.onnx", "two.onnx"):
-        assert run("export", again, tmp_path / name, *options).exit_code == 0
-    assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()

@@ -8,4 +8,5 @@ writing.py     endpoints that change something
 card.py        what it refuses in a model card
 server.py      the server itself
 offline.py     ways of being without it
+__main__.py    a program beside an empty one
 """
