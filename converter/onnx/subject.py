@@ -52,7 +52,7 @@ class Graph:
         lengths: dict[Any, int] = {}
         for node in nodes:
             if node.name in inputs:
-                lengths |= dict(zip(node.shape, inputs[node.name].shape, strict=True))
+                lengths |= dict(zip(node.shape, inputs[node.name].shape, strict=False))
         for node in nodes:
             if node.name not in inputs and node.name not in self.file.about.asked:
                 raise ModelError(f"{file_name(self.file.path)}: needs the input {plain(node.name)}, which is not here.")
@@ -139,12 +139,17 @@ class GraphSubject(Subject):
         node = next((node for node in self.graph.session.get_inputs() if node.name == name), None)
         if node is None:
             return
-        for length, wanted in zip(value.shape, node.shape, strict=True):
-            if isinstance(wanted, int) and length != wanted:
-                raise ModelError(
-                    f"{file_name(self.graph.file.path)}: takes {name} of {listed(map(str, node.shape))}, and these are "
-                    f"of {listed(map(str, value.shape))}. Export with --size {'x'.join(map(str, value.shape[2:]))}."
-                )
+        wanted = [length if isinstance(length, int) else None for length in node.shape]
+        if len(wanted) != value.dim() or any(
+            w not in (None, length) for w, length in zip(wanted, value.shape, strict=True)
+        ):
+            length = (
+                f"--size {'x'.join(map(str, value.shape[2:]))}" if value.dim() > 2 else f"--tokens {value.shape[-1]}"
+            )
+            raise ModelError(
+                f"{file_name(self.graph.file.path)}: takes {plain(name)} of {listed(plain(str(n)) for n in node.shape)}, "
+                f"and these are of {listed(map(str, value.shape))}. Export with {length}."
+            )
 
 
 def _nothing_asked(node: Any, lengths: Mapping[Any, int]) -> Tensor:
