@@ -140,16 +140,13 @@ class GraphSubject(Subject):
         if node is None:
             return
         wanted = [length if isinstance(length, int) else None for length in node.shape]
-        if len(wanted) != value.dim() or any(
-            w not in (None, length) for w, length in zip(wanted, value.shape, strict=True)
-        ):
-            length = (
-                f"--size {'x'.join(map(str, value.shape[2:]))}" if value.dim() > 2 else f"--tokens {value.shape[-1]}"
-            )
-            raise ModelError(
-                f"{file_name(self.graph.file.path)}: takes {plain(name)} of {listed(plain(str(n)) for n in node.shape)}, "
-                f"and these are of {listed(map(str, value.shape))}. Export with {length}."
-            )
+        here = list(value.shape)
+        if len(wanted) == len(here) and all(w in (None, length) for w, length in zip(wanted, here, strict=True)):
+            return
+        option = f"--size {'x'.join(map(str, here[2:]))}" if len(here) > 2 else f"--tokens {here[-1]}"
+        takes = f"takes {plain(name)} of {listed(plain(str(length)) for length in node.shape)}"
+        where = file_name(self.graph.file.path)
+        raise ModelError(f"{where}: {takes}, and these are of {listed(map(str, here))}. Export with {option}.")
 
 
 def _nothing_asked(node: Any, lengths: Mapping[Any, int]) -> Tensor:
