@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,11 +14,10 @@ from converter.cli.output import done_with, note, print_json, progress, reports
 from converter.cli.places import destination, places, source
 from converter.cli.run_options import MODEL, root
 from converter.display import counted, file_name, gigabytes, listed
-from converter.errors import DestinationError
+from converter.errors import DestinationError, ModelError
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
-    from converter.onnx.export import Exported
     from converter.onnx.file import About
     from converter.parity.graph import Graph
     from converter.parity.subject import Subject
@@ -61,7 +61,7 @@ def _size(context: click.Context, parameter: click.Parameter, value: str) -> tup
     callback=_size,
     default="dynamic",
     show_default=True,
-    help="Of pictures; any multiple of 32.",
+    help="Of pictures; 'dynamic' is any multiple of 32.",
 )
 @click.option("--taps", is_flag=True, help="Also give the activations that captures have, to be compared.")
 @click.option("--with-detection", is_flag=True, help="Also give boxes: what is found of phrases that are asked for.")
@@ -88,8 +88,8 @@ def export(
 ) -> None:
     """Write MODEL, here or on the Hub (org/name, hf://org/name/file.pth), as an ONNX file.
 
-    Every weight in it has the bits that the model has. `converter parity FILE.onnx` compares it, run by onnxruntime,
-    with a capture.
+    Every weight in it has the bits that the model has in that dtype. `converter parity FILE.onnx` compares it, run by
+    onnxruntime, with a capture.
     """
     opset = opset or (18 if gathers else 20)
     if opset < 19 and not gathers:
@@ -103,6 +103,7 @@ def export(
     path = locate(model_source, quiet=as_json).path
     with open_weights(path, root) as checkpoint:
         _check_destination(destination, checkpoint, force)
+        _check_exportable(path, checkpoint)
         subject = load_subject(path, checkpoint, "cpu", dtype)
         graph = subject.family.graph(
             subject.model, size if any(size) else None, tokens, gathers=gathers, detection=with_detection
@@ -110,7 +111,7 @@ def export(
         wanted = load_table(subject.family.table).bind(subject.config).taps
         about = _about(path, checkpoint, subject, graph, opset, size, tokens)
     if dry_run:
-        _tell(destination, None, about, as_json)
+        _tell(destination, (), about, as_json)
         return
     exported = export(subject, graph, [tap for tap in wanted if taps or not tap.target], opset, note)
     about = replace(about, outputs=exported.outputs, unused=exported.unused)
@@ -118,8 +119,9 @@ def export(
     note("writing it")
     with progress(exported.size, "writing") as advance:
         done = done_with(file_name(destination))
-        write_onnx(exported.model, about, destination, external=external, force=force, on_bytes=advance, on_done=done)
-    _tell(destination, exported, about, as_json)
+        options: Any = {"external": external, "force": force, "on_bytes": advance, "on_done": done}
+        written = write_onnx(exported.model, about, destination, **options)
+    _tell(destination, written, about, as_json)
 
 
 def _check_destination(destination: Path, checkpoint: Checkpoint, force: bool) -> None:
@@ -131,6 +133,17 @@ def _check_destination(destination: Path, checkpoint: Checkpoint, force: bool) -
         raise DestinationError(f"{file_name(destination)}: an ONNX file has the suffix .onnx; name it so")
     for path in (destination, destination.with_name(data_name(destination))):
         check_destination(path, force=force, inputs=[Path(file) for file in checkpoint.files], is_folder=False)
+
+
+def _check_exportable(path: Path, checkpoint: Checkpoint) -> None:
+    """ModelError, before a model is loaded, for one whose family does not export any."""
+    from converter.cli.families import family_of_weights
+    from converter.parity.family import Family
+
+    family = family_of_weights(path, checkpoint)
+    if type(family).graph is Family.graph:
+        names = type(family).__name__.removesuffix("Family")
+        raise ModelError(f"{file_name(path)}: models of the family {names} cannot be exported; GLIP can.")
 
 
 def _about(
@@ -160,6 +173,7 @@ def _about(
         dtype=subject.dtype,
         opset=opset,
         size=size if any(size) else None,
+        multiple=graph.multiple,
         tokens=tokens,
         table=subject.family.table,
         outputs={},
@@ -171,16 +185,11 @@ def _about(
     )
 
 
-def _tell(destination: Path, exported: Exported | None, about: About, as_json: bool) -> None:
+def _tell(destination: Path, written: Sequence[Path], about: About, as_json: bool) -> None:
     """What was written, or would be."""
-    sizes = {}
-    if exported is not None:
-        from converter.onnx.file import data_name
-
-        there = (destination, destination.with_name(data_name(destination)))
-        sizes = {path.name: path.stat().st_size for path in there if path.is_file()}
+    sizes = {path.name: path.stat().st_size for path in written}
     if as_json:
-        content = {"destination": str(destination), "written": exported is not None, "files": sizes}
+        content = {"destination": str(destination), "written": bool(written), "files": sizes}
         keys = ("model", "dtype", "opset", "tokens", "outputs", "found", "weights", "unused")
         print_json(content | {"size": about.size and list(about.size)} | {key: getattr(about, key) for key in keys})
         return
@@ -193,4 +202,4 @@ def _tell(destination: Path, exported: Exported | None, about: About, as_json: b
         click.echo(f"gives boxes, and takes {listed(about.asked)} for it")
     if about.unused:
         click.echo(f"{counted(len(about.unused), 'weight')} that nothing uses left out: {listed(about.unused, 5)}")
-    click.echo(f"written: {destination}" if exported is not None else "nothing written: dry run")
+    click.echo(f"written: {destination}" if written else "nothing written: dry run")

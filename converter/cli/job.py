@@ -78,8 +78,8 @@ def _tell_failures(subject: str, inputs: Sequence[Path], given: Mapping[str, Any
 
 
 def check_outputs(outputs: Sequence[Path | None], inputs: Sequence[Path]) -> None:
-    """DestinationError for an output that would replace an input, or has no folder to be in."""
-    for output in outputs:
+    """DestinationError for an output, or --summary, that would replace an input, or has no folder to be in."""
+    for output in (*outputs, click.get_current_context().meta.get(_SUMMARY)):
         if output is not None and not output.parent.is_dir():
             raise DestinationError(f"{output} cannot be written: there is no folder {output.parent}")
         if output is not None and output.exists() and any(path.exists() and output.samefile(path) for path in inputs):

@@ -19,8 +19,9 @@ from converter.parity.graph import Axis, Graph
 from converter.parity.mutations import patched
 
 MULTIPLE = 32  # what sides of pictures are padded to; of others a graph for any size would need far more formulas
-TRACED = (160, 224)  # a size whose maps differ in every side, down to 2x2 cells, so that no length is taken for another
+TRACED = (160, 224)  # a size whose maps are no single row or column, down to 2x2 cells, as no length is taken for 1
 TOKENS = 40
+LONGEST = 4096  # pixels of a side: no detector is run on longer ones
 
 torch.library.define(
     "converter::deform_conv", "(Tensor x, Tensor weight, Tensor offset, Tensor bias, Tensor mask, int stride) -> Tensor"
@@ -39,8 +40,8 @@ def graph_of(model: GLIP, size: tuple[int, int] | None, tokens: int | None, gath
     limit = _limit(model.config)
     if tokens is not None and not 0 < tokens <= limit:
         raise ModelError(f"tokens: found {tokens}, expected 1 to {limit}, what the model has positions for.")
-    if size is not None and min(size) < 1:
-        raise ModelError(f"size: found {size[0]}x{size[1]}, expected height and width in pixels.")
+    if size is not None and not 1 <= min(size) <= max(size) <= LONGEST:
+        raise ModelError(f"size: found {size[0]}x{size[1]}, expected height and width in pixels, at most {LONGEST}.")
     height, width = size or TRACED
     count = tokens or min(TOKENS, limit)
     ids = torch.ones(2, count, dtype=torch.int64)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from converter.parity.capture import Capture, Detections
     from converter.parity.graph import Graph
 
+_LABELS = 10_000  # of a capture
 ANCHORS = "rpn.anchor_generator."  # + level: an official module; here the method GLIP.anchors makes the anchors
 
 
@@ -141,10 +142,16 @@ class GLIPFamily(Family["GLIP"]):
     def asked(self, inputs: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Mapping[str, Tensor]:
         import torch
 
-        words = {int(label): tokens for label, tokens in facts["positive_map_label_to_token"].items()}
-        phrases = torch.zeros(max(words), inputs["input_ids"].shape[1], dtype=torch.bool)
-        for label, tokens in words.items():
-            phrases[label - 1, tokens] = True
+        from converter.glip.model.inputs import check_positive_map
+
+        tokens = inputs["input_ids"].shape[1]
+        stated = {int(label): own for label, own in facts["positive_map_label_to_token"].items()}
+        words = check_positive_map(stated, tokens)
+        if max(words) > _LABELS:
+            raise CaptureError(f"the capture asks for label {max(words)}, expected at most {_LABELS}. Capture again.")
+        phrases = torch.zeros(max(words), tokens, dtype=torch.bool)
+        for label, own in words.items():
+            phrases[label - 1, own] = True
         return {"image_sizes": torch.tensor(facts["image_sizes_hw"]), "phrases": phrases}
 
     def objects(self, named: Mapping[str, Tensor], pictures: int) -> Sequence[Detections]:

@@ -20,7 +20,7 @@ from torch.fx.experimental import _config as symbolic
 from converter.display import counted, listed
 from converter.errors import ModelError
 from converter.mapping.entries import Tap
-from converter.parity.graph import Axis, Graph
+from converter.parity.graph import Axis, Graph, output_name
 from converter.parity.subject import Subject
 from converter.parity.taps import observe
 
@@ -69,11 +69,6 @@ class _Traced(nn.Module):
         if self.detection is None:
             return activations
         return (*activations, *self.detection(out, *inputs[self.own :]))
-
-
-def output_name(tap: Tap) -> str:
-    """Of an output of the model the way to it, `boxes.0`; of another activation its source-side name."""
-    return tap.source if tap.target else ".".join(map(str, tap.output))
 
 
 def export(
@@ -131,15 +126,17 @@ def _dims(graph: Graph) -> dict[str, dict[int, Any]]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without what torch says of itself meanwhile; and no length is taken for 1 because the example's is."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), symbolic.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _rename(model: ir.Model, graph: Graph, outputs: Sequence[str]) -> None:

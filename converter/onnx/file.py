@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint.hashes import file_sha256
-from converter.checkpoint.strict_json import parse_json
+from converter.checkpoint.strict_json import parse_json, read_json
 from converter.display import file_name, plain, quoted
 from converter.errors import ModelError, NotACheckpointError, damaged
 from converter.writing.destination import writing
@@ -35,7 +36,8 @@ class About:
     model       the spec of the model, `config` its sizes
     dtype       of its weights and of what it computes
     opset       of ONNX
-    size        (height, width) of its pictures, None for any; `tokens` of its captions likewise
+    size        (height, width) of its pictures, None for any whose sides are multiples of `multiple`
+    tokens      of its captions, None for any number
     table       whose taps its outputs are; `outputs`: of each the source-side name of the activation
     weights     hash of all tensors that it was made of
     state_dicts what these are known by to captures, where it is known
@@ -50,6 +52,7 @@ class About:
     dtype: str
     opset: int
     size: tuple[int, int] | None
+    multiple: int
     tokens: int | None
     table: str
     outputs: Mapping[str, str]
@@ -58,14 +61,6 @@ class About:
     unused: tuple[str, ...]
     asked: tuple[str, ...]
     found: tuple[str, ...]
-
-
-_KINDS: Mapping[str, type | tuple[type, ...]] = {
-    "converter": str, "torch": str, "model": str, "config": dict, "dtype": str, "opset": int,
-    "size": (list, type(None)), "tokens": (int, type(None)), "table": str, "outputs": dict, "weights": str,
-    "state_dicts": list, "unused": list,
-    "asked": list, "found": list,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +97,11 @@ def write_onnx(
     force: bool,
     on_bytes: Callable[[int], object] = lambda count: None,
     on_done: Callable[[], object] = lambda: None,
-) -> None:
-    """Write a graph, whole or not at all; `external`: its weights in a file of their own. DestinationError."""
+) -> list[Path]:
+    """Write a graph, whole or not at all, and return what was written; `external`: its weights in a file of their own.
+
+    DestinationError.
+    """
     import onnx_ir as ir
 
     model.metadata_props[KEY] = to_json(asdict(about)).decode()
@@ -115,6 +113,7 @@ def write_onnx(
         write_at(staging.create(path.name, len(content)), content, 0)
         on_bytes(len(content))
         staging.commit(on_done)
+        return [path.with_name(name) for name in staging.names]
 
 
 def _write_data(model: ir.Model, name: str, staging: Staging, on_bytes: Callable[[int], object]) -> None:
@@ -146,6 +145,8 @@ def read_onnx(path: Path) -> OnnxFile:
 
     where = file_name(path)
     try:
+        if not path.is_file():  # a pipe would be waited for, a device read without end
+            raise NotACheckpointError(f"{where}: is not a file. Give the .onnx file itself.")
         if path.stat().st_size > LARGEST:
             raise NotACheckpointError(f"{where}: has more than 2 GiB, as no ONNX file has. Give the .onnx file itself.")
         model = onnx.load(path, load_external_data=False)
@@ -160,28 +161,27 @@ def read_onnx(path: Path) -> OnnxFile:
             "exported is compared by its recorded outputs: converter compare."
         )
     about = _about(stated[KEY], where)
+    if model.graph.sparse_initializer or model.functions:
+        raise ModelError(f"{where}: has sparse tensors or functions, which `converter export` does not write.")
     data = {_checked(path, entries) for entries in _external(model)}
     return OnnxFile(path, about, {file.name: file_sha256(file) for file in (path, *sorted(data))})
 
 
 def _about(text: str, where: str) -> About:
+    import jsonschema
+
     try:
         content = parse_json(text)
-        if not isinstance(content, dict) or content.keys() != _KINDS.keys():
-            raise ValueError(f"not just {', '.join(_KINDS)}")
-        if wrong := next((name for name, kind in _KINDS.items() if not isinstance(content[name], kind)), None):
-            raise ValueError(f"{wrong} is of another kind")
-        size = content["size"] and tuple(map(int, content["size"]))
-        outputs = {str(name): str(tap) for name, tap in content["outputs"].items()}
-        return About(**{
-            **content, "size": size, "outputs": outputs, "state_dicts": tuple(content["state_dicts"]),
-            **{name: tuple(map(str, content[name])) for name in ("unused", "asked", "found")},
-        })  # fmt: skip
-    except (ValueError, TypeError) as error:
+        schema = read_json(Path(__file__).with_name("about.schema.json"))
+        if error := next(iter(jsonschema.Draft202012Validator(schema).iter_errors(content)), None):
+            raise ValueError(error.message)
+    except ValueError as error:
         raise ModelError(
-            f"{where}: what it says of itself is not what `converter export` writes: {plain(str(error), 300)}. "
-            "Export it again."
+            f"{where}: what it says of itself is not what this version of `converter export` writes: "
+            f"{plain(str(error), 300)}. Export it again."
         ) from None
+    lists = {name: tuple(value) for name, value in content.items() if isinstance(value, list)}
+    return About(**{**content, **lists})
 
 
 def _external(model: Any) -> list[dict[str, str]]:
@@ -195,8 +195,9 @@ def _external(model: Any) -> list[dict[str, str]]:
 def _checked(path: Path, entries: Mapping[str, str]) -> Path:
     """The file of external data: a plain name beside the graph, as long as it must be."""
     location = entries.get("location", "")
-    if location in ("", ".", "..") or PurePosixPath(location).name != location or "\\" in location or "\0" in location:
-        raise damaged(file_name(path), f"keeps weights in {quoted(location)}, which is not a name beside it")
+    if not isinstance(location, str) or not re.fullmatch(r"[^/\\\0]+\.onnx\.data", location):
+        said = f"keeps weights in {quoted(str(location))}, which is no file of weights beside it"
+        raise damaged(file_name(path), said)
     file = path.with_name(location)
     try:
         needed = int(entries.get("offset", 0)) + int(entries.get("length", 0))

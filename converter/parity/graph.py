@@ -7,8 +7,15 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from converter.mapping.entries import Tap
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+def output_name(tap: Tap) -> str:
+    """Of an output of the model the way to it, `boxes.0`; of another activation its source-side name."""
+    return tap.source if tap.target else ".".join(map(str, tap.output))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,11 @@ class Graph:
     detection: nn.Module | None = None
     asked: Mapping[str, Tensor] = field(default_factory=dict)
     found: tuple[str, ...] = ()
+
+    @property
+    def multiple(self) -> int:
+        """What the lengths of its axes are multiples of."""
+        return max(axis.multiple for axes in self.axes.values() for axis in axes.values())
 
     @property
     def all_inputs(self) -> Mapping[str, Tensor]:

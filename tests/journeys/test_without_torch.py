@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -102,14 +101,12 @@ def capture(folder: Path) -> Path:
 
 
 def test_parity_compares_the_boxes_that_a_file_gives_itself(folder: Path, capture: Path) -> None:
-    def told(name: str) -> list[dict[str, Any]]:
-        arguments = ["parity", str(folder / name), "--reference", str(capture), "--json"]
-        result = CliRunner().invoke(main, arguments)
-        assert result.exit_code == 0, result.output  # the raw outputs are the same in any case
-        found: list[dict[str, Any]] = json.loads(result.stdout)["detections"]
-        return found
+    def told(name: str, code: int) -> str:
+        result = CliRunner().invoke(main, ["parity", str(folder / name), "--reference", str(capture), "--json"])
+        assert result.exit_code == code, result.output
+        return result.stdout
 
-    for image in told("glip-t.onnx"):
+    for image in json.loads(told("glip-t.onnx", 0))["detections"]:
         assert image["same_order"]
         assert image["expected"] > 50
         assert image["pixels"] < 1e-3
@@ -119,4 +116,4 @@ def test_parity_compares_the_boxes_that_a_file_gives_itself(folder: Path, captur
     (limit,) = (node for node in graph.graph.node if suppression.input[3] in node.output)
     limit.attribute[0].f = 0.3  # the overlap above which boxes are dropped
     onnx.save(graph, folder / "changed.onnx")
-    assert [image["same_order"] for image in told("changed.onnx")] == [False, False]
+    assert "its boxes are not what its own outputs give" in told("changed.onnx", 8)
