@@ -40,8 +40,8 @@ _OPTIONS = {
         "--require-signature",
         "identity",
         metavar="IDENTITY",
-        help="Fail unless MODEL is signed by it: an e-mail or URI, by Sigstore; with --signature-certificate, a name "
-        "in the signer's certificate.",
+        help="Fail unless MODEL is signed by it: an e-mail or URI, by Sigstore; with --signature-certificate, one "
+        "in the signer's certificate, or the common name of one without any.",
     ),
     "issuer": click.option(
         "--signature-issuer", "issuer", metavar="URL", help="Who vouches for IDENTITY to Sigstore, as its OIDC issuer."

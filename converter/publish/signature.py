@@ -66,21 +66,20 @@ def claimed(bundle: Bundle) -> str:
     """Who a bundle says that it is by, which nothing has shown."""
     if bundle.method == "key":
         return f"a key with hash {bundle.key}"
-    names = names_of(bundle)
     if bundle.method == "certificate":
-        return _first(names)
+        return _shown(bundle)
     identity, issuer = identity_of(bundle)
     return f"{plain(identity or 'nobody')}, as {plain(issuer or 'nobody')} told Sigstore"
 
 
 def names_of(bundle: Bundle) -> list[str]:
-    """The names in the signer's certificate: of the subject, then its common name, e-mails and URIs. CaptureError."""
-    from cryptography import x509
+    """By which the signer may be required: the certificate's e-mails and URIs, or else common names. CaptureError.
 
+    Beside an address the subject counts for nothing, and it is never one: many issuers take it as the request has it.
+    """
     certificate = _certificate(bundle, bundle.certificates[0])
-    names = [certificate.subject.rfc4514_string()] if certificate.subject.rdns else []
-    names += [str(part.value) for part in certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
-    return [*names, *_alternative_names(certificate)]
+    names = [name for name in _common_names(certificate) if "@" not in name and "://" not in name]
+    return _alternative_names(certificate) or names
 
 
 def identity_of(bundle: Bundle) -> tuple[str | None, str | None]:
@@ -108,6 +107,12 @@ def _certificate(bundle: Bundle, der: bytes) -> Certificate:
     except Exception as error:  # whatever a stranger's bytes lead to there
         why = text_of(error)
         raise CaptureError(f"{file_name(bundle.path)}: holds a certificate that cannot be read: {why}.") from None
+
+
+def _common_names(certificate: Certificate) -> list[str]:
+    from cryptography import x509
+
+    return [str(part.value) for part in certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
 
 
 def _alternative_names(certificate: Certificate) -> list[str]:
@@ -172,10 +177,10 @@ def _trusting(config: Any, bundle: Bundle, trust: Trust) -> str:
     if trust.roots:
         _check_certificates(bundle, trust)
         config.use_certificate_verifier(certificate_chain=trust.roots)
-        names = names_of(bundle)
-        if trust.identity is not None and trust.identity not in names:
-            raise _Refused(f"it is by {_first(names)}, expected {plain(trust.identity)}")
-        return f"{plain(trust.identity or _first(names))}, as {trust.roots_shown} certified"
+        if trust.identity is not None and trust.identity not in names_of(bundle):
+            raise _Refused(f"it is by {_shown(bundle)}, expected {plain(trust.identity)}")
+        who = _shown(bundle) if trust.identity is None else plain(trust.identity)
+        return f"{who}, as {trust.roots_shown} certified"
     identity, issuer = identity_of(bundle)
     if trust.identity is not None:
         if trust.identity not in names_of(bundle) or issuer != trust.issuer:
@@ -189,8 +194,13 @@ def _trusting(config: Any, bundle: Bundle, trust: Trust) -> str:
     return f"{plain(identity)}, as {plain(issuer)} told Sigstore"
 
 
-def _first(names: list[str]) -> str:
-    return plain(names[0]) if names else "nobody that its certificate names"
+def _shown(bundle: Bundle) -> str:
+    """Whom the signer's certificate is for. CaptureError."""
+    certificate = _certificate(bundle, bundle.certificates[0])
+    if names := _alternative_names(certificate):
+        return plain(names[0])
+    subject = next(iter(_common_names(certificate)), None)
+    return f"{plain(subject)} (its certificate's subject)" if subject else "nobody that its certificate names"
 
 
 def _check_certificates(bundle: Bundle, trust: Trust) -> None:

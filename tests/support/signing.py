@@ -89,11 +89,12 @@ class Authority:
 
 
 def authority(folder: Path, name: str = "root", **options: Any) -> Authority:
-    """`options` are those of the signer's certificate."""
+    """`options` are those of the signer's certificate, and its `subject`."""
     above, between, own = (pair(folder, f"{name}-{part}") for part in ("root", "between", "own"))
     root = certificate(folder / f"{name}.crt", name, above.key)
     below = certificate(folder / f"{name}-between.crt", "between", between.key, root, above.key, is_authority=True)
-    leaf = certificate(folder / f"{name}-own.crt", "me", own.key, below, between.key, **({"mail": MAIL} | options))
+    subject = options.pop("subject", "me")
+    leaf = certificate(folder / f"{name}-own.crt", subject, own.key, below, between.key, **({"mail": MAIL} | options))
     return Authority(root, below, Signer(key=own.private, certificate=leaf, chain=(below,)))
 
 
