@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PATIENCE = 60.0  # seconds for all that is asked of Sigstore's servers at once
 _PUBLIC = "openssl pkey -in KEY.pem -pubout"
 MODULES = ("model_signing", "OpenSSL")
+FOREIGN = "its certificate is not of this Sigstore"
 METHODS = {
     "key": "with a key",
     "certificate": "with a key that has a certificate",
@@ -244,8 +245,8 @@ def _why(error: Exception, bundle: Bundle, trust: Trust) -> str:
         return f"it is not by {whose} over what it states: {plain(bundle.path.name)} was changed, or made with another"
     if "Key mismatch" in str(error):
         return f"it was made with another key, whose hash is {bundle.key}"
-    if "certificate chain" in str(error):
-        return f"its certificate is not of this Sigstore: {text_of(error)}"
+    if "certificate chain" in str(error) or "not enough sources of verified time" in str(error):
+        return f"{FOREIGN}: {text_of(error)}"
     if "cannot be used for signing" in str(error):
         return "its certificate is not one for signing: it has neither of the usages digitalSignature and codeSigning"
     return f"it does not hold: {text_of(error)}"

@@ -27,7 +27,7 @@ class Signer:
     """What a folder is signed with: a private `key`, with its `password`; also its `certificate` and those between it
     and the root, `chain`; or, without a key, Sigstore, which asks who is there unless it gets an identity's `token`.
 
-    `staging`: Sigstore's servers for trying; `sigstore`: a file that names others.
+    `sigstore`: a file that names other servers than the public ones.
     """
 
     key: Path | None = None
@@ -35,7 +35,6 @@ class Signer:
     certificate: Path | None = None
     chain: tuple[Path, ...] = ()
     token: str | None = None
-    staging: bool = False
     sigstore: Path | None = None
 
 
@@ -128,7 +127,7 @@ def _use_sigstore(config: Any, signer: Signer) -> float:
                 "no identity to sign with by Sigstore: no token is given, this is no CI job that has one, and nobody "
                 "is at a terminal to use a browser. Set SIGSTORE_ID_TOKEN, or sign with a key."
             )
-        given: Any = {"identity_token": token, "use_staging": signer.staging, "trust_config": signer.sigstore}
+        given: Any = {"identity_token": token, "trust_config": signer.sigstore}
         within(PATIENCE, lambda: config.use_sigstore_signer(**given))
     return PATIENCE if token else _BROWSER
 

@@ -157,7 +157,7 @@ def test_what_contradicts_itself_is_a_wrong_command_line(options: str, said: str
         ("", "say with what to sign: --key PEM, or --sigstore"),
         ("--key a.pem --sigstore", "say with what to sign"),
         ("--sigstore --certificate a.crt", "belong to --key"),
-        ("--key a.pem --staging", "belong to --sigstore"),
+        ("--key a.pem --sigstore-config a.json", "belongs to --sigstore"),
         ("--key a.pem --chain a.crt", "--chain belongs to --certificate"),
         ("--key a.pem --password-env NOT_THERE", "there is no environment variable NOT_THERE"),
         ("--key a.pem --certificate a.crt --password-env HOME", "decrypt the key"),
