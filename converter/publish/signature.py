@@ -217,11 +217,34 @@ def _check_certificates(bundle: Bundle, trust: Trust) -> None:
         with reading(root, "a certificate in PEM"):
             for certificate in x509.load_pem_x509_certificates(root.read_bytes()):
                 store.add_cert(crypto.X509.from_cryptography(certificate))
-    own, *others = (crypto.X509.from_cryptography(_certificate(bundle, der)) for der in bundle.certificates)
+    certificates = [_certificate(bundle, der) for der in bundle.certificates]
+    own, *others = map(crypto.X509.from_cryptography, certificates)
     try:
         crypto.X509StoreContext(store, own, others).verify_certificate()
     except crypto.X509StoreContextError as error:
         raise _Refused(_of_chain(error, trust)) from None
+    if why := not_for_signing(certificates[0]):
+        raise _Refused(f"its certificate is not one for signing: {why}")
+
+
+def not_for_signing(certificate: Certificate) -> str | None:
+    """Why the usages of a certificate forbid that models are signed with it, if they do."""
+    from cryptography import x509
+    from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
+
+    usages: set[Any] = set()
+    digital = False
+    for extension in certificate.extensions:
+        if isinstance(extension.value, x509.ExtendedKeyUsage):
+            usages = set(extension.value)
+        elif isinstance(extension.value, x509.KeyUsage):
+            digital = extension.value.digital_signature
+    signing = {Usage.CODE_SIGNING, Usage.EMAIL_PROTECTION}
+    if usages and not usages & signing:  # of a server of the web, say, whose administrator signs no models
+        return "it is for other things only, by its extended usages, of which none is codeSigning or emailProtection"
+    if not digital and Usage.CODE_SIGNING not in usages:
+        return "it has neither of the usages digitalSignature and codeSigning"
+    return None
 
 
 def _of_chain(error: Any, trust: Trust) -> str:
@@ -247,8 +270,6 @@ def _why(error: Exception, bundle: Bundle, trust: Trust) -> str:
         return f"it was made with another key, whose hash is {bundle.key}"
     if "certificate chain" in str(error) or "not enough sources of verified time" in str(error):
         return f"{FOREIGN}: {text_of(error)}"
-    if "cannot be used for signing" in str(error):
-        return "its certificate is not one for signing: it has neither of the usages digitalSignature and codeSigning"
     return f"it does not hold: {text_of(error)}"
 
 

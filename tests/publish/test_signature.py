@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
 
 from converter.errors import CaptureError
 from converter.publish.bundle import bundle_beside
@@ -228,6 +229,15 @@ def test_a_certificate_that_may_not_sign_is_refused(model: Path, tmp_path: Path)
     made = authority(tmp_path, signs=False)
     said = refused(signed(model, made.signer), Trust(roots=(made.root,)))
     assert said.startswith("its certificate is not one for signing")
+
+
+def test_a_certificate_of_a_server_signs_no_model(model: Path, tmp_path: Path) -> None:
+    made = authority(tmp_path, extended=[Usage.SERVER_AUTH, Usage.CLIENT_AUTH])
+    said = refused(signed(model, made.signer), Trust(roots=(made.root,)))
+    assert said.startswith("its certificate is not one for signing: it is for other things only")
+    for number, usage in enumerate((Usage.CODE_SIGNING, Usage.EMAIL_PROTECTION)):
+        fit = authority(tmp_path, f"fit{number}", extended=[Usage.CLIENT_AUTH, usage])
+        assert check(signed(model, fit.signer), Trust(roots=(fit.root,)))[1] == []
 
 
 def test_roots_of_the_web_certify_nobody(certified_by: Authority, model: Path) -> None:
