@@ -33,7 +33,7 @@ Examples:
   converter verify glip-t/ --require-signature me@example.org --signature-issuer https://accounts.google.com
 \b
 Exit codes: see 'converter --help'; 8 what `publish` would refuse, a key or certificate
-that cannot be used, Sigstore was not reached."""
+that cannot be used or has expired, Sigstore was not reached."""
 
 
 @click.command(epilog=_EPILOG)
@@ -71,14 +71,16 @@ def sign(folder: Path, unverified: bool, accepted_tables: tuple[str, ...], force
     """
     from converter.cli.families import family_of
     from converter.publish.folder import weights_size
-    from converter.publish.signing import check_to_sign, sign_folder
+    from converter.publish.signing import check_signer, check_to_sign, sign_folder
 
     signer = _signer(**given)
     with progress(2 * weights_size(folder), "hashing") as advance:
         checked: Any = {"unverified": unverified, "accepted_tables": accepted_tables, "force": force}
         files = check_to_sign(folder, family_of, **checked, on_bytes=advance)
         bundle = None
-        if not dry_run:
+        if dry_run:
+            check_signer(signer)
+        else:
             bundle = sign_folder(folder, files, signer, force=force, on_done=done_with("the signature"))
     if as_json:
         print_json(_json(folder, files, bundle))

@@ -5,6 +5,7 @@ Who signed is said only where trust was given for it: a public key, a certificat
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -143,6 +144,7 @@ def check_signature(folder: Path, bundle: Bundle, trust: Trust) -> tuple[str | N
         who = _trusting(config, bundle, trust)
     except _Refused as refused:
         return None, str(refused)
+    logging.getLogger("model_signing").setLevel(logging.ERROR)  # it warns of usages, which were checked here
     with TemporaryDirectory() as private:
         copy = Path(private) / SIGNATURE  # what was read, whatever becomes of the file
         copy.write_bytes(bundle.content)
@@ -250,6 +252,14 @@ def not_for_signing(certificate: Certificate) -> str | None:
 def _of_chain(error: Any, trust: Trust) -> str:
     certificate = error.certificate.to_cryptography()
     subject = plain(certificate.subject.rfc4514_string())
+    return outdated(certificate) or (
+        f"the certificate of {subject} does not lead to {trust.roots_shown}: {plain(str(error))}"
+    )
+
+
+def outdated(certificate: Certificate) -> str | None:
+    """Why a certificate does not count today, if that is for its dates."""
+    subject = plain(certificate.subject.rfc4514_string())
     now = datetime.now(UTC)
     if now > certificate.not_valid_after_utc:
         return (
@@ -258,7 +268,7 @@ def _of_chain(error: Any, trust: Trust) -> str:
         )
     if now < certificate.not_valid_before_utc:
         return f"the certificate of {subject} is valid from {certificate.not_valid_before_utc:%Y-%m-%d} only"
-    return f"the certificate of {subject} does not lead to {trust.roots_shown}: {plain(str(error))}"
+    return None
 
 
 def _why(error: Exception, bundle: Bundle, trust: Trust) -> str:

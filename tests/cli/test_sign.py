@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from converter.cli import main
 from converter.publish.card import mark_unverified
@@ -178,6 +179,28 @@ def test_an_encrypted_key_needs_its_password(folder: Path, tmp_path: Path, monke
     assert "written: " in run("sign", folder, "--key", key, "--password-env", "PASSWORD")
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"days": (-30, -1)},
+            "own.crt: nobody could verify what is signed with it: the certificate of CN=me expired on ",
+        ),
+        ({"days": (1, 30)}, "the certificate of CN=me is valid from "),
+        ({"signs": False}, "it has neither of the usages digitalSignature and codeSigning"),
+        ({"extended": [ExtendedKeyUsageOID.SERVER_AUTH]}, "it is for other things only"),
+    ],
+)
+def test_nothing_is_signed_that_nobody_could_verify(
+    options: dict[str, Any], said: str, folder: Path, tmp_path: Path
+) -> None:
+    made = authority(tmp_path, **options).signer
+    given = ["--key", made.key, "--certificate", made.certificate, "--chain", *made.chain]
+    for dry in ([], ["--dry-run"]):
+        assert said in run("sign", folder, *given, *dry, code=8)
+    assert not (folder / "model.sig").exists()
+
+
 WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "other weights": (lambda f: change_byte(f / "model.safetensors", -1), "differ from what conversion.json says in 1"),
     "another file": (lambda f: (f / "notes.txt").touch(), "holds what is not published: notes.txt"),
@@ -197,6 +220,7 @@ def test_nobody_signs_what_does_not_hold(what: str, folder: Path, keys: Pair) ->
 
 
 def test_a_dry_run_writes_nothing(folder: Path, keys: Pair) -> None:
+    assert "Expected a private key" in run("sign", folder, "--key", keys.public, "--dry-run", code=8)
     assert "dry run: 6 files would be signed; nothing was written" in run(
         "sign", folder, "--key", keys.private, "--dry-run"
     )
