@@ -33,7 +33,7 @@ Examples:
   converter verify glip-t/ --require-signature me@example.org --signature-issuer https://accounts.google.com
 \b
 Exit codes: see 'converter --help'; 8 what `publish` would refuse, a key or certificate
-that cannot be used, Sigstore was not reached."""
+that cannot be used or has expired, Sigstore was not reached."""
 
 
 @click.command(epilog=_EPILOG)
@@ -56,7 +56,6 @@ that cannot be used, Sigstore was not reached."""
     show_envvar=True,
     help="Whose signature it is to be. Default: the CI job's, or by a browser.",
 )
-@click.option("--staging", is_flag=True, help="Use Sigstore's servers for trying out.")
 @click.option("--sigstore-config", metavar="JSON", type=PATH, help="Trust configuration of another Sigstore.")
 @click.option("--unverified", is_flag=True, help="Sign without a certificate (parity.json); the card says UNVERIFIED.")
 @accept_table
@@ -72,14 +71,16 @@ def sign(folder: Path, unverified: bool, accepted_tables: tuple[str, ...], force
     """
     from converter.cli.families import family_of
     from converter.publish.folder import weights_size
-    from converter.publish.signing import check_to_sign, sign_folder
+    from converter.publish.signing import check_signer, check_to_sign, sign_folder
 
     signer = _signer(**given)
     with progress(2 * weights_size(folder), "hashing") as advance:
         checked: Any = {"unverified": unverified, "accepted_tables": accepted_tables, "force": force}
         files = check_to_sign(folder, family_of, **checked, on_bytes=advance)
         bundle = None
-        if not dry_run:
+        if dry_run:
+            check_signer(signer)
+        else:
             bundle = sign_folder(folder, files, signer, force=force, on_done=done_with("the signature"))
     if as_json:
         print_json(_json(folder, files, bundle))
@@ -94,7 +95,6 @@ def _signer(
     chain: tuple[Path, ...],
     is_sigstore: bool,
     identity_token: str | None,
-    staging: bool,
     sigstore_config: Path | None,
 ) -> Signer:
     """What the options say. click.UsageError where they do not agree."""
@@ -104,16 +104,14 @@ def _signer(
         raise click.UsageError("say with what to sign: --key PEM, or --sigstore")
     if is_sigstore and (password_env or certificate or chain):
         raise click.UsageError("--password-env, --certificate and --chain belong to --key")
-    if not is_sigstore and (staging or sigstore_config):
-        raise click.UsageError("--staging and --sigstore-config belong to --sigstore")
-    if staging and sigstore_config:
-        raise click.UsageError("--staging and --sigstore-config are two Sigstores; choose one")
+    if not is_sigstore and sigstore_config:
+        raise click.UsageError("--sigstore-config belongs to --sigstore")
     if chain and not certificate:
         raise click.UsageError("--chain belongs to --certificate")
     if certificate and password_env:
         raise click.UsageError("with --certificate model-signing takes no password; decrypt the key to sign with it")
     if key is None:
-        return Signer(token=identity_token, staging=staging, sigstore=sigstore_config)
+        return Signer(token=identity_token, sigstore=sigstore_config)
     return Signer(key, None if certificate else _password(key, password_env), certificate, chain)
 
 

@@ -40,8 +40,8 @@ _OPTIONS = {
         "--require-signature",
         "identity",
         metavar="IDENTITY",
-        help="Fail unless MODEL is signed by it: an e-mail or URI, by Sigstore; with --signature-certificate, a name "
-        "in the signer's certificate.",
+        help="Fail unless MODEL is signed by it: an e-mail or URI, by Sigstore; with --signature-certificate, one "
+        "in the signer's certificate, or the common name of one without any.",
     ),
     "issuer": click.option(
         "--signature-issuer", "issuer", metavar="URL", help="Who vouches for IDENTITY to Sigstore, as its OIDC issuer."
@@ -185,7 +185,7 @@ def check_signed(subject: str, located: Located, asked: Asked, as_json: bool) ->
 
 def _checked(located: Located, bundle: Bundle, trust: Trust | None) -> Signed:
     from converter.publish.bundle import GIT, hash_folder
-    from converter.publish.signature import Trust, check_signature
+    from converter.publish.signature import FOREIGN, Trust, check_signature
 
     size = sum(path.stat().st_size for path in located.path.iterdir() if path.is_file())
     with progress(size, "hashing for the signature") as advance:
@@ -204,7 +204,9 @@ def _checked(located: Located, bundle: Bundle, trust: Trust | None) -> Signed:
     if located.origin and bundle.method == "sigstore":  # the network is there, and needs no key to say by whom
         try:
             who, why = check_signature(located.path, bundle, Trust())
-            return Signed(*about, who, claims, None, () if who else (f"{plain(bundle.path.name)}: {why}",))
+            if not why.startswith(FOREIGN):
+                return Signed(*about, who, claims, None, () if who else (f"{plain(bundle.path.name)}: {why}",))
+            unchecked = f"{unchecked} ({why})"
         except (CaptureError, ModuleNotFoundError) as error:
             unchecked = f"{unchecked} ({plain(str(error), 1024)})"
     return Signed(*about, None, claims, unchecked)

@@ -187,18 +187,25 @@ def hash_folder(
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Everything in a folder but folders that are none of a link, the bundle and git's own."""
-    for path in sorted(folder.iterdir()):
-        if path.name not in (SIGNATURE, *GIT):
-            yield from _below(path)
+    """Everything in a folder but folders that are none of a link, the bundle and git's own. CaptureError.
 
-
-def _below(path: Path) -> Iterator[Path]:
-    if path.is_dir() and not path.is_symlink():
-        for inner in sorted(path.iterdir()):
-            yield from _below(inner)
-    else:
-        yield path
+    A stranger's folders may be nested deeper than Python lets functions call themselves, as its os.walk does.
+    """
+    folders = [folder]
+    while folders:
+        above = folders.pop()
+        try:
+            with os.scandir(above) as listed:
+                entries = sorted(listed, key=lambda entry: entry.name)
+        except OSError as error:
+            raise CaptureError(f"{file_name(above)}: cannot be read: {error.strerror}. Check the path.") from None
+        for entry in entries:
+            if above == folder and entry.name in (SIGNATURE, *GIT):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(Path(entry.path))
+            else:
+                yield Path(entry.path)
 
 
 def is_inside(target: Path, folder: Path) -> bool:

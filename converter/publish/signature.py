@@ -5,6 +5,7 @@ Who signed is said only where trust was given for it: a public key, a certificat
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 PATIENCE = 60.0  # seconds for all that is asked of Sigstore's servers at once
 _PUBLIC = "openssl pkey -in KEY.pem -pubout"
 MODULES = ("model_signing", "OpenSSL")
+FOREIGN = "its certificate is not of this Sigstore"
 METHODS = {
     "key": "with a key",
     "certificate": "with a key that has a certificate",
@@ -66,21 +68,20 @@ def claimed(bundle: Bundle) -> str:
     """Who a bundle says that it is by, which nothing has shown."""
     if bundle.method == "key":
         return f"a key with hash {bundle.key}"
-    names = names_of(bundle)
     if bundle.method == "certificate":
-        return _first(names)
+        return _shown(bundle)
     identity, issuer = identity_of(bundle)
     return f"{plain(identity or 'nobody')}, as {plain(issuer or 'nobody')} told Sigstore"
 
 
 def names_of(bundle: Bundle) -> list[str]:
-    """The names in the signer's certificate: of the subject, then its common name, e-mails and URIs. CaptureError."""
-    from cryptography import x509
+    """By which the signer may be required: the certificate's e-mails and URIs, or else common names. CaptureError.
 
+    Beside an address the subject counts for nothing, and it is never one: many issuers take it as the request has it.
+    """
     certificate = _certificate(bundle, bundle.certificates[0])
-    names = [certificate.subject.rfc4514_string()] if certificate.subject.rdns else []
-    names += [str(part.value) for part in certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
-    return [*names, *_alternative_names(certificate)]
+    names = [name for name in _common_names(certificate) if "@" not in name and "://" not in name]
+    return _alternative_names(certificate) or names
 
 
 def identity_of(bundle: Bundle) -> tuple[str | None, str | None]:
@@ -110,6 +111,12 @@ def _certificate(bundle: Bundle, der: bytes) -> Certificate:
         raise CaptureError(f"{file_name(bundle.path)}: holds a certificate that cannot be read: {why}.") from None
 
 
+def _common_names(certificate: Certificate) -> list[str]:
+    from cryptography import x509
+
+    return [str(part.value) for part in certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
+
+
 def _alternative_names(certificate: Certificate) -> list[str]:
     from cryptography import x509
 
@@ -137,6 +144,7 @@ def check_signature(folder: Path, bundle: Bundle, trust: Trust) -> tuple[str | N
         who = _trusting(config, bundle, trust)
     except _Refused as refused:
         return None, str(refused)
+    logging.getLogger("model_signing").setLevel(logging.ERROR)  # it warns of usages, which were checked here
     with TemporaryDirectory() as private:
         copy = Path(private) / SIGNATURE  # what was read, whatever becomes of the file
         copy.write_bytes(bundle.content)
@@ -172,10 +180,10 @@ def _trusting(config: Any, bundle: Bundle, trust: Trust) -> str:
     if trust.roots:
         _check_certificates(bundle, trust)
         config.use_certificate_verifier(certificate_chain=trust.roots)
-        names = names_of(bundle)
-        if trust.identity is not None and trust.identity not in names:
-            raise _Refused(f"it is by {_first(names)}, expected {plain(trust.identity)}")
-        return f"{plain(trust.identity or _first(names))}, as {trust.roots_shown} certified"
+        if trust.identity is not None and trust.identity not in names_of(bundle):
+            raise _Refused(f"it is by {_shown(bundle)}, expected {plain(trust.identity)}")
+        who = _shown(bundle) if trust.identity is None else plain(trust.identity)
+        return f"{who}, as {trust.roots_shown} certified"
     identity, issuer = identity_of(bundle)
     if trust.identity is not None:
         if trust.identity not in names_of(bundle) or issuer != trust.issuer:
@@ -189,8 +197,13 @@ def _trusting(config: Any, bundle: Bundle, trust: Trust) -> str:
     return f"{plain(identity)}, as {plain(issuer)} told Sigstore"
 
 
-def _first(names: list[str]) -> str:
-    return plain(names[0]) if names else "nobody that its certificate names"
+def _shown(bundle: Bundle) -> str:
+    """Whom the signer's certificate is for. CaptureError."""
+    certificate = _certificate(bundle, bundle.certificates[0])
+    if names := _alternative_names(certificate):
+        return plain(names[0])
+    subject = next(iter(_common_names(certificate)), None)
+    return f"{plain(subject)} (its certificate's subject)" if subject else "nobody that its certificate names"
 
 
 def _check_certificates(bundle: Bundle, trust: Trust) -> None:
@@ -206,15 +219,46 @@ def _check_certificates(bundle: Bundle, trust: Trust) -> None:
         with reading(root, "a certificate in PEM"):
             for certificate in x509.load_pem_x509_certificates(root.read_bytes()):
                 store.add_cert(crypto.X509.from_cryptography(certificate))
-    own, *others = (crypto.X509.from_cryptography(_certificate(bundle, der)) for der in bundle.certificates)
+    certificates = [_certificate(bundle, der) for der in bundle.certificates]
+    own, *others = map(crypto.X509.from_cryptography, certificates)
     try:
         crypto.X509StoreContext(store, own, others).verify_certificate()
     except crypto.X509StoreContextError as error:
         raise _Refused(_of_chain(error, trust)) from None
+    if why := not_for_signing(certificates[0]):
+        raise _Refused(f"its certificate is not one for signing: {why}")
+
+
+def not_for_signing(certificate: Certificate) -> str | None:
+    """Why the usages of a certificate forbid that models are signed with it, if they do."""
+    from cryptography import x509
+    from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
+
+    usages: set[Any] = set()
+    digital = False
+    for extension in certificate.extensions:
+        if isinstance(extension.value, x509.ExtendedKeyUsage):
+            usages = set(extension.value)
+        elif isinstance(extension.value, x509.KeyUsage):
+            digital = extension.value.digital_signature
+    signing = {Usage.CODE_SIGNING, Usage.EMAIL_PROTECTION}
+    if usages and not usages & signing:  # of a server of the web, say, whose administrator signs no models
+        return "it is for other things only, by its extended usages, of which none is codeSigning or emailProtection"
+    if not digital and Usage.CODE_SIGNING not in usages:
+        return "it has neither of the usages digitalSignature and codeSigning"
+    return None
 
 
 def _of_chain(error: Any, trust: Trust) -> str:
     certificate = error.certificate.to_cryptography()
+    subject = plain(certificate.subject.rfc4514_string())
+    return outdated(certificate) or (
+        f"the certificate of {subject} does not lead to {trust.roots_shown}: {plain(str(error))}"
+    )
+
+
+def outdated(certificate: Certificate) -> str | None:
+    """Why a certificate does not count today, if that is for its dates."""
     subject = plain(certificate.subject.rfc4514_string())
     now = datetime.now(UTC)
     if now > certificate.not_valid_after_utc:
@@ -224,7 +268,7 @@ def _of_chain(error: Any, trust: Trust) -> str:
         )
     if now < certificate.not_valid_before_utc:
         return f"the certificate of {subject} is valid from {certificate.not_valid_before_utc:%Y-%m-%d} only"
-    return f"the certificate of {subject} does not lead to {trust.roots_shown}: {plain(str(error))}"
+    return None
 
 
 def _why(error: Exception, bundle: Bundle, trust: Trust) -> str:
@@ -234,10 +278,8 @@ def _why(error: Exception, bundle: Bundle, trust: Trust) -> str:
         return f"it is not by {whose} over what it states: {plain(bundle.path.name)} was changed, or made with another"
     if "Key mismatch" in str(error):
         return f"it was made with another key, whose hash is {bundle.key}"
-    if "certificate chain" in str(error):
-        return f"its certificate is not of this Sigstore: {text_of(error)}"
-    if "cannot be used for signing" in str(error):
-        return "its certificate is not one for signing: it has neither of the usages digitalSignature and codeSigning"
+    if "certificate chain" in str(error) or "not enough sources of verified time" in str(error):
+        return f"{FOREIGN}: {text_of(error)}"
     return f"it does not hold: {text_of(error)}"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from converter.display import file_name, plain
 from converter.errors import CaptureError, DestinationError, HubError, require
@@ -15,8 +15,20 @@ from converter.hub.resolve import SIGNATURE
 from converter.parity.family import Family
 from converter.publish.bundle import Bundle, read_bundle
 from converter.publish.folder import LocalFile, read_folder
-from converter.publish.signature import MODULES, PATIENCE, reaching, reading, whole_folder, within
+from converter.publish.signature import (
+    MODULES,
+    PATIENCE,
+    not_for_signing,
+    outdated,
+    reaching,
+    reading,
+    whole_folder,
+    within,
+)
 from converter.writing.staging import write_whole
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
 
 _SLOWEST = 5e6  # bytes that are read in a second, at least
 _BROWSER = 600.0  # seconds for somebody to log in
@@ -27,7 +39,7 @@ class Signer:
     """What a folder is signed with: a private `key`, with its `password`; also its `certificate` and those between it
     and the root, `chain`; or, without a key, Sigstore, which asks who is there unless it gets an identity's `token`.
 
-    `staging`: Sigstore's servers for trying; `sigstore`: a file that names others.
+    `sigstore`: a file that names other servers than the public ones.
     """
 
     key: Path | None = None
@@ -35,7 +47,6 @@ class Signer:
     certificate: Path | None = None
     chain: tuple[Path, ...] = ()
     token: str | None = None
-    staging: bool = False
     sigstore: Path | None = None
 
 
@@ -81,6 +92,7 @@ def sign_folder(
 
     CaptureError where it cannot be signed, or if a file is not what it was; DestinationError; MissingPackageError.
     """
+    check_certificates(signer)
     bundle = make_signature(folder, signer)
     if differing := bundle.differences({file.name: file.hashes.sha256 for file in files}):
         raise CaptureError(
@@ -93,15 +105,7 @@ def sign_folder(
 
 def make_signature(folder: Path, signer: Signer) -> Bundle:
     """The bundle of a folder as it is, not yet in it. CaptureError where it cannot be signed, MissingPackageError."""
-    require("sign", "sign", MODULES)
-    from model_signing import signing
-
-    config = signing.Config()  # type: ignore[no-untyped-call]
-    patience = 0.0
-    if signer.key is None:
-        patience = _use_sigstore(config, signer)
-    else:
-        _use_key(config, signer, signer.key)
+    config, patience = _signing_by(signer)
     with TemporaryDirectory() as private:
         path = Path(private) / SIGNATURE
         config.set_hashing_config(whole_folder())
@@ -112,6 +116,43 @@ def make_signature(folder: Path, signer: Signer) -> Bundle:
         with reaching(signer.sigstore):
             within(patience + size / _SLOWEST, lambda: config.sign(folder, path))
         return read_bundle(path)
+
+
+def check_signer(signer: Signer) -> None:
+    """CaptureError where nothing can be signed with it, or nobody could verify what was, MissingPackageError."""
+    _signing_by(signer)
+    check_certificates(signer)
+
+
+def check_certificates(signer: Signer) -> None:
+    """CaptureError where nobody could verify what is signed with the certificates, which all can be read."""
+    for number, (path, certificate) in enumerate(_certificates(signer)):
+        if why := outdated(certificate) or (number == 0 and not_for_signing(certificate)):
+            raise CaptureError(f"{file_name(path)}: nobody could verify what is signed with it: {why}.")
+
+
+def _certificates(signer: Signer) -> list[tuple[Path, Certificate]]:
+    """Of the signer, and then those between it and the root. CaptureError."""
+    require("sign", "sign", MODULES)
+    from cryptography.x509 import load_pem_x509_certificates
+
+    found = []
+    for path in (signer.certificate, *signer.chain) if signer.certificate else ():
+        with reading(path, "a certificate in PEM"):
+            found += [(path, certificate) for certificate in load_pem_x509_certificates(path.read_bytes())]
+    return found
+
+
+def _signing_by(signer: Signer) -> tuple[Any, float]:
+    """The library's configuration, and the seconds to wait for a signature of Sigstore."""
+    require("sign", "sign", MODULES)
+    from model_signing import signing
+
+    config = signing.Config()  # type: ignore[no-untyped-call]
+    if signer.key is None:
+        return config, _use_sigstore(config, signer)
+    _use_key(config, signer, signer.key)
+    return config, 0.0
 
 
 def _use_sigstore(config: Any, signer: Signer) -> float:
@@ -128,7 +169,7 @@ def _use_sigstore(config: Any, signer: Signer) -> float:
                 "no identity to sign with by Sigstore: no token is given, this is no CI job that has one, and nobody "
                 "is at a terminal to use a browser. Set SIGSTORE_ID_TOKEN, or sign with a key."
             )
-        given: Any = {"identity_token": token, "use_staging": signer.staging, "trust_config": signer.sigstore}
+        given: Any = {"identity_token": token, "trust_config": signer.sigstore}
         within(PATIENCE, lambda: config.use_sigstore_signer(**given))
     return PATIENCE if token else _BROWSER
 
@@ -139,11 +180,7 @@ def _use_key(config: Any, signer: Signer, key: Path) -> None:
             password = None if signer.password is None else signer.password.encode()
             config.use_elliptic_key_signer(private_key=key, password=password)
         return
-    for path in (signer.certificate, *signer.chain):
-        with reading(path, "a certificate in PEM"):
-            from cryptography.x509 import load_pem_x509_certificates
-
-            load_pem_x509_certificates(path.read_bytes())
+    _certificates(signer)
     with reading(key, f"the key of {plain(signer.certificate.name)}, not encrypted, on P-256, P-384 or P-521"):
         # the library reads no certificate at all as a damaged one; the signer's own, once more, changes nothing
         chain = signer.chain or (signer.certificate,)

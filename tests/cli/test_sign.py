@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from converter.cli import main
 from converter.publish.card import mark_unverified
@@ -121,13 +122,13 @@ def test_a_signature_that_is_asked_for_has_to_be_there(options: list[str], folde
 def test_a_certificate_names_the_signer(folder: Path, tmp_path: Path) -> None:
     made = authority(tmp_path)
     given = ["--key", made.signer.key, "--certificate", made.signer.certificate, "--chain", made.below]
-    assert "signed: 6 files, by CN=me" in run("sign", folder, *given)
-    assert "signature: by CN=me, as root.crt certified" in run("verify", folder, "--signature-certificate", made.root)
+    assert f"signed: 6 files, by {MAIL}" in run("sign", folder, *given)
+    assert f"signature: by {MAIL}, as root.crt certified" in run("verify", folder, "--signature-certificate", made.root)
     trusting = ["--signature-certificate", made.root, "--require-signature"]
     assert verify(folder, *trusting, MAIL)["signature"]["signer"] == f"{MAIL}, as root.crt certified"
     document = verify(folder, *trusting, "you@example.org", code=1)
-    assert document["problems"] == ["model.sig: it is by CN=me, expected you@example.org"]
-    assert "CN=me, it says: not checked" in run("verify", folder)
+    assert document["problems"] == [f"model.sig: it is by {MAIL}, expected you@example.org"]
+    assert f"{MAIL}, it says: not checked" in run("verify", folder)
 
 
 def test_a_bundle_may_lie_elsewhere(signed: Path, keys: Pair, tmp_path: Path) -> None:
@@ -157,7 +158,7 @@ def test_what_contradicts_itself_is_a_wrong_command_line(options: str, said: str
         ("", "say with what to sign: --key PEM, or --sigstore"),
         ("--key a.pem --sigstore", "say with what to sign"),
         ("--sigstore --certificate a.crt", "belong to --key"),
-        ("--key a.pem --staging", "belong to --sigstore"),
+        ("--key a.pem --sigstore-config a.json", "belongs to --sigstore"),
         ("--key a.pem --chain a.crt", "--chain belongs to --certificate"),
         ("--key a.pem --password-env NOT_THERE", "there is no environment variable NOT_THERE"),
         ("--key a.pem --certificate a.crt --password-env HOME", "decrypt the key"),
@@ -176,6 +177,28 @@ def test_an_encrypted_key_needs_its_password(folder: Path, tmp_path: Path, monke
     assert f"error: {key}: is not as needed: " in said
     monkeypatch.setenv("PASSWORD", "secret")
     assert "written: " in run("sign", folder, "--key", key, "--password-env", "PASSWORD")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"days": (-30, -1)},
+            "own.crt: nobody could verify what is signed with it: the certificate of CN=me expired on ",
+        ),
+        ({"days": (1, 30)}, "the certificate of CN=me is valid from "),
+        ({"signs": False}, "it has neither of the usages digitalSignature and codeSigning"),
+        ({"extended": [ExtendedKeyUsageOID.SERVER_AUTH]}, "it is for other things only"),
+    ],
+)
+def test_nothing_is_signed_that_nobody_could_verify(
+    options: dict[str, Any], said: str, folder: Path, tmp_path: Path
+) -> None:
+    made = authority(tmp_path, **options).signer
+    given = ["--key", made.key, "--certificate", made.certificate, "--chain", *made.chain]
+    for dry in ([], ["--dry-run"]):
+        assert said in run("sign", folder, *given, *dry, code=8)
+    assert not (folder / "model.sig").exists()
 
 
 WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -197,6 +220,7 @@ def test_nobody_signs_what_does_not_hold(what: str, folder: Path, keys: Pair) ->
 
 
 def test_a_dry_run_writes_nothing(folder: Path, keys: Pair) -> None:
+    assert "Expected a private key" in run("sign", folder, "--key", keys.public, "--dry-run", code=8)
     assert "dry run: 6 files would be signed; nothing was written" in run(
         "sign", folder, "--key", keys.private, "--dry-run"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from converter.errors import CaptureError
-from converter.publish.bundle import bundle_beside
+from converter.publish.bundle import bundle_beside, hash_folder
 from converter.publish.signature import Trust
 from tests.support.signing import Pair, refused, sign_statement, signed
 
@@ -59,6 +60,35 @@ def test_a_statement_that_names_too_little_is_refused(keys: Pair, model: Path) -
     signed(model, keys.signer)
     sign_statement(model / "model.sig", keys.key, lambda s: s["predicate"]["resources"].pop(3))
     assert refused(model, Trust(key=keys.public)).endswith(": not signed")
+
+
+def test_folders_in_folders_end(model: Path) -> None:
+    """Deeper than Python calls itself."""
+    inside = os.open(model, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=inside)
+        deeper = os.open("d", os.O_RDONLY, dir_fd=inside)
+        os.close(inside)
+        inside = deeper
+    os.close(inside)
+    try:
+        assert "model.safetensors" in hash_folder(model)[0]
+    finally:
+        subprocess.run(["rm", "-r", model / "d"], check=True)  # pytest would call itself, too
+
+
+def test_a_folder_that_cannot_be_listed_is_told(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (model / "closed").mkdir()
+    listed = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if os.fspath(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)  # whoever runs the tests may be allowed everything
+    with pytest.raises(CaptureError, match=r"closed: cannot be read: Permission denied\. Check the path\."):
+        hash_folder(model)
 
 
 HOSTILE: dict[str, tuple[bytes, str]] = {

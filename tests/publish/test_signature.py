@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
 
 from converter.errors import CaptureError
 from converter.publish.bundle import bundle_beside
@@ -152,14 +153,39 @@ def test_a_bundle_of_another_model_is_refused(keys: Pair, model: Path, tmp_path:
 
 def test_a_certificate_says_who(certified_by: Authority, model: Path) -> None:
     signed(model, certified_by.signer)
-    assert check(model, Trust(roots=(certified_by.root,))) == ("CN=me, as root.crt certified", [])
-    for name in (MAIL, "me", "CN=me"):
-        assert check(model, Trust(roots=(certified_by.root,), identity=name)) == (f"{name}, as root.crt certified", [])
-    said = refused(model, Trust(roots=(certified_by.root,), identity="you@example.org"))
-    assert said == "it is by CN=me, expected you@example.org"
+    for name in (None, MAIL):
+        assert check(model, Trust(roots=(certified_by.root,), identity=name)) == (f"{MAIL}, as root.crt certified", [])
+    for name in ("you@example.org", "me", "CN=me"):
+        said = refused(model, Trust(roots=(certified_by.root,), identity=name))
+        assert said == f"it is by {MAIL}, expected {name}"
     bundle = bundle_beside(model)
     assert bundle is not None
-    assert claimed(bundle) == "CN=me"
+    assert claimed(bundle) == MAIL
+
+
+def test_a_subject_that_was_asked_for_is_not_who_was_certified(model: Path, tmp_path: Path) -> None:
+    """The subject is often as the request has it; e-mail and URI are what the issuer looked at."""
+    made = authority(tmp_path, subject=MAIL, mail="mallory@example.org")
+    said = refused(signed(model, made.signer), Trust(roots=(made.root,), identity=MAIL))
+    assert said == f"it is by mallory@example.org, expected {MAIL}"
+
+
+@pytest.mark.parametrize("subject", [MAIL, "https://example.org/me"])
+def test_a_subject_is_no_address(subject: str, model: Path, tmp_path: Path) -> None:
+    made = authority(tmp_path, subject=subject, mail=None)
+    said = refused(signed(model, made.signer), Trust(roots=(made.root,), identity=subject))
+    assert said == f"it is by {subject} (its certificate's subject), expected {subject}"
+
+
+def test_without_an_address_the_common_name_counts(model: Path, tmp_path: Path) -> None:
+    """And nothing else of the subject, which another's common name may spell."""
+    made = authority(tmp_path, mail=None)
+    trust = Trust(roots=(made.root,), identity="me")
+    assert check(signed(model, made.signer), trust) == ("me, as root.crt certified", [])
+    assert (
+        refused(model, Trust(roots=(made.root,), identity="CN=me"))
+        == "it is by me (its certificate's subject), expected CN=me"
+    )
 
 
 @pytest.mark.parametrize("days", [(-30, -1), (1, 30)])
@@ -203,6 +229,15 @@ def test_a_certificate_that_may_not_sign_is_refused(model: Path, tmp_path: Path)
     made = authority(tmp_path, signs=False)
     said = refused(signed(model, made.signer), Trust(roots=(made.root,)))
     assert said.startswith("its certificate is not one for signing")
+
+
+def test_a_certificate_of_a_server_signs_no_model(model: Path, tmp_path: Path) -> None:
+    made = authority(tmp_path, extended=[Usage.SERVER_AUTH, Usage.CLIENT_AUTH])
+    said = refused(signed(model, made.signer), Trust(roots=(made.root,)))
+    assert said.startswith("its certificate is not one for signing: it is for other things only")
+    for number, usage in enumerate((Usage.CODE_SIGNING, Usage.EMAIL_PROTECTION)):
+        fit = authority(tmp_path, f"fit{number}", extended=[Usage.CLIENT_AUTH, usage])
+        assert check(signed(model, fit.signer), Trust(roots=(fit.root,)))[1] == []
 
 
 def test_roots_of_the_web_certify_nobody(certified_by: Authority, model: Path) -> None:

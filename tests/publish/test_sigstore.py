@@ -151,7 +151,20 @@ def test_from_the_hub_it_is_said_by_whom(
     other.url = "http://127.0.0.1:9"
     other = ClientTrustConfig.from_json(other.config(config).read_text())  # type: ignore[assignment]
     monkeypatch.setattr(ClientTrustConfig, "production", lambda: other)
-    assert "its certificate is not of this Sigstore" in run("verify", REPO, code=1)
+    said = run("verify", REPO)  # who signed by a Sigstore of their own fails nobody who did not ask
+    assert "it says: not checked; to check it, say who it is to be by" in said
+    assert "its certificate is not of this Sigstore" in said
+    asked = ["--require-signature", MAIL, "--signature-issuer", ISSUER]
+    assert "its certificate is not of this Sigstore" in run("verify", REPO, *asked, code=1)
+    monkeypatch.setattr(ClientTrustConfig, "production", lambda: ours)
+    hub.push(REPO, {"model.sig": _with_another_signature(hub.content(REPO, "model.sig"))})
+    assert "it is not by its certificate's key" in run("verify", REPO, code=1)
+
+
+def _with_another_signature(content: bytes) -> bytes:
+    bundle = json.loads(content)
+    bundle["dsseEnvelope"]["signatures"][0]["sig"] = "MEUCIQ=="
+    return json.dumps(bundle).encode()
 
 
 @pytest.mark.parametrize("way", WAYS)

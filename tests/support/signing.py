@@ -51,7 +51,7 @@ def certificate(
     path: Path, subject: str, key: Any, issuer: Path | None = None, issuer_key: Any = None, **options: Any
 ) -> Path:
     """A certificate in PEM of `subject`'s key; without an issuer it is a root's own. Options: `days` (from, to) of its
-    validity, `signs` (default: True) whether it may sign, `mail` of the subject."""
+    validity, `signs` (default: True) whether it may sign, `extended` usages, `mail` of the subject."""
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, subject)])
     above = x509.load_pem_x509_certificate(issuer.read_bytes()) if issuer else None
     days, is_authority = options.get("days", (-1, 30)), options.get("is_authority", issuer is None)
@@ -70,6 +70,8 @@ def certificate(
         .add_extension(usage, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
+    if extended := options.get("extended"):
+        builder = builder.add_extension(x509.ExtendedKeyUsage(extended), critical=False)
     if mail := options.get("mail"):
         builder = builder.add_extension(x509.SubjectAlternativeName([x509.RFC822Name(mail)]), critical=False)
     if above:
@@ -89,11 +91,12 @@ class Authority:
 
 
 def authority(folder: Path, name: str = "root", **options: Any) -> Authority:
-    """`options` are those of the signer's certificate."""
+    """`options` are those of the signer's certificate, and its `subject`."""
     above, between, own = (pair(folder, f"{name}-{part}") for part in ("root", "between", "own"))
     root = certificate(folder / f"{name}.crt", name, above.key)
     below = certificate(folder / f"{name}-between.crt", "between", between.key, root, above.key, is_authority=True)
-    leaf = certificate(folder / f"{name}-own.crt", "me", own.key, below, between.key, **({"mail": MAIL} | options))
+    subject = options.pop("subject", "me")
+    leaf = certificate(folder / f"{name}-own.crt", subject, own.key, below, between.key, **({"mail": MAIL} | options))
     return Authority(root, below, Signer(key=own.private, certificate=leaf, chain=(below,)))
 
 
