@@ -7,6 +7,8 @@
 #   scripts/release.sh --python 3.12 detect   # some of that; scripts/release_environments.py says more
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# git, as root in a container, else refuses a checkout that another user owns
+export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0=$PWD
 . scripts/environment.sh
 python -m pip install --quiet --constraint constraints.txt twine uv
 

@@ -8,6 +8,7 @@ import shutil
 import tomllib
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tests.support.small_capture import write
 from tests.support.small_folder import small_folder
 from tests.support.small_glip import small_glip
 from tests.support.tiny import write_table
-from tests.support.workflows import ACTIONS, WORKFLOWS, Runner, given, inputs_of, parsed, scripts_in
+from tests.support.workflows import ACTIONS, WORKFLOWS, Runner, expanded, given, inputs_of, parsed, scripts_in
 
 TEXT = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
 CALLS_PARITY, CALLS_EVALUATE, USES_ACTION, PRE_COMMIT = map(parsed, re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL))
@@ -214,15 +215,15 @@ def test_parts_of_a_data_set_give_the_figures_of_the_whole(runner: Runner) -> No
     content = annotated(write_pictures(runner.folder / "pictures", 2))
     (runner.folder / "annotations.json").write_text(json.dumps(content))
     small_folder(runner.folder / "glip-t")
-    values = CALLS_EVALUATE["jobs"]["evaluate"]["with"] | {"model": "glip-t"}
+    values = CALLS_EVALUATE["jobs"]["evaluate"]["with"] | {"model": "glip-t", "parts": "[1, 0]", "name": "mine-"}
     for part in ("0", "1"):
         context = given(EVALUATE, values, matrix_part=part, strategy_job_total="2")
-        for name in ("Take a part", "Evaluate"):
+        for name in ("Check the parts", "Take a part", "Evaluate"):
             assert runner.step(EVALUATE, name, context, "part") == 0, runner.said
         (upload,) = (s["with"] for s in EVALUATE["jobs"]["part"]["steps"] if "upload-artifact" in s.get("uses", ""))
-        folder = runner.folder / "parts" / upload["name"].replace("${{ matrix.part }}", part)
+        folder = runner.folder / "parts" / expanded(upload["name"], context)
         folder.mkdir(parents=True)
-        shutil.copy(runner.folder / upload["path"].replace("${{ matrix.part }}", part), folder)
+        shutil.copy(runner.folder / expanded(upload["path"], context), folder)
     assert runner.step(EVALUATE, "Measure", given(EVALUATE, values), "whole") == 0, runner.said
     assert (runner.folder / "evaluation" / "report.html").is_file()
     assert runner.summary.read_text().startswith("    ")
@@ -237,6 +238,55 @@ def test_parts_of_a_data_set_give_the_figures_of_the_whole(runner: Runner) -> No
     ]
     assert len(found[0]) > 100
     assert found[0] == found[1]
+
+
+@needs_jq
+@pytest.mark.parametrize("parts", ["[1, 2]", "[0]", "[0, 0]", "[0, 1, 1]", '["0", "1"]', "2", "0, 1", ""])
+def test_parts_that_leave_pictures_out_are_refused(parts: str, runner: Runner) -> None:
+    """For GitHub there are two jobs, whatever their numbers are."""
+    values = CALLS_EVALUATE["jobs"]["evaluate"]["with"] | {"parts": parts}
+    context = given(EVALUATE, values, strategy_job_total="2", matrix_part="0")
+    assert runner.step(EVALUATE, "Check the parts", context, "part") == 1
+    assert "::error::parts: must be the numbers from 0 on" in runner.said
+    first = EVALUATE["jobs"]["part"]["steps"][0]
+    assert first["name"] == "Check the parts"
+
+
+@pytest.mark.parametrize("file", [PARITY, EVALUATE], ids=["parity", "evaluate"])
+def test_two_calls_in_one_run_keep_their_artefacts_apart(file: Any) -> None:
+    artefacts = [
+        s["with"] for job in file["jobs"].values() for s in job["steps"] if "load-artifact@" in s.get("uses", "")
+    ]
+    assert len(artefacts) == len(file["jobs"]) * 2 - 1
+    for each in artefacts:
+        assert each.get("name", each.get("pattern")).startswith("${{ inputs.name }}")
+
+
+@pytest.mark.parametrize("name", ["weights.yml", "weights.yaml"])
+def test_packages_are_cached_whatever_a_workflow_is_called(name: str) -> None:
+    """setup-python fails where nothing matches."""
+    steps = [step for file in (PARITY, EVALUATE) for job in file["jobs"].values() for step in job["steps"]]
+    patterns = {
+        s["with"]["cache-dependency-path"] for s in steps if s.get("uses", "").startswith("actions/setup-python@")
+    }
+    assert all(fnmatch(f".github/workflows/{name}", pattern) for pattern in patterns)
+
+
+def test_a_private_model_needs_a_token(runner: Runner, published: HubServer) -> None:
+    published.repository(REPOSITORY).private = True
+    published.tokens["of_org"] = ("org", "read")
+    values, secret = CALLS_PARITY["jobs"]["parity"]["with"], {"secrets.HF_TOKEN": "of_org"}
+    context = given(PARITY, values, matrix_dtype="float64")
+    for name in ("Verify", "Compare"):
+        assert runner.step(PARITY, name, context, "parity") == 9, runner.said
+    for name in ("Verify", "Compare"):
+        assert runner.step(PARITY, name, context | secret, "parity") == 0, runner.said
+    for file in (PARITY, EVALUATE):
+        assert file["on"]["workflow_call"]["secrets"]["HF_TOKEN"]["required"] is False
+        runs = [s for job in file["jobs"].values() for s in job["steps"] if "$MODEL" in s.get("run", "")]
+        assert all(step["env"] == {"HF_TOKEN": "${{ secrets.HF_TOKEN }}"} for step in runs)
+    runner.environment["HF_TOKEN"] = "of_org"  # for the action it is a variable of the step that uses it
+    assert runner.step(ACTION, "Verify", given(ACTION, {"model": REPOSITORY})) == 0, runner.said
 
 
 def test_the_hook_lints_what_was_changed(runner: Runner) -> None:

@@ -44,12 +44,15 @@ def inputs_of(file: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def given(file: Mapping[str, Any], values: Mapping[str, str], **more: str) -> dict[str, str]:
-    """What its expressions stand for: `inputs.NAME`, by default what is stated there, and `more`: matrix_dtype, say."""
+    """What its expressions stand for: `inputs.NAME`, by default what is stated there, and `more`: matrix_dtype, say.
+    A secret that is not passed is empty."""
     inputs = inputs_of(file)
     assert values.keys() <= inputs.keys()
     missing = [name for name, each in inputs.items() if each.get("required") and name not in values]
     assert missing == []
     context = {f"inputs.{name}": values.get(name, str(each.get("default", ""))) for name, each in inputs.items()}
+    if "on" in file:
+        context |= {f"secrets.{name}": "" for name in file["on"]["workflow_call"]["secrets"]}
     return context | {name.replace("_", ".", 1).replace("_", "-"): value for name, value in more.items()}
 
 
