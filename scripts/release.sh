@@ -36,7 +36,7 @@ echo "the same bytes twice, and the wheel out of the sdist"
 rm -rf dist && mkdir dist && cp "$work/first"/converter-* dist
 
 twine check --strict dist/*
-python -m pytest -q -n 0 tests/test_release.py # which files are in them, and what they say of themselves
+python -m pytest -q -n 0 --basetemp "$work/tests" tests/test_release.py # which files are in them, and what they say of themselves
 rm -rf .work/release
 python scripts/release_data.py .work/release
 python -m tests.support.hub python scripts/release_environments.py "dist/converter-$version-py3-none-any.whl" "$@"
