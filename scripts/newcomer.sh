@@ -2,7 +2,7 @@
 # From `pip install` to a model on the Hub that anybody can verify: what a newcomer types, and what is printed. It is
 # compared with the recording in docs/newcomer.txt. The Hub is a stand-in on this machine; the checkpoint has the size,
 # names and layout of the official GLIP-T (A), and synthetic values. Needs Python 3.11+ and pip, 5 GB of disk, and 5
-# more where torch comes with CUDA. Two minutes on two cores.
+# more where torch comes with CUDA. Two minutes of CPU time.
 #   scripts/newcomer.sh           # fails where a command fails, or prints something else than is recorded
 #   scripts/newcomer.sh --record  # records
 set -euo pipefail

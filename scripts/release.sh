@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Build sdist and wheel, twice to the same bytes, and try them as strangers install them. Nothing is uploaded.
 # Needs Python 3.11+ and pip; sets itself up in .venv. What is to be uploaded lies in dist/ in the end.
-#   scripts/release.sh                        # on this Python, without what needs torch: two minutes
+#   scripts/release.sh                        # on this Python core, draft and hub, without torch
 #   scripts/release.sh --all                  # before a release: each extra alone, with the lowest and the newest versions
 #                                             # that it allows, on each Python that is found: an hour or two, 30 GB
 #   scripts/release.sh --python 3.12 detect   # some of that; scripts/release_environments.py says more
@@ -38,7 +38,7 @@ echo "the same bytes twice, and the wheel out of the sdist"
 rm -rf dist && mkdir dist && cp "$work/first"/converter-* dist
 
 twine check --strict dist/*
-python -m pytest -q -n 0 tests/test_release.py # which files are in them, and what they say of themselves
+python -m pytest -q -n 0 --basetemp "$work/tests" tests/test_release.py # which files are in them, and what they say of themselves
 rm -rf .work/release
 python scripts/release_data.py .work/release
 python -m tests.support.hub python scripts/release_environments.py "dist/converter-$version-py3-none-any.whl" "$@"

@@ -1,6 +1,6 @@
 """The wheel as strangers install it: each extra alone, with the newest and with the lowest versions that it allows.
 
-    python scripts/release_environments.py dist/converter-*.whl              # what needs no torch, this Python
+    python scripts/release_environments.py dist/converter-*.whl              # core, draft and hub, this Python
     python scripts/release_environments.py dist/converter-*.whl --all        # everything: many gigabytes, an hour
     python scripts/release_environments.py dist/converter-*.whl --all --python 3.12 model detect
 
@@ -51,11 +51,15 @@ COMMANDS = {
     "detect": (f"converter detect small {DETECT}",),
     "evaluate": ("converter evaluate small --dataset mine.json --images . --out measured",),
     "transformers": (f"converter detect grounding-dino {DETECT}",),
-    "onnx": ("converter export small --dst small.onnx --size 64x96",),
+    "onnx": (
+        "converter capture small --dst capture.safetensors",
+        "converter export small --dst small.onnx --size 75x101",  # of what `capture` takes where it is given none
+        "converter parity small.onnx --reference capture.safetensors",
+    ),
     "test": (f"python -m pytest -q {ROOT}/tests/mapping {ROOT}/tests/checkpoint",),
 }
 HUB = {name: value for name, value in os.environ.items() if name.startswith("HF_")}  # of tests/support/hub
-WITHOUT_TORCH = ("", "draft", "hub", "package")
+QUICK = ("", "draft", "hub")  # without torch, and what CI has time for
 
 
 class Failed(Exception):
@@ -125,13 +129,13 @@ def use(programs: Path, extra: str, data: Path, folder: Path, name: str) -> None
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("wheel", type=lambda name: Path(name).resolve())
-    parser.add_argument("extras", nargs="*", metavar="EXTRA", help="default: those without torch; with --all, all")
+    parser.add_argument("extras", nargs="*", metavar="EXTRA", help="default: core, draft and hub; with --all, all")
     parser.add_argument("--all", action="store_true", help="every extra, on every Python")
     parser.add_argument("--python", action="append", choices=PYTHONS, help="default: the one that runs this")
     parser.add_argument("--data", type=Path, default=ROOT / ".work" / "release", help="of scripts/release_data.py")
     given = parser.parse_intermixed_args()
     extras = ["" if name == "core" else name for name in given.extras]
-    extras = extras or list(COMMANDS if given.all else WITHOUT_TORCH)
+    extras = extras or list(COMMANDS if given.all else QUICK)
     pythons = given.python or (PYTHONS if given.all else ["{}.{}".format(*sys.version_info)])
     counted: Counter[str] = Counter()
     for version in pythons:
