@@ -18,6 +18,7 @@ from converter.errors import DestinationError, ModelError
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
+    from converter.mapping.entries import Tap
     from converter.onnx.file import About
     from converter.parity.graph import Graph
     from converter.parity.subject import Subject
@@ -96,7 +97,6 @@ def export(
         raise click.UsageError(f"--opset {opset} has no DeformConv; give 19 or more, or --gathers")
     from converter.cli.families import load_subject, open_weights
     from converter.cli.sources import locate
-    from converter.mapping.load import load_table
     from converter.onnx.export import export
     from converter.onnx.file import needs_external, write_onnx
 
@@ -108,12 +108,11 @@ def export(
         graph = subject.family.graph(
             subject.model, size if any(size) else None, tokens, gathers=gathers, detection=with_detection
         )
-        wanted = load_table(subject.family.table).bind(subject.config).taps
         about = _about(path, checkpoint, subject, graph, opset, size, tokens)
     if dry_run:
         _tell(destination, (), about, as_json)
         return
-    exported = export(subject, graph, [tap for tap in wanted if taps or not tap.target], opset, note)
+    exported = export(subject, graph, _taps(subject, taps), opset, note)
     about = replace(about, outputs=exported.outputs, unused=exported.unused)
     external = external_data or needs_external(exported.model)
     note("writing it")
@@ -122,6 +121,14 @@ def export(
         options: Any = {"external": external, "force": force, "on_bytes": advance, "on_done": done}
         written = write_onnx(exported.model, about, destination, **options)
     _tell(destination, written, about, as_json)
+
+
+def _taps(subject: Subject, all_of_them: bool) -> list[Tap]:
+    """Those of the model's outputs, or all."""
+    from converter.mapping.load import load_table
+
+    taps = load_table(subject.family.table).bind(subject.config).taps
+    return [tap for tap in taps if all_of_them or not tap.target]
 
 
 def _check_destination(destination: Path, checkpoint: Checkpoint, force: bool) -> None:
