@@ -43,8 +43,10 @@ if TYPE_CHECKING:
 REQUIRED = ("config.json", "conversion.json", CARD)
 # may be uploaded; never deleted from the repository: other tools' files, of models of this one, too
 KEPT = (CARD, "LICENSE", "NOTICE", "preprocessor_config.json", "processor_config.json")
+# likewise, and of any name: nothing tells ours from a stranger's, so one of ours that was renamed stays there, too
+GRAPHS = ("*.onnx", "*.onnx.data")
 # what this package writes; a commit deletes those that the folder does not have
-WRITTEN = (*(name for name in MODEL_FILES if name not in KEPT), REPORT, "*.onnx", "*.onnx.data")
+WRITTEN = (*(name for name in MODEL_FILES if name not in KEPT), REPORT)
 GIT_ATTRIBUTES = ".gitattributes"  # the Hub's own, which every snapshot of it has
 _SMALL = 10 << 20  # bytes up to which a file other than weights is sent with the commit, from memory
 
@@ -134,7 +136,7 @@ def _check_names(folder: Path, paths: Iterable[Path], unverified: bool) -> None:
     if foreign:
         raise HubError(
             f"{file_name(folder)}: holds what is not published: {listed(map(plain, foreign), 10)}. "
-            f"Move it elsewhere; expected only {', '.join((*KEPT, *WRITTEN))}."
+            f"Move it elsewhere; expected only {', '.join((*KEPT, *WRITTEN, *GRAPHS))}."
         )
     if links := [path.name for path in paths if path.is_symlink() and not is_inside(path.resolve(), folder.resolve())]:
         raise HubError(
@@ -256,7 +258,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _is_allowed(name: str) -> bool:
-    return is_written(name) or name in KEPT
+    return is_written(name) or name in KEPT or any(fnmatchcase(name, pattern) for pattern in GRAPHS)
 
 
 def is_written(name: str) -> bool:
