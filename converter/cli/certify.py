@@ -58,7 +58,7 @@ Examples:
 @click.option("--force", is_flag=True, help="Replace a certificate that is there.")
 @summary_option
 @reports
-@tells_failures("model", also="references")
+@tells_failures("model", also=("references", "graphs"))
 def certify(
     model: Path,
     references: tuple[Path, ...],
