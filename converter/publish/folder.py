@@ -20,7 +20,7 @@ from converter.hub.hashes import Hashes, hash_bytes, hash_file
 from converter.hub.requests import holds_token
 from converter.hub.resolve import MODEL_FILES, SIGNATURE
 from converter.parity.evidence import Evidence, check_tables, read_evidence
-from converter.parity.exports import changed, files_of
+from converter.parity.exports import files_of, held
 from converter.parity.family import Family
 from converter.parity.setup import read_setup
 from converter.publish.bom_record import BOM, StatedBill, bill_beside, bill_problem, check_bill
@@ -203,7 +203,7 @@ def _check_exported(folder: Path, evidence: Evidence | None) -> None:
     exports = evidence.exports if evidence else ()
     known = files_of(exports)
     there = sorted(path.name for path in folder.iterdir() if path.name.endswith((".onnx", ".onnx.data")))
-    problems = [*changed(exports, folder)] + [f"{plain(name)}: not certified" for name in there if name not in known]
+    problems = held(exports, folder)[0] + [f"{plain(name)}: not certified" for name in there if name not in known]
     if problems:
         raise HubError(
             f"{file_name(folder)}: holds graphs that no comparison is of. Certify with --export, and package again",
