@@ -21,6 +21,7 @@ from converter.display import counted, file_name, listed, plain, quoted
 from converter.errors import CaptureError, DestinationError
 
 if TYPE_CHECKING:
+    from converter.cli.opened import Opened
     from converter.parity.capture import Capture
     from converter.parity.coverage import Coverage
     from converter.parity.mutate import Score
@@ -58,7 +59,7 @@ Examples:
 @click.option("--force", is_flag=True, help="Replace a certificate that is there.")
 @summary_option
 @reports
-@tells_failures("model", also="references")
+@tells_failures("model", also=("references", "graphs"))
 def certify(
     model: Path,
     references: tuple[Path, ...],
@@ -76,7 +77,6 @@ def certify(
     preprocessing, vocabulary), and names the evaluations of whole data sets that do (evaluation.json).
     """
     from converter.cli.families import family_of_weights, load_subject, open_weights
-    from converter.parity.capture import load_capture
     from converter.parity.certificate import certify, read_weights
     from converter.parity.coverage_report import proof_of_rows, to_json
     from converter.parity.evidence import certificate_path
@@ -88,17 +88,17 @@ def certify(
         raise DestinationError(f"{path} exists; --force replaces it")
     with ExitStack() as opened:
         checkpoint = opened.enter_context(open_weights(model, root, joined=None))
-        family = family_of_weights(model, checkpoint)
-        captures = [opened.enter_context(load_capture(reference)) for reference in references]
-        _check_names(captures)
+        _check_places(graphs, model)
+        captures = _captures(references, opened)
         known = known_weights(model, checkpoint, captures)
         with progress(checkpoint.size, "hashing") as advance:
-            weights = read_weights(model, checkpoint, family, advance)
-        lists: Any = {"evaluations": _evaluated(model, weights.sha256)}
+            weights = read_weights(model, checkpoint, family_of_weights(model, checkpoint), advance)
+        exported = _opened_graphs(graphs, model, weights.sha256, opened)
         subject = load_subject(model, checkpoint, "cpu", "float32", False, threads)
         runs = with_suspects(_in_both(subject, captures, known), checkpoint, model)
         _refuse_failed(model, runs, as_json)
-        lists["exports"] = [_exported(graph, model, captures, weights.sha256, threads, as_json) for graph in graphs]
+        lists: Any = {"exports": [_exported(graph, captures, threads, as_json) for graph in exported]}
+        lists["evaluations"] = _evaluated(model, weights.sha256)
         covered = coverage(subject, captures)
         score = mutation_score(subject, captures, mutate, None, covered) if mutate else None
         seen = to_json(covered, proof_of_rows(weights.ledger, weights.sha256))
@@ -119,29 +119,75 @@ def _evaluated(model: Path, sha256: str) -> list[dict[str, Any]]:
     return [evaluation.entry for evaluation in evaluations_beside(model, sha256) if not evaluation.is_limited]
 
 
-def _exported(
-    path: Path, model: Path, captures: Sequence[Capture], sha256: str, threads: int | None, as_json: bool
-) -> dict[str, Any]:
-    """What a certificate says of a graph: its files, and what it was compared with. Ends the program as `certify`."""
+def _check_places(paths: Sequence[Path], model: Path) -> None:
+    """CaptureError for a graph that no certificate of the model could name."""
+    from converter.cli.opened import is_exported
+    from converter.parity.exports import NAME, beside
+
+    for path in paths:
+        if not is_exported(path):
+            raise CaptureError(f"{path}: is no graph that `converter export` wrote, whose name ends in .onnx.")
+        if path.resolve() != beside(model, path.name).resolve():
+            raise CaptureError(
+                f"{path}: is not beside the weights, where its certificate would be looked for. Move it."
+            )
+        if not NAME.fullmatch(path.name):
+            raise CaptureError(
+                f"{plain(str(path))}: has a name that no certificate has. Rename it: of letters, digits, . _ - alone, "
+                "and a letter or digit first."
+            )
+    if twice := next((path for path in paths if [each.name for each in paths].count(path.name) > 1), None):
+        raise CaptureError(f"{twice}: is given twice. Leave out one --export.")
+
+
+def _opened_graphs(paths: Sequence[Path], model: Path, sha256: str, opened: ExitStack) -> list[Opened]:
+    """The graphs, which are of the weights with that hash and whose data no two share, or CaptureError."""
     from converter.cli.opened import open_compared
-    from converter.parity.exports import beside
+    from converter.parity.exports import NAME
+
+    graphs, known = [], set[str]()
+    for path in paths:
+        graph = opened.enter_context(open_compared(path))
+        assert graph.graph is not None
+        if graph.graph.about.weights != sha256:
+            raise CaptureError(f"{path}: was exported from other weights than {file_name(model)}. Export it again.")
+        for name in graph.graph.files:
+            if name in known or not NAME.fullmatch(name):
+                said = "which another graph has, too" if name in known else "a name that no certificate has"
+                raise CaptureError(f"{path}: has its weights in {quoted(name)}, {said}. Export it again.")
+        known.update(graph.graph.files)
+        graphs.append(graph)
+    return graphs
+
+
+def _exported(opened: Opened, captures: Sequence[Capture], threads: int | None, as_json: bool) -> dict[str, Any]:
+    """What a certificate says of a graph: its files, and what it was compared with. Ends the program as `certify`."""
     from converter.parity.report import to_json
 
-    if path.resolve() != beside(model, path.name).resolve():
-        raise CaptureError(f"{path}: is not beside the weights, where its certificate would be looked for. Move it.")
-    with open_compared(path) as opened:
-        if opened.graph is None:
-            raise CaptureError(f"{path}: is no graph that `converter export` wrote, whose name ends in .onnx.")
-        about = opened.graph.about
-        if about.weights != sha256:
-            raise CaptureError(f"{path}: was exported from other weights than {file_name(model)}. Export it again.")
-        note(f"comparing {file_name(path)} with {counted(len(captures), 'capture')}")
-        known = opened.weights(captures)
-        reports = compared(opened.load("cpu", about.dtype, False, threads), captures, known)
-        _refuse_failed(path, reports, as_json)
-        made = {"files": dict(opened.graph.files), "weights": about.weights, "dtype": about.dtype}
-        shape = {"opset": about.opset, "size": about.size and list(about.size), "tokens": about.tokens}
-        return made | shape | {"runs": [to_json(report) for report in reports]}
+    assert opened.graph is not None
+    about = opened.graph.about
+    subject = opened.load("cpu", about.dtype, False, threads)
+    fitting = [capture for capture in captures if _fits(subject, capture)]
+    fitting = fitting or list(captures)  # which says what does not fit
+    left_out = f" of {len(captures)}; it is made for no other lengths" if len(fitting) < len(captures) else ""
+    note(f"comparing {file_name(opened.path)} with {counted(len(fitting), 'capture')}{left_out}")
+    reports = compared(subject, fitting, opened.weights(fitting))
+    _refuse_failed(opened.path, reports, as_json)
+    made = {"files": dict(opened.graph.files), "weights": about.weights, "dtype": about.dtype}
+    shape = {"opset": about.opset, "size": about.size and list(about.size), "tokens": about.tokens}
+    return made | shape | {"runs": [to_json(report) for report in reports]}
+
+
+def _fits(graph: Any, capture: Capture) -> bool:
+    """Whether the captured inputs are of the lengths that a graph was made for, where it was made for some."""
+    inputs = graph.family.inputs(capture)
+    lengths = (
+        pair
+        for node in graph.graph.session.get_inputs()
+        if node.name in inputs
+        for pair in zip(node.shape, inputs[node.name].shape, strict=False)
+    )
+    return all(wanted == here for wanted, here in lengths if isinstance(wanted, int))
 
 
 def _refuse_failed(model: Path, runs: list[Report], as_json: bool) -> None:
@@ -163,8 +209,11 @@ def _refuse_failed(model: Path, runs: list[Report], as_json: bool) -> None:
     sys.exit(1 if any(report.passed is False for report in runs) else CaptureError.exit_code)
 
 
-def _check_names(captures: Sequence[Capture]) -> None:
-    """A certificate tells captures apart by their names."""
+def _captures(references: Sequence[Path], opened: ExitStack) -> list[Capture]:
+    """The captures. CaptureError for two of a name: a certificate tells them apart by it."""
+    from converter.parity.capture import load_capture
+
+    captures = [opened.enter_context(load_capture(reference)) for reference in references]
     known: dict[str, Path] = {}
     for capture in captures:
         if (other := known.setdefault(capture.name, capture.path)) is not capture.path:
@@ -172,6 +221,7 @@ def _check_names(captures: Sequence[Capture]) -> None:
                 f"{other} and {capture.path} are both captures of the name {quoted(capture.name)}, and a certificate "
                 "tells them apart by it. Capture one of them again with another --name."
             )
+    return captures
 
 
 def _in_both(subject: Subject, captures: Sequence[Capture], weights: Sequence[Weights]) -> list[Report]:

@@ -47,17 +47,21 @@ def summarize(text: Callable[[], str]) -> None:
         append(path, text())
 
 
-def tells_failures(*subjects: str, also: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
+def tells_failures(
+    *subjects: str, also: str | Sequence[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate a command, right below `reports`: what ends it early is told in --summary, --junit and --html, too.
 
-    `subjects` are its parameters that name what it is about, `also` is one with other inputs. None of these is written
-    to: that is a DestinationError.
+    `subjects` are its parameters that name what it is about, `also` are one or more with other inputs. None of these
+    is written to: that is a DestinationError.
     """
+    others = [also] if isinstance(also, str) else also
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         def prepare(given: Mapping[str, Any]) -> None:
             named = [str(given[name]) for name in subjects]
-            _tell_failures(" ".join(named), [*map(Path, named), *given.get(also, ())], given)
+            more = [path for name in others for path in given[name]]
+            _tell_failures(" ".join(named), [*map(Path, named), *more], given)
 
         setattr(command, PREPARE, prepare)
         return command
@@ -88,7 +92,8 @@ def check_outputs(outputs: Sequence[Path | None], inputs: Sequence[Path]) -> Non
 
 def _files(path: Path) -> list[Path]:
     try:
-        return list(path.iterdir()) if path.is_dir() else [path]
+        # beside an exported graph may be its weights
+        return list(path.iterdir()) if path.is_dir() else [path, path.parent / f"{path.name}.data"]
     except OSError:  # what cannot be read is told by who reads it
         return [path]
 

@@ -144,6 +144,8 @@ def _print_verification(result: Verification, evaluations: Sequence[Evaluation],
         click.echo(UNKNOWN_TABLE)
     for label, line in of_evaluations(evaluations, result.evaluations):
         click.echo(f"{label}: {line}")
+    if result.exports:
+        click.echo(f"exported: {', '.join(result.exports)} as certified")
     for line in cut([f"  {problem}" for problem in result.problems]):
         click.echo(line)
     if (report := result.report) is not None:

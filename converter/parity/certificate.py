@@ -39,7 +39,7 @@ from converter.parity.evidence import (
     made_by_unknown_table,
     read_evidence,
 )
-from converter.parity.exports import changed
+from converter.parity.exports import held
 from converter.parity.family import Family
 from converter.parity.mutate import Score
 from converter.parity.record import record
@@ -82,7 +82,7 @@ class Verification:
 
     `changed`, `missing`, `added`: tensors whose bytes or presence differ; `setup`: a line for each setting or file that
     differs, and for a ledger or an evaluation of other weights; `evaluations`: those that the certificate names;
-    `custom`: tables that were never released, and were accepted;
+    `exports`: files of graphs that are here as certified; `custom`: tables that were never released, and were accepted;
     `by_unknown_table`: nothing says which table made them; `report`: the fingerprint, computed again (None where
     anything differs already).
     """
@@ -93,6 +93,7 @@ class Verification:
     added: tuple[str, ...]
     setup: tuple[str, ...]
     evaluations: tuple[Mapping[str, Any], ...]
+    exports: tuple[str, ...]
     custom: tuple[CustomTable, ...]
     by_unknown_table: bool
     report: Report | None
@@ -278,11 +279,12 @@ def verify(
     tables = ledger or tables_in(checkpoint)
     custom = tuple(check_tables(weights, tables, evidence, accepted_tables))
     is_unknown = made_by_unknown_table(tables, evidence)
+    other_graphs, graphs = held(evidence.exports, weights)
     named = stated if ledger is None else {"the ledger of the conversion": ledger["sha256"], **stated}
     setup = (
         *_of_other_weights(named, evidence),
         *evaluation_differences(evaluations, evidence),
-        *changed(evidence.exports, weights),
+        *other_graphs,
         *read_setup(weights, checkpoint, family).differences(evidence.setup),
     )
     tensors = compare_tensors(checkpoint, evidence, on_bytes)
@@ -292,7 +294,7 @@ def verify(
             report = parity(load(), capture, modes=["propagated"])
     if _stamps_now(weights, checkpoint.root, family) != before:
         raise CaptureError(f"{file_name(weights)}: changed meanwhile. Verify it again once nothing writes to it.")
-    return Verification(path, *tensors, setup, evidence.evaluations, custom, is_unknown, report)
+    return Verification(path, *tensors, setup, evidence.evaluations, tuple(graphs), custom, is_unknown, report)
 
 
 def _of_other_weights(stated: Mapping[str, str], evidence: Evidence) -> Iterator[str]:

@@ -94,6 +94,7 @@ def _evaluations(content: Mapping[str, Any]) -> Iterator[str]:
 def _exports(content: Mapping[str, Any]) -> Iterator[str]:
     """Each is of the weights that are certified, and its runs are of the captures and within their limits."""
     captures = {capture["name"] for capture in content["captures"]}
+    known = {(run["capture"], name) for run in content["runs"] for _, name in _names(run)}
     names = [name for entry in content.get("exports", ()) for name in entry["files"]]
     if len(set(names)) < len(names):
         yield "exports: two have a file of the same name"
@@ -103,6 +104,8 @@ def _exports(content: Mapping[str, Any]) -> Iterator[str]:
         for run in entry["runs"]:
             if run["capture"] not in captures or run["dtype"] != entry["dtype"]:
                 yield f"exports/{index}: a run of {plain(run['capture'])!r} in {run['dtype']} is none of it"
+            if more := sorted({name for _, name in _names(run) if (run["capture"], name) not in known}):
+                yield f"exports/{index}: compares {plain(more[0])}, which no run of the weights does"
             for problem in (*_versions(content, run), *_gate(run), *_taps(run), *_detections(run)):
                 yield f"exports/{index}: {problem}"
 

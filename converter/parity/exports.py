@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,9 @@ from converter.display import plain
 
 if TYPE_CHECKING:
     from converter.parity.evidence import Run
+
+# names of a graph's files that a certificate may have, as its schema says
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.onnx(\.data)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +38,20 @@ def beside(weights: Path, name: str) -> Path:
     return (weights if weights.is_dir() else weights.parent) / name
 
 
-def changed(exports: Sequence[Exported], weights: Path) -> Iterator[str]:
-    """A line for each file beside `weights` that is not as it was certified; one that is not there is none."""
-    for name, sha256 in files_of(exports).items():
-        if (path := beside(weights, name)).is_file() and file_sha256(path) != sha256:
-            yield f"{plain(name)}: other content than certified"
+def held(exports: Sequence[Exported], weights: Path) -> tuple[list[str], list[str]]:
+    """A line for each file beside `weights` that is not as it was certified, and the files of graphs that are.
+
+    A graph of which no file is there is none: it need not be fetched with the weights.
+    """
+    problems: list[str] = []
+    same: list[str] = []
+    for entry in exports:
+        there = {name for name in entry.files if beside(weights, name).is_file()}
+        for name, sha256 in entry.files.items() if there else ():
+            if name not in there:
+                problems.append(f"{plain(name)}: certified, and not here")
+            elif file_sha256(beside(weights, name)) != sha256:
+                problems.append(f"{plain(name)}: other content than certified")
+            else:
+                same.append(name)
+    return problems, same

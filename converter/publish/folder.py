@@ -20,7 +20,7 @@ from converter.hub.hashes import Hashes, hash_bytes, hash_file
 from converter.hub.requests import holds_token
 from converter.hub.resolve import MODEL_FILES, SIGNATURE
 from converter.parity.evidence import Evidence, check_tables, read_evidence
-from converter.parity.exports import changed, files_of
+from converter.parity.exports import files_of, held
 from converter.parity.family import Family
 from converter.parity.setup import read_setup
 from converter.publish.bom_record import BOM, StatedBill, bill_beside, bill_problem, check_bill
@@ -43,8 +43,10 @@ if TYPE_CHECKING:
 REQUIRED = ("config.json", "conversion.json", CARD)
 # may be uploaded; never deleted from the repository: other tools' files, of models of this one, too
 KEPT = (CARD, "LICENSE", "NOTICE", "preprocessor_config.json", "processor_config.json")
+# likewise, and of any name: nothing tells ours from a stranger's, so one of ours that was renamed stays there, too
+GRAPHS = ("*.onnx", "*.onnx.data")
 # what this package writes; a commit deletes those that the folder does not have
-WRITTEN = (*(name for name in MODEL_FILES if name not in KEPT), REPORT, "*.onnx", "*.onnx.data")
+WRITTEN = (*(name for name in MODEL_FILES if name not in KEPT), REPORT)
 GIT_ATTRIBUTES = ".gitattributes"  # the Hub's own, which every snapshot of it has
 _SMALL = 10 << 20  # bytes up to which a file other than weights is sent with the commit, from memory
 
@@ -134,7 +136,7 @@ def _check_names(folder: Path, paths: Iterable[Path], unverified: bool) -> None:
     if foreign:
         raise HubError(
             f"{file_name(folder)}: holds what is not published: {listed(map(plain, foreign), 10)}. "
-            f"Move it elsewhere; expected only {', '.join((*KEPT, *WRITTEN))}."
+            f"Move it elsewhere; expected only {', '.join((*KEPT, *WRITTEN, *GRAPHS))}."
         )
     if links := [path.name for path in paths if path.is_symlink() and not is_inside(path.resolve(), folder.resolve())]:
         raise HubError(
@@ -201,7 +203,7 @@ def _check_exported(folder: Path, evidence: Evidence | None) -> None:
     exports = evidence.exports if evidence else ()
     known = files_of(exports)
     there = sorted(path.name for path in folder.iterdir() if path.name.endswith((".onnx", ".onnx.data")))
-    problems = [*changed(exports, folder)] + [f"{plain(name)}: not certified" for name in there if name not in known]
+    problems = held(exports, folder)[0] + [f"{plain(name)}: not certified" for name in there if name not in known]
     if problems:
         raise HubError(
             f"{file_name(folder)}: holds graphs that no comparison is of. Certify with --export, and package again",
@@ -256,7 +258,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _is_allowed(name: str) -> bool:
-    return is_written(name) or name in KEPT
+    return is_written(name) or name in KEPT or any(fnmatchcase(name, pattern) for pattern in GRAPHS)
 
 
 def is_written(name: str) -> bool:

@@ -19,7 +19,7 @@ from converter.evaluation.record import to_json as evaluations_json
 from converter.mapping.load import hub_table
 from converter.mapping.spec import as_config, load_spec
 from converter.parity.evidence import Evidence, read_evidence
-from converter.parity.exports import beside, changed, files_of
+from converter.parity.exports import beside, held
 from converter.parity.family import Companions, Family
 from converter.parity.setup import Setup, read_setup
 from converter.publish.bom import bill_of_materials
@@ -158,10 +158,10 @@ def _weights(checkpoint: Checkpoint, graphs: Mapping[str, Path]) -> tuple[dict[s
 def _exported(conversion: Path, evidence: Evidence | None) -> dict[str, Path]:
     """The graphs that were certified with the weights, as far as they are there. CaptureError for one that changed."""
     exports = evidence.exports if evidence else ()
-    if problems := list(changed(exports, conversion)):
+    problems, same = held(exports, conversion)
+    if problems:
         raise CaptureError(f"{file_name(conversion)}: what is beside it is not as it was certified", problems)
-    paths = {name: beside(conversion, name) for name in files_of(exports)}
-    return {name: path for name, path in paths.items() if path.is_file()}
+    return {name: beside(conversion, name) for name in same}
 
 
 def _certificate(conversion: Path, evidence: Evidence, companions: Companions, described: Mapping[str, Any]) -> bytes:

@@ -69,6 +69,15 @@ def test_what_else_is_there_is_told(folder: Path, hub: HubServer, clock: Clock) 
     assert (done.deleted, done.other) == (("tokenizer.json",), ("notes/of mine.md", "pytorch_model.bin"))
 
 
+def test_graphs_that_others_put_there_stay(folder: Path, hub: HubServer, clock: Clock) -> None:
+    go(folder, clock)
+    graphs = ("onnx/model.onnx", "onnx/model.onnx.data", "theirs.onnx", "theirs.onnx.data")
+    hub.push(REPO, dict.fromkeys(graphs, b"graph"))
+    done = go(folder, clock)
+    assert (done.deleted, done.other) == ((), graphs)
+    assert set(graphs) < set(files_at(hub))
+
+
 def test_what_is_there_is_not_sent_again(folder: Path, hub: HubServer, clock: Clock) -> None:
     go(folder, clock)
     change_card(folder)
