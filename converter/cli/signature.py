@@ -163,6 +163,9 @@ def check_signed(subject: str, located: Located, asked: Asked, as_json: bool) ->
     if not model.is_dir():
         if wanted:
             raise CaptureError(f"{file_name(model)}: is one file; a signature is of a folder that `package` made.")
+        if not located.origin and os.path.lexists(model.parent / SIGNATURE):
+            said = "of its folder there is a signature, which was not looked at: converter verify"
+            click.echo(f"{said} {file_name(model.parent)}", err=True)
         return None
     path = asked.bundle or model / SIGNATURE
     if not wanted and not os.path.lexists(path):
@@ -201,7 +204,11 @@ def _checked(located: Located, bundle: Bundle, trust: Trust | None) -> Signed:
         who, why = check_signature(located.path, bundle, trust)
         return Signed(*about, who, claims, None, () if who else (f"{plain(bundle.path.name)}: {why}",))
     unchecked = _how_to_check(bundle)
-    if located.origin and bundle.method == "sigstore":  # the network is there, and needs no key to say by whom
+    if located.origin and bundle.method == "sigstore":  # which needs no key to say by whom
+        from huggingface_hub import constants
+
+        if constants.HF_HUB_OFFLINE:
+            return Signed(*about, None, claims, f"{unchecked} (HF_HUB_OFFLINE is set: Sigstore was not asked)")
         try:
             who, why = check_signature(located.path, bundle, Trust())
             if not why.startswith(FOREIGN):

@@ -147,6 +147,10 @@ def test_from_the_hub_it_is_said_by_whom(
     ours = ClientTrustConfig.from_json(config.read_text())
     monkeypatch.setattr(ClientTrustConfig, "production", lambda: ours)
     assert f"signature: by {MAIL}, as {ISSUER} told Sigstore, of 6 files" in run("verify", REPO)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "(HF_HUB_OFFLINE is set: Sigstore was not asked)" in (said := run("verify", REPO))
+    assert "it says: not checked" in said
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     other = SigstoreStandin()
     other.url = "http://127.0.0.1:9"
     other = ClientTrustConfig.from_json(other.config(config).read_text())  # type: ignore[assignment]
