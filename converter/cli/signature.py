@@ -105,7 +105,10 @@ def asks_for_signature(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def asking(*args: Any, **kwargs: Any) -> None:
-        command(*args, asked=_asked(**{name: kwargs.pop(name) for name in _OPTIONS}), **kwargs)
+        asked = _asked(**{name: kwargs.pop(name) for name in _OPTIONS})
+        if kwargs.get("certificate") and (asked.trust or asked.bundle):
+            raise click.UsageError("--certificate: a signature is of the certificate beside the weights; ask for one")
+        command(*args, asked=asked, **kwargs)
 
     taking: Callable[..., None] = asking
     for option in reversed(_OPTIONS.values()):

@@ -71,10 +71,6 @@ def verify(
     record that the conversion left, which shows that none was changed since; this needs no torch. Evaluations beside
     the weights (evaluation.json) and a bill of materials must be of them. A signature (model.sig) comes first.
     """
-    if certificate is not None and (asked.trust or asked.bundle):
-        raise click.UsageError(
-            "--certificate: a signature is of the certificate beside the weights; ask for one of both"
-        )
     from converter.cli.sources import locate
 
     located = locate(model_source, quiet=as_json, also=partial(signed_names, asked))
