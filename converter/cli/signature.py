@@ -34,7 +34,7 @@ _OPTIONS = {
         metavar="PEM",
         multiple=True,
         type=PATH,
-        help="Certificate that issues those of signers: fail unless MODEL is signed by one. Repeatable.",
+        help="Root certificate above those of signers: fail unless MODEL is signed by one. Repeatable.",
     ),
     "identity": click.option(
         "--require-signature",
@@ -235,7 +235,7 @@ def _claims(bundle: Bundle) -> str | None:
 def _how_to_check(bundle: Bundle) -> str:
     options = {
         "key": "give the signer's public key, --signature-key PEM",
-        "certificate": "give the certificate that issued the signer's, --signature-certificate PEM",
+        "certificate": "give the root certificate above the signer's, --signature-certificate PEM",
         "sigstore": "say who it is to be by, --require-signature IDENTITY --signature-issuer URL",
     }
     missing = "" if find_spec("model_signing") and find_spec("OpenSSL") else f"; {missing_package('that', 'sign')}"

@@ -182,9 +182,9 @@ def test_no_network_is_one_sentence(way: str, folder: Path, config: Path, monkey
         monkeypatch.setenv("HTTPS_PROXY", settings.get("HTTPS_PROXY", settings["HF_ENDPOINT"]))
         begun = time.monotonic()
         said = run("verify", folder, *asked, code=8)
-        assert said.startswith("error: Sigstore could not be asked, so nothing was signed or checked: ")
+        assert said.startswith("error: Sigstore could not be asked, so no signature was written or checked: ")
         said = run("sign", folder, "--sigstore", "--force", "--identity-token", token(MAIL), code=8)
-        assert said.startswith("error: Sigstore could not be asked, so nothing was signed or checked: ")
+        assert said.startswith("error: Sigstore could not be asked, so no signature was written or checked: ")
         assert time.monotonic() - begun < 20
     assert said.count("\n") == 1
 
