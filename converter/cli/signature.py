@@ -34,7 +34,7 @@ _OPTIONS = {
         metavar="PEM",
         multiple=True,
         type=PATH,
-        help="Certificate that issues those of signers: fail unless MODEL is signed by one. Repeatable.",
+        help="Root certificate above those of signers: fail unless MODEL is signed by one. Repeatable.",
     ),
     "identity": click.option(
         "--require-signature",
@@ -105,7 +105,10 @@ def asks_for_signature(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def asking(*args: Any, **kwargs: Any) -> None:
-        command(*args, asked=_asked(**{name: kwargs.pop(name) for name in _OPTIONS}), **kwargs)
+        asked = _asked(**{name: kwargs.pop(name) for name in _OPTIONS})
+        if kwargs.get("certificate") and (asked.trust or asked.bundle):
+            raise click.UsageError("--certificate: a signature is of the certificate beside the weights; ask for one")
+        command(*args, asked=asked, **kwargs)
 
     taking: Callable[..., None] = asking
     for option in reversed(_OPTIONS.values()):
@@ -163,6 +166,9 @@ def check_signed(subject: str, located: Located, asked: Asked, as_json: bool) ->
     if not model.is_dir():
         if wanted:
             raise CaptureError(f"{file_name(model)}: is one file; a signature is of a folder that `package` made.")
+        if not located.origin and os.path.lexists(model.parent / SIGNATURE):
+            said = "of its folder there is a signature, which was not looked at: converter verify"
+            click.echo(f"{said} {file_name(model.parent)}", err=True)
         return None
     path = asked.bundle or model / SIGNATURE
     if not wanted and not os.path.lexists(path):
@@ -201,7 +207,11 @@ def _checked(located: Located, bundle: Bundle, trust: Trust | None) -> Signed:
         who, why = check_signature(located.path, bundle, trust)
         return Signed(*about, who, claims, None, () if who else (f"{plain(bundle.path.name)}: {why}",))
     unchecked = _how_to_check(bundle)
-    if located.origin and bundle.method == "sigstore":  # the network is there, and needs no key to say by whom
+    if located.origin and bundle.method == "sigstore":  # which needs no key to say by whom
+        from huggingface_hub import constants
+
+        if constants.HF_HUB_OFFLINE:
+            return Signed(*about, None, claims, f"{unchecked} (HF_HUB_OFFLINE is set: Sigstore was not asked)")
         try:
             who, why = check_signature(located.path, bundle, Trust())
             if not why.startswith(FOREIGN):
@@ -225,7 +235,7 @@ def _claims(bundle: Bundle) -> str | None:
 def _how_to_check(bundle: Bundle) -> str:
     options = {
         "key": "give the signer's public key, --signature-key PEM",
-        "certificate": "give the certificate that issued the signer's, --signature-certificate PEM",
+        "certificate": "give the root certificate above the signer's, --signature-certificate PEM",
         "sigstore": "say who it is to be by, --require-signature IDENTITY --signature-issuer URL",
     }
     missing = "" if find_spec("model_signing") and find_spec("OpenSSL") else f"; {missing_package('that', 'sign')}"

@@ -56,6 +56,10 @@ class Bundle:
         return lines
 
 
+class _LeavesOut(ValueError):
+    """A signature that may hold, and is not of the whole folder."""
+
+
 def bundle_beside(folder: Path) -> Bundle | None:
     """The bundle in a folder, if there is one. CaptureError if it cannot be read as one."""
     path = folder / SIGNATURE
@@ -79,6 +83,8 @@ def read_bundle(path: Path) -> Bundle:
             raise ValueError("it does not hold one signature")
         statement = parse_json(_decoded(_at(envelope, "payload", str)))
         name, files = _statement(statement)
+    except _LeavesOut as error:
+        raise CaptureError(f"{file_name(path)}: {error}. Whoever signed it has to sign all.") from None
     except ValueError as error:
         raise CaptureError(
             f"{file_name(path)}: is not a signature that can be read: {error}. It is damaged, or was not made by "
@@ -122,7 +128,9 @@ def _statement(statement: Any) -> tuple[str, dict[str, str]]:
         str(PurePosixPath(str(path))) for path in (_at(how, "ignore_paths", list) if "ignore_paths" in how else [])
     }
     if left_out := sorted(ignored - {SIGNATURE, *GIT}):
-        raise ValueError(f"it leaves out {plain(', '.join(left_out))}, and all is to be signed")
+        raise _LeavesOut(
+            f"it leaves out {plain(', '.join(left_out))}, which is not accepted: every file is to be signed"
+        )
     resources = _at(predicate, "resources", list)
     if not 0 < len(resources) <= _MOST_FILES:
         raise ValueError(f"it names {len(resources)} files, expected 1 to {_MOST_FILES}")

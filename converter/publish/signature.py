@@ -304,8 +304,8 @@ def reaching(sigstore: Path | None) -> Iterator[None]:
     except Exception as error:  # of its servers, their answers, the network, a browser that nobody has
         where = "Sigstore" if sigstore is None else f"Sigstore as {file_name(sigstore)} describes it"
         raise CaptureError(
-            f"{where} could not be asked, so nothing was signed or checked: {text_of(error)}. Check the connection; a "
-            "key pair needs none."
+            f"{where} could not be asked, so no signature was written or checked: {text_of(error)}. Check the "
+            "connection; a key pair needs none."
         ) from None
 
 

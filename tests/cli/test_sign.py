@@ -119,6 +119,18 @@ def test_a_signature_that_is_asked_for_has_to_be_there(options: list[str], folde
     assert "is one file; a signature is of a folder" in said
 
 
+def test_a_certificate_elsewhere_is_of_no_signature(signed: Path, keys: Pair) -> None:
+    options = ["--certificate", signed / "parity.json", "--signature-key", keys.public]
+    assert "--certificate: a signature is of the certificate beside the weights" in run(
+        "verify", signed, *options, code=2
+    )
+
+
+def test_one_file_of_a_signed_folder_says_so(signed: Path) -> None:
+    said = run("verify", signed / "model.safetensors")
+    assert f"of its folder there is a signature, which was not looked at: converter verify {signed}" in said
+
+
 def test_a_certificate_names_the_signer(folder: Path, tmp_path: Path) -> None:
     made = authority(tmp_path)
     given = ["--key", made.signer.key, "--certificate", made.signer.certificate, "--chain", made.below]

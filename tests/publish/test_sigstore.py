@@ -147,6 +147,10 @@ def test_from_the_hub_it_is_said_by_whom(
     ours = ClientTrustConfig.from_json(config.read_text())
     monkeypatch.setattr(ClientTrustConfig, "production", lambda: ours)
     assert f"signature: by {MAIL}, as {ISSUER} told Sigstore, of 6 files" in run("verify", REPO)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "(HF_HUB_OFFLINE is set: Sigstore was not asked)" in (said := run("verify", REPO))
+    assert "it says: not checked" in said
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     other = SigstoreStandin()
     other.url = "http://127.0.0.1:9"
     other = ClientTrustConfig.from_json(other.config(config).read_text())  # type: ignore[assignment]
@@ -178,9 +182,9 @@ def test_no_network_is_one_sentence(way: str, folder: Path, config: Path, monkey
         monkeypatch.setenv("HTTPS_PROXY", settings.get("HTTPS_PROXY", settings["HF_ENDPOINT"]))
         begun = time.monotonic()
         said = run("verify", folder, *asked, code=8)
-        assert said.startswith("error: Sigstore could not be asked, so nothing was signed or checked: ")
+        assert said.startswith("error: Sigstore could not be asked, so no signature was written or checked: ")
         said = run("sign", folder, "--sigstore", "--force", "--identity-token", token(MAIL), code=8)
-        assert said.startswith("error: Sigstore could not be asked, so nothing was signed or checked: ")
+        assert said.startswith("error: Sigstore could not be asked, so no signature was written or checked: ")
         assert time.monotonic() - begun < 20
     assert said.count("\n") == 1
 
