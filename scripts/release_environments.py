@@ -119,7 +119,9 @@ def use(programs: Path, extra: str, data: Path, folder: Path, name: str) -> None
     if run([programs / "python", "-W", "error", "-c", where], cwd=work, env=clean).strip() != "True":
         raise Failed("converter is not that of the wheel")
     listed = run([programs / "converter", "--help"], cwd=work, env=clean)
-    for subcommand in re.findall(r"^  ([a-z]+) +[A-Z]", listed, re.MULTILINE):
+    if not (subcommands := re.findall(r"^  ([a-z]+) +[A-Z]", listed, re.MULTILINE)):
+        raise Failed(f"no commands in what --help prints:\n{listed}")
+    for subcommand in subcommands:
         run([programs / "converter", subcommand, "--help"], cwd=work, env=clean)
     for command in COMMANDS[extra]:
         run(["/usr/bin/env", *shlex.split(command.replace("NAME", name))], cwd=work, env=clean)
@@ -148,7 +150,7 @@ def main() -> int:
             for resolution in RESOLUTIONS:
                 counted[tried(given.wheel, extra, python, version, resolution, given.data)] += 1
     print(f"{counted['passed']} passed, {counted['failed']} failed, {counted['skipped']} skipped")
-    return 1 if counted["failed"] else 0
+    return 0 if counted["passed"] and not counted["failed"] else 1
 
 
 def tried(wheel: Path, extra: str, python: Path, version: str, resolution: str, data: Path) -> str:

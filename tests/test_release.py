@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from converter import __version__
+from scripts.release_environments import COMMANDS
 from tests import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -25,6 +27,8 @@ Files = Mapping[str, bytes]
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if given := os.environ.get("RELEASE_DIST"):  # of scripts/release.sh: what will be uploaded
+        return Path(given)
     folder = tmp_path_factory.mktemp("dist")
     subprocess.run([sys.executable, "-m", "hatchling", "build", "-d", str(folder)], cwd=ROOT, check=True)
     return folder
@@ -100,6 +104,16 @@ def test_it_says_what_it_needs(metadata: Message) -> None:
     asked = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert sorted(asked) == sorted(PROJECT["dependencies"])
     assert all(">=" in line for line in metadata.get_all("Requires-Dist", [])), "every lowest version is stated"
+
+
+def test_each_extra_is_tried() -> None:
+    assert COMMANDS.keys() == {"", *PROJECT["optional-dependencies"]}
+
+
+def test_where_no_environment_was_tried_none_has_passed() -> None:
+    command = [sys.executable, "scripts/release_environments.py", "converter.whl", "--all"]
+    done = subprocess.run(command, cwd=ROOT, env={"PATH": ""}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.splitlines()[-1][:20]) == (1, "0 passed, 0 failed, ")
 
 
 def test_it_brings_two_programs(wheel: Files) -> None:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
     from converter.cli.signature import Signed
     from converter.evaluation.record import Evaluation
-    from converter.publish.bom_record import StatedBill
     from converter.writing.changes import Changes
     from converter.writing.ledger import CustomTable
 
@@ -47,7 +46,7 @@ def verify_by_record(
     from converter.checkpoint.hashes import tensor_hashes
     from converter.parity.evidence import certificate_path, check_tables
     from converter.planning.formats import open_known
-    from converter.publish.bom_record import of_other_weights
+    from converter.publish.bom_record import of_other_weights, packaged_bill
     from converter.writing.changes import changes_from, find_record_of_tensors
     from converter.writing.ledger import digest_of_checkpoint, files_of, is_by_unknown_table
 
@@ -59,7 +58,7 @@ def verify_by_record(
         if record is None or beside.name in files_of(record):
             return False
         custom = check_tables(model, record, None, accepted_tables)
-        evaluations, bill = _evaluations(model, checkpoint), _bill(model, checkpoint)
+        evaluations, bill = _evaluations(model, checkpoint), packaged_bill(model, checkpoint)
         with progress(checkpoint.size, "hashing") as advance:
             hashes = tensor_hashes(checkpoint, advance)
         found = changes_from(record, checkpoint, hashes)
@@ -86,14 +85,6 @@ def _evaluations(model: Path, checkpoint: Checkpoint) -> Sequence[Evaluation]:
 
     evaluations = evaluations_beside(model)
     return evaluations if evaluations and find_record(model, checkpoint, "config") is not None else ()
-
-
-def _bill(model: Path, checkpoint: Checkpoint) -> StatedBill | None:
-    """That of a folder that `package` wrote; in folders of others it may be of anything."""
-    from converter.publish.bom_record import bill_beside
-    from converter.writing.records import find_record
-
-    return bill_beside(model) if find_record(model, checkpoint, "config") is not None else None
 
 
 def _of_others(evaluations: Sequence[Evaluation], sha256: str) -> list[str]:

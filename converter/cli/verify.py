@@ -86,12 +86,13 @@ def verify(
     from converter.cli.families import family_of_weights, load_subject, open_weights
     from converter.evaluation.record import evaluations_beside
     from converter.parity.certificate import verify
-    from converter.publish.bom_record import BOM, bill_beside
+    from converter.publish.bom_record import BOM, packaged_bill
 
-    evaluations, bill = evaluations_beside(model), bill_beside(model)
-    beside: Any = {"certificate": certificate, "stated": {BOM: bill.sha256} if bill else {}}
-    beside["evaluations"] = [evaluation.entry for evaluation in evaluations]
+    evaluations = evaluations_beside(model)
+    beside: Any = {"certificate": certificate, "evaluations": [evaluation.entry for evaluation in evaluations]}
     with open_weights(model, root) as checkpoint, progress(checkpoint.size, "hashing") as advance:
+        bill = packaged_bill(model, checkpoint)
+        beside["stated"] = {BOM: bill.sha256} if bill else {}
         family = family_of_weights(model, checkpoint)
         load = partial(load_subject, model, checkpoint, device, dtype, tf32, threads)
         result = verify(model, checkpoint, family, load, **beside, accepted_tables=accepted_tables, on_bytes=advance)

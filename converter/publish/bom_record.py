@@ -6,15 +6,24 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from converter.checkpoint.strict_json import read_json
 from converter.display import file_name, plain
 from converter.errors import CaptureError
+from converter.hub.resolve import SIGNATURE
+from converter.writing.ledger import files_of
+from converter.writing.records import find_record
+
+if TYPE_CHECKING:
+    from converter.checkpoint import Checkpoint
 
 BOM = "bom.cdx.json"
 PREFIX = "converter:"  # of the names of properties
 WEIGHTS = f"{PREFIX}sha256"  # the property with the hash that is no file's: of all tensors, or of a table
 TITLE = "Bill of materials"  # of the card's section
+# what it cannot list or need not: itself, the card, which names it, a signature, which comes last, and texts of law
+UNLISTED = frozenset({BOM, "README.md", SIGNATURE, "LICENSE", "NOTICE"})
 LONGEST = 1000  # characters of a text out of a file: names of files have less, and stay apart
 
 
@@ -53,6 +62,15 @@ def bill_beside(weights: Path) -> StatedBill | None:
     return StatedBill(path, sha256, files)
 
 
+def packaged_bill(weights: Path, checkpoint: Checkpoint) -> StatedBill | None:
+    """That of a folder whose ledger says that `package` wrote one: elsewhere it may be anything.
+
+    CaptureError as `bill_beside`, ModelError for a ledger that is not one.
+    """
+    ledger = find_record(weights, checkpoint, "conversion")
+    return bill_beside(weights) if ledger is not None and BOM in files_of(ledger) else None
+
+
 def of_other_weights(bill: StatedBill | None, sha256: str) -> list[str]:
     """A line if the bill is of other weights than those with this hash of all tensors."""
     if bill is None or bill.sha256 == sha256:
@@ -61,7 +79,8 @@ def of_other_weights(bill: StatedBill | None, sha256: str) -> list[str]:
 
 
 def check_bill(bill: StatedBill, sha256: str, files: Mapping[str, str]) -> None:
-    """CaptureError unless it is of the weights with that hash of all tensors, and every file that it lists is here.
+    """CaptureError unless it is of the weights with that hash of all tensors, and it lists what is here, no more and
+    no less but UNLISTED.
 
     `files`: the SHA-256 of each file of the folder, by name.
     """
@@ -72,6 +91,7 @@ def check_bill(bill: StatedBill, sha256: str, files: Mapping[str, str]) -> None:
         for name, stated in bill.files.items()
         if here.get(name) != stated
     ]
+    problems += [f"{plain(name)}: not listed in {BOM}" for name in sorted(here.keys() - bill.files.keys() - UNLISTED)]
     if problems:
         raise CaptureError(
             f"{file_name(bill.path)}: is not of this folder: {problems[0]}. Package again.", problems[1:]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from converter import __version__
 from converter.display import plain
-from converter.parity.evidence import Evidence
+from converter.parity.evidence import Evidence, Run
 from converter.publish.bom_record import LONGEST, PREFIX
 from converter.publish.facts import Facts
 from converter.writing.ledger import saved_from
@@ -37,14 +37,21 @@ def figures(facts: Facts) -> dict[str, str]:
     return {f"{PREFIX}{key}": _text(value) for key, value in found.items() if value is not None}
 
 
-def _parity(evidence: Evidence) -> Iterator[tuple[str, Any]]:
-    for number, run in enumerate(evidence.runs, start=1):
+def _runs(runs: Sequence[Run]) -> Iterator[tuple[str, Any]]:
+    for number, run in enumerate(runs, start=1):
         named = {
             "capture": run.capture, "device": run.device, "dtype": run.dtype, "comparisons": run.activations,
             "largest_relative_error": run.worst, "largest_at": run.worst_name, "allowed": run.gate,
             "looser_than_usual": run.looser, "images_with_detections": run.images,
         }  # fmt: skip
         yield from ((f"parity:{number}:{key}", value) for key, value in named.items())
+
+
+def _parity(evidence: Evidence) -> Iterator[tuple[str, Any]]:
+    yield from _runs(evidence.runs)
+    for number, exported in enumerate(evidence.exports, start=1):
+        of_it = {"files": ", ".join(exported.files), "dtype": exported.dtype, "opset": exported.opset}
+        yield from ((f"export:{number}:{key}", value) for key, value in (*of_it.items(), *_runs(exported.runs)))
     for number, capture in enumerate(evidence.captures, start=1):
         yield f"capture:{number}:name", capture.name
         yield f"capture:{number}:sha256", capture.sha256
@@ -71,8 +78,10 @@ def libraries(facts: Facts) -> dict[tuple[str, str], list[str]]:
     steps = [("converted", "converter", facts.ledger["converter"]), ("packaged", "converter", __version__)]
     if facts.evidence is not None:
         steps.append(("certified", "converter", facts.evidence.content["converter"]))
-        for run in facts.evidence.content["runs"]:
-            steps += [("certified", name, run["settings"][name]) for name in ("torch", "python")]
+        exports = facts.evidence.content.get("exports", ())
+        for run in (*facts.evidence.content["runs"], *(run for each in exports for run in each["runs"])):
+            used = (name for name in ("torch", "python", "onnxruntime") if name in run["settings"])
+            steps += [("certified", name, run["settings"][name]) for name in used]
     for each in facts.evaluations:
         library, _, version = str(each.content["metric"]["library"]).rpartition(" ")
         run = each.content["run"]

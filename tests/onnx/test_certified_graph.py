@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import onnx
@@ -54,7 +55,16 @@ def test_what_was_certified_is_packaged_shown_and_verified(conversion: Path, sma
     out = package(conversion)
     assert (out / "small.onnx").samefile(conversion / "small.onnx")
     assert "| `small.onnx` | `float32` | 20 |" in (out / "README.md").read_text()
-    assert "small.onnx" in json.dumps(bill_of(out))
+    bill = bill_of(out)
+    assert "small.onnx" in {part["name"] for part in bill["components"]}
+    stated = {each["name"]: each["value"] for each in bill["metadata"]["component"]["properties"]}
+    (certified,) = json.loads((out / "parity.json").read_text())["exports"]
+    taps = [tap for taps in certified["runs"][0]["modes"].values() for tap in taps]
+    assert stated["converter:export:1:files"] == "small.onnx"
+    assert int(stated["converter:export:1:parity:1:comparisons"]) == len(taps)
+    assert float(stated["converter:export:1:parity:1:largest_relative_error"]) == max(tap["relative"] for tap in taps)
+    tools = {each["name"]: each["version"] for each in bill["metadata"]["tools"]["components"]}
+    assert tools["onnxruntime"] == version("onnxruntime")
     result = run("verify", out)
     assert (result.exit_code, "exported: small.onnx as certified" in result.stdout) == (0, True)
     assert {file.name for file in read_folder(out, family_of)} >= {"small.onnx", "model.safetensors"}
