@@ -130,7 +130,13 @@ EXTRAS = {
         "huggingface_hub": "huggingface_hub",
         "faster_coco_eval": "faster-coco-eval",
     },
-    "onnx": {"torch": "torch", "onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
+    "onnx": {
+        "torch": "torch",
+        "onnx": "onnx",
+        "onnxscript": "onnxscript",
+        "onnx_ir": "onnx_ir",
+        "onnxruntime": "onnxruntime",
+    },
     "package": {
         "tokenizers": "tokenizers",
         "huggingface_hub": "huggingface_hub",
