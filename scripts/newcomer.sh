@@ -48,6 +48,8 @@ anybody="env --unset=HF_TOKEN converter verify org/glip-t-a --dtype float32"
 cd "$here"
 prepared
 {
+    echo "# Printed by scripts/newcomer.sh. A stand-in for the Hub answers, official.pth has synthetic values, for which there"
+    echo "# is a capture, and what pip installs has the versions of constraints.txt."
     typed <<< "$install"
     [[ $(python -c 'import converter; print(converter.__file__)') == "$here"/env/* ]]
     python converter/scripts/synthetic_checkpoint.py glip-t-a official.pth --weights-only
