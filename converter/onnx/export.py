@@ -24,8 +24,6 @@ from converter.parity.graph import Axis, Graph, output_name
 from converter.parity.subject import Subject
 from converter.parity.taps import observe
 
-OPSETS = range(18, 24)  # what torch.onnx writes; DeformConv is there from 19 on
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Exported:
